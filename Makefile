@@ -1,0 +1,38 @@
+# VENV=path uses another environment, PYTHON=path another interpreter to create it with (3.11 or newer).
+VENV ?= .venv
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: demo test test-slow style quality
+
+demo: $(VENV)/.demo-installed
+	$(BIN)/hf-genrec demo
+
+test: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+test-slow: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest -q -m slow
+
+style: $(VENV)/.dev-installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: $(VENV)/.dev-installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[embeddings,plot]'
+	@touch $@
+
+$(VENV)/.dev-installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[dev,embeddings,plot]'
+	@touch $@ $(VENV)/.demo-installed

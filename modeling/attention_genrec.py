@@ -1,0 +1,48 @@
+"""Attention in which many decoder rows (targets in training, beams in decoding) read one user's history."""
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+
+SHARED_HISTORY_ATTENTION = "genrec_shared_history"
+
+
+def shared_history_attention(
+    module, query, key, value, attention_mask, position_bias=None, **kwargs
+) -> tuple[torch.Tensor, None]:
+    """
+    Scaled-dot-product attention in which `group` rows of queries may share one row of keys.
+
+    Where queries come from more rows than keys (cross-attention of several targets or beams per user), the rows of a
+    user are laid end to end as one longer query, so keys and values are neither computed nor stored more than once.
+
+    Args:
+        module: The attention module.
+        query (`torch.Tensor` of shape `(num_users * group, num_heads, length, width)`): Queries, a user's rows
+        adjacent.
+        key (`torch.Tensor` of shape `(num_users, num_heads, num_keys, width)`): Keys.
+        value (`torch.Tensor`, same shape as `key`): Values.
+        attention_mask (`torch.Tensor` broadcastable to `(num_users, 1, group * length, num_keys)`, *optional*): Mask.
+        position_bias (`torch.Tensor`, *optional*): T5's bias; cross-attention has none, so it is dropped with a group.
+        **kwargs: Passed on to the attention of transformers (`dropout`, `scaling`, ...).
+
+    Returns:
+        `tuple[torch.Tensor, None]`: `(num_users * group, length, num_heads, width)` and no weights.
+    """
+    num_rows, num_heads, length, width = query.shape
+    num_users = key.shape[0]
+    if num_rows == num_users:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, position_bias=position_bias, **kwargs)
+    group = num_rows // num_users
+    query = query.view(num_users, group, num_heads, length, width).transpose(1, 2)
+    query = query.reshape(num_users, num_heads, group * length, width)
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return output.reshape(num_rows, length, num_heads, width), None
+
+
+AttentionInterface.register(SHARED_HISTORY_ATTENTION, shared_history_attention)
+AttentionMaskInterface.register(SHARED_HISTORY_ATTENTION, sdpa_mask)
+
+__all__ = ["SHARED_HISTORY_ATTENTION", "shared_history_attention"]

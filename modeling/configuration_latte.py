@@ -1,0 +1,113 @@
+"""Configuration of the encoder-decoder behind TIGER, PSID and Latte."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import T5Config
+
+from .configuration_genrec import GenRecConfig
+
+
+@strict
+class LatteConfig(GenRecConfig):
+    """
+    One T5-style encoder-decoder, three systems: TIGER (`num_latent_tokens=0`, ids with a collision code), PSID
+    (`num_latent_tokens=0`, conflict-free ids) and Latte (conflict-free ids, `num_latent_tokens>0`).
+
+    The defaults are the paper's shape: 4+4 layers, 4.56 million parameters at 3x256 codes.
+
+    Args:
+        d_model (`int`, defaults to 128): Width of the network.
+        d_kv (`int`, defaults to 64): Width of one attention head.
+        d_ff (`int`, defaults to 1024): Inner width of the feed-forward layers.
+        num_layers (`int`, defaults to 4): Number of encoder layers.
+        num_decoder_layers (`int`, defaults to 4): Number of decoder layers.
+        num_heads (`int`, defaults to 6): Number of attention heads.
+        relative_attention_num_buckets (`int`, defaults to 32): Buckets of the relative position bias.
+        relative_attention_max_distance (`int`, defaults to 128): Distance from which on all positions share a bucket.
+        dropout_rate (`float`, defaults to 0.1): Dropout on embeddings, attention weights and feed-forward layers.
+        layer_norm_epsilon (`float`, defaults to 1e-6): Epsilon of the layer norms.
+        initializer_factor (`float`, defaults to 1.0): Factor on the standard deviations of T5's initialisation.
+        feed_forward_proj (`str`, defaults to `"relu"`): `"relu"` or `"gated-gelu"`, as in `T5Config`.
+        label_smoothing (`float`, defaults to 0.0): Label smoothing of the training loss, in [0, 1).
+        history_attention (`str`, defaults to `"bidirectional"`):
+            `"bidirectional"` is the paper's encoder, one training example per prefix of a history. `"causal"` attends
+            backwards only and has no end-of-history token, so one pass trains every target of a sequence.
+        max_history_length (`int`, defaults to 20):
+            Number of most recent items that preparation keeps; recorded here for whoever feeds the model.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Source: Hou et al. 2026, section 5.1 (https://huggingface.co/papers/2605.06331).
+
+    Example:
+
+    ```python
+    >>> from hf_genrec.modeling.configuration_latte import LatteConfig
+    >>> LatteConfig(num_items=12101, num_latent_tokens=8).vocab_size
+    780
+
+    ```
+    """
+
+    model_type = "latte"
+    attribute_map = {"hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+
+    d_model: int = 128
+    d_kv: int = 64
+    d_ff: int = 1024
+    num_layers: int = 4
+    num_decoder_layers: int = 4
+    num_heads: int = 6
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float | int = 0.1
+    layer_norm_epsilon: float = 1e-6
+    initializer_factor: float | int = 1.0
+    feed_forward_proj: str = "relu"
+    label_smoothing: float | int = 0.0
+    history_attention: str = "bidirectional"
+    max_history_length: int = 20
+    is_encoder_decoder: bool = True
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        if self.history_attention not in ("bidirectional", "causal"):
+            raise ValueError(
+                f"`history_attention` must be 'bidirectional' or 'causal', got {self.history_attention!r}."
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"`label_smoothing` must lie in [0, 1), got {self.label_smoothing}.")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"`dropout_rate` must lie in [0, 1), got {self.dropout_rate}.")
+        if self.max_history_length < 1:
+            raise ValueError(f"`max_history_length` must be at least 1, got {self.max_history_length}.")
+        super().__post_init__(**kwargs)
+
+    def to_t5_config(self) -> T5Config:
+        """
+        The config of the same network as a plain T5, with which its blocks are built.
+
+        Returns:
+            `T5Config`: same sizes, same vocabulary, no end token.
+        """
+        return T5Config(
+            vocab_size=self.vocab_size,
+            d_model=self.d_model,
+            d_kv=self.d_kv,
+            d_ff=self.d_ff,
+            num_layers=self.num_layers,
+            num_decoder_layers=self.num_decoder_layers,
+            num_heads=self.num_heads,
+            relative_attention_num_buckets=self.relative_attention_num_buckets,
+            relative_attention_max_distance=self.relative_attention_max_distance,
+            dropout_rate=self.dropout_rate,
+            layer_norm_epsilon=self.layer_norm_epsilon,
+            initializer_factor=self.initializer_factor,
+            feed_forward_proj=self.feed_forward_proj,
+            pad_token_id=self.pad_token_id,
+            eos_token_id=None,
+        )
+
+
+__all__ = ["LatteConfig"]

@@ -1,0 +1,78 @@
+"""Logits processors that keep what `generate()` writes inside the catalog."""
+
+import torch
+from transformers import LogitsProcessor
+
+from .catalog_genrec import Catalog
+from .configuration_genrec import GenRecConfig
+
+
+class CatalogLogitsProcessor(LogitsProcessor):
+    """
+    Lets only tokens through that lead to an item of the catalog: a latent first (if the model has any), then codes
+    along the trie, then nothing but padding.
+
+    It keeps no state: the node is found anew from `input_ids` at each step, so beams may be re-ordered at will.
+    Scores of legal tokens are left as they are (no renormalisation), so sums of scores stay the model's own
+    log-probabilities. A row that has already left the catalog (a filler beam) may write code 0; its score is never
+    finite again.
+
+    Args:
+        catalog (`Catalog`):
+            The semantic IDs of all items.
+        config (`GenRecConfig`):
+            The token layout.
+
+    Raises:
+        ValueError: If the catalog does not fit the config.
+
+    Example:
+
+    ```python
+    >>> from hf_genrec.modeling.configuration_genrec import GenRecConfig
+    >>> config = GenRecConfig(num_items=2, num_levels=2, codebook_size=3)
+    >>> processor = CatalogLogitsProcessor(Catalog(torch.tensor([[0, 1], [2, 0]]), 3), config)
+    >>> processor(torch.tensor([[0, 4 + 2]]), torch.zeros(1, config.vocab_size)).isfinite().nonzero()[:, 1].tolist()
+    [7]
+
+    ```
+    """
+
+    def __init__(self, catalog: Catalog, config: GenRecConfig):
+        shape = (catalog.num_items, catalog.num_levels, catalog.codebook_size)
+        wanted = (config.num_items, config.num_levels, config.codebook_size)
+        if shape != wanted:
+            raise ValueError(
+                f"`catalog` has (num_items, num_levels, codebook_size) = {shape}, but `config` says {wanted}."
+            )
+        self.catalog = catalog
+        self.config = config
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(num_rows, length)`): Decoder tokens so far, the start token first.
+            scores (`torch.FloatTensor` of shape `(num_rows, vocab_size)`): Logits or log-probabilities of the next
+            one.
+
+        Returns:
+            `torch.FloatTensor`, same shape: a copy of `scores` with `-inf` at every illegal token.
+        """
+        config = self.config
+        allowed = torch.zeros_like(scores, dtype=torch.bool)
+        codes = input_ids[:, 1 + (1 if config.num_latent_tokens else 0) :]
+        depth = codes.shape[1]
+        if config.num_latent_tokens and input_ids.shape[1] == 1:
+            allowed[:, config.first_latent_token : config.first_code_token] = True
+        elif depth >= config.num_levels:
+            allowed[:, config.pad_token_id] = True
+        else:
+            level_starts = config.first_code_token + torch.arange(depth, device=codes.device) * config.codebook_size
+            mask = self.catalog.child_mask(depth, self.catalog.node_of(codes - level_starts))
+            mask[:, 0] |= ~mask.any(1)
+            start = config.first_code_token + depth * config.codebook_size
+            allowed[:, start : start + config.codebook_size] = mask
+        return scores.masked_fill(~allowed, -float("inf"))
+
+
+__all__ = ["CatalogLogitsProcessor"]

@@ -1,0 +1,439 @@
+"""
+TIGER, PSID and Latte: a T5-style encoder-decoder that reads item tokens and writes semantic IDs.
+
+The parameters have the names and shapes of `T5ForConditionalGeneration`. What is added is the catalog (a buffer of
+codes), the expansion of items into codes, the loss over semantic IDs with a random latent in front, and an attention
+function by which many decoder rows (targets of a sequence in training, beams in decoding) read one user's history.
+"""
+
+import torch
+from torch import nn
+from transformers import Cache, GenerationMixin
+from transformers import initialization as init
+from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
+
+from .attention_genrec import SHARED_HISTORY_ATTENTION
+from .catalog_genrec import CatalogMixin
+from .configuration_latte import LatteConfig
+from .generation_genrec import HistoryOutput, RecommendMixin
+from .logits_process_genrec import CatalogLogitsProcessor
+
+
+class LattePreTrainedModel(CatalogMixin, T5PreTrainedModel):
+    """T5's initialisation; the catalog is in the checkpoint."""
+
+    config: LatteConfig
+    config_class = LatteConfig
+    base_model_prefix = "transformer"
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, LatteForConditionalGeneration):
+            init.normal_(module.shared.weight, mean=0.0, std=self.config.initializer_factor)
+
+
+class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, RecommendMixin):
+    """
+    Encoder-decoder over a catalog: item tokens in, semantic-ID tokens out, only real items.
+
+    Build it from a config, then give it the catalog with `set_catalog`. `generate()` is transformers' own,
+    constrained by default; `recommend()` returns ranked items and is many times faster with many beams.
+
+    Args:
+        config ([`LatteConfig`]): Sizes, token layout and the kind of history attention.
+
+    Source: Hou et al. 2026 (https://huggingface.co/papers/2605.06331); Rajput et al. 2023
+    (https://huggingface.co/papers/2305.05065) for `num_latent_tokens=0` with a collision code.
+
+    Example:
+
+    ```python
+    >>> from hf_genrec.modeling.configuration_latte import LatteConfig
+    >>> config = LatteConfig(num_items=3, num_levels=2, codebook_size=4, num_latent_tokens=2, d_model=8, d_ff=16)
+    >>> model = LatteForConditionalGeneration(config)
+    >>> model.set_catalog(torch.tensor([[0, 1], [0, 2], [3, 0]]))
+    >>> history = torch.tensor([[config.first_item_token, config.first_item_token + 2]])
+    >>> sorted((model.recommend(history, top_k=3).item_tokens - config.first_item_token)[0].tolist())
+    [0, 1, 2]
+
+    ```
+    """
+
+    _tied_weights_keys = {
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+        "lm_head.weight": "shared.weight",
+    }
+
+    def __init__(self, config: LatteConfig):
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        encoder_config = config.to_t5_config()
+        encoder_config.use_cache = False
+        decoder_config = config.to_t5_config()
+        decoder_config.is_decoder = True
+        decoder_config.num_layers = config.num_decoder_layers
+        for t5_config in (encoder_config, decoder_config):
+            t5_config._attn_implementation = SHARED_HISTORY_ATTENTION
+        self.encoder = T5Stack(encoder_config)
+        self.decoder = T5Stack(decoder_config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.register_catalog()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """`nn.Embedding`: the shared token embeddings."""
+        return self.shared
+
+    def set_input_embeddings(self, new_embeddings: nn.Embedding) -> None:
+        """Replace the shared token embeddings."""
+        self.shared = new_embeddings
+        self.encoder.set_input_embeddings(new_embeddings)
+        self.decoder.set_input_embeddings(new_embeddings)
+
+    def save_pretrained(self, *args, **kwargs):
+        """
+        As in transformers. With `hf_genrec` imported, the code is saved too and loads through `AutoModel` as well as
+        `AutoModelForSeq2SeqLM`.
+
+        Args:
+            *args: See `PreTrainedModel.save_pretrained`.
+            **kwargs: See `PreTrainedModel.save_pretrained`.
+        """
+        if self._auto_class is not None:  # a class keeps one auto class; saving adds that one itself
+            entry = {"AutoModel": "modeling_latte.LatteForConditionalGeneration"}
+            self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | entry
+        super().save_pretrained(*args, **kwargs)
+
+    def catalog_processor(self) -> CatalogLogitsProcessor:
+        """[`CatalogLogitsProcessor`]: the constraint that `generate()` applies by default."""
+        return CatalogLogitsProcessor(self.catalog, self.config)
+
+    # --- the history ---------------------------------------------------------------------------------------------
+
+    def history_tokens(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.LongTensor, torch.BoolTensor]:
+        """
+        What the encoder reads: the user token, the codes of the items in order and (bidirectional) an end token.
+
+        Padding, unknown and special tokens are dropped, wherever they stand, so padding on the left or on the right
+        gives the same tokens.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+
+        Returns:
+            `tuple[torch.LongTensor, torch.BoolTensor]`: tokens and mask, both `(batch_size, num_history_tokens)`.
+        """
+        config = self.config
+        is_item = self.is_item(input_ids, attention_mask)
+        order = (~is_item).long().argsort(dim=1, stable=True)  # items first, in their order
+        is_item = is_item.gather(1, order)
+        items = (input_ids.gather(1, order) - config.first_item_token).clamp_min(0)
+        level_starts = config.first_code_token + config.codebook_size * torch.arange(
+            config.num_levels, device=items.device
+        )
+        tokens = (self.item_codes[items].long() + level_starts).masked_fill(~is_item[..., None], config.pad_token_id)
+        tokens = nn.functional.pad(tokens.flatten(1), (1, 0), value=config.user_token_id)
+        num_tokens = 1 + config.num_levels * is_item.sum(1, keepdim=True)
+        if config.history_attention == "bidirectional":
+            tokens = nn.functional.pad(tokens, (0, 1), value=config.pad_token_id)
+            tokens = tokens.scatter(1, num_tokens, config.end_of_history_token_id)
+            num_tokens = num_tokens + 1
+        return tokens, torch.arange(tokens.shape[1], device=tokens.device) < num_tokens
+
+    def encode_history(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> HistoryOutput:
+        """
+        Run the encoder once per user.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+
+        Returns:
+            [`HistoryOutput`]: states of the tokens of `history_tokens`.
+        """
+        tokens, mask = self.history_tokens(input_ids, attention_mask)
+        if self.config.history_attention == "causal":
+            length = tokens.shape[1]
+            # padding stands behind the tokens, so no token looks at it
+            attention = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()[None, None]
+        else:
+            attention = mask[:, None, None, :]
+        states = self.encoder(input_ids=tokens, attention_mask=attention).last_hidden_state
+        return HistoryOutput(last_hidden_state=states, attention_mask=mask)
+
+    # --- the decoder ---------------------------------------------------------------------------------------------
+
+    def _logits(self, decoder_states: torch.FloatTensor) -> torch.FloatTensor:
+        return self.lm_head(decoder_states * self.config.d_model**-0.5)  # T5 scales before its tied head
+
+    def _decode(
+        self,
+        decoder_input_ids: torch.LongTensor,
+        history: HistoryOutput,
+        num_visible: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+    ):
+        """
+        Decoder logits of `num_users * group` rows, a user's rows adjacent. `num_visible` `(num_users, group)` is how
+        many history tokens each row may read; `None` for all.
+        """
+        mask = history.attention_mask[:, None, None, :]
+        if num_visible is not None:
+            num_visible = num_visible.repeat_interleave(decoder_input_ids.shape[1], dim=1)
+            positions = torch.arange(mask.shape[-1], device=mask.device)
+            mask = (positions < num_visible.unsqueeze(-1)).unsqueeze(1)  # (B, 1, group * length, num_history_tokens)
+        outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            encoder_hidden_states=history.last_hidden_state,
+            encoder_attention_mask=mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+        return self._logits(outputs.last_hidden_state), outputs.past_key_values
+
+    def decode_step(self, tokens: torch.LongTensor, history: HistoryOutput, cache: Cache) -> torch.FloatTensor:
+        """
+        One step of a search: log-probabilities after the last token of each beam.
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(batch_size, num_beams)`): Last token of each beam.
+            history ([`HistoryOutput`]): Encoded histories, one row per user.
+            cache (`EncoderDecoderCache`): Its self-attention part has a row per beam, its cross-attention part per
+            user.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_beams, vocab_size)`: float32 log-probabilities.
+        """
+        logits, _ = self._decode(tokens.reshape(-1, 1), history, past_key_values=cache, use_cache=True)
+        return logits[:, -1].float().log_softmax(-1).view(*tokens.shape, -1)
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    def _targets(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, labels: torch.LongTensor
+    ) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """Labelled positions moved to the front: item tokens `(B, G)` (-100 where none) and visible history tokens."""
+        config = self.config
+        if labels.shape != input_ids.shape:
+            raise ValueError(
+                f"`labels` must have the shape of `input_ids`, {tuple(input_ids.shape)}: at each position the token "
+                f"of the next item, or -100. Got {tuple(labels.shape)}."
+            )
+        is_target = labels != -100
+        targets = labels[is_target]
+        if targets.numel() and (
+            int(targets.min()) < config.first_item_token
+            or int(targets.max()) >= config.first_item_token + config.num_items
+        ):
+            raise ValueError(
+                f"`labels` must be item tokens in [{config.first_item_token}, "
+                f"{config.first_item_token + config.num_items}) or -100."
+            )
+        num_targets = is_target.sum(1)
+        group = max(1, int(num_targets.max()))
+        num_tokens = 1 + config.num_levels * self.is_item(input_ids, attention_mask).long().cumsum(1)
+        if config.history_attention == "bidirectional":
+            if group > 1:
+                raise ValueError(
+                    "With `history_attention='bidirectional'` each row trains one target, but `labels` holds up to "
+                    f"{group} per row. Make one row per prefix, or use `history_attention='causal'`."
+                )
+            num_tokens = num_tokens[:, -1:].expand_as(num_tokens) + 1
+        order = (~is_target).long().argsort(dim=1, stable=True)[:, :group]
+        return labels.gather(1, order), num_tokens.gather(1, order)
+
+    def _target_logits(self, history, targets, num_visible, latents):
+        """Logits `(B, G, num_decoding_steps, vocab_size)` and label tokens `(B, G, num_decoding_steps)`."""
+        safe = targets.clamp_min(self.config.first_item_token)
+        tokens = self.semantic_id_tokens(safe)
+        if latents is not None:
+            tokens = torch.cat([(self.config.first_latent_token + latents).unsqueeze(-1), tokens], dim=-1)
+        inputs = nn.functional.pad(tokens[..., :-1], (1, 0), value=self.config.decoder_start_token_id)
+        logits, _ = self._decode(inputs.flatten(0, 1), history, num_visible)
+        return logits.view(*tokens.shape, -1), tokens
+
+    def _training_loss(self, history, targets, num_visible, num_items_in_batch):
+        config = self.config
+        latents = None
+        if config.num_latent_tokens:
+            latents = torch.randint(config.num_latent_tokens, targets.shape, device=targets.device)
+        logits, tokens = self._target_logits(history, targets, num_visible, latents)
+        tokens = tokens.masked_fill((targets == -100).unsqueeze(-1), -100)
+        loss = nn.functional.cross_entropy(
+            logits.flatten(0, -2).float(), tokens.flatten(), label_smoothing=config.label_smoothing, reduction="sum"
+        )
+        num_targets = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        return loss / (num_targets * config.num_decoding_steps), logits
+
+    def _evaluation_loss(self, history, targets, num_visible):
+        """Negative log-likelihood per code with the latents summed out exactly; no label smoothing."""
+        config = self.config
+        paths = []
+        for latent in range(max(1, config.num_latent_tokens)):
+            latents = torch.full_like(targets, latent) if config.num_latent_tokens else None
+            logits, tokens = self._target_logits(history, targets, num_visible, latents)
+            log_probs = logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            paths.append(log_probs.sum(-1))
+        likelihood = torch.stack(paths).logsumexp(0)
+        return -likelihood[targets != -100].mean() / config.num_levels, logits
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        encoder_outputs: HistoryOutput | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> Seq2SeqLMOutput:
+        """
+        With `labels` the loss; without, the logits of the next semantic-ID token.
+
+        In training mode a latent is drawn uniformly for every target (from torch's generator, so a seed fixes it) and
+        the loss is the mean cross-entropy over the latent and the codes. In evaluation mode the latents are summed
+        out: the loss is the negative log-likelihood of the target's semantic ID divided by `num_levels`.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            labels (`torch.LongTensor`, same shape as `input_ids`, *optional*):
+                At each position the item token that follows, or -100 for none. With the bidirectional encoder one per
+                row, predicted from the whole row; with the causal encoder each is predicted from the items up to its
+                position.
+            decoder_input_ids (`torch.LongTensor` of shape `(batch_size, length)`, *optional*):
+                Start token, then semantic-ID tokens; `None` for the start token alone. Ignored with `labels`.
+            encoder_outputs ([`HistoryOutput`], *optional*): Result of `encode_history`, to be reused.
+            past_key_values (`Cache`, *optional*): Keys and values of earlier steps.
+            use_cache (`bool`, *optional*): Whether to return them.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Number of targets the training loss is divided by under gradient accumulation; `None` for this batch's.
+            **kwargs: Options that transformers passes along; not used.
+
+        Returns:
+            [`~transformers.modeling_outputs.Seq2SeqLMOutput`]: `loss`; `logits` of shape
+            `(batch_size, length, vocab_size)`, or with `labels` `(batch_size, num_targets, num_decoding_steps,
+            vocab_size)` (in evaluation mode: under the last latent).
+
+        Raises:
+            ValueError: If neither a history nor `encoder_outputs` is given, or tokens are out of range.
+        """
+        if encoder_outputs is None:
+            if input_ids is None:
+                raise ValueError("`input_ids` (or `encoder_outputs` from `encode_history`) is needed.")
+            encoder_outputs = self.encode_history(input_ids, attention_mask)
+        if labels is not None:
+            targets, num_visible = self._targets(input_ids, attention_mask, labels)
+            if self.training:
+                loss, logits = self._training_loss(encoder_outputs, targets, num_visible, num_items_in_batch)
+            else:
+                loss, logits = self._evaluation_loss(encoder_outputs, targets, num_visible)
+            return Seq2SeqLMOutput(
+                loss=loss, logits=logits, encoder_last_hidden_state=encoder_outputs.last_hidden_state
+            )
+        if decoder_input_ids is None:
+            start = (len(encoder_outputs.last_hidden_state), 1)
+            decoder_input_ids = torch.full(start, self.config.decoder_start_token_id, device=self.item_codes.device)
+        logits, past_key_values = self._decode(
+            decoder_input_ids, encoder_outputs, past_key_values=past_key_values, use_cache=bool(use_cache)
+        )
+        return Seq2SeqLMOutput(
+            logits=logits,
+            past_key_values=past_key_values,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+        )
+
+    # --- decoding ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, inputs=None, generation_config=None, logits_processor=None, **kwargs):
+        """
+        transformers' `generate()`, kept inside the catalog and stopped after the last code.
+
+        Args:
+            inputs (`torch.LongTensor` of shape `(batch_size, history_length)`, *optional*): As `input_ids`.
+            generation_config (`GenerationConfig`, *optional*): As in transformers.
+            logits_processor (`LogitsProcessorList`, *optional*): Further processors; they run after the constraint.
+            **kwargs:
+                As in transformers (`attention_mask`, `num_beams`, `num_return_sequences`, `do_sample`, ...). Lengths
+                are set by the model: any `max_new_tokens` or `max_length` is overruled.
+
+        Returns:
+            As in transformers: `(batch_size * num_return_sequences, 1 + num_decoding_steps)` tokens, the start token
+            first. With beams, `sequences_scores` are sums of log-probabilities.
+
+        Raises:
+            ValueError: If `num_return_sequences` beams are asked for and the catalog has fewer different paths.
+        """
+        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        attention_mask = kwargs.pop("attention_mask", None)
+        base = generation_config if generation_config is not None else self.generation_config
+        num_beams = kwargs.get("num_beams", base.num_beams) or 1
+        num_return = kwargs.get("num_return_sequences", base.num_return_sequences) or 1
+        if num_beams > 1 and num_return > self.config.num_paths:
+            raise ValueError(
+                f"`num_return_sequences` is {num_return}, but this catalog has only {self.config.num_paths} different "
+                f"paths ({self.config.num_items} items x {max(1, self.config.num_latent_tokens)} latents)."
+            )
+        for name in ("max_length", "min_length", "min_new_tokens"):
+            kwargs.pop(name, None)
+        kwargs["max_new_tokens"] = self.config.num_decoding_steps
+        if num_beams > 1:
+            kwargs["length_penalty"] = 0.0  # scores are sums of log-probabilities, not divided by any length
+        if kwargs.get("encoder_outputs") is None:
+            kwargs["encoder_outputs"] = self.encode_history(input_ids, attention_mask)
+        processors = [self.catalog_processor(), *(logits_processor or [])]
+        return super().generate(input_ids, generation_config=generation_config, logits_processor=processors, **kwargs)
+
+    @torch.no_grad()
+    def score_items(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        latent_aggregation: str = "max",
+        chunk_size: int = 1024,
+    ) -> torch.FloatTensor:
+        """
+        Exact log-probability of every item: the oracle that beam search approximates, for small catalogs.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            latent_aggregation (`str`, defaults to `"max"`): `"max"` or `"sum"` over all latents.
+            chunk_size (`int`, defaults to 1024): Items scored at a time.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities.
+
+        Raises:
+            ValueError: If `latent_aggregation` is neither of the two.
+        """
+        if latent_aggregation not in ("max", "sum"):
+            raise ValueError(f"`latent_aggregation` must be 'max' or 'sum', got {latent_aggregation!r}.")
+        config = self.config
+        history = self.encode_history(input_ids, attention_mask)
+        chunks = []
+        for items in torch.arange(config.num_items, device=self.item_codes.device).split(chunk_size):
+            targets = (items + config.first_item_token).expand(len(history.last_hidden_state), -1)
+            paths = []
+            for latent in range(max(1, config.num_latent_tokens)):
+                latents = torch.full_like(targets, latent) if config.num_latent_tokens else None
+                logits, tokens = self._target_logits(history, targets, None, latents)
+                log_probs = logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+                paths.append(log_probs.sum(-1))
+            stacked = torch.stack(paths)
+            chunks.append(stacked.amax(0) if latent_aggregation == "max" else stacked.logsumexp(0))
+        return torch.cat(chunks, dim=1)
+
+
+__all__ = ["LatteForConditionalGeneration", "LattePreTrainedModel"]
