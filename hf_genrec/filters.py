@@ -1,0 +1,182 @@
+"""
+The steps between a log and its splits: order, de-duplication, k-core, minimum history, and counting.
+
+Tables of interactions have the columns `user_id`, `item_id` (strings, possibly dictionary-encoded) and `timestamp`
+(int64, milliseconds since the epoch, or null throughout). Every step takes a table and returns a new one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """
+    The size of a table of interactions.
+
+    Attributes:
+        num_users (`int`): distinct users.
+        num_items (`int`): distinct items.
+        num_interactions (`int`): rows.
+        mean_length (`float`): interactions per user.
+        density (`float`): interactions per possible pair of user and item.
+    """
+
+    num_users: int
+    num_items: int
+    num_interactions: int
+    mean_length: float
+    density: float
+
+
+def statistics_of(interactions: pa.Table) -> Statistics:
+    """
+    Counts users, items and interactions.
+
+    Args:
+        interactions (`pyarrow.Table`): columns `user_id` and `item_id`.
+
+    Returns:
+        [`Statistics`]: all zero for an empty table.
+
+    Example:
+
+    ```python
+    >>> statistics_of(pa.table({"user_id": ["u", "u", "v"], "item_id": ["a", "b", "a"]}))
+    Statistics(num_users=2, num_items=2, num_interactions=3, mean_length=1.5, density=0.75)
+
+    ```
+    """
+    num_users, num_items = (
+        int((np.bincount(_codes(interactions, name)) > 0).sum()) for name in ("user_id", "item_id")
+    )
+    num_interactions = interactions.num_rows
+    mean_length, pairs = num_interactions / max(num_users, 1), max(num_users * num_items, 1)
+    return Statistics(num_users, num_items, num_interactions, mean_length, num_interactions / pairs)
+
+
+def sort_by_time(interactions: pa.Table) -> pa.Table:
+    """
+    Puts each user's interactions together, oldest first; users stand in order of first appearance.
+
+    Args:
+        interactions (`pyarrow.Table`): a table of interactions.
+
+    Returns:
+        `pyarrow.Table`: the same rows; equal (or no) times keep their order.
+
+    Example:
+
+    ```python
+    >>> table = pa.table({"user_id": ["v", "u", "v"], "item_id": ["a", "b", "c"], "timestamp": [9, 5, 3]})
+    >>> sort_by_time(table)["item_id"].to_pylist()
+    ['c', 'a', 'b']
+
+    ```
+    """
+    keys = [_codes(interactions, "user_id")]
+    if interactions["timestamp"].null_count < interactions.num_rows:
+        keys.insert(0, interactions["timestamp"].to_numpy())
+    return interactions.take(pa.array(np.lexsort(keys)))
+
+
+def deduplicate(interactions: pa.Table) -> pa.Table:
+    """
+    Keeps the first row of every pair of user and item.
+
+    Args:
+        interactions (`pyarrow.Table`): a table of interactions, in order of time for the earliest to be kept.
+
+    Returns:
+        `pyarrow.Table`: the remaining rows in their order.
+
+    Example:
+
+    ```python
+    >>> deduplicate(pa.table({"user_id": ["u", "u", "u"], "item_id": ["a", "b", "a"]}))["item_id"].to_pylist()
+    ['a', 'b']
+
+    ```
+    """
+    items = _codes(interactions, "item_id")
+    pairs = _codes(interactions, "user_id").astype(np.int64) * (int(items.max(initial=0)) + 1) + items
+    first_rows = np.unique(pairs, return_index=True)[1]
+    return interactions.take(pa.array(np.sort(first_rows)))
+
+
+def k_core(interactions: pa.Table, k: int) -> pa.Table:
+    """
+    Drops users and items with fewer than `k` interactions until none is left to drop.
+
+    Args:
+        interactions (`pyarrow.Table`): a table of interactions.
+        k (`int`): least number of interactions of a user and of an item; 0 or 1 changes nothing.
+
+    Returns:
+        `pyarrow.Table`: the remaining rows in their order; possibly none.
+
+    Raises:
+        ValueError: If `k` is negative.
+
+    Example:
+
+    ```python
+    >>> table = pa.table({"user_id": ["u", "u", "v", "v", "w"], "item_id": ["a", "b", "a", "b", "b"]})
+    >>> k_core(table, 2)["user_id"].to_pylist()
+    ['u', 'u', 'v', 'v']
+
+    ```
+    """
+    if k < 0:
+        raise ValueError(f"`k` must be at least 0, got {k}.")
+    rows = np.arange(interactions.num_rows)
+    users, items = _codes(interactions, "user_id"), _codes(interactions, "item_id")
+    while True:
+        kept = (np.bincount(users)[users] >= k) & (np.bincount(items)[items] >= k)
+        if kept.all():
+            return interactions.take(pa.array(rows))
+        rows, users, items = rows[kept], users[kept], items[kept]
+
+
+def drop_short_histories(interactions: pa.Table, min_history: int) -> pa.Table:
+    """
+    Drops users with fewer than `min_history` items before their last one.
+
+    Args:
+        interactions (`pyarrow.Table`): a table of interactions.
+        min_history (`int`): least number of items before the last one; 0 keeps every user.
+
+    Returns:
+        `pyarrow.Table`: the remaining rows in their order.
+
+    Raises:
+        ValueError: If `min_history` is negative.
+
+    Example:
+
+    ```python
+    >>> table = pa.table({"user_id": ["u", "u", "v"], "item_id": ["a", "b", "a"]})
+    >>> drop_short_histories(table, 1)["user_id"].to_pylist()
+    ['u', 'u']
+
+    ```
+    """
+    if min_history < 0:
+        raise ValueError(f"`min_history` must be at least 0, got {min_history}.")
+    users = _codes(interactions, "user_id")
+    return interactions.filter(pa.array(np.bincount(users)[users] > min_history))
+
+
+def _codes(interactions: pa.Table, name: str) -> np.ndarray:
+    """A column of ids as integers, numbered in order of first appearance."""
+    column = interactions[name]
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    encoded = column.unify_dictionaries().combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):  # how an empty column comes out
+        return np.zeros(0, dtype=np.int32)
+    return encoded.indices.to_numpy()

@@ -1,0 +1,146 @@
+"""
+Item metadata in, one text per item out: the sentence that a text encoder reads.
+
+A record is a mapping of metadata fields as they come from a catalog: strings, numbers, lists of strings, lists of
+category paths. The text is a plain `str`; an item without any usable field gets the empty string, and the caller
+decides what to do with it.
+"""
+
+import html
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+__all__ = ["DEFAULT_FIELDS", "clean_text", "item_text", "item_texts"]
+
+DEFAULT_FIELDS = ("title", "features", "categories", "description")
+
+# A tag starts with a letter, "/" or "!" right after "<": "I <3 you" and "2 < 3 > 1" are no tags.
+_TAG = re.compile(r"<!--.*?-->|</?[a-zA-Z!][^<>]*>", re.DOTALL)
+_NON_ASCII = re.compile(r"[^\x00-\x7f]+")
+
+
+def clean_text(text: str, *, ascii_only: bool = True) -> str:
+    """
+    Plain text of one metadata string.
+
+    HTML entities are resolved, tags removed, line breaks and tabs become spaces, runs of spaces become one.
+
+    Args:
+        text (`str`):
+            The raw string.
+        ascii_only (`bool`, *optional*, defaults to `True`):
+            Whether every run of non-ASCII characters becomes a space, as in the paper's code. Use `False` for catalogs
+            that are not in English.
+
+    Returns:
+        `str`: the cleaned string, possibly empty.
+
+    Source: Hou et al. 2026, published preprocessing (https://huggingface.co/papers/2605.06331).
+
+    Example:
+
+    ```python
+    >>> clean_text("Nail &amp; Polish<br>\\n\\t caf\\u00e9  red")
+    'Nail & Polish caf red'
+
+    ```
+    """
+    plain = _TAG.sub(" ", html.unescape(text))
+    if ascii_only:
+        plain = _NON_ASCII.sub(" ", plain)
+    return " ".join(plain.split())
+
+
+def item_text(record: Mapping[str, Any], *, fields: Sequence[str] = DEFAULT_FIELDS, ascii_only: bool = True) -> str:
+    """
+    The text of one item: its fields in order, cleaned and joined by spaces.
+
+    A string or number stands as it is. A list (nested category paths are flattened) is joined with `", "` and closed
+    with `"."`; a mapping becomes a list of `key: value`. Missing fields, `None`, NaN and empty strings are skipped.
+
+    Args:
+        record (`Mapping[str, Any]`):
+            Metadata of the item. Fields that are not named in `fields` are ignored.
+        fields (`Sequence[str]`, *optional*, defaults to `("title", "features", "categories", "description")`):
+            Names of the fields, in the order of the text.
+        ascii_only (`bool`, *optional*, defaults to `True`):
+            See [`clean_text`].
+
+    Returns:
+        `str`: the text; empty if no field has content.
+
+    Raises:
+        TypeError: If `fields` is one string instead of a sequence of names.
+
+    Source: Hou et al. 2026, published preprocessing (https://huggingface.co/papers/2605.06331).
+
+    Example:
+
+    ```python
+    >>> item_text({"title": "Red <b>Polish</b>", "categories": [["Beauty", "Nails"], ["Gifts"]], "price": 3.5})
+    'Red Polish Beauty, Nails, Gifts.'
+
+    ```
+    """
+    if isinstance(fields, str):
+        raise TypeError(f"`fields` must be a sequence of field names, got the string {fields!r}. Write ({fields!r},).")
+    parts = (_field_text(record.get(field), ascii_only=ascii_only) for field in fields)
+    return " ".join(part for part in parts if part)
+
+
+def item_texts(
+    records: Iterable[Mapping[str, Any]], *, fields: Sequence[str] = DEFAULT_FIELDS, ascii_only: bool = True
+) -> list[str]:
+    """
+    The texts of many items, in their order; see [`item_text`].
+
+    Args:
+        records (`Iterable[Mapping[str, Any]]`):
+            One record per item, for example `table.to_pylist()` of an Arrow table.
+        fields (`Sequence[str]`, *optional*, defaults to `("title", "features", "categories", "description")`):
+            Names of the fields, in the order of the text.
+        ascii_only (`bool`, *optional*, defaults to `True`):
+            See [`clean_text`].
+
+    Returns:
+        `list[str]`: one text per record.
+
+    Example:
+
+    ```python
+    >>> item_texts([{"title": "Comb"}, {"description": ["Soft brush", "For hair"]}])
+    ['Comb', 'Soft brush, For hair.']
+
+    ```
+    """
+    return [item_text(record, fields=fields, ascii_only=ascii_only) for record in records]
+
+
+def _field_text(value: Any, *, ascii_only: bool) -> str:
+    """Text of one field; empty if there is nothing to say."""
+    cleaned = (clean_text(leaf, ascii_only=ascii_only) for leaf in _leaves(value))
+    text = ", ".join(leaf for leaf in cleaned if leaf)
+    return f"{text}." if text and _is_collection(value) else text
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """All scalars inside a value, depth first, as strings."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            text = ", ".join(_leaves(inner))
+            if text:
+                yield f"{key}: {text}"
+    elif _is_collection(value):
+        for inner in value:
+            yield from _leaves(inner)
+    elif value is not None and not pd.isna(value):
+        yield str(value)
+
+
+def _is_collection(value: Any) -> bool:
+    return isinstance(value, (list, tuple, Mapping)) or (isinstance(value, np.ndarray) and value.ndim > 0)

@@ -1,0 +1,62 @@
+"""Fixtures of the whole suite. Tests run offline, on CPU, and write only below pytest's temporary folders."""
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+_CACHE = tempfile.mkdtemp(prefix="hf_genrec_tests_")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+
+# Read by the libraries when they are imported, hence before any test module and at the top level of this file.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = os.path.join(_CACHE, "datasets")
+os.environ["HF_MODULES_CACHE"] = os.path.join(_CACHE, "modules")
+os.environ["HF_METRICS_CACHE"] = os.path.join(_CACHE, "metrics")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the checkout; tests that need it are skipped where it is absent."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no folder of real data beside the checkout")
+    return folder
+
+
+@pytest.fixture
+def make_prepared(tmp_path_factory):
+    """A function that turns `{user: [item, ...]}` into a prepared data set whose catalog is in alphabetical order."""
+
+    def make(sequences: dict[str, list[str]], *, protocol: str = "custom"):
+        from hf_genrec.interactions import prepare
+
+        folder = tmp_path_factory.mktemp("log")
+        lines = [f"{user}\t{' '.join(items)}\n" for user, items in sequences.items()]
+        (folder / "sequences.tsv").write_text("".join(lines), encoding="utf-8")
+        item_ids = sorted({item for items in sequences.values() for item in items})
+        lines = [json.dumps({"item_id": item, "title": f"the {item}"}) + "\n" for item in item_ids]
+        (folder / "items.jsonl").write_text("".join(lines), encoding="utf-8")
+        return prepare(
+            folder / "prepared",
+            sequences=folder / "sequences.tsv",
+            items=folder / "items.jsonl",
+            protocol=protocol,
+        )
+
+    return make
