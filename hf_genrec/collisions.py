@@ -1,0 +1,320 @@
+"""
+Collisions: codes `(num_items, num_levels)` in which items share a tuple in, codes in which none do out.
+
+Every policy is deterministic: the same codes in the same item order give the same result.
+"""
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+
+__all__ = ["append_code", "group_by_codes", "reassign_by_candidates", "rematch_last_level"]
+
+_MAX_TUPLES = 2**22  # candidate tuples scored at once; more than any catalog that fits a machine needs
+_CHUNK_ELEMENTS = 2**24
+
+
+def group_by_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Items that share a tuple.
+
+    Args:
+        codes (`np.ndarray` of shape `(num_items, num_levels)`):
+            The codes.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: the group of each item (groups in the order of their tuples), and the size
+        of each group.
+
+    Example:
+
+    ```python
+    >>> groups, sizes = group_by_codes(np.array([[1, 2], [0, 3], [1, 2]]))
+    >>> groups.tolist(), sizes.tolist()
+    ([1, 0, 1], [1, 2])
+
+    ```
+    """
+    if codes.shape[1] == 0:
+        return np.zeros(len(codes), dtype=np.int64), np.array([len(codes)])
+    _, groups, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    return groups.reshape(-1), sizes
+
+
+def append_code(codes: np.ndarray) -> np.ndarray:
+    """
+    Add a level that numbers the items of each group 0, 1, 2, ... in item order.
+
+    Every item gets the extra code, alone in its group or not, and all tuples are distinct. Unlike the other policies
+    it needs no embeddings, cannot fail, and makes the tuples longer.
+
+    Args:
+        codes (`np.ndarray` of shape `(num_items, num_levels)`):
+            Codes with collisions.
+
+    Returns:
+        `np.ndarray` of shape `(num_items, num_levels + 1)`: int64. The last code is below the size of the largest
+        group, which may exceed the codebook size.
+
+    Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
+
+    Example:
+
+    ```python
+    >>> append_code(np.array([[1, 2], [0, 3], [1, 2]])).tolist()
+    [[1, 2, 0], [0, 3, 0], [1, 2, 1]]
+
+    ```
+    """
+    groups, sizes = group_by_codes(codes)
+    order = np.argsort(groups, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    rank = np.empty(len(codes), dtype=np.int64)
+    rank[order] = np.arange(len(codes)) - starts[groups[order]]
+    return np.column_stack([codes.astype(np.int64), rank])
+
+
+def reassign_by_candidates(
+    codes: np.ndarray,
+    *,
+    embeddings: np.ndarray,
+    codebooks: np.ndarray,
+    num_candidates: int = 5,
+    widen: bool = False,
+) -> np.ndarray:
+    """
+    Move all but one item of each group to the best free tuple near by.
+
+    The item that its tuple reconstructs best keeps it (the first of equals); items without a collision never change.
+    Each other item, in item order, takes per level the `num_candidates` centroids nearest to what the levels before
+    leave of its own embedding, and of all their combinations the free one whose sum of centroids is closest to its
+    embedding. The paper's code scores with the old tuple's reconstruction instead, so all items of a group rank the
+    same tuples.
+
+    Args:
+        codes (`np.ndarray` of shape `(num_items, num_levels)`):
+            Codes with collisions.
+        embeddings (`np.ndarray` of shape `(num_items, dim)`):
+            What the codes were computed from.
+        codebooks (`np.ndarray` of shape `(num_levels, codebook_size, dim)`):
+            The centroids.
+        num_candidates (`int`, *optional*, defaults to 5):
+            Centroids per level; the paper's value.
+        widen (`bool`, *optional*, defaults to `False`):
+            Whether an item that finds no free tuple tries again with twice as many centroids, until it does.
+
+    Returns:
+        `np.ndarray` of shape `(num_items, num_levels)`: int64, all tuples distinct.
+
+    Raises:
+        ValueError: If there are more items than tuples, shapes do not fit, or (without `widen`) an item finds none.
+
+    Source: exhaustive candidate matching, arXiv 2509.16446; Hou et al. 2026 (https://huggingface.co/papers/2605.06331).
+
+    Example:
+
+    ```python
+    >>> codebooks = np.array([[[0.0], [8.0]], [[0.0], [1.0]]])
+    >>> reassign_by_candidates(
+    ...     np.array([[0, 0], [0, 0], [1, 0]]), embeddings=np.array([[0.3], [0.1], [8.0]]), codebooks=codebooks
+    ... ).tolist()
+    [[0, 1], [0, 0], [1, 0]]
+
+    ```
+    """
+    codes = _check_geometry(codes, embeddings=embeddings, codebooks=codebooks)
+    num_levels, codebook_size, _ = codebooks.shape
+    if num_candidates < 1:
+        raise ValueError(f"`num_candidates` must be at least 1, got {num_candidates}.")
+    limit = _max_candidates(num_levels, codebook_size=codebook_size)
+    width = min(num_candidates, codebook_size)
+    if width > limit:
+        raise ValueError(
+            f"`num_candidates` ** `num_levels` = {width} ** {num_levels} tuples are too many to try. "
+            "Use fewer candidates or append a code."
+        )
+    result = codes.copy()
+    weights = _radix(num_levels, codebook_size=codebook_size)
+    used = set((codes.astype(np.uint64) @ weights).tolist())
+    movers = _movers(codes, embeddings=embeddings, codebooks=codebooks)
+    failed = []
+    step = max(1, _CHUNK_ELEMENTS // (num_levels * codebook_size))
+    for rows in (movers[start : start + step] for start in range(0, len(movers), step)):
+        distances = _level_distances(codes[rows], embeddings=embeddings[rows], codebooks=codebooks)
+        for row, distance in zip(rows, distances, strict=True):
+            found = _free_tuple(embeddings[row], distance, codebooks, used, weights, width, limit if widen else width)
+            if found is None:
+                failed.append(int(row))
+                continue
+            result[row] = found
+            used.add(int(found.astype(np.uint64) @ weights))
+    if failed:
+        raise ValueError(
+            f"No free tuple among {width} ** {num_levels} candidates for {len(failed)} items, first at rows "
+            f"{failed[:5]}. Use the policy 'widen', more candidates or larger codebooks."
+        )
+    return result
+
+
+def rematch_last_level(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
+    """
+    Hand out the last code anew, at the least total cost, among the items that share all codes before it.
+
+    Only prefix groups with a collision are touched. The cost of a code is the squared distance between its centroid
+    and what the levels before leave of the item's embedding, so the total squared error of each group is the smallest
+    that distinct last codes allow.
+
+    Args:
+        codes (`np.ndarray` of shape `(num_items, num_levels)`):
+            Codes with collisions.
+        embeddings (`np.ndarray` of shape `(num_items, dim)`):
+            What the codes were computed from.
+        codebooks (`np.ndarray` of shape `(num_levels, codebook_size, dim)`):
+            The centroids.
+
+    Returns:
+        `np.ndarray` of shape `(num_items, num_levels)`: int64, all tuples distinct; only the last level has changed.
+
+    Raises:
+        ValueError: If a prefix has more items than the last level has codes, or shapes do not fit.
+
+    Example:
+
+    ```python
+    >>> codebooks = np.array([[[0.0], [8.0]], [[0.0], [1.0]]])
+    >>> rematch_last_level(
+    ...     np.array([[0, 0], [0, 0], [1, 0]]), embeddings=np.array([[0.3], [0.1], [8.0]]), codebooks=codebooks
+    ... ).tolist()
+    [[0, 1], [0, 0], [1, 0]]
+
+    ```
+    """
+    codes = _check_geometry(codes, embeddings=embeddings, codebooks=codebooks)
+    groups, sizes = group_by_codes(codes)
+    prefixes, prefix_sizes = group_by_codes(codes[:, :-1])
+    touched = np.unique(prefixes[sizes[groups] > 1])
+    codebook_size = codebooks.shape[1]
+    too_large = touched[prefix_sizes[touched] > codebook_size]
+    if len(too_large):
+        raise ValueError(
+            f"{len(too_large)} prefixes have more items than the {codebook_size} codes of the last level (the largest "
+            f"has {prefix_sizes[too_large].max()}): re-matching it cannot succeed. Use 'widen' or 'append'."
+        )
+    residuals = embeddings - _reconstruct(codes[:, :-1], codebooks=codebooks[:-1])
+    last = codebooks[-1].astype(np.float64)
+    order = np.argsort(prefixes, kind="stable")
+    ends = np.cumsum(prefix_sizes)
+    result = codes.copy()
+    for prefix in touched:
+        rows = order[ends[prefix] - prefix_sizes[prefix] : ends[prefix]]
+        cost = (last**2).sum(axis=1) - 2 * residuals[rows] @ last.T  # (items, K); the item's own norm changes nothing
+        result[rows, -1] = linear_sum_assignment(cost)[1]
+    return result
+
+
+def _check_geometry(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
+    """Codes as int64, after the checks that all policies with centroids share."""
+    if codebooks.ndim != 3 or codes.ndim != 2 or codes.shape[1] != len(codebooks):
+        raise ValueError(
+            f"`codebooks` must have the shape (num_levels, codebook_size, dim) for codes of shape {codes.shape}, "
+            f"got {codebooks.shape}."
+        )
+    num_levels, codebook_size, dim = codebooks.shape
+    if embeddings.shape != (len(codes), dim):
+        raise ValueError(f"`embeddings` must have the shape {(len(codes), dim)}, got {embeddings.shape}.")
+    if not np.isfinite(embeddings).all():
+        raise ValueError("`embeddings` must be finite.")
+    if codes.min() < 0 or codes.max() >= codebook_size:
+        raise ValueError(f"`codes` must lie between 0 and {codebook_size - 1}, the last centroid.")
+    if len(codes) > codebook_size**num_levels:
+        raise ValueError(
+            f"{len(codes)} items cannot have distinct tuples: {num_levels} levels of {codebook_size} codes make "
+            f"{codebook_size**num_levels}. Use more levels or larger codebooks."
+        )
+    return codes.astype(np.int64)
+
+
+def _reconstruct(codes: np.ndarray, *, codebooks: np.ndarray) -> np.ndarray:
+    """Sum of one centroid per level, in float64."""
+    total = np.zeros((len(codes), codebooks.shape[2]))
+    for level, centroids in enumerate(codebooks):
+        total += centroids[codes[:, level]]
+    return total
+
+
+def _movers(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
+    """Rows of the items that lose their tuple, ascending: all of a group but the best reconstructed one."""
+    groups, sizes = group_by_codes(codes)
+    collided = np.flatnonzero(sizes[groups] > 1)
+    errors = ((embeddings[collided] - _reconstruct(codes[collided], codebooks=codebooks)) ** 2).sum(axis=1)
+    order = np.lexsort((collided, errors, groups[collided]))
+    is_first = np.diff(groups[collided][order], prepend=-1) != 0
+    return np.sort(collided[order][~is_first])
+
+
+def _level_distances(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
+    """Squared distance of each level's residual to each centroid, up to a constant: `(num_items, L, K)`."""
+    distances = np.empty((len(codes), *codebooks.shape[:2]))
+    residuals = embeddings.astype(np.float64)
+    for level, centroids in enumerate(codebooks.astype(np.float64)):
+        distances[:, level] = (centroids**2).sum(axis=1) - 2 * residuals @ centroids.T
+        residuals = residuals - centroids[codes[:, level]]
+    return distances
+
+
+def _free_tuple(
+    embedding: np.ndarray,
+    distances: np.ndarray,
+    codebooks: np.ndarray,
+    used: set[int],
+    weights: np.ndarray,
+    width: int,
+    max_width: int,
+) -> np.ndarray | None:
+    """The best free tuple of one item; doubles the width up to `max_width` while there is none."""
+    ranked = np.argsort(distances, axis=1, kind="stable")
+    while True:
+        nearest = ranked[:, :width]  # (L, width)
+        scores, keys = _score_tuples(embedding, nearest, codebooks, weights)
+        best_first = np.argsort(scores, kind="stable")
+        for position, key in zip(best_first.tolist(), keys[best_first].tolist(), strict=True):
+            if key not in used:
+                digits = np.unravel_index(position, (width,) * len(nearest))
+                return np.array([level[digit] for level, digit in zip(nearest, digits, strict=True)])
+        if width >= max_width:
+            return None
+        width = min(2 * width, max_width)
+
+
+def _score_tuples(
+    embedding: np.ndarray, nearest: np.ndarray, codebooks: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Squared error (up to a constant) and key of every combination, flat; no vector per combination is built."""
+    num_levels, width = nearest.shape
+    centroids = codebooks[np.arange(num_levels)[:, None], nearest].astype(np.float64)  # (L, width, D)
+    alone = (centroids**2).sum(axis=2) - 2 * centroids @ embedding
+    flat = centroids.reshape(num_levels * width, -1)
+    together = 2 * (flat @ flat.T).reshape(num_levels, width, num_levels, width)
+    scores = np.zeros((width,) * num_levels)
+    keys = np.zeros((width,) * num_levels, dtype=np.uint64)
+    for level in range(num_levels):
+        shape = [1] * num_levels
+        shape[level] = width
+        scores += alone[level].reshape(shape)
+        keys += (nearest[level].astype(np.uint64) * weights[level]).reshape(shape)
+        for later in range(level + 1, num_levels):
+            pair = list(shape)
+            pair[later] = width
+            scores += together[level, :, later].reshape(pair)
+    return scores.ravel(), keys.ravel()
+
+
+def _radix(num_levels: int, *, codebook_size: int) -> np.ndarray:
+    """Place values that make one number of a tuple, modulo 2 ** 64: equal tuples always get equal numbers."""
+    return np.array([codebook_size**level % 2**64 for level in range(num_levels)], dtype=np.uint64)
+
+
+def _max_candidates(num_levels: int, *, codebook_size: int) -> int:
+    """Largest width whose tuples can be scored at once."""
+    width = int(_MAX_TUPLES ** (1 / num_levels) + 1e-9)
+    return min(width, codebook_size)

