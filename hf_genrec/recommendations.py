@@ -1,0 +1,133 @@
+"""
+What every recommender takes and returns: histories of item ids in, ranked item ids with scores out.
+
+A history is a list of item ids (strings), oldest first; a score is comparable only within one recommender.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """
+    Ranked items of a batch of users.
+
+    Args:
+        item_ids (`list[list[str]]`):
+            One list per user, the best item first.
+        scores (`list[list[float]]`):
+            The items' scores in the same order, never increasing. Log-probabilities for the generative models.
+        num_unknown (`int`, *optional*, defaults to 0):
+            History entries that are no item of the catalog. They were ignored.
+
+    Raises:
+        ValueError: If the two lists do not have one score per item.
+
+    Example:
+
+    ```python
+    >>> recommendations = Recommendations(item_ids=[["soap", "brush"]], scores=[[-0.5, -1.25]])
+    >>> recommendations.item_ids[0]
+    ['soap', 'brush']
+    >>> len(recommendations)
+    1
+
+    ```
+    """
+
+    item_ids: list[list[str]]
+    scores: list[list[float]]
+    num_unknown: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.item_ids) != len(self.scores):
+            raise ValueError(
+                f"`scores` must hold one list per user: `item_ids` has {len(self.item_ids)} lists, `scores` has "
+                f"{len(self.scores)}."
+            )
+        for user_index, (items, scores) in enumerate(zip(self.item_ids, self.scores, strict=True)):
+            if len(items) != len(scores):
+                raise ValueError(
+                    f"`scores` must hold one score per item: user {user_index} has {len(items)} items and "
+                    f"{len(scores)} scores."
+                )
+
+    def __len__(self) -> int:
+        """Number of users."""
+        return len(self.item_ids)
+
+
+class Recommender(Protocol):
+    """
+    The one thing that the evaluation asks of a model or a baseline.
+
+    Example:
+
+    ```python
+    >>> class Constant:
+    ...     def recommend(self, histories, *, top_k=10, exclude_seen=False):
+    ...         lists = [["soap"][:top_k] for _ in as_histories(histories)]
+    ...         return Recommendations(item_ids=lists, scores=[[0.0] * len(items) for items in lists])
+    >>> recommender: Recommender = Constant()
+    >>> recommender.recommend(["brush", "comb"]).item_ids
+    [['soap']]
+
+    ```
+    """
+
+    def recommend(
+        self, histories: Sequence[Sequence[str]] | Sequence[str], *, top_k: int = 10, exclude_seen: bool = False
+    ) -> Recommendations:
+        """
+        Rank items for each history.
+
+        Args:
+            histories (`list[list[str]]` or `list[str]`):
+                Item ids, oldest first, one list per user; a single flat list is a batch of one user.
+            top_k (`int`, *optional*, defaults to 10):
+                How many items each list holds.
+            exclude_seen (`bool`, *optional*, defaults to `False`):
+                Whether items of the history are left out of the recommendations.
+
+        Returns:
+            [`Recommendations`]: one list per user.
+        """
+        ...
+
+
+def as_histories(histories: Sequence[Sequence[str]] | Sequence[str]) -> list[list[str]]:
+    """
+    A batch of histories, whether one flat history or a batch was given.
+
+    Args:
+        histories (`list[list[str]]` or `list[str]`):
+            Item ids, oldest first. An empty list is an empty batch; one user without a history is `[[]]`.
+
+    Returns:
+        `list[list[str]]`: one list per user.
+
+    Raises:
+        TypeError: If `histories` is one string, or mixes strings and lists.
+
+    Example:
+
+    ```python
+    >>> as_histories(["soap", "brush"])
+    [['soap', 'brush']]
+    >>> as_histories([["soap"], []])
+    [['soap'], []]
+
+    ```
+    """
+    if isinstance(histories, str):
+        raise TypeError(
+            f"`histories` must be a list of item ids or a list of such lists, got the string {histories!r}."
+        )
+    is_string = [isinstance(entry, str) for entry in histories]
+    if any(is_string) and not all(is_string):
+        raise TypeError("`histories` must be a list of item ids or a list of such lists, got a mixture of both.")
+    if is_string and is_string[0]:
+        return [[str(item_id) for item_id in histories]]
+    return [list(history) for history in histories]
