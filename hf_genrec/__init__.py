@@ -1,0 +1,58 @@
+"""
+Generative recommendation with semantic IDs for the Hugging Face ecosystem.
+
+Importing the package registers its models with the Auto classes, so `AutoModel.from_pretrained` loads them without
+`trust_remote_code`. The walk of the data: interactions and items, texts, embeddings, codes, semantic IDs, sequences,
+model, constrained generation, ranked items, metrics, one folder for the Hub.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+
+from hf_genrec.baselines import ItemKNN, Popularity
+from hf_genrec.embeddings import Whitening, embed_texts
+from hf_genrec.evaluation import evaluate_recommender, evaluation_record
+from hf_genrec.hub import save_recommender
+from hf_genrec.interactions import PreparedDataset, prepare
+from hf_genrec.modeling.catalog_genrec import Catalog
+from hf_genrec.modeling.configuration_latte import LatteConfig
+from hf_genrec.modeling.logits_process_genrec import CatalogLogitsProcessor
+from hf_genrec.modeling.modeling_latte import LatteForConditionalGeneration
+from hf_genrec.quantizers import ResidualKMeans
+from hf_genrec.recommendations import Recommendations
+from hf_genrec.recommender import Recommender
+from hf_genrec.semantic_ids import SemanticIds
+from hf_genrec.training import GenRecTrainer, GenRecTrainingArguments, make_trainer
+from hf_genrec.vocabulary import build_tokenizer
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register("latte", LatteConfig, exist_ok=True)
+AutoModel.register(LatteConfig, LatteForConditionalGeneration, exist_ok=True)
+AutoModelForSeq2SeqLM.register(LatteConfig, LatteForConditionalGeneration, exist_ok=True)
+LatteConfig.register_for_auto_class()
+LatteForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
+
+__all__ = [
+    "Catalog",
+    "CatalogLogitsProcessor",
+    "GenRecTrainer",
+    "GenRecTrainingArguments",
+    "ItemKNN",
+    "LatteConfig",
+    "LatteForConditionalGeneration",
+    "Popularity",
+    "PreparedDataset",
+    "Recommendations",
+    "Recommender",
+    "ResidualKMeans",
+    "SemanticIds",
+    "Whitening",
+    "build_tokenizer",
+    "embed_texts",
+    "evaluate_recommender",
+    "evaluation_record",
+    "make_trainer",
+    "prepare",
+    "save_recommender",
+]

@@ -1,0 +1,82 @@
+"""A config and an evaluation record in, a model card out: the page is in `hub_cards/`, its values come from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from importlib.metadata import version
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from hf_genrec.evaluation import record_table
+
+
+def model_card(config: Any, evaluation: Mapping[str, Any] | None = None) -> str:
+    """
+    The `README.md` of a checkpoint.
+
+    Args:
+        config: The model's config.
+        evaluation (`dict`, *optional*): Its evaluation record; `None` says that it was not evaluated.
+
+    Returns:
+        `str`: Markdown with the Hub's metadata in front.
+
+    Example:
+
+    ```python
+    >>> from hf_genrec.modeling.configuration_latte import LatteConfig
+    >>> print(model_card(LatteConfig(num_items=12)).splitlines()[1])
+    library_name: transformers
+
+    ```
+    """
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=None,
+        tags=["recommendation", "generative-recommendation", "semantic-ids", config.model_type],
+    )
+    template = resources.files("hf_genrec.hub_cards").joinpath("model_card.md").read_text(encoding="utf-8")
+    card = ModelCard.from_template(
+        data,
+        template_str=template,
+        system=system_name(config),
+        num_items=f"{config.num_items:,}",
+        num_levels=config.num_levels,
+        codebook_size=config.codebook_size,
+        num_latent_tokens=config.num_latent_tokens,
+        history_attention=config.history_attention,
+        max_history_length=config.max_history_length,
+        evaluation=_evaluation_section(evaluation),
+        versions=", ".join(f"{name} {version(name)}" for name in ("transformers", "torch")),
+    )
+    return str(card)
+
+
+def system_name(config: Any) -> str:
+    """
+    What the literature calls a model with this config.
+
+    Args:
+        config: The model's config.
+
+    Returns:
+        `str`: `"Latte"` with latents, else `"TIGER/PSID"`: the two differ in their ids, not in the network.
+    """
+    return "Latte" if config.num_latent_tokens else "TIGER/PSID"
+
+
+def _evaluation_section(evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return "This checkpoint was not evaluated."
+    header, *rows = record_table(evaluation, metrics=["recall@10", "ndcg@10", "invalid_rate"])
+    lines = [
+        f"Protocol {evaluation['protocol']}, {evaluation['split']} split, {evaluation['num_users']:,} users, full "
+        f"ranking over {evaluation['num_items']:,} items; in brackets 95 % bootstrap intervals over users.",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + " --- |" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,285 @@
+"""
+Histories of item ids in, ranked item ids with scores out: the object that serves a trained model.
+
+It is built from one folder or Hub repository and refuses to start if its weights, its item table and its tokenizer do
+not belong together: a wrong table would turn every right code into a wrong item.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import cached_file
+
+from hf_genrec.modeling.catalog_genrec import catalog_fingerprint
+from hf_genrec.recommendations import Recommendations
+from hf_genrec.semantic_ids import items_fingerprint
+
+
+logger = logging.getLogger(__name__)
+
+
+class Recommender:
+    """
+    A model and its catalog, spoken to in item ids.
+
+    Args:
+        model:
+            A model with `recommend()`, such as [`LatteForConditionalGeneration`].
+        items (`pa.Table`):
+            One row per item in the model's order: `item_id` and whatever else is known (`title`, ...).
+        num_beams (`int`, *optional*, defaults to 50):
+            Beams per user, unless a call says otherwise. Users who would get too short a list get more.
+        latent_aggregation (`str`, *optional*, defaults to `"max"`):
+            `"max"` or `"sum"` over the latents of a Latte model.
+        batch_size (`int`, *optional*, defaults to 64):
+            Users decoded at a time.
+
+    Raises:
+        ValueError: If the table's ids are not those that the model was saved with.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        items: pa.Table,
+        *,
+        num_beams: int = 50,
+        latent_aggregation: str = "max",
+        batch_size: int = 64,
+    ) -> None:
+        self.model = model.eval()
+        self.items = items
+        self.num_beams = num_beams
+        self.latent_aggregation = latent_aggregation
+        self.batch_size = batch_size
+        self.item_ids: list[str] = items["item_id"].to_pylist()
+        self._index_of = {item_id: index for index, item_id in enumerate(self.item_ids)}
+        check_items(model, items)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_repo: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        num_beams: int = 50,
+        latent_aggregation: str = "max",
+        batch_size: int = 64,
+    ) -> Recommender:
+        """
+        Load a folder that training wrote, or a Hub repository.
+
+        Args:
+            folder_or_repo (`str` or `Path`): A folder or the name of a repository.
+            revision (`str`, *optional*): Branch, tag or commit of the repository.
+            device (`str`, *optional*): Where the model runs; `None` for the GPU if there is one.
+            num_beams (`int`, *optional*, defaults to 50): Beams per user.
+            latent_aggregation (`str`, *optional*, defaults to `"max"`): `"max"` or `"sum"`.
+            batch_size (`int`, *optional*, defaults to 64): Users decoded at a time.
+
+        Returns:
+            [`Recommender`]
+
+        Raises:
+            ValueError: If weights, `items.parquet` and tokenizer do not belong together.
+            OSError: If a file is missing.
+        """
+        path = os.fspath(folder_or_repo)
+        model = AutoModel.from_pretrained(path, revision=revision)
+        table = cached_file(path, "items.parquet", revision=revision)
+        try:
+            items = pq.read_table(table)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{table} is no readable Parquet file: {error}. Write the folder again.") from error
+        check_items(model, items)
+        check_tokenizer(AutoTokenizer.from_pretrained(path, revision=revision), model.config, items)
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(
+            model.to(device),
+            items,
+            num_beams=num_beams,
+            latent_aggregation=latent_aggregation,
+            batch_size=batch_size,
+        )
+
+    def titles(self, item_ids: Sequence[str]) -> list[str]:
+        """
+        Titles of items, for people.
+
+        Args:
+            item_ids (`Sequence[str]`): Ids of the catalog.
+
+        Returns:
+            `list[str]`: titles, or the ids where the table has none.
+
+        Raises:
+            KeyError: If an id is not in the catalog.
+        """
+        if "title" not in self.items.column_names:
+            return list(item_ids)
+        column = self.items["title"]
+        return [column[self._index_of[item_id]].as_py() or item_id for item_id in item_ids]
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]] | Sequence[str],
+        *,
+        top_k: int = 10,
+        exclude_seen: bool = False,
+        num_beams: int | None = None,
+    ) -> Recommendations:
+        """
+        The best next items for each history.
+
+        Args:
+            histories (`list[list[str]]` or `list[str]`):
+                Item ids per user, oldest first; a single list of ids is one user. The model reads the latest
+                `config.max_history_length`. Unknown ids are left out, counted and logged; an empty history is allowed.
+            top_k (`int`, *optional*, defaults to 10):
+                Length of the lists. They are shorter only where the catalog has no more items to offer.
+            exclude_seen (`bool`, *optional*, defaults to `False`):
+                Whether items of the history (all of it) may not be recommended.
+            num_beams (`int`, *optional*):
+                Beams per user; `None` for the recommender's.
+
+        Returns:
+            [`Recommendations`]: ids and log-probabilities, best first.
+
+        Raises:
+            ValueError: If `top_k` is below 1.
+            TypeError: If an id is no string.
+        """
+        if top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        batch = as_batch(histories)
+        indices, num_unknown = self._look_up(batch)
+        order = np.argsort([len(history) for history in indices], kind="stable")
+        item_ids: list[list[str]] = [[]] * len(batch)
+        scores: list[list[float]] = [[]] * len(batch)
+        for start in range(0, len(order), self.batch_size):
+            users = order[start : start + self.batch_size].tolist()
+            output = self.model.recommend(
+                self._tokens([indices[user][-self.model.config.max_history_length :] for user in users]),
+                top_k=min(top_k, len(self.item_ids)),
+                num_beams=num_beams or self.num_beams,
+                latent_aggregation=self.latent_aggregation,
+                exclude_items=self._tokens([indices[user] for user in users]) if exclude_seen else None,
+            )
+            items = (output.item_tokens - self.model.config.first_item_token).tolist()
+            for user, row, row_scores in zip(users, items, output.scores.tolist(), strict=True):
+                item_ids[user] = [self.item_ids[item] for item in row if item >= 0]
+                scores[user] = row_scores[: len(item_ids[user])]
+        return Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown)
+
+    def _look_up(self, histories: list[list[str]]) -> tuple[list[list[int]], int]:
+        unknown = [item_id for history in histories for item_id in history if item_id not in self._index_of]
+        if unknown:
+            shown = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            logger.warning("%d history items are not in the catalog and are ignored: %s", len(unknown), shown)
+        known = [[self._index_of[item] for item in history if item in self._index_of] for history in histories]
+        return known, len(unknown)
+
+    def _tokens(self, histories: list[list[int]]) -> torch.LongTensor:
+        """Item indices as item tokens, padded on the right with the pad token."""
+        config = self.model.config
+        tokens = np.full((len(histories), max(1, *map(len, histories))), config.pad_token_id, dtype=np.int64)
+        for row, history in enumerate(histories):
+            tokens[row, : len(history)] = np.asarray(history, dtype=np.int64) + config.first_item_token
+        return torch.from_numpy(tokens).to(self.model.device)  # type: ignore[return-value]
+
+
+def as_batch(histories: Sequence[Sequence[str]] | Sequence[str]) -> list[list[str]]:
+    """
+    One history or several, as several.
+
+    Args:
+        histories (`list[list[str]]` or `list[str]`): Item ids.
+
+    Returns:
+        `list[list[str]]`
+
+    Raises:
+        TypeError: If `histories` is a string or holds anything but strings and lists of strings.
+
+    Example:
+
+    ```python
+    >>> as_batch(["soap", "brush"]), as_batch([["soap"], []]), as_batch([])
+    ([['soap', 'brush']], [['soap'], []], [[]])
+
+    ```
+    """
+    if isinstance(histories, str):
+        raise TypeError(f"`histories` must be a list of item ids or of such lists, got the string {histories!r}.")
+    rows = list(histories)
+    if all(isinstance(row, str) for row in rows):
+        return [rows]  # type: ignore[list-item]
+    for row in rows:
+        if isinstance(row, str) or not all(isinstance(item_id, str) for item_id in row):
+            raise TypeError(f"`histories` must hold lists of item ids (strings), got {row!r}.")
+    return [list(row) for row in rows]
+
+
+def check_items(model: Any, items: pa.Table) -> None:
+    """
+    Whether an item table is the one that a model was saved with.
+
+    Args:
+        model: A model whose config has `catalog_fingerprint` and `items_fingerprint`.
+        items (`pa.Table`): Columns `item_id` and, where present, `codes`.
+
+    Raises:
+        ValueError: If a column is missing or a fingerprint differs; the message says which side.
+    """
+    if "item_id" not in items.column_names:
+        raise ValueError(f"The item table needs a column `item_id`, found {items.column_names}.")
+    config = model.config
+    found = items_fingerprint(items["item_id"].to_pylist())
+    if config.items_fingerprint is not None and found != config.items_fingerprint:
+        raise ValueError(
+            f"The ids of the item table (items.parquet, {items.num_rows} rows, fingerprint {found}) are not those the "
+            f"model was saved with (config.json, {config.num_items} items, fingerprint {config.items_fingerprint}). "
+            "Use the items.parquet that was written beside these weights."
+        )
+    if items.num_rows != config.num_items:
+        raise ValueError(f"The item table has {items.num_rows} rows, the model's catalog {config.num_items} items.")
+    if "codes" in items.column_names:
+        codes = torch.tensor(items["codes"].to_pylist())
+        found = catalog_fingerprint(codes)
+        if found != config.catalog_fingerprint:
+            raise ValueError(
+                f"The codes of the item table (items.parquet, fingerprint {found}) are not those in the weights "
+                f"(config.json, fingerprint {config.catalog_fingerprint}). Use the items.parquet that was written "
+                "beside these weights."
+            )
+
+
+def check_tokenizer(tokenizer: Any, config: Any, items: pa.Table) -> None:
+    """
+    Whether a tokenizer gives every item its token.
+
+    Args:
+        tokenizer: The tokenizer of the folder.
+        config: The model's config.
+        items (`pa.Table`): The item table.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    first = config.first_item_token
+    if tokenizer.convert_ids_to_tokens(range(first, first + config.num_items)) != items["item_id"].to_pylist():
+        raise ValueError(
+            "The tokenizer (tokenizer.json) does not hold the items of items.parquet in their order. Use the one that "
+            "was written beside these weights."
+        )

@@ -1,0 +1,390 @@
+"""
+A model, a prepared data set and training arguments in, a trained model out: thin over `transformers.Trainer`.
+
+The loss lives in the model. What is added here: batches of equal numbers of targets and similar length, defaults that
+fit small recommenders, and an evaluation that decodes a sample of validation users inside the catalog.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from hf_genrec.metrics import ndcg_at_k, recall_at_k
+from hf_genrec.prepared import PreparedDataset
+from hf_genrec.sequences import PrefixDataset, SequenceCollator, WindowDataset, make_examples, training_dataset
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class GenRecTrainingArguments(TrainingArguments):
+    """
+    `TrainingArguments` with defaults for generative recommenders.
+
+    Differs from the parent in its defaults (cosine schedule, evaluation and checkpoint per epoch, best checkpoint by
+    ndcg@10, bfloat16 where the processor has it) and in one meaning: `per_device_train_batch_size` counts targets.
+
+    Example:
+
+    ```python
+    >>> args = GenRecTrainingArguments(output_dir="run", precision="fp32", report_to="none")
+    >>> args.lr_scheduler_type.value, args.metric_for_best_model, args.bf16
+    ('cosine', 'ndcg@10', False)
+
+    ```
+    """
+
+    per_device_train_batch_size: int = field(
+        default=256, metadata={"help": "Targets (next items to predict) per device and step; rows are packed to it."}
+    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Users decoded at a time."})
+    learning_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    num_train_epochs: float = field(default=20, metadata={"help": "Passes over all training targets."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up steps, or below 1 the share of all steps."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint; as `eval_strategy`."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    logging_steps: float = field(default=100, metadata={"help": "Steps between two lines of the log."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
+    metric_for_best_model: str | None = field(default="ndcg@10", metadata={"help": "What best means."})
+    report_to: str | list[str] = field(default="none", metadata={"help": "Experiment trackers."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Rows hold only what models read."})
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin memory for faster copies to a GPU."})
+    precision: str = field(
+        default="auto", metadata={"help": "auto (bf16 where the processor has it), bf16, fp16 or fp32."}
+    )
+    num_eval_users: int | None = field(
+        default=2000, metadata={"help": "Validation users decoded per evaluation, a fixed sample; -1 for all."}
+    )
+    eval_num_beams: int = field(default=20, metadata={"help": "Beams of the evaluations during training."})
+    latent_aggregation: str = field(default="max", metadata={"help": "Score of an item over latents: max or sum."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better metric before training stops; None for never."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "bf16", "fp16", "fp32"):
+            raise ValueError(f"`precision` must be auto, bf16, fp16 or fp32, got {self.precision!r}.")
+        if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+            self.use_cpu = True
+        if self.precision == "auto":
+            self.bf16 = self.bf16 or has_bfloat16()
+        else:
+            self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
+        super().__post_init__()
+
+
+def has_bfloat16() -> bool:
+    """
+    Whether this machine computes in bfloat16 in hardware.
+
+    Returns:
+        `bool`: for the GPU if there is one, else for the processor (AVX-512 BF16 or AMX).
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def keep_freed_memory() -> bool:
+    """
+    Ask the C library to keep freed memory for the next allocation instead of handing it back to the system.
+
+    Every training step on a CPU allocates and frees the same large tensors. By default glibc returns them to the
+    system each time and the system clears each page again at its first touch, which makes steps of changing shape
+    several times slower. The memory goes back when the process ends.
+
+    Returns:
+        `bool`: whether the C library understood (glibc does, others are left as they are).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # parameters of mallopt(3)
+    mallopt = ctypes.CDLL(None).mallopt
+    return all((mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 2**28)))
+
+
+class TargetBatchSampler(Sampler[list[int]]):
+    """
+    Batches of rows of similar length that together hold about `targets_per_batch` targets.
+
+    A window of 20 items trains up to 20 targets and a short one a single target, so batches of equal numbers of rows
+    would differ twentyfold in what they teach. Batches are cut from the rows sorted by length (rows of equal length in
+    random order) and come in random order. The order depends on `seed` and the epoch alone, so a resumed run sees
+    the batches that an uninterrupted one sees; the number of batches is the same in every epoch.
+
+    Args:
+        lengths (`list[int]`): Items in each row.
+        targets_per_row (`list[int]`): Targets in each row.
+        targets_per_batch (`int`): Targets wanted in a batch; a batch holds at least one row.
+        seed (`int`): Seed of the order.
+        num_replicas (`int`, *optional*, defaults to 1):
+            Processes that share the batches; the last batches are repeated until all get equally many.
+
+    Raises:
+        ValueError: If there are no rows or `targets_per_batch` is below 1.
+
+    Example:
+
+    ```python
+    >>> sampler = TargetBatchSampler([1, 3, 1, 3], [1, 3, 1, 3], targets_per_batch=3, seed=0)
+    >>> sorted(sorted(batch) for batch in sampler)
+    [[0, 2], [1], [3]]
+
+    ```
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        targets_per_row: Sequence[int],
+        *,
+        targets_per_batch: int,
+        seed: int,
+        num_replicas: int = 1,
+    ) -> None:
+        if not len(lengths):
+            raise ValueError("There are no training rows: no user has two items in the training part.")
+        if targets_per_batch < 1:
+            raise ValueError(f"`targets_per_batch` must be at least 1, got {targets_per_batch}.")
+        self.lengths = np.asarray(lengths)
+        self.targets_per_row = np.asarray(targets_per_row)
+        self.seed = seed
+        self.epoch = 0
+        order = np.lexsort((self.targets_per_row, self.lengths))
+        batch_of = np.maximum(np.cumsum(self.targets_per_row[order]) - 1, 0) // targets_per_batch
+        self._cuts = np.flatnonzero(np.diff(batch_of)) + 1
+        self._num_batches = -(-(len(self._cuts) + 1) // num_replicas) * num_replicas
+
+    def set_epoch(self, epoch: int) -> None:
+        """
+        Choose the order of an epoch.
+
+        Args:
+            epoch (`int`): Number of the epoch.
+        """
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = np.lexsort((random.random(len(self.lengths)), self.targets_per_row, self.lengths))
+        batches = np.split(order, self._cuts)
+        shuffled = random.permutation(len(batches))
+        for number in np.resize(shuffled, self._num_batches):
+            yield batches[number].tolist()
+
+
+class GenRecTrainer(Trainer):
+    """
+    `Trainer` whose batches hold equal numbers of targets and whose `evaluate()` recommends.
+
+    Args:
+        *args: See [`~transformers.Trainer`]. `train_dataset` is a [`WindowDataset`] or [`PrefixDataset`],
+            `eval_dataset` a [`PrefixDataset`] with one row per user.
+        **kwargs: See [`~transformers.Trainer`].
+    """
+
+    args: GenRecTrainingArguments
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        As in transformers; on a CPU the process keeps the memory it frees (see [`keep_freed_memory`]).
+
+        Args:
+            *args: See `Trainer.train`.
+            **kwargs: See `Trainer.train`, for example `resume_from_checkpoint`.
+
+        Returns:
+            `TrainOutput`
+        """
+        if self.args.use_cpu:
+            keep_freed_memory()
+        return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """
+        Rows packed by [`TargetBatchSampler`].
+
+        Returns:
+            `DataLoader`: prepared by accelerate.
+        """
+        rows = self.train_dataset
+        if not isinstance(rows, (WindowDataset, PrefixDataset)):
+            return super().get_train_dataloader()
+        sampler = TargetBatchSampler(
+            rows.lengths,
+            rows.targets_per_row,
+            targets_per_batch=self.args.per_device_train_batch_size,
+            seed=self.args.seed,
+            num_replicas=self.accelerator.num_processes,
+        )
+        self.accelerator.even_batches = False  # batches have different numbers of rows; the sampler evens them out
+        loader = DataLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Recommend for every row of the validation sample and rank its target among all items.
+
+        Args:
+            eval_dataset ([`PrefixDataset`], *optional*): One row per user; `None` for the one given at construction.
+            ignore_keys (`list[str]`, *optional*): Not used.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`): Prefix of the names.
+
+        Returns:
+            `dict`: `ndcg@10` and `recall@10` of the beam search with `eval_num_beams`, and `loss`: the negative
+            log-likelihood per code with latents summed out.
+        """
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        mine = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
+        loader = DataLoader(
+            torch.utils.data.Subset(rows, mine),
+            batch_size=self.args.per_device_eval_batch_size,
+            collate_fn=self.data_collator,
+        )
+        ranks, losses = [], []
+        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
+        for batch in tqdm(loader, desc="Validating", leave=False, disable=hidden):
+            batch = self._prepare_inputs(batch)
+            ranks.append(_target_ranks(model, batch, self.args))
+            with self.compute_loss_context_manager():
+                losses.append(model(**batch).loss.float() * len(ranks[-1]))
+        model.train(was_training)
+        # (num_users, 2): rank and the batch's share of the loss, gathered over processes
+        mine_ranks = torch.cat(ranks)
+        shares = torch.stack(losses).sum() / len(mine_ranks)
+        table = torch.stack([mine_ranks.float(), shares.expand(len(mine_ranks))], dim=1)
+        table = self.accelerator.gather(self.accelerator.pad_across_processes(table, pad_index=-2))
+        table = table[table[:, 0] > -2]
+        all_ranks = table[:, 0].long().cpu().numpy()
+        metrics = {
+            f"{metric_key_prefix}_ndcg@10": ndcg_at_k(all_ranks, k=10),
+            f"{metric_key_prefix}_recall@10": recall_at_k(all_ranks, k=10),
+            f"{metric_key_prefix}_loss": float(table[:, 1].mean()),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _target_ranks(model: Any, batch: dict[str, torch.Tensor], args: GenRecTrainingArguments) -> torch.Tensor:
+    """0-based rank of each row's target among the first ten recommendations, -1 where it is not there."""
+    output = model.recommend(
+        batch["input_ids"],
+        batch["attention_mask"],
+        top_k=min(10, model.config.num_items),
+        num_beams=args.eval_num_beams,
+        latent_aggregation=args.latent_aggregation,
+    )
+    hits = output.item_tokens == batch["labels"].amax(dim=1, keepdim=True)
+    return torch.where(hits.any(1), hits.int().argmax(1), -1)
+
+
+def validation_rows(
+    prepared: PreparedDataset, *, first_item_token: int, max_history_length: int, num_users: int | None, seed: int
+) -> PrefixDataset:
+    """
+    A fixed sample of validation users, one row each.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set.
+        first_item_token (`int`): Token of item 0.
+        max_history_length (`int`): Longer histories keep their last items.
+        num_users (`int`, *optional*): Size of the sample; `None` or a negative number for all.
+        seed (`int`): Seed of the sample.
+
+    Returns:
+        [`PrefixDataset`]
+    """
+    split = prepared.split("validation")
+    if num_users is not None and 0 <= num_users < len(split):
+        chosen = np.random.default_rng(seed).choice(len(split), num_users, replace=False)
+        split = split.select(np.sort(chosen))
+    examples = make_examples(split, prepared.item_ids, max_history_length=max_history_length, targets="last")
+    return PrefixDataset(examples, first_item_token=first_item_token)
+
+
+def make_trainer(
+    model: PreTrainedModel, prepared: PreparedDataset, args: GenRecTrainingArguments, *, targets: str = "all"
+) -> GenRecTrainer:
+    """
+    A trainer over the training part of a prepared data set; call its `train()`.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A model whose config has the token layout.
+        prepared ([`PreparedDataset`]): The data set; its catalog is the model's.
+        args ([`GenRecTrainingArguments`]): How to train.
+        targets (`str`, *optional*, defaults to `"all"`): Train on every item of a sequence or the `"last"` only.
+
+    Returns:
+        [`GenRecTrainer`]
+
+    Raises:
+        ValueError: If the model's catalog has another size than the data set, or there is nothing to train on.
+    """
+    config: Any = model.config
+    if config.num_items != len(prepared.item_ids):
+        raise ValueError(
+            f"The model's catalog has {config.num_items} items, the data set {len(prepared.item_ids)}: "
+            "prepare the log against the model's items."
+        )
+    train_rows = training_dataset(
+        prepared.split("train"),
+        prepared.item_ids,
+        first_item_token=config.first_item_token,
+        history_attention=config.history_attention,
+        max_history_length=config.max_history_length,
+        stride=max(1, config.max_history_length // 2),
+        targets=targets,  # type: ignore[arg-type]
+    )
+    eval_rows = validation_rows(
+        prepared,
+        first_item_token=config.first_item_token,
+        max_history_length=config.max_history_length,
+        num_users=args.num_eval_users,
+        seed=args.seed,
+    )
+    callbacks: list[TrainerCallback] = []
+    if args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
+    return GenRecTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        data_collator=SequenceCollator(pad_token_id=config.pad_token_id),
+        callbacks=callbacks,
+    )
