@@ -56,11 +56,11 @@ def save_recommender(
     Raises:
         ValueError: If model, semantic IDs and items do not belong together.
     """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    model.config.items_fingerprint = semantic_ids.items_fingerprint
     table = item_table(semantic_ids, items)
     check_items(model, table)
+    model.config.items_fingerprint = semantic_ids.items_fingerprint
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as name:
         partial = Path(name)
         model.save_pretrained(partial)

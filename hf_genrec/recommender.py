@@ -56,6 +56,7 @@ class Recommender:
         latent_aggregation: str = "max",
         batch_size: int = 64,
     ) -> None:
+        check_items(model, items)
         self.model = model.eval()
         self.items = items
         self.num_beams = num_beams
@@ -63,7 +64,6 @@ class Recommender:
         self.batch_size = batch_size
         self.item_ids: list[str] = items["item_id"].to_pylist()
         self._index_of = {item_id: index for index, item_id in enumerate(self.item_ids)}
-        check_items(model, items)
 
     @classmethod
     def from_pretrained(
@@ -172,7 +172,7 @@ class Recommender:
             output = self.model.recommend(
                 self._tokens([indices[user][-self.model.config.max_history_length :] for user in users]),
                 top_k=min(top_k, len(self.item_ids)),
-                num_beams=num_beams or self.num_beams,
+                num_beams=self.num_beams if num_beams is None else num_beams,
                 latent_aggregation=self.latent_aggregation,
                 exclude_items=self._tokens([indices[user] for user in users]) if exclude_seen else None,
             )
@@ -255,13 +255,14 @@ def check_items(model: Any, items: pa.Table) -> None:
     if items.num_rows != config.num_items:
         raise ValueError(f"The item table has {items.num_rows} rows, the model's catalog {config.num_items} items.")
     if "codes" in items.column_names:
-        codes = torch.tensor(items["codes"].to_pylist())
-        found = catalog_fingerprint(codes)
+        rows = items["codes"].to_pylist()
+        is_table = all(row is not None and len(row) == config.num_levels and None not in row for row in rows)
+        found = catalog_fingerprint(torch.tensor(rows)) if is_table else f"none: not {config.num_levels} codes each"
         if found != config.catalog_fingerprint:
             raise ValueError(
                 f"The codes of the item table (items.parquet, fingerprint {found}) are not those in the weights "
-                f"(config.json, fingerprint {config.catalog_fingerprint}). Use the items.parquet that was written "
-                "beside these weights."
+                f"(config.json, fingerprint {config.catalog_fingerprint}). Use the items.parquet that was "
+                "written beside these weights."
             )
 
 
@@ -278,7 +279,8 @@ def check_tokenizer(tokenizer: Any, config: Any, items: pa.Table) -> None:
         ValueError: If it does not.
     """
     first = config.first_item_token
-    if tokenizer.convert_ids_to_tokens(range(first, first + config.num_items)) != items["item_id"].to_pylist():
+    tokens = tokenizer.convert_ids_to_tokens(range(first, first + config.num_items))
+    if tokens != items["item_id"].to_pylist() or len(tokenizer) != first + config.num_items:
         raise ValueError(
             "The tokenizer (tokenizer.json) does not hold the items of items.parquet in their order. Use the one that "
             "was written beside these weights."

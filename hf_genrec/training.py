@@ -19,9 +19,11 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_genrec.metrics import ndcg_at_k, recall_at_k
 from hf_genrec.prepared import PreparedDataset
+from hf_genrec.semantic_ids import items_fingerprint
 from hf_genrec.sequences import PrefixDataset, SequenceCollator, WindowDataset, make_examples, training_dataset
 
 
@@ -83,10 +85,31 @@ class GenRecTrainingArguments(TrainingArguments):
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
             self.use_cpu = True
         if self.precision == "auto":
-            self.bf16 = self.bf16 or has_bfloat16()
+            self.bf16 = self.bf16 or (has_bfloat16() and not self.fp16)
         else:
             self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
         super().__post_init__()
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        if self.latent_aggregation not in ("max", "sum"):
+            raise ValueError(f"`latent_aggregation` must be 'max' or 'sum', got {self.latent_aggregation!r}.")
+        if self.eval_num_beams < 1:
+            raise ValueError(f"`eval_num_beams` must be at least 1, got {self.eval_num_beams}.")
+        if self.num_eval_users == 0:
+            raise ValueError("`num_eval_users` must be at least 1, or -1 for all users; got 0.")
+        if self.early_stopping_patience is not None and (
+            self.early_stopping_patience < 1 or self.eval_strategy == IntervalStrategy.NO
+        ):
+            raise ValueError(
+                "`early_stopping_patience` needs to be at least 1 and `eval_strategy` to be 'steps' or 'epoch', got "
+                f"{self.early_stopping_patience} and '{IntervalStrategy(self.eval_strategy).value}'."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "`label_smoothing_factor` is not supported: the loss lives in the model. Set `label_smoothing` of the "
+                "model's config."
+            )
 
 
 def has_bfloat16() -> bool:
@@ -274,6 +297,7 @@ class GenRecTrainer(Trainer):
             torch.utils.data.Subset(rows, mine),
             batch_size=self.args.per_device_eval_batch_size,
             collate_fn=self.data_collator,
+            generator=torch.Generator(),  # evaluating must not change the random numbers of training
         )
         ranks, losses = [], []
         hidden = self.args.disable_tqdm or not self.is_world_process_zero()
@@ -361,6 +385,11 @@ def make_trainer(
             f"The model's catalog has {config.num_items} items, the data set {len(prepared.item_ids)}: "
             "prepare the log against the model's items."
         )
+    if config.items_fingerprint not in (None, items_fingerprint(prepared.item_ids)):
+        raise ValueError(
+            "The items of the data set are not those of the model, or stand in another order (config.json records the "
+            f"fingerprint {config.items_fingerprint}): prepare the log against the model's items."
+        )
     train_rows = training_dataset(
         prepared.split("train"),
         prepared.item_ids,
@@ -377,6 +406,11 @@ def make_trainer(
         num_users=args.num_eval_users,
         seed=args.seed,
     )
+    if args.eval_strategy != IntervalStrategy.NO and not len(eval_rows):
+        raise ValueError(
+            "There are no validation users (nobody has three items), so nothing can be evaluated: set `eval_strategy` "
+            "and `save_strategy` to 'no' and `load_best_model_at_end` to `False`."
+        )
     callbacks: list[TrainerCallback] = []
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))

@@ -99,4 +99,5 @@ def build_tokenizer(
         model_max_length=max_history_length,
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
+        split_special_tokens=True,  # an id that holds "<pad>" or "<unk>" stays one word
     )

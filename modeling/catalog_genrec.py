@@ -249,6 +249,10 @@ class CatalogMixin:
         model.check_catalog()
         return loaded
 
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._catalog = None  # other codes may come in, by `load_state_dict` too
+        super()._load_from_state_dict(*args, **kwargs)
+
     @property
     def catalog(self) -> Catalog:
         """[`Catalog`]: the trie over `item_codes`, built at first use and again after a change of device."""

@@ -29,6 +29,11 @@ class GenRecConfig(PreTrainedConfig):
             Number of latent tokens that may stand before a semantic ID (Latte); 0 for none (TIGER, PSID).
         catalog_fingerprint (`str`, *optional*):
             Fingerprint of the semantic-ID table in the checkpoint; written by `set_catalog`, checked on loading.
+        normalization (`str`, defaults to `"vocabulary"`):
+            Over which tokens a softmax runs, in training, scoring and decoding alike. `"vocabulary"` is the paper's:
+            all tokens, so a model has to learn which ids exist and loses probability to those that do not.
+            `"catalog"`: only tokens that continue the prefix towards an item, so the probabilities of all items sum
+            to one and nothing has to be learnt about ids that do not exist.
         items_fingerprint (`str`, *optional*):
             Fingerprint of the item ids in row order; ties `items.parquet` and the tokenizer to the weights.
 
@@ -53,6 +58,7 @@ class GenRecConfig(PreTrainedConfig):
     num_levels: int = 3
     codebook_size: int = 256
     num_latent_tokens: int = 0
+    normalization: str = "vocabulary"
     catalog_fingerprint: str | None = None
     items_fingerprint: str | None = None
     pad_token_id: int | None = 0
@@ -68,6 +74,8 @@ class GenRecConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if self.codebook_size > 32768:
             raise ValueError(f"`codebook_size` must be at most 32768 (codes are int16), got {self.codebook_size}.")
+        if self.normalization not in ("vocabulary", "catalog"):
+            raise ValueError(f"`normalization` must be 'vocabulary' or 'catalog', got {self.normalization!r}.")
         super().__post_init__(**kwargs)
 
     @property

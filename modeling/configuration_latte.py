@@ -26,6 +26,9 @@ class LatteConfig(GenRecConfig):
         dropout_rate (`float`, defaults to 0.1): Dropout on embeddings, attention weights and feed-forward layers.
         layer_norm_epsilon (`float`, defaults to 1e-6): Epsilon of the layer norms.
         initializer_factor (`float`, defaults to 1.0): Factor on the standard deviations of T5's initialisation.
+        embedding_std (`float`, defaults to 1.0):
+            Standard deviation of the token embeddings at the start. 1.0 is T5's, made for an optimizer whose steps grow
+            with the size of a weight; under AdamW a small one lets the embeddings move sooner.
         feed_forward_proj (`str`, defaults to `"relu"`): `"relu"` or `"gated-gelu"`, as in `T5Config`.
         label_smoothing (`float`, defaults to 0.0): Label smoothing of the training loss, in [0, 1).
         history_attention (`str`, defaults to `"bidirectional"`):
@@ -50,7 +53,11 @@ class LatteConfig(GenRecConfig):
     """
 
     model_type = "latte"
-    attribute_map = {"hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_decoder_layers",  # `generate()` makes a cache of so many layers: the decoder's
+    }
 
     d_model: int = 128
     d_kv: int = 64
@@ -63,6 +70,7 @@ class LatteConfig(GenRecConfig):
     dropout_rate: float | int = 0.1
     layer_norm_epsilon: float = 1e-6
     initializer_factor: float | int = 1.0
+    embedding_std: float | int = 1.0
     feed_forward_proj: str = "relu"
     label_smoothing: float | int = 0.0
     history_attention: str = "bidirectional"
@@ -78,6 +86,10 @@ class LatteConfig(GenRecConfig):
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"`label_smoothing` must lie in [0, 1), got {self.label_smoothing}.")
+        if self.label_smoothing and self.normalization == "catalog":
+            raise ValueError(
+                "`label_smoothing` needs `normalization='vocabulary'`: illegal tokens have no share to smooth."
+            )
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"`dropout_rate` must lie in [0, 1), got {self.dropout_rate}.")
         if self.max_history_length < 1:

@@ -2,8 +2,8 @@
 From a history to ranked items: constrained beam search that reads each user's history once, and exact scoring.
 
 A model that mixes in `RecommendMixin` supplies three things: `encode_history`, `decode_step` and `score_items`.
-Scores are log-probabilities, exact sums over the generated tokens, not divided by length and not renormalised over
-the legal ones.
+Scores are log-probabilities, exact sums over the generated tokens, not divided by length. What a probability is
+relative to is `config.normalization`: the whole vocabulary, or the tokens that the catalog allows.
 """
 
 from dataclasses import dataclass
@@ -188,8 +188,17 @@ class RecommendMixin:
         )
 
 
-def _token_range(config, step: int) -> tuple[int, int, int]:
-    """First token and number of tokens that may be written at a step, and the trie's depth before it (-1: latent)."""
+def token_range(config, step: int) -> tuple[int, int, int]:
+    """
+    What may be written at a decoding step.
+
+    Args:
+        config: The model's config.
+        step (`int`): Number of the step, from 0.
+
+    Returns:
+        `tuple[int, int, int]`: first token, number of tokens, and depth in the trie before the step (-1 for a latent).
+    """
     if config.num_latent_tokens and step == 0:
         return config.first_latent_token, config.num_latent_tokens, -1
     depth = step - (1 if config.num_latent_tokens else 0)
@@ -233,11 +242,11 @@ def beam_search(
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     pruned = []
     for step in range(config.num_decoding_steps):
-        log_probs = model.decode_step(tokens[..., -1], history, cache)
-        start, width, depth = _token_range(config, step)
-        candidates = scores.unsqueeze(-1) + log_probs[..., start : start + width]
-        if depth >= 0:
-            mask = catalog.child_mask(depth, nodes)
+        logits = model.decode_step(tokens[..., -1], history, cache)
+        start, width, depth = token_range(config, step)
+        mask = None if depth < 0 else catalog.child_mask(depth, nodes)
+        candidates = scores.unsqueeze(-1) + _log_probs(config, logits, start, width, mask)
+        if mask is not None:
             if allowed_nodes is not None:
                 _close_prefixes(mask, catalog, depth, nodes, allowed_nodes[depth + 1])
             candidates = candidates.masked_fill(~mask, -float("inf"))
@@ -260,6 +269,14 @@ def beam_search(
             rows = parents + num_parents * torch.arange(batch_size, device=device).unsqueeze(-1)
             cache.self_attention_cache.reorder_cache(rows.flatten())
     return Beams(leaves=nodes, scores=scores, tokens=tokens[..., 1:], step_scores=step_scores, pruned=pruned)
+
+
+def _log_probs(config, logits: torch.Tensor, start: int, width: int, mask: torch.Tensor | None) -> torch.Tensor:
+    """Log-probabilities of the tokens of a step; those of illegal ones mean nothing."""
+    block = logits[..., start : start + width]
+    if config.normalization == "vocabulary":
+        return block - logits.logsumexp(-1, keepdim=True)
+    return (block if mask is None else block.masked_fill(~mask, -float("inf"))).log_softmax(-1)
 
 
 def _close_prefixes(mask, catalog: Catalog, depth: int, nodes, allowed_nodes) -> None:
@@ -353,4 +370,5 @@ __all__ = [
     "beam_search",
     "describe_paths",
     "rank_items",
+    "token_range",
 ]

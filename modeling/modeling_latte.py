@@ -16,7 +16,8 @@ from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 from .attention_genrec import SHARED_HISTORY_ATTENTION
 from .catalog_genrec import CatalogMixin
 from .configuration_latte import LatteConfig
-from .generation_genrec import HistoryOutput, RecommendMixin
+from .dropout_genrec import use_byte_dropout
+from .generation_genrec import HistoryOutput, RecommendMixin, token_range
 from .logits_process_genrec import CatalogLogitsProcessor
 
 
@@ -31,7 +32,7 @@ class LattePreTrainedModel(CatalogMixin, T5PreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, LatteForConditionalGeneration):
-            init.normal_(module.shared.weight, mean=0.0, std=self.config.initializer_factor)
+            init.normal_(module.shared.weight, mean=0.0, std=self.config.embedding_std)
 
 
 class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, RecommendMixin):
@@ -80,6 +81,7 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
         self.encoder = T5Stack(encoder_config)
         self.decoder = T5Stack(decoder_config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        use_byte_dropout(self)
         self.register_catalog()
         self.post_init()
 
@@ -200,7 +202,7 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
 
     def decode_step(self, tokens: torch.LongTensor, history: HistoryOutput, cache: Cache) -> torch.FloatTensor:
         """
-        One step of a search: log-probabilities after the last token of each beam.
+        One step of a search: logits after the last token of each beam.
 
         Args:
             tokens (`torch.LongTensor` of shape `(batch_size, num_beams)`): Last token of each beam.
@@ -209,10 +211,10 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
             user.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_beams, vocab_size)`: float32 log-probabilities.
+            `torch.FloatTensor` of shape `(batch_size, num_beams, vocab_size)`: float32 logits.
         """
         logits, _ = self._decode(tokens.reshape(-1, 1), history, past_key_values=cache, use_cache=True)
-        return logits[:, -1].float().log_softmax(-1).view(*tokens.shape, -1)
+        return logits[:, -1].float().view(*tokens.shape, -1)
 
     # --- training ------------------------------------------------------------------------------------------------
 
@@ -250,14 +252,42 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
         return labels.gather(1, order), num_tokens.gather(1, order)
 
     def _target_logits(self, history, targets, num_visible, latents):
-        """Logits `(B, G, num_decoding_steps, vocab_size)` and label tokens `(B, G, num_decoding_steps)`."""
+        """
+        Logits `(B, G, num_decoding_steps, vocab_size)` and label tokens `(B, G, num_decoding_steps)`. Tokens that do
+        not take part in the softmax have a logit of `-inf`.
+        """
         safe = targets.clamp_min(self.config.first_item_token)
         tokens = self.semantic_id_tokens(safe)
         if latents is not None:
             tokens = torch.cat([(self.config.first_latent_token + latents).unsqueeze(-1), tokens], dim=-1)
         inputs = nn.functional.pad(tokens[..., :-1], (1, 0), value=self.config.decoder_start_token_id)
         logits, _ = self._decode(inputs.flatten(0, 1), history, num_visible)
-        return logits.view(*tokens.shape, -1), tokens
+        logits = logits.view(*tokens.shape, -1).float()
+        if self.config.normalization == "catalog":
+            logits = logits.masked_fill(~self._legal_tokens(safe), -float("inf"))
+        return logits, tokens
+
+    def _legal_tokens(self, item_tokens: torch.LongTensor) -> torch.BoolTensor:
+        """Which tokens the catalog allows on the way to each item: `(..., num_decoding_steps, vocab_size)`."""
+        config, catalog = self.config, self.catalog
+        legal = torch.zeros(
+            *item_tokens.shape,
+            config.num_decoding_steps,
+            config.vocab_size,
+            dtype=torch.bool,
+            device=item_tokens.device,
+        )
+        codes = self.item_codes[item_tokens - config.first_item_token].long()
+        nodes = torch.zeros_like(item_tokens)
+        for step in range(config.num_decoding_steps):
+            start, width, depth = token_range(config, step)
+            block = legal[..., step, start : start + width]
+            if depth < 0:
+                block.fill_(True)
+            else:
+                block.copy_(catalog.child_mask(depth, nodes))
+                nodes = catalog.child(depth, nodes, codes[..., depth])
+        return legal
 
     def _training_loss(self, history, targets, num_visible, num_items_in_batch):
         config = self.config
@@ -267,7 +297,7 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
         logits, tokens = self._target_logits(history, targets, num_visible, latents)
         tokens = tokens.masked_fill((targets == -100).unsqueeze(-1), -100)
         loss = nn.functional.cross_entropy(
-            logits.flatten(0, -2).float(), tokens.flatten(), label_smoothing=config.label_smoothing, reduction="sum"
+            logits.flatten(0, -2), tokens.flatten(), label_smoothing=config.label_smoothing, reduction="sum"
         )
         num_targets = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
         return loss / (num_targets * config.num_decoding_steps), logits
@@ -279,7 +309,7 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
         for latent in range(max(1, config.num_latent_tokens)):
             latents = torch.full_like(targets, latent) if config.num_latent_tokens else None
             logits, tokens = self._target_logits(history, targets, num_visible, latents)
-            log_probs = logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            log_probs = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
             paths.append(log_probs.sum(-1))
         likelihood = torch.stack(paths).logsumexp(0)
         return -likelihood[targets != -100].mean() / config.num_levels, logits
@@ -389,6 +419,8 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
         kwargs["max_new_tokens"] = self.config.num_decoding_steps
         if num_beams > 1:
             kwargs["length_penalty"] = 0.0  # scores are sums of log-probabilities, not divided by any length
+        if self.config.normalization == "catalog":
+            kwargs["renormalize_logits"] = True  # over the tokens that the constraint leaves
         if kwargs.get("encoder_outputs") is None:
             kwargs["encoder_outputs"] = self.encode_history(input_ids, attention_mask)
         processors = [self.catalog_processor(), *(logits_processor or [])]
@@ -429,7 +461,7 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
             for latent in range(max(1, config.num_latent_tokens)):
                 latents = torch.full_like(targets, latent) if config.num_latent_tokens else None
                 logits, tokens = self._target_logits(history, targets, None, latents)
-                log_probs = logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+                log_probs = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
                 paths.append(log_probs.sum(-1))
             stacked = torch.stack(paths)
             chunks.append(stacked.amax(0) if latent_aggregation == "max" else stacked.logsumexp(0))

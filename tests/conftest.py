@@ -20,6 +20,7 @@ os.environ["HF_MODULES_CACHE"] = os.path.join(_CACHE, "modules")
 os.environ["HF_METRICS_CACHE"] = os.path.join(_CACHE, "metrics")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: on a busy machine, threads wait for each other
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

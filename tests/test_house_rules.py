@@ -38,11 +38,15 @@ ROOMS = [
     "training",
     "recommender",
     "cards",
+    "results",
     "hub",
     "recipes",
     "runs",
     "tables",
     "demo",
+    "command_line",
+    "data_commands",
+    "model_commands",
     "cli",
 ]
 MAPPED_FOLDERS = ["modeling", "hub_cards"]  # symlinks inside the package

@@ -1,0 +1,213 @@
+"""
+The verbs that make data: `prepare`, `embed`, `tokenize`. Heavy modules are imported inside.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from hf_genrec.command_line import AsJson, Overwrite, Prepared, app, one_of, output_on
+
+
+@app.command("prepare")
+def _prepare(
+    output: Annotated[str, typer.Option("--output", help="The prepared folder to write.", show_default=False)],
+    interactions: Annotated[str | None, typer.Option(help="Log: .csv, .tsv, .jsonl (also .gz) or .parquet.")] = None,
+    sequences: Annotated[str | None, typer.Option(help="Ready-made sequences: user<TAB>item item ...")] = None,
+    items: Annotated[str | None, typer.Option(help="Items table: .jsonl, .csv, .tsv or .parquet.")] = None,
+    movielens: Annotated[bool, typer.Option("--movielens", help="Fetch and prepare MovieLens-100K.")] = False,
+    amazon: Annotated[int | None, typer.Option(metavar="2014|2023", help="Amazon Reviews of this year.")] = None,
+    category: Annotated[str | None, typer.Option(help="Category of Amazon Reviews, as its files spell it.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder with Amazon's files; else they are fetched.")] = None,
+    benchmark: Annotated[
+        str, typer.Option(help="5-core files of 2023: last_out_w_his, last_out, rating_only, or none for raw.")
+    ] = "last_out_w_his",
+    user_column: Annotated[str, typer.Option(help="Column of the users in the log.")] = "user_id",
+    item_column: Annotated[str, typer.Option(help="Column of the items in the log.")] = "item_id",
+    timestamp_column: Annotated[str, typer.Option(help="Column of the times; '' for the file's order.")] = "timestamp",
+    rating_column: Annotated[str | None, typer.Option(help="Column of the ratings, for --min-rating.")] = None,
+    min_rating: Annotated[float | None, typer.Option(help="Drop interactions rated lower.")] = None,
+    items_id: Annotated[str, typer.Option(help="Field of the ids in the items table.")] = "item_id",
+    title_field: Annotated[str, typer.Option(help="Field of the titles in the items table.")] = "title",
+    text_fields: Annotated[str | None, typer.Option(help="Fields of the text, separated by commas.")] = None,
+    protocol: Annotated[
+        str, typer.Option(help="custom, amazon2014, amazon2018, amazon2023 or movielens: k-core and de-duplication.")
+    ] = "custom",
+    k_core: Annotated[int | None, typer.Option(help="Least interactions of users and items; 0 keeps all.")] = None,
+    deduplicate: Annotated[bool | None, typer.Option(help="Keep a user's earliest interaction with an item.")] = None,
+    min_history: Annotated[int | None, typer.Option(help="Least items before a user's last one.")] = None,
+    missing_text: Annotated[
+        str, typer.Option(callback=one_of("error", "drop", "keep"), help="Items without text: error, drop or keep.")
+    ] = "error",
+    on_error: Annotated[
+        str, typer.Option(callback=one_of("raise", "skip"), help="Malformed lines: raise, or skip and count.")
+    ] = "raise",
+    keep_all_items: Annotated[bool, typer.Option(help="Keep items without an interaction in the catalog.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Read a log and an items table, filter, split, and write a prepared folder.
+
+    \b
+    Examples:
+      hf-genrec prepare --interactions log.csv --items items.jsonl --output data --k-core 5
+      hf-genrec prepare --interactions log.parquet --user-column customer --item-column sku \\
+          --timestamp-column time --items items.csv --output data
+      hf-genrec prepare --sequences sequences.tsv --items items.jsonl --output data
+      hf-genrec prepare --movielens --output data
+      hf-genrec prepare --amazon 2023 --category Video_Games --output data
+    """
+    kinds = {"--interactions": interactions, "--sequences": sequences, "--movielens": movielens, "--amazon": amazon}
+    if sum(bool(value) for value in kinds.values()) != 1:
+        raise ValueError(f"Give exactly one of {', '.join(kinds)}.")
+    if amazon and not category:
+        raise ValueError("`--amazon` needs `--category`, such as Video_Games.")
+    if (interactions or sequences) and not items:
+        raise ValueError("`--items` is missing: the table with the items' titles and texts.")
+    with output_on(as_json) as show:
+        from hf_genrec.amazon import prepare_amazon
+        from hf_genrec.interactions import prepare
+        from hf_genrec.items import DEFAULT_FIELDS
+        from hf_genrec.movielens import prepare_movielens
+        from hf_genrec.tables import preparation_notes, statistics_table
+
+        rules: dict[str, Any] = {"missing_text": missing_text, "on_error": on_error, "overwrite": overwrite}
+        if movielens:
+            prepared = prepare_movielens(output, overwrite=overwrite)
+        elif amazon:
+            files: Any = None if benchmark == "none" else benchmark
+            year: Any = amazon
+            prepared = prepare_amazon(
+                output, year=year, category=category or "", data_dir=data_dir, benchmark=files, **rules
+            )
+        else:
+            prepared = prepare(
+                output,
+                interactions=interactions,
+                sequences=sequences,
+                items=items or "",
+                protocol=protocol,
+                category=category,
+                user=user_column,
+                item=item_column,
+                timestamp=timestamp_column or None,
+                rating=rating_column,
+                items_id=items_id,
+                title=title_field,
+                text_fields=text_fields.split(",") if text_fields else DEFAULT_FIELDS,
+                min_rating=min_rating,
+                deduplicate=deduplicate,
+                k_core=k_core,
+                min_history=min_history,
+                keep_all_items=keep_all_items,
+                **rules,
+            )
+        tables = statistics_table(prepared.metadata), *preparation_notes(prepared.metadata), f"written to {output}"
+        show(*tables, result={"folder": output} | prepared.metadata)
+
+
+@app.command("embed")
+def _embed(
+    prepared_folder: Prepared,
+    output: Annotated[str, typer.Option("--output", help="A folder, or a .safetensors file.", show_default=False)],
+    model: Annotated[
+        str, typer.Option(help="sentence-transformers model or folder; all-MiniLM-L6-v2 also works offline.")
+    ] = "sentence-transformers/sentence-t5-base",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+    matrix: Annotated[str | None, typer.Option(help="A ready .npy or .safetensors matrix instead of a model.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Turn the item texts into embeddings. Results are cached by texts and model.
+
+    \b
+    Examples:
+      hf-genrec embed data --output embeddings --model all-MiniLM-L6-v2
+      hf-genrec embed data --output embeddings.safetensors --matrix my_items.npy
+    """
+    with output_on(as_json) as show:
+        from hf_genrec.prepared import PreparedDataset
+        from hf_genrec.tokenized import embed_items, read_embeddings
+
+        prepared = PreparedDataset.load(prepared_folder)
+        path = embed_items(
+            prepared,
+            output,
+            model_name=model,
+            revision=revision,
+            matrix=matrix,
+            batch_size=batch_size,
+            device=device,
+        )
+        embeddings, encoder = read_embeddings(path, prepared)
+        num_items, dim = embeddings.shape
+        show(
+            f"{num_items:,} items, {dim} dimensions, from {encoder['model']}, written to {path}",
+            result={"file": str(path), "num_items": num_items, "dim": dim} | encoder,
+        )
+
+
+@app.command("tokenize")
+def _tokenize(
+    prepared_folder: Prepared,
+    output: Annotated[str, typer.Option("--output", help="The tokenized folder to write.", show_default=False)],
+    embeddings: Annotated[str | None, typer.Option(help="What `hf-genrec embed` wrote, or a ready matrix.")] = None,
+    ids: Annotated[str | None, typer.Option(help="Import ids instead: JSON {item_id: [codes]}.")] = None,
+    levels: Annotated[int, typer.Option(min=1, help="Codes per item.")] = 3,
+    codebook_size: Annotated[
+        int | None, typer.Option(help="Codes per level, a power of two.", show_default="256")
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Collisions: widen, append, candidates, rematch or keep.", show_default="widen"),
+    ] = None,
+    whiten: Annotated[int, typer.Option(min=0, help="Whitened principal components; 0 for none.")] = 192,
+    fit_on: Annotated[
+        str, typer.Option(callback=one_of("train", "all"), metavar="train|all", help="Items to learn codes from.")
+    ] = "train",
+    seed: Annotated[int, typer.Option(help="Seed of k-means.")] = 1234,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Turn embeddings into semantic IDs, or import another project's ids.
+
+    \b
+    Examples:
+      hf-genrec tokenize data --embeddings embeddings --output ids
+      hf-genrec tokenize data --embeddings embeddings --output tiger_ids --policy append
+      hf-genrec tokenize data --ids other_project.json --output ids --policy append
+    """
+    if (embeddings is None) == (ids is None):
+        raise ValueError("Give either `--embeddings` or `--ids`.")
+    with output_on(as_json) as show:
+        from hf_genrec.prepared import PreparedDataset
+        from hf_genrec.tables import collision_table, usage_table
+        from hf_genrec.tokenized import import_ids, load_tokenized, tokenize_items
+
+        prepared = PreparedDataset.load(prepared_folder)
+        if ids is not None:
+            import_ids(
+                prepared, ids, output, policy=policy or "append", codebook_size=codebook_size, overwrite=overwrite
+            )
+        else:
+            wanted: dict[str, Any] = {"policy": policy or "widen", "fit_on": fit_on}
+            tokenize_items(
+                prepared,
+                embeddings or "",
+                output,
+                num_levels=levels,
+                codebook_size=codebook_size or 256,
+                num_whitened=whiten,
+                seed=seed,
+                overwrite=overwrite,
+                **wanted,
+            )
+        record = load_tokenized(output)[1]
+        tables = collision_table(record["statistics"]), usage_table(record["statistics"])
+        show(*tables, f"written to {output}", result={"folder": output} | record)

@@ -1,0 +1,298 @@
+"""
+The verbs that make and use models: `train`, `evaluate`, `recommend`, `demo`. Heavy modules are imported inside.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from hf_genrec.command_line import Aggregation, AsJson, Beams, Prepared, app, command_line, one_of, output_on
+
+
+class _ManyHistoryItems(TyperCommand):
+    """Lets `--history a b c` stand for `--history a --history b --history c`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        expanded, is_history = [], False
+        for position, word in enumerate(args):
+            if word.startswith("--"):
+                is_history = word == "--history"
+                if is_history and (position + 1 == len(args) or args[position + 1].startswith("--")):
+                    expanded += ["--history", ""]  # an empty history
+                elif not is_history:
+                    expanded.append(word)
+            else:
+                expanded += ["--history", word] if is_history else [word]
+        return super().parse_args(ctx, expanded)
+
+
+def _shape(text: str, *, least: int | None = None) -> Any:
+    return typer.Option(help=f"{text} (default: the recipe's).", show_default=False, min=least)
+
+
+@app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def _train(
+    ctx: typer.Context,
+    prepared_folder: Prepared,
+    output: Annotated[str, typer.Option("--output", help="The run folder to write.", show_default=False)],
+    ids: Annotated[str | None, typer.Option(help="Folder that `hf-genrec tokenize` wrote.")] = None,
+    origin: Annotated[
+        str | None, typer.Option("--from", help="Fine-tune this run folder or Hub repository on the prepared log.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint in the run folder.")
+    ] = False,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="The paper's shape, bidirectional history and schedule (needs a GPU or days)."),
+    ] = False,
+    latents: Annotated[
+        int | None, typer.Option(min=0, help="Latent tokens: 8; 0 is TIGER or PSID.", show_default="8")
+    ] = None,
+    history_attention: Annotated[
+        str | None,
+        typer.Option(callback=one_of("causal", "bidirectional"), help="causal (fast) or bidirectional (paper)."),
+    ] = None,
+    d_model: Annotated[int | None, _shape("Width of the network", least=1)] = None,
+    d_ff: Annotated[int | None, _shape("Inner width of the feed-forward layers", least=1)] = None,
+    d_kv: Annotated[int | None, _shape("Width of an attention head", least=1)] = None,
+    heads: Annotated[int | None, _shape("Attention heads", least=1)] = None,
+    layers: Annotated[int | None, _shape("Encoder layers", least=1)] = None,
+    decoder_layers: Annotated[int | None, _shape("Decoder layers", least=1)] = None,
+    dropout: Annotated[float | None, _shape("Dropout rate")] = None,
+    label_smoothing: Annotated[float | None, _shape("Label smoothing")] = None,
+    max_history: Annotated[int | None, _shape("Latest items of a history that are read", least=1)] = None,
+    targets: Annotated[
+        str,
+        typer.Option(callback=one_of("all", "last"), metavar="all|last", help="Train on every item or the last only."),
+    ] = "all",
+    epochs: Annotated[float | None, _shape("Passes over the training targets")] = None,
+    batch_size: Annotated[int | None, _shape("Targets per device and step", least=1)] = None,
+    learning_rate: Annotated[float | None, _shape("Peak learning rate")] = None,
+    beams: Annotated[int | None, _shape("Beams of the validation", least=1)] = None,
+    latent_aggregation: Aggregation = "max",
+    early_stopping: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many validations without a better ndcg@10.")
+    ] = None,
+    eval_steps: Annotated[
+        float | None, typer.Option(help="Steps (below 1: share of all) between validations; else one per epoch.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32.", show_default="auto")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, batches and latents.", show_default="42")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Train a model and write a run folder, which is also the folder for the Hub.
+
+    Any further option is one of transformers.TrainingArguments, such as --weight-decay 0.1; PREPARED then stands
+    first.
+
+    \b
+    Examples:
+      hf-genrec train data --ids ids --output run
+      hf-genrec train data --ids ids --output run --epochs 10 --weight-decay 0.1 --seed 7
+      hf-genrec train data --ids ids --output run --resume
+      hf-genrec train data --ids ids --output run --latents 0 --history-attention bidirectional
+      hf-genrec train new_data --from run --output tuned --learning-rate 0.0003 --epochs 3
+      accelerate launch scripts/train.py data --ids ids --output run
+    """
+    if prepared_folder.startswith("-"):
+        raise ValueError(f"Name the prepared folder before {prepared_folder} and other options of the trainer.")
+    if (ids is None) == (origin is None):
+        raise ValueError("Give either `--ids` (a new model) or `--from` (a checkpoint to fine-tune).")
+    shape = {
+        "num_latent_tokens": latents, "history_attention": history_attention, "d_model": d_model, "d_ff": d_ff,
+        "d_kv": d_kv, "num_heads": heads, "num_layers": layers, "num_decoder_layers": decoder_layers,
+        "dropout_rate": dropout, "label_smoothing": label_smoothing, "max_history_length": max_history,
+    }  # fmt: skip
+    schedule = {
+        "num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "learning_rate": learning_rate,
+        "eval_num_beams": beams, "latent_aggregation": latent_aggregation, "early_stopping_patience": early_stopping,
+        "precision": precision, "seed": seed,
+    }  # fmt: skip
+    if eval_steps is not None:
+        schedule |= {"eval_strategy": "steps", "eval_steps": eval_steps}
+        schedule |= {"save_strategy": "steps", "save_steps": eval_steps}
+    with output_on(as_json) as show:
+        record = _run_training(
+            prepared_folder, output, ids, origin, resume, paper, _given(shape), _given(schedule), targets, ctx.args
+        )
+        if record is None:
+            return
+        best = record["best_metric"]
+        show(
+            f"{record['num_parameters']:,} parameters, {record['minutes']:.1f} minutes, "
+            + ("not validated" if best is None else f"best validation ndcg@10: {best:.4f}"),
+            f"written to {output}; next: hf-genrec evaluate {output} {prepared_folder}",
+            result={"folder": output} | record,
+        )
+
+
+def _run_training(
+    prepared_folder: str,
+    output: str,
+    ids: str | None,
+    origin: str | None,
+    resume: bool,
+    paper: bool,
+    shape: dict[str, Any],
+    schedule: dict[str, Any],
+    targets: str,
+    options: list[str],
+) -> dict[str, Any] | None:
+    """The record of the run; `None` in a process that is not the main one."""
+    from hf_genrec import recipes
+    from hf_genrec.prepared import PreparedDataset
+    from hf_genrec.runs import is_finished, read_training, start_fresh, start_from, train_run, training_arguments
+
+    if is_finished(output) and resume:
+        typer.echo(f"The run in {output} is finished; nothing to resume.", err=True)
+        return read_training(output) if os.environ.get("RANK", "0") == "0" else None
+    if origin is not None and (shape or paper):
+        wrong = ", ".join(sorted(shape)) or "--paper"
+        raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {wrong}.")
+    prepared = PreparedDataset.load(prepared_folder)
+    settings = (recipes.PAPER_SCHEDULE if paper else recipes.QUICK_SCHEDULE) | schedule
+    args = training_arguments(output, settings=settings, options=options)
+    if origin is not None:
+        starting = start_from(prepared, origin)
+    else:
+        shape = (recipes.PAPER_SHAPE if paper else recipes.QUICK_SHAPE) | shape
+        starting = start_fresh(prepared, ids or "", shape=shape, seed=args.seed)
+    record = train_run(prepared, starting, output, args, targets=targets, resume=resume, command=command_line())
+    return record if args.process_index == 0 else None
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@app.command("evaluate")
+def _evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or Hub repository.", show_default=False)],
+    prepared_folder: Prepared,
+    split: Annotated[str, typer.Option(callback=one_of("test", "validation"), metavar="test|validation")] = "test",
+    beams: Beams = 50,
+    latent_aggregation: Aggregation = "max",
+    batch_size: Annotated[int, typer.Option(min=1, help="Users decoded at a time.")] = 64,
+    max_users: Annotated[int | None, typer.Option(min=1, help="A sample of this many users.")] = None,
+    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
+    no_baselines: Annotated[bool, typer.Option("--no-baselines", help="Without popularity and item-kNN.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the sample and the bootstrap.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    output: Annotated[str | None, typer.Option(help="Write the record to this JSON file too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Rank the whole catalog for every user and print recall and ndcg beside the baselines.
+
+    An evaluation of all users on the test split is also written into the run folder, as evaluation.json.
+
+    \b
+    Examples:
+      hf-genrec evaluate run data
+      hf-genrec evaluate run data --split validation --max-users 2000 --beams 20
+      hf-genrec evaluate user/repository data --json > record.json
+    """
+    with output_on(as_json) as show:
+        from hf_genrec.evaluation import evaluation_record, write_record
+        from hf_genrec.prepared import PreparedDataset
+        from hf_genrec.recommender import Recommender
+        from hf_genrec.runs import check_model_name, check_same_catalog, evaluation_run, write_evaluation
+        from hf_genrec.tables import metrics_table
+
+        check_model_name(model)
+        prepared = PreparedDataset.load(prepared_folder)
+        decoding: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
+        recommender = Recommender.from_pretrained(model, batch_size=batch_size, device=device, **decoding)
+        check_same_catalog(recommender.item_ids, prepared, owner=f"The checkpoint {model}")
+        record = evaluation_record(
+            recommender,
+            prepared,
+            baselines={} if no_baselines else None,
+            run=evaluation_run(model, **decoding),
+            split=split,
+            max_users=max_users,
+            seed=seed,
+            exclude_seen=exclude_seen,
+            show_progress=True,
+        )
+        if output is not None:
+            write_record(record, output)
+        if split == "test" and max_users is None and not exclude_seen and Path(model).is_dir():
+            write_evaluation(model, recommender.model.config, record)
+        show(metrics_table(record), result=record)
+
+
+@app.command("recommend", cls=_ManyHistoryItems)
+def _recommend(
+    model: Annotated[str, typer.Option("--model", help="Run folder or Hub repository.", show_default=False)],
+    history: Annotated[
+        list[str] | None, typer.Option("--history", metavar="ID ID ...", help="Items of one user, oldest first.")
+    ] = None,
+    histories: Annotated[
+        str | None, typer.Option(help="File with one history a line, ids separated by spaces.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Items per user.")] = 10,
+    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
+    beams: Beams = 50,
+    latent_aggregation: Aggregation = "max",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Recommend items for one history or for a file of histories; scores are log-probabilities.
+
+    \b
+    Examples:
+      hf-genrec recommend --model run --history 50 181 172
+      hf-genrec recommend --model run --history 50 181 172 --top-k 5 --exclude-seen --json
+      hf-genrec recommend --model user/repository --histories histories.txt --json
+    """
+    if (history is None) == (histories is None):
+        raise ValueError("Give either `--history` (ids of one user) or `--histories` (a file).")
+    if histories is not None:
+        batch = [line.split() for line in Path(histories).read_text(encoding="utf-8").splitlines()]
+        if not batch:
+            raise ValueError(f"{histories} is empty: it must hold one history a line.")
+    else:
+        batch = [[item_id for item_id in history or [] if item_id]]
+    with output_on(as_json) as show:
+        from hf_genrec.recommender import Recommender
+        from hf_genrec.runs import check_model_name
+        from hf_genrec.tables import recommendation_entries, recommendations_table
+
+        decoding: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
+        check_model_name(model)
+        recommender = Recommender.from_pretrained(model, device=device, **decoding)
+        entries = recommendation_entries(recommender, batch, top_k=top_k, exclude_seen=exclude_seen)
+        titles = ["Recommendations"] if histories is None else [f"Line {line + 1}" for line in range(len(batch))]
+        tables = [recommendations_table(entry, title=title) for entry, title in zip(entries, titles, strict=True)]
+        result = {"model": model} | (entries[0] if histories is None else {"users": entries})
+        show(*tables, result=result)
+
+
+@app.command("demo")
+def _demo(
+    output: Annotated[str, typer.Option("--output", help="Folder for everything.")] = "demo",
+    as_json: AsJson = False,
+) -> None:
+    """
+    The whole walk on MovieLens-100K in a few minutes; stages that are done are not done again.
+
+    \b
+    Examples:
+      hf-genrec demo
+      hf-genrec demo --output /tmp/demo --json
+    """
+    with output_on(as_json) as show:
+        from rich.console import Console
+
+        from hf_genrec.demo import run_demo
+
+        show(result=run_demo(output, console=Console(highlight=False)))

@@ -1,0 +1,466 @@
+"""
+A prepared and a tokenized folder in, a run folder out: the Hub folder, `training.json` and `checkpoints/`.
+
+A run is finished when its `training.json` exists. Until then `checkpoints/run.json` says what is being
+trained, so that a run is only continued with the settings it was begun with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoModel, HfArgumentParser, set_seed
+from transformers.trainer_callback import ProgressCallback
+from transformers.utils import cached_file
+
+from hf_genrec.cards import model_card
+from hf_genrec.evaluation import write_record
+from hf_genrec.hub import save_recommender
+from hf_genrec.modeling.configuration_latte import LatteConfig
+from hf_genrec.modeling.modeling_latte import LatteForConditionalGeneration
+from hf_genrec.prepared import PreparedDataset
+from hf_genrec.recommender import check_items
+from hf_genrec.semantic_ids import SemanticIds
+from hf_genrec.tokenized import QUANTIZER_NAME, load_tokenized
+from hf_genrec.training import GenRecTrainer, GenRecTrainingArguments, make_trainer
+
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS_NAME = "checkpoints"
+TRAINING_NAME = "training.json"
+EVALUATION_NAME = "evaluation.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Starting:
+    """
+    What a run begins with.
+
+    Attributes:
+        model ([`LatteForConditionalGeneration`]): fresh or from a checkpoint; its catalog is filled.
+        semantic_ids ([`SemanticIds`]): the table in the catalog.
+        quantizer (`Path` or `None`): the folder to pass on.
+        origin (`str` or `None`): the checkpoint it comes from.
+    """
+
+    model: Any
+    semantic_ids: SemanticIds
+    quantizer: Path | None
+    origin: str | None = None
+
+
+def start_fresh(
+    prepared: PreparedDataset, tokenized: str | os.PathLike[str], *, shape: Mapping[str, Any], seed: int
+) -> Starting:
+    """
+    A new model over a tokenized folder.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set.
+        tokenized (`str` or `Path`): The tokenized folder of the same items.
+        shape (`dict`): Fields of [`LatteConfig`]; sizes of the catalog come from the folder.
+        seed (`int`): Seed of the weights.
+
+    Returns:
+        [`Starting`]
+
+    Raises:
+        ValueError: If the folder is about other items, its ids collide, or `shape` has an unknown or wrong field.
+    """
+    semantic_ids, _ = load_tokenized(tokenized)
+    check_same_catalog(semantic_ids.item_ids, prepared, owner=f"The tokenized folder {tokenized}")
+    unknown = set(shape) - {field.name for field in dataclasses.fields(LatteConfig)}
+    if unknown:
+        raise ValueError(f"`shape` has fields that no LatteConfig has: {', '.join(sorted(unknown))}.")
+    set_seed(seed)
+    config = LatteConfig(
+        num_items=semantic_ids.num_items,
+        num_levels=semantic_ids.num_levels,
+        codebook_size=semantic_ids.codebook_size,
+        **shape,
+    )
+    model = LatteForConditionalGeneration(config)
+    model.set_catalog(torch.from_numpy(semantic_ids.codes.copy()))
+    quantizer = Path(tokenized) / QUANTIZER_NAME
+    return Starting(model, semantic_ids, quantizer if quantizer.is_dir() else None)
+
+
+def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]) -> Starting:
+    """
+    A checkpoint to fine-tune on another log over the same catalog.
+
+    Args:
+        prepared ([`PreparedDataset`]): The new log, prepared against the checkpoint's items.
+        folder_or_repo (`str` or `Path`): A run folder or a Hub repository.
+
+    Returns:
+        [`Starting`]: weights and semantic IDs are the checkpoint's.
+
+    Raises:
+        ValueError: If the catalogs differ.
+        OSError: If there is no such checkpoint.
+    """
+    path = os.fspath(folder_or_repo)
+    check_model_name(path)
+    model: Any = AutoModel.from_pretrained(path)
+    items = pq.read_table(cached_file(path, "items.parquet"))
+    check_items(model, items)
+    check_same_catalog(items["item_id"].to_pylist(), prepared, owner=f"The checkpoint {path}")
+    semantic_ids = SemanticIds(
+        item_ids=tuple(prepared.item_ids),
+        codes=model.item_codes.cpu().numpy().astype("int64"),
+        codebook_size=model.config.codebook_size,
+        policy="keep",
+    )
+    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=f"{QUANTIZER_NAME}/*"))
+    quantizer = folder / QUANTIZER_NAME
+    return Starting(model.float(), semantic_ids, quantizer if quantizer.is_dir() else None, origin=path)
+
+
+def check_model_name(name: str) -> None:
+    """
+    Whether a name can be a model's: a misspelt folder should not be looked up on the Hub.
+
+    Args:
+        name (`str`): A folder or `user/repository`.
+
+    Raises:
+        FileNotFoundError: If it is no folder and cannot be a repository.
+    """
+    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(name).exists()):
+        raise FileNotFoundError(f"There is no run folder {name}.")
+
+
+def check_same_catalog(item_ids: Sequence[str], prepared: PreparedDataset, *, owner: str) -> None:
+    """
+    Whether something was made for the items of a data set, in their order.
+
+    Args:
+        item_ids (`Sequence[str]`): Its items.
+        prepared ([`PreparedDataset`]): The data set.
+        owner (`str`): What it is, for the error.
+
+    Raises:
+        ValueError: If they differ; the message says how.
+    """
+    mine, theirs = list(item_ids), prepared.item_ids
+    if mine == theirs:
+        return
+    only_mine, only_theirs = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
+    if only_mine or only_theirs:
+        how = f"{len(only_mine)} items only there {only_mine[:5]}, {len(only_theirs)} only here {only_theirs[:5]}"
+    else:
+        how = "the same items in another order"
+    raise ValueError(
+        f"{owner} ({len(mine)} items) is not about the catalog of {prepared.folder} ({len(theirs)} items): {how}. "
+        "Use the data it was made from, or prepare the log with `--keep-all-items` and the checkpoint's items.parquet "
+        "as `--items`."
+    )
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> Any:
+        raise ValueError(f"Training options: {message}.")
+
+
+def training_arguments(
+    output_dir: str | os.PathLike[str], *, settings: Mapping[str, Any], options: Sequence[str] = ()
+) -> GenRecTrainingArguments:
+    """
+    Training arguments from settings and from words of a command line.
+
+    Args:
+        output_dir (`str` or `Path`): The run folder; checkpoints go below it.
+        settings (`dict`): Fields of [`GenRecTrainingArguments`].
+        options (`Sequence[str]`, *optional*): Words such as `["--weight-decay", "0.1"]`; they win over `settings`.
+
+    Returns:
+        [`GenRecTrainingArguments`]
+
+    Raises:
+        ValueError: If a field or an option is unknown or has a wrong value.
+
+    Example:
+
+    ```python
+    >>> args = training_arguments("run", settings={"learning_rate": 0.1}, options=["--weight-decay", "0.5"])
+    >>> args.learning_rate, args.weight_decay
+    (0.1, 0.5)
+
+    ```
+    """
+    known = {field.name: field.default for field in dataclasses.fields(GenRecTrainingArguments)}
+    if set(settings) - set(known):
+        raise ValueError(f"No training arguments: {', '.join(sorted(set(settings) - set(known)))}.")
+    parser = _Parser(GenRecTrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
+    parser.set_defaults(report_to=known["report_to"], output_dir=str(Path(output_dir) / CHECKPOINTS_NAME))
+    parser.set_defaults(disable_tqdm=False)  # its own default is to hide it where transformers is told to be silent
+    parser.set_defaults(**settings)  # the parser itself forgets the default of a field that takes a list
+    args, left = parser.parse_args_into_dataclasses(
+        list(options), return_remaining_strings=True, look_for_args_file=False
+    )
+    if left:
+        raise ValueError(
+            f"Unknown options: {' '.join(left)}. The options of `hf-genrec train --help` and the fields of "
+            "transformers.TrainingArguments are known."
+        )
+    if Path(args.output_dir) != Path(output_dir) / CHECKPOINTS_NAME:
+        raise ValueError("`--output-dir` cannot be given: checkpoints go below the run folder, `--output`.")
+    return args
+
+
+def train_run(
+    prepared: PreparedDataset,
+    starting: Starting,
+    output_dir: str | os.PathLike[str],
+    args: GenRecTrainingArguments,
+    *,
+    targets: str = "all",
+    resume: bool | str = False,
+    command: str = "",
+) -> dict[str, Any]:
+    """
+    Train and write the run folder. Under `accelerate launch` only the main process writes.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set.
+        starting ([`Starting`]): What to train.
+        output_dir (`str` or `Path`): The run folder.
+        args ([`GenRecTrainingArguments`]): How; see [`training_arguments`].
+        targets (`str`, *optional*, defaults to `"all"`): Train on every item of a sequence or the `"last"` only.
+        resume (`bool` or `str`, *optional*, defaults to `False`):
+            Continue from the last whole checkpoint (from the beginning if there is none), or from the one named.
+        command (`str`, *optional*): What `training.json` shall name as the command.
+
+    Returns:
+        `dict`: the content of `training.json`.
+
+    Raises:
+        ValueError: If the folder holds another run, or an unfinished one and `resume` is `False`.
+    """
+    folder = Path(output_dir)
+    settings = run_settings(prepared, starting, args, targets=targets)
+    checkpoint = _checkpoint_to_resume(folder, settings, resume)
+    trainer = make_trainer(starting.model, prepared, args, targets=targets)
+    if not args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(TrainingProgress())
+    if trainer.is_world_process_zero():
+        (folder / CHECKPOINTS_NAME).mkdir(parents=True, exist_ok=True)
+        write_record(settings, folder / CHECKPOINTS_NAME / "run.json")
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    minutes = (time.perf_counter() - start) / 60
+    record = {
+        "command": command,
+        "settings": settings,
+        "minutes": round(minutes, 3),
+        "resumed_from": checkpoint and Path(checkpoint).name,
+        "num_parameters": sum(parameter.numel() for parameter in starting.model.parameters()),
+        "num_train_targets": int(sum(trainer.train_dataset.targets_per_row)),  # type: ignore[union-attr]
+        "best_metric": trainer.state.best_metric,
+        "log_history": _finite(trainer.state.log_history),
+    }
+    if trainer.is_world_process_zero():
+        _write_run(folder, trainer, prepared, starting, record)
+    trainer.accelerator.wait_for_everyone()
+    return record
+
+
+def run_settings(
+    prepared: PreparedDataset, starting: Starting, args: GenRecTrainingArguments, *, targets: str = "all"
+) -> dict[str, Any]:
+    """
+    What decides the result of a run, without what is a matter of the machine or the display.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set.
+        starting ([`Starting`]): What is trained.
+        args ([`GenRecTrainingArguments`]): How.
+        targets (`str`, *optional*, defaults to `"all"`): `"all"` or `"last"`.
+
+    Returns:
+        `dict`: JSON-ready; two runs with equal settings on one machine end with equal weights.
+    """
+    defaults = json.loads(GenRecTrainingArguments(output_dir=args.output_dir).to_json_string())
+    training = {
+        name: value
+        for name, value in json.loads(args.to_json_string()).items()
+        if name not in _NO_SETTINGS and value != defaults.get(name)
+    }
+    config = starting.model.config.to_diff_dict()
+    return {
+        "data_fingerprint": prepared.fingerprint,
+        "protocol": prepared.metadata["protocol"],
+        "semantic_ids_fingerprint": starting.semantic_ids.fingerprint,
+        "from": starting.origin,
+        "targets": targets,
+        "seed": args.seed,
+        "model": {name: value for name, value in config.items() if name not in _NO_SHAPE},
+        "training": training,
+    }
+
+
+def is_finished(folder: str | os.PathLike[str]) -> bool:
+    """
+    Whether a folder holds a finished run.
+
+    Args:
+        folder (`str` or `Path`): A run folder, existing or not.
+
+    Returns:
+        `bool`
+    """
+    return (Path(folder) / TRAINING_NAME).is_file()
+
+
+def read_training(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """
+    The record of a finished run.
+
+    Args:
+        folder (`str` or `Path`): A run folder.
+
+    Returns:
+        `dict`: the content of `training.json`; empty if the folder has none.
+    """
+    return json.loads((Path(folder) / TRAINING_NAME).read_text(encoding="utf-8")) if is_finished(folder) else {}
+
+
+def evaluation_run(folder: str | os.PathLike[str], *, num_beams: int, latent_aggregation: str) -> dict[str, Any]:
+    """
+    What an evaluation record says about the run it belongs to.
+
+    Args:
+        folder (`str` or `Path`): The run folder, or the name of a Hub repository.
+        num_beams (`int`): Beams of the evaluation.
+        latent_aggregation (`str`): `"max"` or `"sum"`.
+
+    Returns:
+        `dict`: `model`, `num_beams`, `latent_aggregation`, and where the folder has them `command`, `seed`, `minutes`,
+        `num_parameters` of the training and the digest of the `weights`.
+    """
+    training = read_training(folder)
+    weights = Path(folder) / "model.safetensors"
+    run: dict[str, Any] = {"model": Path(folder).name if weights.is_file() else os.fspath(folder)}
+    run |= {"num_beams": num_beams, "latent_aggregation": latent_aggregation}
+    run |= {name: training[name] for name in ("command", "minutes", "num_parameters") if name in training}
+    if training:
+        run["seed"] = training["settings"]["seed"]
+    if weights.is_file():
+        with weights.open("rb") as file:
+            run["weights"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return run
+
+
+def write_evaluation(folder: str | os.PathLike[str], config: Any, record: Mapping[str, Any]) -> None:
+    """
+    Put an evaluation into a run folder: `evaluation.json`, and the card unless somebody edited it.
+
+    Args:
+        folder (`str` or `Path`): The run folder.
+        config: The model's config.
+        record (`dict`): The evaluation record.
+    """
+    folder = Path(folder)
+    path, card = folder / EVALUATION_NAME, folder / "README.md"
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if card.is_file() and card.read_text(encoding="utf-8") in (model_card(config), model_card(config, old)):
+        card.write_text(model_card(config, record), encoding="utf-8")
+    write_record(record, path)
+
+
+class TrainingProgress(ProgressCallback):
+    """A progress bar, and one readable line per evaluation on stderr instead of dictionaries on stdout."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """
+        Write a line if the log is an evaluation's, else show the loss beside the bar.
+
+        Args:
+            args: The training arguments.
+            state: The trainer's state.
+            control: The trainer's control.
+            logs (`dict`): What is logged.
+            **kwargs: Not used.
+        """
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        shown = {name.removeprefix("eval_"): value for name, value in logs.items() if isinstance(value, float)}
+        if "eval_loss" in logs:
+            metrics = "  ".join(f"{name} {shown[name]:.4f}" for name in ("loss", "recall@10", "ndcg@10"))
+            logger.log(_PROGRESS, "epoch %.2f  validation: %s", state.epoch or 0.0, metrics)
+        elif "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{shown['loss']:.3f}", refresh=False)
+
+
+_PROGRESS = 25  # between INFO and WARNING: shown unless somebody asks for silence
+
+
+_NO_SETTINGS = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "seed", "use_cpu"}
+_NO_SHAPE = {"transformers_version", "architectures", "dtype", "auto_map", "_name_or_path"}
+
+
+def _checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: bool | str) -> str | None:
+    """The checkpoint's folder; `None` to begin at the beginning."""
+    if is_finished(folder):
+        raise ValueError(f"The run in {folder} is finished ({TRAINING_NAME} exists). Choose another folder.")
+    if isinstance(resume, str):
+        if not _is_whole(Path(resume)):
+            raise ValueError(f"{resume} is no whole checkpoint folder.")
+        return resume
+    whole = sorted(
+        (path for path in (folder / CHECKPOINTS_NAME).glob("checkpoint-*") if _is_whole(path)),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+    )
+    if not whole:
+        return None
+    if not resume:
+        raise ValueError(
+            f"{folder} holds an unfinished run ({whole[-1].name}). Pass `--resume` to continue it, or choose another "
+            "folder."
+        )
+    begun = json.loads((folder / CHECKPOINTS_NAME / "run.json").read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(dict(settings)))
+    differing = [name for name in now if now[name] != begun.get(name)]
+    if differing:
+        shown = "; ".join(f"{name} was {begun.get(name)}, is {now[name]}" for name in differing)
+        raise ValueError(f"The run in {folder} was begun with other settings: {shown}. Repeat them, or start anew.")
+    return str(whole[-1])
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """A killed process leaves a checkpoint without a readable `trainer_state.json`, which is written last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _write_run(
+    folder: Path, trainer: GenRecTrainer, prepared: PreparedDataset, starting: Starting, record: Mapping[str, Any]
+) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    save_recommender(folder, model, starting.semantic_ids, prepared.items, quantizer=starting.quantizer)
+    write_record(record, folder / TRAINING_NAME)  # last: it says that the run is finished
+
+
+def _finite(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """JSON knows no NaN: a gradient norm may be one."""
+    return [
+        {name: value if value == value and abs(value) != float("inf") else None for name, value in entry.items()}
+        for entry in log_history
+    ]

@@ -1,0 +1,335 @@
+"""
+A prepared folder in, the two folders between data and model out: the embeddings file and the tokenized folder.
+
+    embeddings.safetensors   one tensor `embeddings` (num_items, dim); its header names the encoder and the items
+    tokenizer.json           settings, fingerprints and statistics
+    semantic_ids.parquet     the semantic-ID table
+    quantizer/               config.json, quantizer.safetensors, whitening.safetensors, encoder.json: for new items
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from hf_genrec.embeddings import Whitening, embed_texts, encoder_identity, load_matrix
+from hf_genrec.prepared import PreparedDataset, replaced_folder
+from hf_genrec.quantizers import ResidualKMeans
+from hf_genrec.semantic_ids import CollisionPolicy, SemanticIds, items_fingerprint
+
+
+logger = logging.getLogger(__name__)
+
+EMBEDDINGS_NAME = "embeddings.safetensors"
+RECORD_NAME = "tokenizer.json"
+IDS_NAME = "semantic_ids.parquet"
+QUANTIZER_NAME = "quantizer"
+
+
+def embed_items(
+    prepared: PreparedDataset,
+    output: str | os.PathLike[str],
+    *,
+    model_name: str = "sentence-transformers/sentence-t5-base",
+    revision: str | None = None,
+    matrix: str | os.PathLike[str] | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    show_progress: bool = True,
+) -> Path:
+    """
+    Write the embeddings of a catalog's texts.
+
+    Args:
+        prepared ([`PreparedDataset`]):
+            The data set; its items' `text` is embedded.
+        output (`str` or `Path`):
+            A `.safetensors` file, or a folder that gets an `embeddings.safetensors`.
+        model_name (`str`, *optional*, defaults to `"sentence-transformers/sentence-t5-base"`):
+            A sentence-transformers model; see [`embed_texts`].
+        revision (`str`, *optional*):
+            Its branch, tag or commit.
+        matrix (`str` or `Path`, *optional*):
+            A ready `.npy` or `.safetensors` matrix in the order of the items, instead of a model.
+        batch_size (`int`, *optional*, defaults to 32):
+            Texts per forward pass.
+        device (`str`, *optional*):
+            Torch device of the encoder.
+        cache_dir (`str` or `Path`, *optional*):
+            Folder of the cache.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether a progress bar is shown.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ValueError: If the matrix does not fit the catalog, or `output` is a file of another kind.
+    """
+    path = embeddings_path(output)
+    texts = prepared.items["text"].to_pylist()
+    if matrix is None:
+        embeddings = embed_texts(
+            texts,
+            model_name=model_name,
+            revision=revision,
+            batch_size=batch_size,
+            device=device,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            show_progress=show_progress,
+        )
+        identity = encoder_identity(model_name, revision=revision, cache_dir=cache_dir)
+        encoder = {"model": model_name, "revision": revision or "", "identity": identity}
+    else:
+        embeddings = load_matrix(os.fspath(matrix), num_items=len(texts))
+        encoder = {"model": f"matrix {Path(matrix).name}", "revision": "", "identity": ""}
+    metadata = encoder | {"items_fingerprint": items_fingerprint(prepared.item_ids), "texts": _digest(texts)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({"embeddings": embeddings}, partial, metadata=metadata)
+    partial.replace(path)
+    return path
+
+
+def embeddings_path(output: str | os.PathLike[str]) -> Path:
+    """
+    Where [`embed_items`] writes.
+
+    Args:
+        output (`str` or `Path`): A `.safetensors` file or a folder.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ValueError: If `output` is a file of another kind.
+
+    Example:
+
+    ```python
+    >>> embeddings_path("demo").as_posix(), embeddings_path("demo/minilm.safetensors").as_posix()
+    ('demo/embeddings.safetensors', 'demo/minilm.safetensors')
+
+    ```
+    """
+    path = Path(output)
+    if path.suffix == ".safetensors":
+        return path
+    if path.is_file() or path.suffix == ".npy":
+        raise ValueError(f"`output` must be a folder or end with .safetensors, got {str(path)!r}.")
+    return path / EMBEDDINGS_NAME
+
+
+def read_embeddings(path: str | os.PathLike[str], prepared: PreparedDataset) -> tuple[np.ndarray, dict[str, str]]:
+    """
+    The embeddings of a catalog, and where they come from.
+
+    Args:
+        path (`str` or `Path`): What [`embed_items`] wrote (file or folder), or a ready matrix file.
+        prepared ([`PreparedDataset`]): The data set whose items the rows must be.
+
+    Returns:
+        `tuple[np.ndarray, dict[str, str]]`: the matrix `(num_items, dim)`, and the file's `model`, `revision`,
+        `identity` and fingerprints, without those that a ready matrix lacks.
+
+    Raises:
+        ValueError: If the matrix does not fit the catalog or was made from other items or texts.
+        FileNotFoundError: If there is no such file.
+    """
+    path = Path(path)
+    file = path if path.is_file() or path.suffix == ".npy" else embeddings_path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist. Run `hf-genrec embed`.")
+    encoder: dict[str, str] = {}
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="np") as opened:
+            encoder = opened.metadata() or {}
+    wanted = items_fingerprint(prepared.item_ids)
+    if encoder.get("items_fingerprint", wanted) != wanted:
+        raise ValueError(
+            f"{file} holds the embeddings of other items than those of {prepared.folder}. Embed them again."
+        )
+    if "texts" in encoder and encoder["texts"] != _digest(prepared.items["text"].to_pylist()):
+        raise ValueError(f"{file} was made from other texts than those of {prepared.folder}. Embed them again.")
+    return load_matrix(file, num_items=len(prepared.item_ids)), encoder
+
+
+def tokenize_items(
+    prepared: PreparedDataset,
+    embeddings: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    num_levels: int = 3,
+    codebook_size: int = 256,
+    policy: CollisionPolicy = "widen",
+    num_whitened: int = 192,
+    fit_on: Literal["train", "all"] = "train",
+    num_candidates: int = 5,
+    seed: int = 1234,
+    overwrite: bool = False,
+) -> SemanticIds:
+    """
+    Embeddings to semantic IDs: whitening, residual k-means, collision policy.
+
+    Args:
+        prepared ([`PreparedDataset`]):
+            The data set.
+        embeddings (`str` or `Path`):
+            What [`embed_items`] wrote, or a ready matrix.
+        output_dir (`str` or `Path`):
+            The tokenized folder; it appears whole or not at all.
+        num_levels (`int`, *optional*, defaults to 3):
+            Codes per item.
+        codebook_size (`int`, *optional*, defaults to 256):
+            Codes per level.
+        policy (`str`, *optional*, defaults to `"widen"`):
+            What is done about collisions; see [`SemanticIds.from_codes`].
+        num_whitened (`int`, *optional*, defaults to 192):
+            Principal components to whiten to, at most what dimensions and items allow; 0 for the plain embeddings.
+        fit_on (`"train"` or `"all"`, *optional*, defaults to `"train"`):
+            Which items whitening and k-means learn from: those of the training part, or all as the paper does.
+        num_candidates (`int`, *optional*, defaults to 5):
+            Centroids per level that `"candidates"` tries and `"widen"` begins with.
+        seed (`int`, *optional*, defaults to 1234):
+            Seed of k-means.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether an existing tokenized folder is replaced.
+
+    Returns:
+        [`SemanticIds`]: the table that was written.
+
+    Raises:
+        ValueError: If the embeddings do not fit, or the policy cannot succeed.
+        FileExistsError: If `output_dir` may not be replaced.
+    """
+    if fit_on not in ("train", "all"):
+        raise ValueError(f'`fit_on` must be "train" or "all", got {fit_on!r}.')
+    if num_whitened < 0:
+        raise ValueError(f"`num_whitened` must be at least 0, got {num_whitened}.")
+    settings = {
+        "num_levels": num_levels, "codebook_size": codebook_size, "policy": policy, "num_whitened": num_whitened,
+        "fit_on": fit_on, "num_candidates": num_candidates, "seed": seed,
+    }  # fmt: skip
+    matrix, encoder = read_embeddings(embeddings, prepared)
+    num_items = len(prepared.item_ids)
+    rows = np.flatnonzero(prepared.train_item_counts() > 0) if fit_on == "train" else np.arange(num_items)
+    with replaced_folder(output_dir, marker=RECORD_NAME, overwrite=overwrite) as folder:
+        (folder / QUANTIZER_NAME).mkdir()
+        num_components = min(num_whitened, matrix.shape[1], len(rows) - 1)
+        points = matrix
+        if num_components > 0:
+            whitening = Whitening.fit(matrix, num_components=num_components, fit_on=rows)
+            whitening.save(folder / QUANTIZER_NAME / "whitening.safetensors")
+            points = whitening.transform(matrix)
+        quantizer = ResidualKMeans(num_levels=num_levels, codebook_size=codebook_size, seed=seed).fit(points[rows])
+        quantizer.save(folder / QUANTIZER_NAME)
+        _write_json(folder / QUANTIZER_NAME / "encoder.json", {n: encoder.get(n) or None for n in _ENCODER_KEYS})
+        semantic_ids = SemanticIds.from_codes(
+            prepared.item_ids,
+            quantizer.encode(points),
+            codebook_size=codebook_size,
+            policy=policy,
+            embeddings=points,
+            codebooks=quantizer.codebooks,
+            num_candidates=num_candidates,
+        )
+        _write_tokenized(folder, prepared, semantic_ids, settings | {"embeddings": _digest_of(matrix)})
+    return semantic_ids
+
+
+def import_ids(
+    prepared: PreparedDataset,
+    ids: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    policy: str = "append",
+    codebook_size: int | None = None,
+    overwrite: bool = False,
+) -> SemanticIds:
+    """
+    Another project's `{item_id: [codes]}` to a tokenized folder without a quantizer.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set, whose items the file must list.
+        ids (`str` or `Path`): A JSON file.
+        output_dir (`str` or `Path`): The tokenized folder.
+        policy (`str`, *optional*, defaults to `"append"`): `"append"` or `"keep"`; the others need centroids.
+        codebook_size (`int`, *optional*): Codes per level; `None` takes the largest code plus one.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether an existing tokenized folder is replaced.
+
+    Returns:
+        [`SemanticIds`]: the table that was written.
+
+    Raises:
+        ValueError: If the file does not list exactly the items of the data set, or the policy needs centroids.
+        FileExistsError: If `output_dir` may not be replaced.
+    """
+    if policy not in ("append", "keep"):
+        raise ValueError(f'Imported ids have no centroids: `policy` must be "append" or "keep", got {policy!r}.')
+    kind = cast(Literal["append", "keep"], policy)
+    semantic_ids = SemanticIds.from_json(
+        Path(ids), item_ids=prepared.item_ids, policy=kind, codebook_size=codebook_size
+    )
+    settings = {"ids": Path(ids).name, "policy": policy, "codebook_size": codebook_size}
+    with replaced_folder(output_dir, marker=RECORD_NAME, overwrite=overwrite) as folder:
+        _write_tokenized(folder, prepared, semantic_ids, settings)
+    return semantic_ids
+
+
+def load_tokenized(folder: str | os.PathLike[str]) -> tuple[SemanticIds, dict[str, Any]]:
+    """
+    Open a tokenized folder.
+
+    Args:
+        folder (`str` or `Path`): What [`tokenize_items`] or [`import_ids`] wrote.
+
+    Returns:
+        `tuple[SemanticIds, dict]`: the table, and the content of `tokenizer.json`.
+
+    Raises:
+        FileNotFoundError: If it is no tokenized folder.
+    """
+    folder = Path(folder)
+    if not (folder / RECORD_NAME).is_file() or not (folder / IDS_NAME).is_file():
+        raise FileNotFoundError(f"{folder} is no tokenized folder (no {RECORD_NAME}). Run `hf-genrec tokenize`.")
+    record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+    return SemanticIds.load(folder / IDS_NAME), record
+
+
+_ENCODER_KEYS = ("model", "revision", "identity")
+
+
+def _write_tokenized(
+    folder: Path, prepared: PreparedDataset, semantic_ids: SemanticIds, settings: Mapping[str, Any]
+) -> None:
+    semantic_ids.save(folder / IDS_NAME)
+    record = {
+        "settings": dict(settings),
+        "data_fingerprint": prepared.fingerprint,
+        "items_fingerprint": semantic_ids.items_fingerprint,
+        "catalog_fingerprint": semantic_ids.catalog_fingerprint,
+        "statistics": semantic_ids.statistics(),
+    }
+    _write_json(folder / RECORD_NAME, record)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _digest(texts: list[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
+def _digest_of(matrix: np.ndarray) -> str:
+    return hashlib.sha256(matrix.tobytes()).hexdigest()[:16]

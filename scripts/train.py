@@ -1,0 +1,13 @@
+"""
+`hf-genrec train` as a script, for `accelerate launch` and `torchrun`.
+
+    accelerate launch scripts/train.py PREPARED --ids IDS --output RUN
+"""
+
+import sys
+
+from hf_genrec.cli import app
+
+
+if __name__ == "__main__":
+    app(["train", *sys.argv[1:]], prog_name="hf-genrec")

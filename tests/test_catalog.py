@@ -1,0 +1,165 @@
+"""Catalog: the trie as tensors, against a trie of Python dictionaries."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_genrec.modeling.catalog_genrec import Catalog, catalog_fingerprint
+
+
+@st.composite
+def catalogs(draw):
+    """Distinct tuples in any order, their codebook size, and whether the levels are kept dense."""
+    codebook_size = draw(st.integers(1, 5))
+    num_levels = draw(st.integers(1, 4))
+    tuples = st.tuples(*[st.integers(0, codebook_size - 1)] * num_levels)
+    codes = draw(st.lists(tuples, min_size=1, max_size=12, unique=True))
+    return codes, codebook_size, draw(st.sampled_from([0, 7, 1 << 25]))
+
+
+def build(example):
+    codes, codebook_size, max_dense_entries = example
+    return Catalog(torch.tensor(codes), codebook_size, max_dense_entries=max_dense_entries)
+
+
+def prefixes_of(codes, depth):
+    """The brute-force trie: all prefixes of a length in order, which is how nodes are numbered."""
+    return sorted({item[:depth] for item in codes})
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogs())
+def test_nodes_are_the_prefixes_in_order(example):
+    codes, codebook_size, _ = example
+    catalog = build(example)
+
+    assert catalog.num_nodes == [len(prefixes_of(codes, depth)) for depth in range(len(codes[0]) + 1)]
+    for depth in range(1, len(codes[0]) + 1):
+        prefixes = prefixes_of(codes, depth)
+        assert catalog.node_of(torch.tensor(prefixes)).tolist() == list(range(len(prefixes)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogs())
+def test_children_are_those_of_the_brute_force_trie(example):
+    codes, codebook_size, _ = example
+    catalog = build(example)
+
+    for depth in range(len(codes[0])):
+        parents, children = prefixes_of(codes, depth), prefixes_of(codes, depth + 1)
+        is_child = [[(*parent, code) in children for code in range(codebook_size)] for parent in parents]
+        nodes = torch.arange(len(parents))
+
+        assert catalog.child_mask(depth, nodes).tolist() == is_child
+        for code in range(-1, codebook_size + 1):
+            expected = [children.index((*p, code)) if (*p, code) in children else -1 for p in parents]
+            assert catalog.child(depth, nodes, torch.full_like(nodes, code)).tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogs(), st.integers(0, 2**32 - 1))
+def test_items_are_found_by_their_codes_and_by_nothing_else(example, seed):
+    codes, codebook_size, _ = example
+    catalog = build(example)
+
+    assert catalog.item_of(torch.tensor(codes)).tolist() == list(range(len(codes)))
+    generator = torch.Generator().manual_seed(seed)
+    guesses = torch.randint(-1, codebook_size + 1, (4, 5, len(codes[0])), generator=generator)
+    expected = [[codes.index(tuple(g)) if tuple(g) in codes else -1 for g in row] for row in guesses.tolist()]
+    assert catalog.item_of(guesses).tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogs(), st.integers(0, 2**32 - 1))
+def test_prefix_is_open_exactly_where_an_allowed_item_lies_below(example, seed):
+    codes, _, _ = example
+    catalog = build(example)
+    allowed = torch.rand(3, len(codes), generator=torch.Generator().manual_seed(seed)) < 0.4
+
+    nodes = catalog.allowed_nodes(allowed)
+
+    assert len(nodes) == len(codes[0]) + 1
+    for depth, table in enumerate(nodes):
+        expected = [
+            [
+                any(ok and item[:depth] == p for item, ok in zip(codes, row, strict=True))
+                for p in prefixes_of(codes, depth)
+            ]
+            for row in allowed.tolist()
+        ]
+        assert table.tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogs())
+def test_leaves_below_a_node_are_one_range(example):
+    codes, _, _ = example
+    catalog = build(example)
+    ordered = sorted(codes)
+
+    assert catalog.items_in_order.tolist() == [codes.index(item) for item in ordered]
+    for depth in range(len(codes[0]) + 1):
+        first = catalog.first_leaf(depth).tolist()
+        for node, prefix in enumerate(prefixes_of(codes, depth)):
+            below = ordered[first[node] : first[node + 1]]
+            assert below == [item for item in ordered if item[:depth] == prefix]
+
+
+@pytest.mark.parametrize("max_dense_entries", [0, 1 << 25])
+def test_no_node_has_no_children(max_dense_entries):
+    catalog = Catalog(torch.tensor([[0, 1], [2, 0]]), 3, max_dense_entries=max_dense_entries)
+
+    assert catalog.child_mask(0, torch.tensor([-1])).tolist() == [[False, False, False]]
+    assert catalog.child_mask(1, torch.tensor([[-1, 1], [0, -1]])).tolist() == [
+        [[False, False, False], [True, False, False]],
+        [[False, True, False], [False, False, False]],
+    ]
+    assert catalog.child(1, torch.tensor([-1]), torch.tensor([0])).tolist() == [-1]
+
+
+@pytest.mark.parametrize("max_dense_entries", [0, 1 << 25])
+def test_catalog_of_one_item(max_dense_entries):
+    catalog = Catalog(torch.tensor([[3, 0, 2]]), 4, max_dense_entries=max_dense_entries)
+
+    assert catalog.num_nodes == [1, 1, 1, 1]
+    assert catalog.item_of(torch.tensor([[3, 0, 2], [3, 0, 1]])).tolist() == [0, -1]
+    assert catalog.child_mask(1, torch.tensor([0])).tolist() == [[True, False, False, False]]
+
+
+@pytest.mark.parametrize("max_dense_entries", [0, 1 << 25])
+def test_catalog_of_one_level(max_dense_entries):
+    catalog = Catalog(torch.tensor([[4], [1], [2]]), 6, max_dense_entries=max_dense_entries)
+
+    assert catalog.child_mask(0, torch.tensor([0])).tolist() == [[False, True, True, False, True, False]]
+    assert catalog.item_of(torch.tensor([[1], [4], [0]])).tolist() == [1, 0, -1]
+
+
+def test_node_of_the_empty_prefix_is_the_root():
+    catalog = Catalog(torch.tensor([[4], [1]]), 6)
+
+    assert catalog.node_of(torch.zeros(3, 0, dtype=torch.long)).tolist() == [0, 0, 0]
+
+
+def test_items_that_share_their_codes_are_counted_and_refused():
+    with pytest.raises(ValueError, match="2 of 5 items share their semantic ID"):
+        Catalog(torch.tensor([[0, 1], [2, 0], [0, 1], [1, 1], [0, 1]]), 3)
+
+
+@pytest.mark.parametrize("codes", [[[0, 3]], [[-1, 0]]])
+def test_codes_out_of_range_are_refused(codes):
+    with pytest.raises(ValueError, match=r"Codes must lie in \[0, 3\)"):
+        Catalog(torch.tensor(codes), 3)
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (3, 0), (5,), (2, 3, 4)])
+def test_tables_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match="must have shape"):
+        Catalog(torch.zeros(shape, dtype=torch.long), 3)
+
+
+def test_fingerprint_tells_codes_order_and_shape_apart_but_not_their_type():
+    codes = torch.tensor([[0, 1, 2], [2, 0, 1]])
+
+    assert catalog_fingerprint(codes) == catalog_fingerprint(codes.to(torch.int16)) == "fb45492faa503314"
+    assert len({catalog_fingerprint(c) for c in (codes, codes.flip(0), codes.flip(1), codes.view(3, 2))}) == 4
