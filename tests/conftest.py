@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -38,6 +39,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder of real data beside the checkout")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def restored_logging():
+    """The command line sets up logging for a whole process; the next module finds it as it was."""
+    from transformers.utils import logging as transformers_logging
+
+    library, verbosity = logging.getLogger("hf_genrec"), transformers_logging.get_verbosity()
+    level, handlers = library.level, library.handlers
+    yield
+    library.setLevel(level)
+    library.handlers = handlers
+    transformers_logging.set_verbosity(verbosity)
+    transformers_logging.enable_progress_bar()
 
 
 @pytest.fixture

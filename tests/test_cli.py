@@ -1,7 +1,6 @@
 """The command line from a log to recommendations on an invented shop, in one process."""
 
 import json
-import logging
 import os
 import random
 import subprocess
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
 from hf_genrec.cli import app
@@ -22,18 +20,6 @@ from hf_genrec.semantic_ids import SemanticIds
 NUM_ITEMS, NUM_USERS = 23, 31
 SHAPE = ["--d-model", "16", "--d-ff", "24", "--d-kv", "8", "--heads", "2", "--layers", "1", "--decoder-layers", "1"]
 TRAIN = [*SHAPE, "--latents", "3", "--batch-size", "64", "--beams", "5", "--precision", "fp32"]
-
-
-@pytest.fixture(autouse=True)
-def quiet_again():
-    """The command line sets up logging for a whole process; other tests want it back."""
-    library, verbosity = logging.getLogger("hf_genrec"), transformers_logging.get_verbosity()
-    level, handlers = library.level, library.handlers
-    yield
-    library.setLevel(level)
-    library.handlers = handlers
-    transformers_logging.set_verbosity(verbosity)
-    transformers_logging.enable_progress_bar()
 
 
 def run(*words: object):
