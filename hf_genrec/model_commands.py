@@ -58,6 +58,13 @@ def _train(
         str | None,
         typer.Option(callback=one_of("causal", "bidirectional"), help="causal (fast) or bidirectional (paper)."),
     ] = None,
+    normalization: Annotated[
+        str | None,
+        typer.Option(
+            callback=one_of("catalog", "vocabulary"),
+            help="Softmax over the tokens the catalog allows (default), or over all (paper).",
+        ),
+    ] = None,
     d_model: Annotated[int | None, _shape("Width of the network", least=1)] = None,
     d_ff: Annotated[int | None, _shape("Inner width of the feed-forward layers", least=1)] = None,
     d_kv: Annotated[int | None, _shape("Width of an attention head", least=1)] = None,
@@ -106,9 +113,10 @@ def _train(
     if (ids is None) == (origin is None):
         raise ValueError("Give either `--ids` (a new model) or `--from` (a checkpoint to fine-tune).")
     shape = {
-        "num_latent_tokens": latents, "history_attention": history_attention, "d_model": d_model, "d_ff": d_ff,
-        "d_kv": d_kv, "num_heads": heads, "num_layers": layers, "num_decoder_layers": decoder_layers,
-        "dropout_rate": dropout, "label_smoothing": label_smoothing, "max_history_length": max_history,
+        "num_latent_tokens": latents, "history_attention": history_attention, "normalization": normalization,
+        "d_model": d_model, "d_ff": d_ff, "d_kv": d_kv, "num_heads": heads, "num_layers": layers,
+        "num_decoder_layers": decoder_layers, "dropout_rate": dropout, "label_smoothing": label_smoothing,
+        "max_history_length": max_history,
     }  # fmt: skip
     schedule = {
         "num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "learning_rate": learning_rate,

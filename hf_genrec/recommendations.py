@@ -103,21 +103,21 @@ def as_histories(histories: Sequence[Sequence[str]] | Sequence[str]) -> list[lis
 
     Args:
         histories (`list[list[str]]` or `list[str]`):
-            Item ids, oldest first. An empty list is an empty batch; one user without a history is `[[]]`.
+            Item ids, oldest first. An empty list is one user without a history.
 
     Returns:
         `list[list[str]]`: one list per user.
 
     Raises:
-        TypeError: If `histories` is one string, or mixes strings and lists.
+        TypeError: If `histories` is one string, mixes strings and lists, or holds ids that are no strings.
 
     Example:
 
     ```python
     >>> as_histories(["soap", "brush"])
     [['soap', 'brush']]
-    >>> as_histories([["soap"], []])
-    [['soap'], []]
+    >>> as_histories([["soap"], []]), as_histories([])
+    ([['soap'], []], [[]])
 
     ```
     """
@@ -128,6 +128,10 @@ def as_histories(histories: Sequence[Sequence[str]] | Sequence[str]) -> list[lis
     is_string = [isinstance(entry, str) for entry in histories]
     if any(is_string) and not all(is_string):
         raise TypeError("`histories` must be a list of item ids or a list of such lists, got a mixture of both.")
-    if is_string and is_string[0]:
+    if all(is_string):
         return [[str(item_id) for item_id in histories]]
+    for history in histories:
+        wrong = [item_id for item_id in history if not isinstance(item_id, str)]
+        if wrong:
+            raise TypeError(f"Item ids must be strings, got {wrong[0]!r} of type {type(wrong[0]).__name__}.")
     return [list(history) for history in histories]

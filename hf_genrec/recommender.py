@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
 from hf_genrec.modeling.catalog_genrec import catalog_fingerprint
-from hf_genrec.recommendations import Recommendations
+from hf_genrec.recommendations import Recommendations, as_histories
 from hf_genrec.semantic_ids import items_fingerprint
 
 
@@ -162,7 +162,7 @@ class Recommender:
         """
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
-        batch = as_batch(histories)
+        batch = as_histories(histories)
         indices, num_unknown = self._look_up(batch)
         order = np.argsort([len(history) for history in indices], kind="stable")
         item_ids: list[list[str]] = [[]] * len(batch)
@@ -197,38 +197,6 @@ class Recommender:
         for row, history in enumerate(histories):
             tokens[row, : len(history)] = np.asarray(history, dtype=np.int64) + config.first_item_token
         return torch.from_numpy(tokens).to(self.model.device)  # type: ignore[return-value]
-
-
-def as_batch(histories: Sequence[Sequence[str]] | Sequence[str]) -> list[list[str]]:
-    """
-    One history or several, as several.
-
-    Args:
-        histories (`list[list[str]]` or `list[str]`): Item ids.
-
-    Returns:
-        `list[list[str]]`
-
-    Raises:
-        TypeError: If `histories` is a string or holds anything but strings and lists of strings.
-
-    Example:
-
-    ```python
-    >>> as_batch(["soap", "brush"]), as_batch([["soap"], []]), as_batch([])
-    ([['soap', 'brush']], [['soap'], []], [[]])
-
-    ```
-    """
-    if isinstance(histories, str):
-        raise TypeError(f"`histories` must be a list of item ids or of such lists, got the string {histories!r}.")
-    rows = list(histories)
-    if all(isinstance(row, str) for row in rows):
-        return [rows]  # type: ignore[list-item]
-    for row in rows:
-        if isinstance(row, str) or not all(isinstance(item_id, str) for item_id in row):
-            raise TypeError(f"`histories` must hold lists of item ids (strings), got {row!r}.")
-    return [list(row) for row in rows]
 
 
 def check_items(model: Any, items: pa.Table) -> None:

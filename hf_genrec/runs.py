@@ -260,13 +260,14 @@ def train_run(
     if trainer.is_world_process_zero():
         (folder / CHECKPOINTS_NAME).mkdir(parents=True, exist_ok=True)
         write_record(settings, folder / CHECKPOINTS_NAME / "run.json")
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     trainer.train(resume_from_checkpoint=checkpoint)
     minutes = (time.perf_counter() - start) / 60
     record = {
         "command": command,
         "settings": settings,
         "minutes": round(minutes, 3),
+        "cpu_minutes": round((time.process_time() - cpu_start) / 60, 3),
         "resumed_from": checkpoint and Path(checkpoint).name,
         "num_parameters": sum(parameter.numel() for parameter in starting.model.parameters()),
         "num_train_targets": int(sum(trainer.train_dataset.targets_per_row)),  # type: ignore[union-attr]
@@ -356,7 +357,9 @@ def evaluation_run(folder: str | os.PathLike[str], *, num_beams: int, latent_agg
     weights = Path(folder) / "model.safetensors"
     run: dict[str, Any] = {"model": Path(folder).name if weights.is_file() else os.fspath(folder)}
     run |= {"num_beams": num_beams, "latent_aggregation": latent_aggregation}
-    run |= {name: training[name] for name in ("command", "minutes", "num_parameters") if name in training}
+    run |= {
+        name: training[name] for name in ("command", "minutes", "cpu_minutes", "num_parameters") if name in training
+    }
     if training:
         run["seed"] = training["settings"]["seed"]
     if weights.is_file():

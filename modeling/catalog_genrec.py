@@ -271,6 +271,8 @@ class CatalogMixin:
             ValueError: If the shape differs from the config's, a code is out of range or two items share their codes.
         """
         wanted = (self.config.num_items, self.config.num_levels)
+        if item_codes.is_floating_point():
+            raise ValueError(f"`item_codes` must be integers, got {item_codes.dtype}.")
         if tuple(item_codes.shape) != wanted:
             raise ValueError(
                 f"`item_codes` must have shape (num_items, num_levels) = {wanted}, got {tuple(item_codes.shape)}."

@@ -27,8 +27,8 @@ class LatteConfig(GenRecConfig):
         layer_norm_epsilon (`float`, defaults to 1e-6): Epsilon of the layer norms.
         initializer_factor (`float`, defaults to 1.0): Factor on the standard deviations of T5's initialisation.
         embedding_std (`float`, defaults to 1.0):
-            Standard deviation of the token embeddings at the start. 1.0 is T5's, made for an optimizer whose steps grow
-            with the size of a weight; under AdamW a small one lets the embeddings move sooner.
+            Standard deviation of the token embeddings at the start. 1.0 is T5's, made for an optimizer whose steps
+            grow with the size of a weight; under AdamW a small one lets the embeddings move sooner.
         feed_forward_proj (`str`, defaults to `"relu"`): `"relu"` or `"gated-gelu"`, as in `T5Config`.
         label_smoothing (`float`, defaults to 0.0): Label smoothing of the training loss, in [0, 1).
         history_attention (`str`, defaults to `"bidirectional"`):

@@ -35,7 +35,7 @@ class ByteDropout(nn.Dropout):
         Returns:
             `torch.Tensor`, same shape: in training with zeros at random places, else `input` itself.
         """
-        threshold = round(self.p * 256)
+        threshold = min(255, round(self.p * 256))
         if not self.training or threshold == 0 or input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
         draws = torch.empty(-(-input.numel() // 8), dtype=torch.int64).random_(-(2**63), None)

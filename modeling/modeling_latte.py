@@ -186,19 +186,41 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
         Decoder logits of `num_users * group` rows, a user's rows adjacent. `num_visible` `(num_users, group)` is how
         many history tokens each row may read; `None` for all.
         """
+        embeddings = self.shared(decoder_input_ids)
+        if self.config.history_attention == "causal" and (
+            past_key_values is None or not past_key_values.get_seq_length()
+        ):
+            last = history.attention_mask.sum(1, keepdim=True) if num_visible is None else num_visible
+            embeddings = self._start_at(embeddings, history.last_hidden_state, last - 1)
         mask = history.attention_mask[:, None, None, :]
         if num_visible is not None:
             num_visible = num_visible.repeat_interleave(decoder_input_ids.shape[1], dim=1)
             positions = torch.arange(mask.shape[-1], device=mask.device)
             mask = (positions < num_visible.unsqueeze(-1)).unsqueeze(1)  # (B, 1, group * length, num_history_tokens)
         outputs = self.decoder(
-            input_ids=decoder_input_ids,
+            inputs_embeds=embeddings,
             encoder_hidden_states=history.last_hidden_state,
             encoder_attention_mask=mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
         )
         return self._logits(outputs.last_hidden_state), outputs.past_key_values
+
+    def _start_at(
+        self, embeddings: torch.FloatTensor, states: torch.FloatTensor, last: torch.LongTensor
+    ) -> torch.FloatTensor:
+        """
+        Add the encoder's state at the last visible history token `(num_users, group or 1)` to the start token of each
+        row.
+
+        T5's cross-attention knows no positions. The paper's encoder marks the end of a history with a token; the
+        causal one cannot, since one pass serves the targets of every prefix. Without this a decoder does not see
+        which item is the latest.
+        """
+        states = states.gather(1, last.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+        group = len(embeddings) // len(states) // states.shape[1]
+        states = states.repeat_interleave(group, dim=1).flatten(0, 1)
+        return torch.cat([embeddings[:, :1] + states.unsqueeze(1), embeddings[:, 1:]], dim=1)
 
     def decode_step(self, tokens: torch.LongTensor, history: HistoryOutput, cache: Cache) -> torch.FloatTensor:
         """
@@ -299,7 +321,7 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
         loss = nn.functional.cross_entropy(
             logits.flatten(0, -2), tokens.flatten(), label_smoothing=config.label_smoothing, reduction="sum"
         )
-        num_targets = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        num_targets = (targets != -100).sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
         return loss / (num_targets * config.num_decoding_steps), logits
 
     def _evaluation_loss(self, history, targets, num_visible):
@@ -402,7 +424,8 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
             first. With beams, `sequences_scores` are sums of log-probabilities.
 
         Raises:
-            ValueError: If `num_return_sequences` beams are asked for and the catalog has fewer different paths.
+            ValueError: If `num_return_sequences` beams are asked for and the catalog has fewer different paths, or if
+                sampled beams left the catalog because too few continuations had a probability above zero.
         """
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         attention_mask = kwargs.pop("attention_mask", None)
@@ -422,9 +445,16 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
         if self.config.normalization == "catalog":
             kwargs["renormalize_logits"] = True  # over the tokens that the constraint leaves
         if kwargs.get("encoder_outputs") is None:
+            if input_ids is None:
+                raise ValueError("`generate()` needs `input_ids`, the histories as item tokens.")
             kwargs["encoder_outputs"] = self.encode_history(input_ids, attention_mask)
         processors = [self.catalog_processor(), *(logits_processor or [])]
-        return super().generate(input_ids, generation_config=generation_config, logits_processor=processors, **kwargs)
+        output = super().generate(
+            input_ids, generation_config=generation_config, logits_processor=processors, **kwargs
+        )
+        if num_beams > 1 and kwargs.get("do_sample", base.do_sample):
+            self.check_sampled(output if torch.is_tensor(output) else output.sequences)
+        return output
 
     @torch.no_grad()
     def score_items(

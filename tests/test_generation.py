@@ -307,3 +307,18 @@ def test_generate_refuses_a_model_without_unique_codes():
 
     with pytest.raises(ValueError, match="1 of 29 items share their semantic ID"):
         model.set_catalog(codes)
+
+
+def test_beam_sampling_that_runs_out_of_probability_is_an_error():
+    model = make_model(tiny_config())
+    input_ids, attention_mask = histories_of(model.config)
+
+    with pytest.raises(ValueError, match="sampled beams are no items"):
+        model.generate(
+            input_ids,
+            attention_mask=attention_mask,
+            do_sample=True,
+            num_beams=10,
+            num_return_sequences=10,
+            temperature=0.001,
+        )

@@ -10,7 +10,8 @@ from model_invariants import NUM_ITEMS, make_model, random_codes, tiny_config
 from safetensors.torch import load_file, save_file
 
 from hf_genrec import Recommender, SemanticIds, build_tokenizer, save_recommender
-from hf_genrec.recommender import as_batch, check_items
+from hf_genrec.recommendations import as_histories
+from hf_genrec.recommender import check_items
 
 
 ITEM_IDS = [f"item {number}" for number in range(NUM_ITEMS)]
@@ -137,8 +138,8 @@ def test_lists_of_no_items_are_refused(recommender):
 
 
 def test_tuples_are_histories_too():
-    assert as_batch((("a", "b"), ("c",))) == [["a", "b"], ["c"]]
-    assert as_batch(("a", "b")) == [["a", "b"]]
+    assert as_histories((("a", "b"), ("c",))) == [["a", "b"], ["c"]]
+    assert as_histories(("a", "b")) == [["a", "b"]]
 
 
 def test_model_is_served_in_evaluation_mode(folder):
