@@ -48,7 +48,7 @@ def save_recommender(
         quantizer (`str` or `Path`, *optional*):
             The folder that tokenizing wrote, to be kept as `quantizer/` so that new items can get codes.
         evaluation (`dict`, *optional*):
-            An evaluation record, to be kept as `evaluation.json`.
+            An evaluation record, to be kept as `evaluation.json`. `None` removes one that an earlier save left.
 
     Returns:
         `Path`: the folder.
@@ -73,6 +73,8 @@ def save_recommender(
             shutil.copytree(quantizer, partial / "quantizer")
         if evaluation is not None:
             write_record(evaluation, partial / "evaluation.json")
+        else:  # what an earlier save left speaks of other weights
+            (target / "evaluation.json").unlink(missing_ok=True)
         if not (target / "README.md").exists():
             (partial / "README.md").write_text(model_card(model.config, evaluation), encoding="utf-8")
         for path in sorted(partial.iterdir(), key=lambda path: path.suffix == ".safetensors"):

@@ -168,3 +168,11 @@ def test_table_without_titles_is_enough(semantic_ids):
     table = item_table(semantic_ids, pa.table({"item_id": ITEM_IDS}))
 
     assert table.column_names == ["item_id", "codes"]
+
+
+def test_saving_new_weights_removes_the_evaluation_of_the_old_ones(tmp_path, model, semantic_ids, items):
+    (tmp_path / "evaluation.json").write_text("{}", encoding="utf-8")
+
+    folder = save_recommender(tmp_path, model, semantic_ids, items)
+
+    assert not (folder / "evaluation.json").exists()
