@@ -267,6 +267,7 @@ def train_run(
         "command": command,
         "settings": settings,
         "minutes": round(minutes, 3),
+        "num_threads": torch.get_num_threads(),
         "cpu_minutes": round((time.process_time() - cpu_start) / 60, 3),
         "resumed_from": checkpoint and Path(checkpoint).name,
         "num_parameters": sum(parameter.numel() for parameter in starting.model.parameters()),
@@ -358,7 +359,9 @@ def evaluation_run(folder: str | os.PathLike[str], *, num_beams: int, latent_agg
     run: dict[str, Any] = {"model": Path(folder).name if weights.is_file() else os.fspath(folder)}
     run |= {"num_beams": num_beams, "latent_aggregation": latent_aggregation}
     run |= {
-        name: training[name] for name in ("command", "minutes", "cpu_minutes", "num_parameters") if name in training
+        name: training[name]
+        for name in ("command", "minutes", "cpu_minutes", "num_threads", "num_parameters")
+        if name in training
     }
     if training:
         run["seed"] = training["settings"]["seed"]
