@@ -33,8 +33,8 @@ class LatteConfig(GenRecConfig):
         label_smoothing (`float`, defaults to 0.0): Label smoothing of the training loss, in [0, 1).
         history_attention (`str`, defaults to `"bidirectional"`):
             `"bidirectional"` is the paper's encoder, one training example per prefix of a history. `"causal"` attends
-            backwards only and has no end-of-history token, so one pass trains every target of a sequence; the decoder's
-            start token carries the state of the latest item instead.
+            backwards only and has no end-of-history token, so one pass trains every target of a sequence; the
+            decoder's start token carries the state of the latest item instead.
         max_history_length (`int`, defaults to 20):
             Number of most recent items that preparation keeps; recorded here for whoever feeds the model.
 
