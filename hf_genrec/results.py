@@ -248,6 +248,8 @@ def _model_row(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _run_block(run: Mapping[str, Any]) -> str:
     notes = [run["system"], run["dataset"], f"{run['num_parameters']:,} parameters"]
+    if "num_beams" in run:
+        notes.append(f"{run['num_beams']} beams")
     if run["cpu_minutes"] is not None:
         notes.append(f"{run['cpu_minutes']:.1f} minutes of processor time")
     notes.append(f"[record](hub_cards/results/{run['name']}.json)")

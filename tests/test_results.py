@@ -154,6 +154,10 @@ def test_systems_without_texts_and_ids_leave_those_cells_empty():
     assert "SASRec, Beauty, 7,654,321 parameters, [record]" in page
 
 
+def test_beams_of_the_evaluation_are_told_where_the_record_has_them():
+    assert "7,654,321 parameters, 50 beams, 118.5 minutes" in results_page([make_record(run={"num_beams": 50})])
+
+
 def test_pipes_do_not_break_the_table():
     page = results_page([make_record(system="A|B")])
 
