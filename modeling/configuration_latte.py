@@ -104,7 +104,7 @@ class LatteConfig(GenRecConfig):
         Returns:
             `T5Config`: same sizes, same vocabulary, no end token.
         """
-        return T5Config(
+        config = T5Config(
             vocab_size=self.vocab_size,
             d_model=self.d_model,
             d_kv=self.d_kv,
@@ -121,6 +121,8 @@ class LatteConfig(GenRecConfig):
             pad_token_id=self.pad_token_id,
             eos_token_id=None,
         )
+        config.decoder_start_token_id = self.decoder_start_token_id
+        return config
 
 
 __all__ = ["LatteConfig"]
