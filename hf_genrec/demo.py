@@ -149,7 +149,11 @@ def _tokenized(folder: Path, prepared: PreparedDataset, settings: DemoSettings, 
     """Embeddings and semantic IDs."""
     path = embeddings_path(folder)
     is_there = path.is_file() and _is_embedded(path, prepared, settings)
-    _heading(console, f"2. Item texts to embeddings: {settings.matrix or settings.encoder}", is_there)
+    _heading(
+        console,
+        f"2. Item texts to embeddings: {Path(settings.matrix).name if settings.matrix else settings.encoder}",
+        is_there,
+    )
     if not is_there:
         embed_items(prepared, path, model_name=settings.encoder, matrix=settings.matrix)
     embeddings, _ = read_embeddings(path, prepared)

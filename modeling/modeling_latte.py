@@ -324,17 +324,19 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
         num_targets = (targets != -100).sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
         return loss / (num_targets * config.num_decoding_steps), logits
 
+    def _path_log_probs(self, history, targets, num_visible):
+        """Log-probability of each way to write each target `(num_latents or 1, B, G)`; the logits of the last way."""
+        paths = []
+        for latent in range(max(1, self.config.num_latent_tokens)):
+            latents = torch.full_like(targets, latent) if self.config.num_latent_tokens else None
+            logits, tokens = self._target_logits(history, targets, num_visible, latents)
+            paths.append(logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1).sum(-1))
+        return torch.stack(paths), logits
+
     def _evaluation_loss(self, history, targets, num_visible):
         """Negative log-likelihood per code with the latents summed out exactly; no label smoothing."""
-        config = self.config
-        paths = []
-        for latent in range(max(1, config.num_latent_tokens)):
-            latents = torch.full_like(targets, latent) if config.num_latent_tokens else None
-            logits, tokens = self._target_logits(history, targets, num_visible, latents)
-            log_probs = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-            paths.append(log_probs.sum(-1))
-        likelihood = torch.stack(paths).logsumexp(0)
-        return -likelihood[targets != -100].mean() / config.num_levels, logits
+        paths, logits = self._path_log_probs(history, targets, num_visible)
+        return -paths.logsumexp(0)[targets != -100].mean() / self.config.num_levels, logits
 
     def forward(
         self,
@@ -487,14 +489,8 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
         chunks = []
         for items in torch.arange(config.num_items, device=self.item_codes.device).split(chunk_size):
             targets = (items + config.first_item_token).expand(len(history.last_hidden_state), -1)
-            paths = []
-            for latent in range(max(1, config.num_latent_tokens)):
-                latents = torch.full_like(targets, latent) if config.num_latent_tokens else None
-                logits, tokens = self._target_logits(history, targets, None, latents)
-                log_probs = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-                paths.append(log_probs.sum(-1))
-            stacked = torch.stack(paths)
-            chunks.append(stacked.amax(0) if latent_aggregation == "max" else stacked.logsumexp(0))
+            paths, _ = self._path_log_probs(history, targets, None)
+            chunks.append(paths.amax(0) if latent_aggregation == "max" else paths.logsumexp(0))
         return torch.cat(chunks, dim=1)
 
 
