@@ -49,7 +49,7 @@ from hf_genrec.tokenized import embed_items, embeddings_path, load_tokenized, re
 
 ENCODER = "all-MiniLM-L6-v2"
 TOKENIZER: dict[str, Any] = {
-    "num_levels": 2,
+    "num_levels": 3,
     "codebook_size": 64,
     "policy": "widen",
     "num_whitened": 64,
@@ -57,16 +57,18 @@ TOKENIZER: dict[str, Any] = {
     "num_candidates": 5,
     "seed": 1234,
 }
-SHAPE: dict[str, Any] = QUICK_SHAPE | {"num_latent_tokens": 4, "num_layers": 1, "dropout_rate": 0.0}
+LATENT_AGGREGATION = "sum"
+SHAPE: dict[str, Any] = QUICK_SHAPE | {"num_latent_tokens": 2, "num_layers": 1, "dropout_rate": 0.2}
 SCHEDULE: dict[str, Any] = QUICK_SCHEDULE | {
-    "learning_rate": 2e-3,
     "per_device_train_batch_size": 128,
-    "num_train_epochs": 9,
-    "warmup_steps": 0.02,
+    "num_train_epochs": 8,
+    "warmup_steps": 0.03,
     "num_eval_users": -1,
+    "latent_aggregation": LATENT_AGGREGATION,
     "seed": 1,
 }
 TEST_BEAMS = 50
+EXCLUDE_SEEN = True  # nobody rates a film twice: for the model and the baselines alike
 NUM_SHOWN_USERS = 3
 
 
@@ -122,7 +124,9 @@ def run_demo(
     console.print(statistics_table(prepared.metadata), *preparation_notes(prepared.metadata), sep="\n")
     _tokenized(folder, prepared, settings, console)
     _trained(folder, prepared, settings, console)
-    recommender = Recommender.from_pretrained(folder / "model", num_beams=settings.test_beams)
+    recommender = Recommender.from_pretrained(
+        folder / "model", num_beams=settings.test_beams, latent_aggregation=LATENT_AGGREGATION
+    )
     record = _evaluated(folder / "model", recommender, prepared, settings, console)
     console.print(metrics_table(record))
     users = _shown_users(recommender, prepared, settings, console)
@@ -213,12 +217,14 @@ def _evaluated(
     target: Path, recommender: Recommender, prepared: PreparedDataset, settings: DemoSettings, console: Console
 ) -> dict[str, Any]:
     path = target / EVALUATION_NAME
-    run = evaluation_run(target, num_beams=settings.test_beams, latent_aggregation="max")
+    run = evaluation_run(target, num_beams=settings.test_beams, latent_aggregation=LATENT_AGGREGATION)
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     is_there = record.get("run") == run and record.get("fingerprint") == prepared.fingerprint
-    _heading(console, "5. Evaluation on the test split", is_there)
+    _heading(console, "5. Evaluation on the test split, films seen before excluded", is_there)
     if not is_there:
-        record = evaluation_record(recommender, prepared, run=run, show_progress=console.is_terminal)
+        record = evaluation_record(
+            recommender, prepared, run=run, exclude_seen=EXCLUDE_SEEN, show_progress=console.is_terminal
+        )
         write_evaluation(target, recommender.model.config, record)
     return record
 
@@ -229,7 +235,8 @@ def _shown_users(
     test = prepared.split("test")
     rows = [test[row] for row in range(min(settings.num_shown_users, len(test)))]
     _heading(console, f"6. Recommendations for {len(rows)} users", False)
-    entries = recommendation_entries(recommender, [row["history"] for row in rows], top_k=10)
+    histories = [row["history"] for row in rows]
+    entries = recommendation_entries(recommender, histories, top_k=10, exclude_seen=EXCLUDE_SEEN)
     for row, entry in zip(rows, entries, strict=True):
         target = recommender.titles([row["target"]])[0]
         title = f"User {row['user_id']}, whose next item was: {target}"
