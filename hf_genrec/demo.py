@@ -49,7 +49,7 @@ from hf_genrec.tokenized import embed_items, embeddings_path, load_tokenized, re
 
 ENCODER = "all-MiniLM-L6-v2"
 TOKENIZER: dict[str, Any] = {
-    "num_levels": 3,
+    "num_levels": 2,
     "codebook_size": 64,
     "policy": "widen",
     "num_whitened": 64,
@@ -58,11 +58,12 @@ TOKENIZER: dict[str, Any] = {
     "seed": 1234,
 }
 LATENT_AGGREGATION = "sum"
-SHAPE: dict[str, Any] = QUICK_SHAPE | {"num_latent_tokens": 2, "num_layers": 1, "dropout_rate": 0.2}
+SHAPE: dict[str, Any] = QUICK_SHAPE | {"num_latent_tokens": 4, "num_layers": 1, "dropout_rate": 0.0}
 SCHEDULE: dict[str, Any] = QUICK_SCHEDULE | {
+    "learning_rate": 2e-3,
     "per_device_train_batch_size": 128,
-    "num_train_epochs": 8,
-    "warmup_steps": 0.03,
+    "num_train_epochs": 9,
+    "warmup_steps": 0.02,
     "num_eval_users": -1,
     "latent_aggregation": LATENT_AGGREGATION,
     "seed": 1,
