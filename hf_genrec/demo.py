@@ -2,7 +2,7 @@
 The quick start: MovieLens-100K from the log to recommendations with titles, in minutes on two processor cores.
 
 Every stage is skipped where its output exists and was made with the same settings, so a killed run goes on there.
-All settings below were chosen on the validation split; the test split is read once, by the evaluation at the end.
+The settings below were compared on the validation split; the test split is read by the evaluation at the end.
 """
 
 from __future__ import annotations
