@@ -47,6 +47,7 @@ def model_card(config: Any, evaluation: Mapping[str, Any] | None = None) -> str:
         codebook_size=config.codebook_size,
         num_latent_tokens=config.num_latent_tokens,
         history_attention=config.history_attention,
+        history_unit=config.history_unit,
         max_history_length=config.max_history_length,
         evaluation=_evaluation_section(evaluation),
         versions=", ".join(f"{name} {version(name)}" for name in ("transformers", "torch")),

@@ -58,6 +58,13 @@ def _train(
         str | None,
         typer.Option(callback=one_of("causal", "bidirectional"), help="causal (fast) or bidirectional (paper)."),
     ] = None,
+    history_unit: Annotated[
+        str | None,
+        typer.Option(
+            callback=one_of("item", "code"),
+            help="What the encoder reads of an item: one vector (default, fast), or each code (paper).",
+        ),
+    ] = None,
     normalization: Annotated[
         str | None,
         typer.Option(
@@ -104,7 +111,7 @@ def _train(
       hf-genrec train data --ids ids --output run
       hf-genrec train data --ids ids --output run --epochs 10 --weight-decay 0.1 --seed 7
       hf-genrec train data --ids ids --output run --resume
-      hf-genrec train data --ids ids --output run --latents 0 --history-attention bidirectional
+      hf-genrec train data --ids ids --output run --latents 0 --history-unit code
       hf-genrec train new_data --from run --output tuned --learning-rate 0.0003 --epochs 3
       accelerate launch scripts/train.py data --ids ids --output run
     """
@@ -113,10 +120,10 @@ def _train(
     if (ids is None) == (origin is None):
         raise ValueError("Give either `--ids` (a new model) or `--from` (a checkpoint to fine-tune).")
     shape = {
-        "num_latent_tokens": latents, "history_attention": history_attention, "normalization": normalization,
-        "d_model": d_model, "d_ff": d_ff, "d_kv": d_kv, "num_heads": heads, "num_layers": layers,
-        "num_decoder_layers": decoder_layers, "dropout_rate": dropout, "label_smoothing": label_smoothing,
-        "max_history_length": max_history,
+        "num_latent_tokens": latents, "history_attention": history_attention, "history_unit": history_unit,
+        "normalization": normalization, "d_model": d_model, "d_ff": d_ff, "d_kv": d_kv, "num_heads": heads,
+        "num_layers": layers, "num_decoder_layers": decoder_layers, "dropout_rate": dropout,
+        "label_smoothing": label_smoothing, "max_history_length": max_history,
     }  # fmt: skip
     schedule = {
         "num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "learning_rate": learning_rate,

@@ -35,6 +35,10 @@ class LatteConfig(GenRecConfig):
             `"bidirectional"` is the paper's encoder, one training example per prefix of a history. `"causal"` attends
             backwards only and has no end-of-history token, so one pass trains every target of a sequence; the
             decoder's start token carries the state of the latest item instead.
+        history_unit (`str`, defaults to `"code"`):
+            What the encoder reads of an item. `"code"` is the papers': its codes one after the other. `"item"`: one
+            vector, the sum of the embeddings of its codes, as parallel models read items. Attention then compares
+            items with items from the first layer on, and the history is `num_levels` times shorter; causal only.
         max_history_length (`int`, defaults to 20):
             Number of most recent items that preparation keeps; recorded here for whoever feeds the model.
 
@@ -75,6 +79,7 @@ class LatteConfig(GenRecConfig):
     feed_forward_proj: str = "relu"
     label_smoothing: float | int = 0.0
     history_attention: str = "bidirectional"
+    history_unit: str = "code"
     max_history_length: int = 20
     is_encoder_decoder: bool = True
     use_cache: bool = True
@@ -85,6 +90,10 @@ class LatteConfig(GenRecConfig):
             raise ValueError(
                 f"`history_attention` must be 'bidirectional' or 'causal', got {self.history_attention!r}."
             )
+        if self.history_unit not in ("code", "item"):
+            raise ValueError(f"`history_unit` must be 'code' or 'item', got {self.history_unit!r}.")
+        if self.history_unit == "item" and self.history_attention != "causal":
+            raise ValueError("`history_unit='item'` needs `history_attention='causal'`.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"`label_smoothing` must lie in [0, 1), got {self.label_smoothing}.")
         if self.label_smoothing and self.normalization == "catalog":
@@ -96,6 +105,11 @@ class LatteConfig(GenRecConfig):
         if self.max_history_length < 1:
             raise ValueError(f"`max_history_length` must be at least 1, got {self.max_history_length}.")
         super().__post_init__(**kwargs)
+
+    @property
+    def history_tokens_per_item(self) -> int:
+        """`int`: positions of the encoder that an item takes."""
+        return 1 if self.history_unit == "item" else self.num_levels
 
     def to_t5_config(self) -> T5Config:
         """

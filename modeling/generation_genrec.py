@@ -137,28 +137,6 @@ class RecommendMixin:
             self.train(was_training)
         return output
 
-    def check_sampled(self, sequences: torch.LongTensor) -> None:
-        """
-        Whether sampled beams are items. Beam sampling draws without replacement; where fewer continuations than beams
-        have a probability above zero it draws illegal ones.
-
-        Args:
-            sequences (`torch.LongTensor` of shape `(num_rows, length)`): Generated tokens, codes last.
-
-        Raises:
-            ValueError: If some are no items.
-        """
-        config = self.config
-        level_starts = config.codebook_size * torch.arange(config.num_levels, device=sequences.device)
-        codes = sequences[:, -config.num_levels :] - config.first_code_token - level_starts
-        num_invalid = int((self.catalog.item_of(codes) < 0).sum())
-        if num_invalid:
-            raise ValueError(
-                f"{num_invalid} of {len(sequences)} sampled beams are no items: at this `temperature` fewer "
-                "continuations than beams have a probability above zero in float32. Raise `temperature`, lower "
-                "`num_beams`, or use `do_sample=False`."
-            )
-
     def _allowed_items(self, exclude_items: torch.LongTensor) -> torch.BoolTensor:
         config = self.config
         item = exclude_items - config.first_item_token

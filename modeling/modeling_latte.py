@@ -8,7 +8,7 @@ function by which many decoder rows (targets of a sequence in training, beams in
 
 import torch
 from torch import nn
-from transformers import Cache, GenerationMixin
+from transformers import Cache
 from transformers import initialization as init
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
@@ -17,8 +17,8 @@ from .attention_genrec import SHARED_HISTORY_ATTENTION
 from .catalog_genrec import CatalogMixin
 from .configuration_latte import LatteConfig
 from .dropout_genrec import use_byte_dropout
+from .generate_genrec import CatalogGenerationMixin
 from .generation_genrec import HistoryOutput, RecommendMixin, token_range
-from .logits_process_genrec import CatalogLogitsProcessor
 
 
 class LattePreTrainedModel(CatalogMixin, T5PreTrainedModel):
@@ -35,7 +35,7 @@ class LattePreTrainedModel(CatalogMixin, T5PreTrainedModel):
             init.normal_(module.shared.weight, mean=0.0, std=self.config.embedding_std)
 
 
-class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, RecommendMixin):
+class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin, RecommendMixin):
     """
     Encoder-decoder over a catalog: item tokens in, semantic-ID tokens out, only real items.
 
@@ -109,10 +109,6 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
             self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | entry
         super().save_pretrained(*args, **kwargs)
 
-    def catalog_processor(self) -> CatalogLogitsProcessor:
-        """[`CatalogLogitsProcessor`]: the constraint that `generate()` applies by default."""
-        return CatalogLogitsProcessor(self.catalog, self.config)
-
     # --- the history ---------------------------------------------------------------------------------------------
 
     def history_tokens(
@@ -157,17 +153,29 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
             attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
 
         Returns:
-            [`HistoryOutput`]: states of the tokens of `history_tokens`.
+            [`HistoryOutput`]: states of the tokens of `history_tokens`; with `history_unit="item"` of the user token
+            and the items.
         """
         tokens, mask = self.history_tokens(input_ids, attention_mask)
+        embeddings = self.shared(tokens)
+        if self.config.history_unit == "item":
+            embeddings, mask = self._merge_codes(embeddings, mask)
         if self.config.history_attention == "causal":
-            length = tokens.shape[1]
+            length = mask.shape[1]
             # padding stands behind the tokens, so no token looks at it
             attention = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()[None, None]
         else:
             attention = mask[:, None, None, :]
-        states = self.encoder(input_ids=tokens, attention_mask=attention).last_hidden_state
+        states = self.encoder(inputs_embeds=embeddings, attention_mask=attention).last_hidden_state
         return HistoryOutput(last_hidden_state=states, attention_mask=mask)
+
+    def _merge_codes(
+        self, embeddings: torch.FloatTensor, mask: torch.BoolTensor
+    ) -> tuple[torch.FloatTensor, torch.BoolTensor]:
+        """One vector per item: the sum of its codes' embeddings over sqrt(num_levels), which keeps their scale."""
+        num_levels = self.config.num_levels
+        items = embeddings[:, 1:].unflatten(1, (-1, num_levels)).sum(2) * num_levels**-0.5
+        return torch.cat([embeddings[:, :1], items], dim=1), torch.cat([mask[:, :1], mask[:, 1::num_levels]], dim=1)
 
     # --- the decoder ---------------------------------------------------------------------------------------------
 
@@ -262,7 +270,7 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
             )
         num_targets = is_target.sum(1)
         group = max(1, int(num_targets.max()))
-        num_tokens = 1 + config.num_levels * self.is_item(input_ids, attention_mask).long().cumsum(1)
+        num_tokens = 1 + config.history_tokens_per_item * self.is_item(input_ids, attention_mask).long().cumsum(1)
         if config.history_attention == "bidirectional":
             if group > 1:
                 raise ValueError(
@@ -407,56 +415,6 @@ class LatteForConditionalGeneration(LattePreTrainedModel, GenerationMixin, Recom
         )
 
     # --- decoding ------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def generate(self, inputs=None, generation_config=None, logits_processor=None, **kwargs):
-        """
-        transformers' `generate()`, kept inside the catalog and stopped after the last code.
-
-        Args:
-            inputs (`torch.LongTensor` of shape `(batch_size, history_length)`, *optional*): As `input_ids`.
-            generation_config (`GenerationConfig`, *optional*): As in transformers.
-            logits_processor (`LogitsProcessorList`, *optional*): Further processors; they run after the constraint.
-            **kwargs:
-                As in transformers (`attention_mask`, `num_beams`, `num_return_sequences`, `do_sample`, ...). Lengths
-                are set by the model: any `max_new_tokens` or `max_length` is overruled.
-
-        Returns:
-            As in transformers: `(batch_size * num_return_sequences, 1 + num_decoding_steps)` tokens, the start token
-            first. With beams, `sequences_scores` are sums of log-probabilities.
-
-        Raises:
-            ValueError: If `num_return_sequences` beams are asked for and the catalog has fewer different paths, or if
-                sampled beams left the catalog because too few continuations had a probability above zero.
-        """
-        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        attention_mask = kwargs.pop("attention_mask", None)
-        base = generation_config if generation_config is not None else self.generation_config
-        num_beams = kwargs.get("num_beams", base.num_beams) or 1
-        num_return = kwargs.get("num_return_sequences", base.num_return_sequences) or 1
-        if num_beams > 1 and num_return > self.config.num_paths:
-            raise ValueError(
-                f"`num_return_sequences` is {num_return}, but this catalog has only {self.config.num_paths} different "
-                f"paths ({self.config.num_items} items x {max(1, self.config.num_latent_tokens)} latents)."
-            )
-        for name in ("max_length", "min_length", "min_new_tokens"):
-            kwargs.pop(name, None)
-        kwargs["max_new_tokens"] = self.config.num_decoding_steps
-        if num_beams > 1:
-            kwargs["length_penalty"] = 0.0  # scores are sums of log-probabilities, not divided by any length
-        if self.config.normalization == "catalog":
-            kwargs["renormalize_logits"] = True  # over the tokens that the constraint leaves
-        if kwargs.get("encoder_outputs") is None:
-            if input_ids is None:
-                raise ValueError("`generate()` needs `input_ids`, the histories as item tokens.")
-            kwargs["encoder_outputs"] = self.encode_history(input_ids, attention_mask)
-        processors = [self.catalog_processor(), *(logits_processor or [])]
-        output = super().generate(
-            input_ids, generation_config=generation_config, logits_processor=processors, **kwargs
-        )
-        if num_beams > 1 and kwargs.get("do_sample", base.do_sample):
-            self.check_sampled(output if torch.is_tensor(output) else output.sequences)
-        return output
 
     @torch.no_grad()
     def score_items(

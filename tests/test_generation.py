@@ -12,6 +12,7 @@ from hf_genrec.modeling.generation_genrec import Beams, rank_items
 SETTINGS = [
     *[{"history_attention": "bidirectional", "num_latent_tokens": number} for number in (0, 3)],
     *[{"history_attention": "causal", "num_latent_tokens": number} for number in (0, 1, 3)],
+    {"history_attention": "causal", "history_unit": "item", "num_latent_tokens": 3},
     *[{"normalization": "catalog", "num_latent_tokens": number} for number in (0, 3)],
 ]
 

@@ -20,6 +20,7 @@ class TestLatte(ModelInvariants):
         "causal-psid": tiny_config(history_attention="causal"),
         "causal-latte": tiny_config(history_attention="causal", num_latent_tokens=3),
         "catalog-latte": tiny_config(history_attention="causal", num_latent_tokens=3, normalization="catalog"),
+        "item-latte": tiny_config(history_attention="causal", history_unit="item", num_latent_tokens=3),
         "gated": tiny_config(feed_forward_proj="gated-gelu", num_latent_tokens=2, num_layers=3, num_decoder_layers=1),
     }
 
@@ -95,10 +96,29 @@ def test_causal_encoder_has_no_end_token_and_does_not_look_ahead():
     torch.testing.assert_close(whole[:, :7], part, rtol=1e-5, atol=1e-5)
 
 
+def test_encoder_of_items_reads_the_sum_of_their_codes():
+    model = make_model(tiny_config(history_attention="causal", history_unit="item", num_items=17, num_levels=2))
+    input_ids, mask = histories_of(model.config, (3, 1))
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+
+    history = model.encode_history(input_ids, mask)
+
+    embeddings = seen[0]["inputs_embeds"]
+    first, second = model.shared(model.semantic_id_tokens(input_ids[0, 1]))
+    assert embeddings.shape == (2, 1 + 3, 16)
+    assert history.attention_mask.tolist() == [[True, True, True, True], [True, True, False, False]]
+    torch.testing.assert_close(embeddings[0, 0], model.shared.weight[model.config.user_token_id])
+    torch.testing.assert_close(embeddings[0, 2], (first + second) / 2**0.5)
+
+
+@pytest.mark.parametrize("unit", ["code", "item"])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("num_latent_tokens", [0, 1])
-def test_causal_loss_of_a_window_is_the_mean_over_its_prefixes(num_latent_tokens, mode):
-    model = make_model(tiny_config(history_attention="causal", num_latent_tokens=num_latent_tokens))
+def test_causal_loss_of_a_window_is_the_mean_over_its_prefixes(num_latent_tokens, mode, unit):
+    model = make_model(
+        tiny_config(history_attention="causal", history_unit=unit, num_latent_tokens=num_latent_tokens)
+    )
     model.train(mode == "train")
     input_ids, mask = histories_of(model.config)
     labels = labels_of(model.config, input_ids, mask)
@@ -401,6 +421,8 @@ def test_catalog_of_another_size_is_refused(shape):
         ({"codebook_size": 40000}, "`codebook_size` must be at most 32768"),
         ({"num_latent_tokens": -1}, "`num_latent_tokens` must be at least 0, got -1"),
         ({"history_attention": "forward"}, "`history_attention` must be 'bidirectional' or 'causal', got 'forward'"),
+        ({"history_unit": "word"}, "`history_unit` must be 'code' or 'item', got 'word'"),
+        ({"history_unit": "item"}, "`history_unit='item'` needs `history_attention='causal'`"),
         ({"label_smoothing": 1.0}, r"`label_smoothing` must lie in \[0, 1\), got 1.0"),
         ({"dropout_rate": -0.1}, r"`dropout_rate` must lie in \[0, 1\), got -0.1"),
         ({"max_history_length": 0}, "`max_history_length` must be at least 1, got 0"),

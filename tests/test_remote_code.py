@@ -19,6 +19,7 @@ CODE_FILES = {
     "configuration_genrec.py",
     "configuration_latte.py",
     "dropout_genrec.py",
+    "generate_genrec.py",
     "generation_genrec.py",
     "logits_process_genrec.py",
     "modeling_latte.py",
