@@ -58,12 +58,22 @@ TOKENIZER: dict[str, Any] = {
     "seed": 1234,
 }
 LATENT_AGGREGATION = "sum"
-SHAPE: dict[str, Any] = QUICK_SHAPE | {"num_latent_tokens": 4, "num_layers": 1, "dropout_rate": 0.0}
+SHAPE: dict[str, Any] = QUICK_SHAPE | {
+    "num_latent_tokens": 2,
+    "d_model": 64,
+    "d_ff": 256,
+    "d_kv": 32,
+    "num_heads": 2,
+    "max_history_length": 50,
+}
 SCHEDULE: dict[str, Any] = QUICK_SCHEDULE | {
-    "learning_rate": 2e-3,
-    "per_device_train_batch_size": 128,
-    "num_train_epochs": 9,
-    "warmup_steps": 0.02,
+    "learning_rate": 3e-3,
+    "per_device_train_batch_size": 512,
+    "num_train_epochs": 36,
+    "eval_strategy": "steps",
+    "eval_steps": 0.125,
+    "save_strategy": "steps",
+    "save_steps": 0.125,
     "num_eval_users": -1,
     "latent_aggregation": LATENT_AGGREGATION,
     "seed": 1,

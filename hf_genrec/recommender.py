@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from hf_genrec.semantic_ids import items_fingerprint
 
 
 logger = logging.getLogger(__name__)
+
+ItemRule = Sequence[str] | Sequence[Sequence[str]] | None
 
 
 class Recommender:
@@ -137,7 +139,10 @@ class Recommender:
         *,
         top_k: int = 10,
         exclude_seen: bool = False,
+        exclude_items: ItemRule = None,
+        allow_items: ItemRule = None,
         num_beams: int | None = None,
+        search_options: Mapping[str, Any] | None = None,
     ) -> Recommendations:
         """
         The best next items for each history.
@@ -150,20 +155,32 @@ class Recommender:
                 Length of the lists. They are shorter only where the catalog has no more items to offer.
             exclude_seen (`bool`, *optional*, defaults to `False`):
                 Whether items of the history (all of it) may not be recommended.
+            exclude_items (`list[str]` or `list[list[str]]`, *optional*):
+                Ids that may not be recommended, for all users or a list per user; what is out of stock, say.
+            allow_items (`list[str]` or `list[list[str]]`, *optional*):
+                The only ids that may be, less those excluded; a category, say. `None` for all, an empty list for none.
             num_beams (`int`, *optional*):
                 Beams per user; `None` for the recommender's.
+            search_options (`Mapping[str, Any]`, *optional*):
+                Further arguments of the model's `recommend()` by name: `latents_per_prefix`, `num_rescored`, ...
 
         Returns:
             [`Recommendations`]: ids and log-probabilities, best first.
 
         Raises:
-            ValueError: If `top_k` is below 1.
+            ValueError: If `top_k` is below 1, or a rule holds ids that are not in the catalog or lists for another
+                number of users.
             TypeError: If an id is no string.
         """
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
         batch = as_histories(histories)
+        excluded = self._rule("exclude_items", exclude_items, num_users=len(batch))
+        allowed = self._rule("allow_items", allow_items, num_users=len(batch))
         indices, num_unknown = self._look_up(batch)
+        if exclude_seen:
+            shared = excluded if excluded is None or len(excluded) == len(batch) else excluded * len(batch)
+            excluded = indices if shared is None else [[*a, *b] for a, b in zip(indices, shared, strict=True)]
         order = np.argsort([len(history) for history in indices], kind="stable")
         item_ids: list[list[str]] = [[]] * len(batch)
         scores: list[list[float]] = [[]] * len(batch)
@@ -174,13 +191,37 @@ class Recommender:
                 top_k=min(top_k, len(self.item_ids)),
                 num_beams=self.num_beams if num_beams is None else num_beams,
                 latent_aggregation=self.latent_aggregation,
-                exclude_items=self._tokens([indices[user] for user in users]) if exclude_seen else None,
+                exclude_items=self._rule_tokens(excluded, users, num_users=len(batch)),
+                allow_items=self._rule_tokens(allowed, users, num_users=len(batch)),
+                **(search_options or {}),
             )
             items = (output.item_tokens - self.model.config.first_item_token).tolist()
             for user, row, row_scores in zip(users, items, output.scores.tolist(), strict=True):
                 item_ids[user] = [self.item_ids[item] for item in row if item >= 0]
                 scores[user] = row_scores[: len(item_ids[user])]
         return Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown)
+
+    def _rule(self, name: str, item_ids: ItemRule, *, num_users: int) -> list[list[int]] | None:
+        """Item indices of a rule: one list for all users, or one for each."""
+        if item_ids is None:
+            return None
+        is_shared = all(isinstance(entry, str) for entry in item_ids)
+        rows = as_histories(item_ids)
+        if not is_shared and len(rows) != num_users:
+            raise ValueError(f"`{name}` must be one list of ids or one per user ({num_users}), got {len(rows)} lists.")
+        unknown = [item_id for row in rows for item_id in row if item_id not in self._index_of]
+        if unknown:
+            shown = ", ".join(map(repr, unknown[:5])) + (f", ... ({len(unknown)} in all)" if len(unknown) > 5 else "")
+            raise ValueError(f"`{name}` holds ids that are not in the catalog: {shown}.")
+        return [[self._index_of[item_id] for item_id in row] for row in rows]
+
+    def _rule_tokens(self, rule: list[list[int]] | None, users: list[int], *, num_users: int) -> torch.Tensor | None:
+        """Item tokens of a rule for some of the users: `(n,)` for all, or `(len(users), n)`."""
+        if rule is None:
+            return None
+        if len(rule) == num_users:
+            return self._tokens([rule[user] for user in users])
+        return self._tokens(rule)[0]
 
     def _look_up(self, histories: list[list[str]]) -> tuple[list[list[int]], int]:
         unknown = [item_id for history in histories for item_id in history if item_id not in self._index_of]

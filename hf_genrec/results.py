@@ -1,5 +1,6 @@
 """
-Result records in, the page `RESULTS.md` out: one JSON file per trained and evaluated run, one table per data set.
+Result records in, the page `RESULTS.md` out: one JSON file per trained and evaluated run, one table per data set; what
+is said about decoding comes from `decoding_results.py`.
 
 A result record is an evaluation record whose `run` tells everything about the run: the fields of [`RUN_FIELDS`], which
 must all be there, and what else is worth keeping. Its file is named after the run, so a run whose file exists is done.
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from hf_genrec.decoding_results import speed_blocks, sweep_blocks
 from hf_genrec.evaluation import write_record
 
 
@@ -90,9 +92,15 @@ def write_result(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> P
     return path
 
 
-def results_page(records: Iterable[Mapping[str, Any]]) -> str:
+def results_page(
+    records: Iterable[Mapping[str, Any]],
+    *,
+    sweeps: Sequence[Mapping[str, Any]] = (),
+    decoding_speed: Mapping[str, Any] | None = None,
+    catalog_speed: Mapping[str, Any] | None = None,
+) -> str:
     """
-    All results as one page: a table per data set, protocol and split, then the command of each run.
+    All results as one page: a table per data set, protocol and split, then decoding, then the command of each run.
 
     Only what is comparable shares a table: the same data (by fingerprint), the same users and the same treatment of
     histories. Baselines come first, each once; then numbers that records quote under `published`, a list of objects
@@ -101,6 +109,12 @@ def results_page(records: Iterable[Mapping[str, Any]]) -> str:
     Args:
         records (`list[dict]`):
             What [`load_records`] returned.
+        sweeps (`list[dict]`, *optional*):
+            What [`~decoding_results.load_sweeps`] returned.
+        decoding_speed (`dict`, *optional*):
+            Figures of `scripts/benchmark_decoding.py`; `None` if there are none.
+        catalog_speed (`dict`, *optional*):
+            Figures of `scripts/benchmark_catalog.py`; `None` if there are none.
 
     Returns:
         `str`: Markdown, the same for the same records in any order.
@@ -119,6 +133,8 @@ def results_page(records: Iterable[Mapping[str, Any]]) -> str:
     blocks = [_INTRODUCTION]
     for _, group in itertools.groupby(ordered, key=_group_of):
         blocks += _section(list(group))
+    blocks += sweep_blocks(sweeps)
+    blocks += speed_blocks(decoding_speed, catalog_speed)
     if ordered:
         blocks.append("## Runs")
         blocks += [_run_block(record["run"]) for record in sorted(ordered, key=_order_of)]
@@ -133,7 +149,7 @@ _HEADER = ["system", *_METRICS, "invalid", "encoder", "ids", "seed", "minutes", 
 _NONE = "–"
 _INTRODUCTION = """# Results
 
-This page is made by `python scripts/write_results.py` from the records in `hub_cards/results/`; edit neither by hand.
+This page is made by `python scripts/write_results.py` from the records in `hub_cards/`; edit neither by hand.
 
 Every item of the catalog is ranked for every user, one target per user, and users without a hit count. Recall and ndcg
 are shares in [0, 1]; in brackets stand bootstrap intervals over users. `invalid` is the share of users whose list is

@@ -299,7 +299,8 @@ class GenRecTrainer(Trainer):
             collate_fn=self.data_collator,
             generator=torch.Generator(),  # evaluating must not change the random numbers of training
         )
-        ranks, losses = [], []
+        ranks = [torch.empty(0, dtype=torch.long, device=model.device)]  # a process may get no user
+        losses = [torch.zeros((), device=model.device)]
         hidden = self.args.disable_tqdm or not self.is_world_process_zero()
         for batch in tqdm(loader, desc="Validating", leave=False, disable=hidden):
             batch = self._prepare_inputs(batch)
@@ -309,7 +310,7 @@ class GenRecTrainer(Trainer):
         model.train(was_training)
         # (num_users, 2): rank and the batch's share of the loss, gathered over processes
         mine_ranks = torch.cat(ranks)
-        shares = torch.stack(losses).sum() / len(mine_ranks)
+        shares = torch.stack(losses).sum() / max(1, len(mine_ranks))
         table = torch.stack([mine_ranks.float(), shares.expand(len(mine_ranks))], dim=1)
         table = self.accelerator.gather(self.accelerator.pad_across_processes(table, pad_index=-2))
         table = table[table[:, 0] > -2]

@@ -12,7 +12,8 @@ class CatalogLogitsProcessor(LogitsProcessor):
     Lets only tokens through that lead to an item of the catalog: a latent first (if the model has any), then codes
     along the trie, then nothing but padding.
 
-    It keeps no state: the node is found anew from `input_ids` at each step, so beams may be re-ordered at will.
+    It keeps no state: the node is found anew from `input_ids` at each step, so beams may be re-ordered at will. The
+    only tensor as wide as `scores` is the result: masks are over one level's codes, whatever the vocabulary.
     Scores of legal tokens are left as they are (no renormalisation), so sums of scores stay the model's own
     log-probabilities. A row that has already left the catalog (a filler beam) may write code 0; its score is never
     finite again.
@@ -59,20 +60,22 @@ class CatalogLogitsProcessor(LogitsProcessor):
             `torch.FloatTensor`, same shape: a copy of `scores` with `-inf` at every illegal token.
         """
         config = self.config
-        allowed = torch.zeros_like(scores, dtype=torch.bool)
         codes = input_ids[:, 1 + (1 if config.num_latent_tokens else 0) :]
         depth = codes.shape[1]
+        start: int = config.pad_token_id
+        width, mask = 1, None
         if config.num_latent_tokens and input_ids.shape[1] == 1:
-            allowed[:, config.first_latent_token : config.first_code_token] = True
-        elif depth >= config.num_levels:
-            allowed[:, config.pad_token_id] = True
-        else:
+            start, width = config.first_latent_token, config.num_latent_tokens
+        elif depth < config.num_levels:
+            start, width = config.first_code_token + depth * config.codebook_size, config.codebook_size
             level_starts = config.first_code_token + torch.arange(depth, device=codes.device) * config.codebook_size
-            mask = self.catalog.child_mask(depth, self.catalog.node_of(codes - level_starts))
-            mask[:, 0] |= ~mask.any(1)
-            start = config.first_code_token + depth * config.codebook_size
-            allowed[:, start : start + config.codebook_size] = mask
-        return scores.masked_fill(~allowed, -float("inf"))
+            nodes = self.catalog.node_of(codes - level_starts)
+            mask = self.catalog.child_mask(depth, nodes)
+            mask[:, 0] |= nodes < 0
+        block = scores[:, start : start + width]
+        processed = torch.full_like(scores, -float("inf"))
+        processed[:, start : start + width] = block if mask is None else block.masked_fill(~mask, -float("inf"))
+        return processed
 
 
 __all__ = ["CatalogLogitsProcessor"]

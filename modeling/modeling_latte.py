@@ -14,11 +14,12 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 
 from .attention_genrec import SHARED_HISTORY_ATTENTION
+from .beam_search_genrec import HistoryOutput, token_range
 from .catalog_genrec import CatalogMixin
 from .configuration_latte import LatteConfig
 from .dropout_genrec import use_byte_dropout
 from .generate_genrec import CatalogGenerationMixin
-from .generation_genrec import HistoryOutput, RecommendMixin, token_range
+from .recommend_genrec import RecommendMixin
 
 
 class LattePreTrainedModel(CatalogMixin, T5PreTrainedModel):
@@ -67,6 +68,7 @@ class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin
         "decoder.embed_tokens.weight": "shared.weight",
         "lm_head.weight": "shared.weight",
     }
+    _keys_to_ignore_on_save = list(_tied_weights_keys)  # stored once; else Trainer reports them as missing
 
     def __init__(self, config: LatteConfig):
         super().__init__(config)
@@ -191,7 +193,7 @@ class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin
         use_cache: bool = False,
     ):
         """
-        Decoder logits of `num_users * group` rows, a user's rows adjacent. `num_visible` `(num_users, group)` is how
+        Decoder states of `num_users * group` rows, a user's rows adjacent. `num_visible` `(num_users, group)` is how
         many history tokens each row may read; `None` for all.
         """
         embeddings = self.shared(decoder_input_ids)
@@ -212,7 +214,7 @@ class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin
             past_key_values=past_key_values,
             use_cache=use_cache,
         )
-        return self._logits(outputs.last_hidden_state), outputs.past_key_values
+        return outputs.last_hidden_state, outputs.past_key_values
 
     def _start_at(
         self, embeddings: torch.FloatTensor, states: torch.FloatTensor, last: torch.LongTensor
@@ -230,9 +232,9 @@ class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin
         states = states.repeat_interleave(group, dim=1).flatten(0, 1)
         return torch.cat([embeddings[:, :1] + states.unsqueeze(1), embeddings[:, 1:]], dim=1)
 
-    def decode_step(self, tokens: torch.LongTensor, history: HistoryOutput, cache: Cache) -> torch.FloatTensor:
+    def decode_states(self, tokens: torch.LongTensor, history: HistoryOutput, cache: Cache) -> torch.FloatTensor:
         """
-        One step of a search: logits after the last token of each beam.
+        One step of a search: decoder states after the last token of each beam.
 
         Args:
             tokens (`torch.LongTensor` of shape `(batch_size, num_beams)`): Last token of each beam.
@@ -241,10 +243,70 @@ class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin
             user.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_beams, vocab_size)`: float32 logits.
+            `torch.FloatTensor` of shape `(batch_size, num_beams, d_model)`
         """
-        logits, _ = self._decode(tokens.reshape(-1, 1), history, past_key_values=cache, use_cache=True)
-        return logits[:, -1].float().view(*tokens.shape, -1)
+        states, _ = self._decode(tokens.reshape(-1, 1), history, past_key_values=cache, use_cache=True)
+        return states.reshape(*tokens.shape, -1)
+
+    def path_states(self, tokens: torch.LongTensor, history: HistoryOutput) -> torch.FloatTensor:
+        """
+        Decoder states before each token of given paths.
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(batch_size, num_paths, num_decoding_steps)`): Tokens of each path.
+            history ([`HistoryOutput`]): Encoded histories, one row per user.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_paths, num_decoding_steps, d_model)`
+        """
+        inputs = nn.functional.pad(tokens[..., :-1], (1, 0), value=self.config.decoder_start_token_id)
+        states, _ = self._decode(inputs.flatten(0, 1), history)
+        return states.reshape(*tokens.shape, -1)
+
+    def score_tokens(self, states: torch.FloatTensor, start: int = 0, width: int | None = None) -> torch.FloatTensor:
+        """
+        The output head over one block of the vocabulary.
+
+        Args:
+            states (`torch.FloatTensor` of shape `(..., d_model)`): Decoder states.
+            start (`int`, defaults to 0): First token of the block.
+            width (`int`, *optional*): Number of tokens; `None` for all from `start` on.
+
+        Returns:
+            `torch.FloatTensor` of shape `(..., width)`: float32 logits.
+        """
+        end = self.config.vocab_size if width is None else start + width
+        if type(self.lm_head) is not nn.Linear:  # quantised or adapted: its weight alone is not what it computes
+            return self._logits(states)[..., start:end].float()
+        states = states * self.config.d_model**-0.5
+        return nn.functional.linear(states, self.lm_head.weight[start:end]).float()
+
+    def decoding_bytes(self, history_length: int) -> tuple[int, int]:
+        """
+        What decoding takes, for the size of a chunk of users.
+
+        Per user: the states, keys and values of one encoder layer and its feed-forward layer, its attention scores,
+        and the cross-attention keys and values of all decoder layers. Per beam: its own keys and values of all
+        steps (twice while beams are re-ordered), one decoder layer with its cross-attention scores, and float32
+        candidates (logits, log-probabilities, what is ranked) beside the codes and nodes of its children.
+
+        Args:
+            history_length (`int`): Number of items in the longest history.
+
+        Returns:
+            `tuple[int, int]`: bytes per user and bytes per beam.
+        """
+        config, size = self.config, self.shared.weight.dtype.itemsize
+        num_history_tokens = 2 + history_length * config.history_tokens_per_item
+        inner = config.num_heads * config.d_kv
+        layer = 2 * config.d_ff + 4 * inner + 4 * config.d_model
+        encoder = num_history_tokens * (layer + config.num_heads * num_history_tokens)
+        cross_cache = 2 * config.num_decoder_layers * inner * num_history_tokens
+        own_cache = 2 * 2 * config.num_decoder_layers * inner * config.num_decoding_steps
+        vocabulary = config.vocab_size if config.normalization == "vocabulary" else config.codebook_size
+        candidates = 4 * 2 * vocabulary + (4 * 4 + 3 * 8) * max(config.codebook_size, config.num_latent_tokens)
+        per_beam = size * (own_cache + layer + config.num_heads * num_history_tokens) + candidates
+        return size * (encoder + cross_cache), per_beam
 
     # --- training ------------------------------------------------------------------------------------------------
 
@@ -291,8 +353,8 @@ class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin
         if latents is not None:
             tokens = torch.cat([(self.config.first_latent_token + latents).unsqueeze(-1), tokens], dim=-1)
         inputs = nn.functional.pad(tokens[..., :-1], (1, 0), value=self.config.decoder_start_token_id)
-        logits, _ = self._decode(inputs.flatten(0, 1), history, num_visible)
-        logits = logits.view(*tokens.shape, -1).float()
+        states, _ = self._decode(inputs.flatten(0, 1), history, num_visible)
+        logits = self._logits(states).view(*tokens.shape, -1).float()
         if self.config.normalization == "catalog":
             logits = logits.masked_fill(~self._legal_tokens(safe), -float("inf"))
         return logits, tokens
@@ -405,51 +467,14 @@ class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin
         if decoder_input_ids is None:
             start = (len(encoder_outputs.last_hidden_state), 1)
             decoder_input_ids = torch.full(start, self.config.decoder_start_token_id, device=self.item_codes.device)
-        logits, past_key_values = self._decode(
+        states, past_key_values = self._decode(
             decoder_input_ids, encoder_outputs, past_key_values=past_key_values, use_cache=bool(use_cache)
         )
         return Seq2SeqLMOutput(
-            logits=logits,
+            logits=self._logits(states),
             past_key_values=past_key_values,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
         )
-
-    # --- decoding ------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def score_items(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        *,
-        latent_aggregation: str = "max",
-        chunk_size: int = 1024,
-    ) -> torch.FloatTensor:
-        """
-        Exact log-probability of every item: the oracle that beam search approximates, for small catalogs.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
-            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
-            latent_aggregation (`str`, defaults to `"max"`): `"max"` or `"sum"` over all latents.
-            chunk_size (`int`, defaults to 1024): Items scored at a time.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities.
-
-        Raises:
-            ValueError: If `latent_aggregation` is neither of the two.
-        """
-        if latent_aggregation not in ("max", "sum"):
-            raise ValueError(f"`latent_aggregation` must be 'max' or 'sum', got {latent_aggregation!r}.")
-        config = self.config
-        history = self.encode_history(input_ids, attention_mask)
-        chunks = []
-        for items in torch.arange(config.num_items, device=self.item_codes.device).split(chunk_size):
-            targets = (items + config.first_item_token).expand(len(history.last_hidden_state), -1)
-            paths, _ = self._path_log_probs(history, targets, None)
-            chunks.append(paths.amax(0) if latent_aggregation == "max" else paths.logsumexp(0))
-        return torch.cat(chunks, dim=1)
 
 
 __all__ = ["LatteForConditionalGeneration", "LattePreTrainedModel"]

@@ -145,6 +145,35 @@ class ModelInvariants:
         assert rest.tolist() == tokens[:, kept].tolist()
         torch.testing.assert_close(rest_scores, scores[:, kept])
 
+    def test_only_allowed_items_are_recommended_with_the_scores_they_have_anyway(self, model):
+        histories = histories_of(model.config)
+        tokens, scores = self.items_and_scores(model, *histories, top_k=NUM_ITEMS, num_beams=500)
+        allow = torch.arange(NUM_ITEMS) % 4 == 2
+
+        few, few_scores = self.items_and_scores(model, *histories, top_k=9, num_beams=500, allow_items=allow)
+
+        is_allowed = allow[tokens - model.config.first_item_token]
+        assert few[:, :7].tolist() == tokens[is_allowed].view(3, 7).tolist()
+        torch.testing.assert_close(few_scores[:, :7], scores[is_allowed].view(3, 7))
+        assert few[:, 7:].tolist() == [[model.config.pad_token_id] * 2] * 3
+        assert few_scores[:, 7:].tolist() == [[-float("inf")] * 2] * 3
+
+    def test_rule_that_allows_nothing_gives_empty_lists(self, model):
+        tokens, scores = self.items_and_scores(
+            model, *histories_of(model.config), allow_items=torch.zeros(NUM_ITEMS, dtype=torch.bool)
+        )
+
+        assert tokens.tolist() == [[model.config.pad_token_id] * 11] * 3
+        assert not bool(scores.isfinite().any())
+
+    def test_users_decoded_one_at_a_time_get_the_lists_of_a_batch(self, model):
+        tokens, scores = self.items_and_scores(model, *histories_of(model.config))
+
+        chunked, chunked_scores = self.items_and_scores(model, *histories_of(model.config), memory_budget=1)
+
+        assert chunked.tolist() == tokens.tolist()
+        torch.testing.assert_close(chunked_scores, scores)
+
     def test_more_items_than_the_catalog_holds_are_refused(self, model):
         with pytest.raises(ValueError, match=r"`top_k` must lie in \[1, 29\]"):
             model.recommend(histories_of(model.config)[0], top_k=30)

@@ -38,6 +38,8 @@ ROOMS = [
     "training",
     "recommender",
     "cards",
+    "plots",
+    "decoding_results",
     "results",
     "hub",
     "recipes",

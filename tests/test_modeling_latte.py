@@ -116,9 +116,7 @@ def test_encoder_of_items_reads_the_sum_of_their_codes():
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("num_latent_tokens", [0, 1])
 def test_causal_loss_of_a_window_is_the_mean_over_its_prefixes(num_latent_tokens, mode, unit):
-    model = make_model(
-        tiny_config(history_attention="causal", history_unit=unit, num_latent_tokens=num_latent_tokens)
-    )
+    model = make_model(tiny_config(history_attention="causal", history_unit=unit, num_latent_tokens=num_latent_tokens))
     model.train(mode == "train")
     input_ids, mask = histories_of(model.config)
     labels = labels_of(model.config, input_ids, mask)

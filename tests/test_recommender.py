@@ -92,6 +92,60 @@ def test_user_who_has_seen_everything_gets_an_empty_list(recommender):
     assert len(result.item_ids[1]) == 3
 
 
+def test_rules_for_all_users_and_for_each_are_item_ids(recommender):
+    everyone = recommender.recommend([["item 1"], ["item 2"]], top_k=3, allow_items=["item 4", "item 9", "item 6"])
+    each = recommender.recommend(
+        [["item 1"], ["item 2"]], top_k=3, allow_items=[["item 4"], []], exclude_items=["item 9"]
+    )
+
+    assert [sorted(row) for row in everyone.item_ids] == [["item 4", "item 6", "item 9"]] * 2
+    assert each.item_ids == [["item 4"], []]
+    assert each.scores[0] == pytest.approx([everyone.scores[0][everyone.item_ids[0].index("item 4")]], abs=1e-5)
+
+
+def test_rules_of_each_user_stay_with_the_user_when_a_batch_is_split(folder):
+    recommender = Recommender.from_pretrained(folder, device="cpu", batch_size=2)
+    histories = [["item 1"] * 4, [], ["item 2"]]
+
+    result = recommender.recommend(histories, top_k=9, allow_items=[["item 5"], ["item 6"], ["item 7", "item 8"]])
+
+    assert [sorted(row) for row in result.item_ids] == [["item 5"], ["item 6"], ["item 7", "item 8"]]
+
+
+def test_seen_and_excluded_items_are_both_left_out(recommender):
+    for rule in (ITEM_IDS[:20], [ITEM_IDS[:20], ITEM_IDS[:20]]):
+        histories = [["item 20", "item 3"], ["item 25"]]
+
+        result = recommender.recommend(histories, top_k=NUM_ITEMS, exclude_seen=True, exclude_items=rule)
+
+        assert [sorted(row) for row in result.item_ids] == [
+            sorted(set(ITEM_IDS[20:]) - {"item 20"}),
+            sorted(set(ITEM_IDS[20:]) - {"item 25"}),
+        ]
+
+
+def test_rules_with_unknown_ids_or_for_other_users_are_refused(recommender):
+    with pytest.raises(ValueError, match="`allow_items` holds ids that are not in the catalog: 'soap', 'comb'"):
+        recommender.recommend(["item 1"], allow_items=["soap", "item 2", "comb"])
+    with pytest.raises(
+        ValueError, match=r"`exclude_items` holds ids .* 'x0', 'x1', 'x2', 'x3', 'x4', ... \(7 in all\)"
+    ):
+        recommender.recommend(["item 1"], exclude_items=[[f"x{number}" for number in range(7)]])
+    with pytest.raises(
+        ValueError, match=r"`exclude_items` must be one list of ids or one per user \(1\), got 2 lists"
+    ):
+        recommender.recommend(["item 1"], exclude_items=[["item 1"], ["item 2"]])
+
+
+def test_options_of_the_search_reach_the_model(recommender):
+    first = recommender.model.config.first_item_token
+
+    result = recommender.recommend(["item 1"], top_k=3, search_options={"num_rescored": 29})
+
+    exact = recommender.model.score_items(torch.tensor([[first + 1]])).topk(3)
+    assert result.item_ids == [[ITEM_IDS[index] for index in exact.indices[0].tolist()]]
+
+
 def test_unknown_ids_are_counted_reported_and_ignored(recommender, caplog):
     known = recommender.recommend(["item 3", "item 4"])
 

@@ -15,14 +15,19 @@ from hf_genrec import LatteConfig, LatteForConditionalGeneration
 # What the modeling file imports, itself included. A new sibling belongs here only if saving must copy it.
 CODE_FILES = {
     "attention_genrec.py",
+    "beam_search_genrec.py",
     "catalog_genrec.py",
     "configuration_genrec.py",
     "configuration_latte.py",
     "dropout_genrec.py",
     "generate_genrec.py",
-    "generation_genrec.py",
     "logits_process_genrec.py",
     "modeling_latte.py",
+    "ranking_genrec.py",
+    "recommend_genrec.py",
+    "rules_genrec.py",
+    "scoring_genrec.py",
+    "selection_genrec.py",
 }
 
 PROGRAM = """

@@ -253,20 +253,22 @@ def test_missing_folder_of_records_is_an_error(tmp_path):
         load_records(tmp_path / "nowhere")
 
 
-def test_script_writes_the_page(repository, tmp_path, monkeypatch, capsys):
-    write_result(make_record(), tmp_path / "records")
-    output = tmp_path / "page.md"
-    monkeypatch.setattr(
-        sys, "argv", ["write_results.py", "--records", str(tmp_path / "records"), "--output", str(output)]
-    )
-
+def run_script(repository, monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["write_results.py", *map(str, words)])
     runpy.run_path(str(repository / "scripts" / "write_results.py"), run_name="__main__")
 
-    assert output.read_text(encoding="utf-8") == results_page([make_record()])
-    assert "1 records" in capsys.readouterr().out
+
+def test_script_writes_the_page(repository, tmp_path, monkeypatch, capsys):
+    write_result(make_record(), tmp_path / "records" / "results")
+
+    run_script(repository, monkeypatch, "--records", tmp_path / "records", "--output", tmp_path / "page.md")
+
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == results_page([make_record()])
+    assert "1 records and 0 sweeps" in capsys.readouterr().out
 
 
-def test_committed_page_is_made_from_the_committed_records(repository):
-    page = (repository / "RESULTS.md").read_text(encoding="utf-8")
+def test_committed_page_is_made_from_the_committed_records(repository, tmp_path, monkeypatch):
+    run_script(repository, monkeypatch, "--records", repository / "hub_cards", "--output", tmp_path / "page.md")
 
-    assert page == results_page(load_records(repository / "hub_cards" / "results")), "run scripts/write_results.py"
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert page == (repository / "RESULTS.md").read_text(encoding="utf-8"), "run scripts/write_results.py"

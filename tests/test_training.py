@@ -181,7 +181,9 @@ def test_validation_sample_is_fixed_by_the_seed(circle):
     assert all(len(ids) == 3 and labels[:-1] == [-100, -100] for ids, labels in sample(9))
 
 
-def test_training_log_and_best_checkpoint_follow_ndcg(circle, tmp_path):
+def test_training_log_and_best_checkpoint_follow_ndcg(circle, tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("transformers.trainer.logger.warning", lambda message, *_: warnings.append(message))
     changes = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
     trainer = make_trainer(circle_model(), circle, arguments(tmp_path, num_train_epochs=3, **changes))
 
@@ -192,6 +194,7 @@ def test_training_log_and_best_checkpoint_follow_ndcg(circle, tmp_path):
     assert trainer.state.best_metric == max(values)
     best = load_file(os.path.join(trainer.state.best_model_checkpoint, "model.safetensors"))
     assert torch.equal(best["shared.weight"], trainer.model.shared.weight)
+    assert [warning for warning in warnings if "missing keys" in warning] == []  # tied weights are stored once
 
 
 def test_training_stops_early_when_nothing_gets_better(circle, tmp_path):

@@ -1,0 +1,362 @@
+"""
+From a history to ranked items: the search over the catalog, rules, latents and exact re-scoring in one call.
+
+A model that mixes in `RecommendMixin` supplies `encode_history`, `decode_states`, `path_states`, `score_tokens` and
+`decoding_bytes`. Scores are log-probabilities, exact sums over the generated tokens, not divided by length. What a
+probability is relative to is `config.normalization`: the whole vocabulary, or the tokens that the catalog allows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+from .beam_search_genrec import Beams, HistoryOutput, Selection, beam_search, best_candidates
+from .ranking_genrec import BeamPath, describe_paths, prior_penalties, rank_items
+from .rules_genrec import allowed_items, check_rule, rule_rows
+from .scoring_genrec import ScoringMixin, check_latent_aggregation, check_level_temperature
+from .selection_genrec import BestLatentsPerPrefix, QuotaPerLatent
+
+
+MEMORY_BUDGET = 2 << 30  # bytes that a call may take beside the model, by its own estimate; users are chunked under it
+RULE_BYTES = 8  # per item and user: the mask, its order, the counts and the tables that close prefixes
+
+
+@dataclass
+class RecommendOutput(ModelOutput):
+    """
+    Ranked items.
+
+    Args:
+        item_tokens (`torch.LongTensor` of shape `(batch_size, top_k)`):
+            Distinct items, best first. The pad token fills up where fewer than `top_k` items were allowed.
+        scores (`torch.FloatTensor` of shape `(batch_size, top_k)`): Log-probabilities; `-inf` at the filling.
+        paths (`list[list[BeamPath]]`, *optional*): Per user the beams of the items in `item_tokens`, best first.
+        pruned (`list[list[BeamPath]]`, *optional*): Per user the best continuations at each step that were not kept.
+    """
+
+    item_tokens: torch.LongTensor | None = None
+    scores: torch.FloatTensor | None = None
+    paths: list[list[BeamPath]] | None = None
+    pruned: list[list[BeamPath]] | None = None
+
+
+@dataclass
+class SearchOptions:
+    """What `recommend` was asked for, beside the histories and the rules, and what the answers cost."""
+
+    top_k: int
+    num_beams: int
+    latent_aggregation: str
+    beams_per_latent: int | None
+    latents_per_prefix: int | None
+    num_rescored: int
+    level_temperature: Sequence[float] | None
+    prior_correction: float
+    memory_budget: int
+    return_paths: bool
+    bytes_per_user: int = 0
+    bytes_per_beam: int = 0
+
+    def check(self, config, item_prior: torch.Tensor | None) -> None:
+        """
+        Args:
+            config: The model's config.
+            item_prior (`torch.Tensor`, *optional*): As in `recommend`.
+
+        Raises:
+            ValueError: If an option is out of range or two do not go together.
+        """
+        if not 1 <= self.top_k <= config.num_items:
+            raise ValueError(f"`top_k` must lie in [1, {config.num_items}] (the catalog's size), got {self.top_k}.")
+        for name in ("num_beams", "beams_per_latent", "latents_per_prefix", "memory_budget"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+            if (
+                value is not None
+                and name in ("beams_per_latent", "latents_per_prefix")
+                and not config.num_latent_tokens
+            ):
+                raise ValueError(f"`{name}` is for models with latents; this one has `num_latent_tokens=0`.")
+        check_latent_aggregation(self.latent_aggregation)
+        if self.beams_per_latent is not None and self.latents_per_prefix is not None:
+            raise ValueError(
+                "`beams_per_latent` and `latents_per_prefix` cannot be combined: the one keeps all latents, the "
+                "other the best ones."
+            )
+        if self.num_rescored and self.num_rescored < self.top_k:
+            raise ValueError(
+                f"`num_rescored` must be 0 or at least `top_k`, got {self.num_rescored} and {self.top_k}: scores of "
+                "items that were re-scored and of others cannot be ranked together."
+            )
+        check_level_temperature(self.level_temperature, num_levels=config.num_levels)
+        if bool(self.prior_correction) != (item_prior is not None):
+            raise ValueError(
+                "`prior_correction` and `item_prior` go together: give both or neither, got "
+                f"{self.prior_correction} and {'none' if item_prior is None else 'a prior'}."
+            )
+
+    def beams(self, config) -> int:
+        """
+        Args:
+            config: The model's config.
+
+        Returns:
+            `int`: Beams to begin with, at most as many as there are paths.
+        """
+        wanted = self.num_beams
+        if self.beams_per_latent is not None:
+            wanted = self.beams_per_latent * config.num_latent_tokens
+        return min(wanted, config.num_paths)
+
+    def selection(self, config) -> Selection:
+        """
+        Args:
+            config: The model's config.
+
+        Returns:
+            [`Selection`]: One for one search.
+        """
+        if self.beams_per_latent is not None:
+            return QuotaPerLatent(config.num_latent_tokens)
+        if self.latents_per_prefix is not None:
+            return BestLatentsPerPrefix(config.num_latent_tokens, latents_per_prefix=self.latents_per_prefix)
+        return best_candidates
+
+    def chunks(self, num_users: int, num_beams: int) -> list[slice]:
+        """
+        Args:
+            num_users (`int`): Number of users.
+            num_beams (`int`): Beams of each.
+
+        Returns:
+            `list[slice]`: Rows to be decoded together so that the estimate stays within `memory_budget`; at least one
+            user each.
+        """
+        per_user = self.bytes_per_user + num_beams * self.bytes_per_beam
+        size = max(1, self.memory_budget // max(1, per_user))
+        return [slice(start, start + size) for start in range(0, num_users, size)]
+
+
+class RecommendMixin(ScoringMixin):
+    """
+    `recommend()` for models that generate semantic IDs token by token. Same ranked items as `generate()`, computed
+    with one encoder pass and one set of cross-attention keys and values per user instead of one per beam.
+    """
+
+    @torch.no_grad()
+    def recommend(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        top_k: int = 10,
+        num_beams: int = 50,
+        latent_aggregation: str = "max",
+        exclude_items: torch.Tensor | None = None,
+        allow_items: torch.Tensor | None = None,
+        beams_per_latent: int | None = None,
+        latents_per_prefix: int | None = None,
+        num_rescored: int = 0,
+        level_temperature: Sequence[float] | None = None,
+        prior_correction: float = 0.0,
+        item_prior: torch.Tensor | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+        return_paths: bool = False,
+    ) -> RecommendOutput:
+        """
+        The `top_k` best items for each history.
+
+        A model tends to put much probability on the prefixes of popular items, and beams that crowd there leave none
+        for the rest of the catalog. `level_temperature` above 1 at the first levels flattens the model's own
+        distribution; `prior_correction` takes a share of each prefix's popularity out of the ranking, of beams and of
+        the final list, so that what is unusually likely for *this* user comes up. Either gains coverage and usually
+        costs recall on data where popularity predicts well: choose on validation data.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`):
+                Item tokens, oldest first, padded on either side. Special and unknown tokens are ignored.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            top_k (`int`, defaults to 10): Length of the lists, at most `num_items`.
+            num_beams (`int`, defaults to 50):
+                Width of the search. Widened for the users who would get fewer than `top_k` distinct items.
+            latent_aggregation (`str`, defaults to `"max"`):
+                Score of an item reached through several latents: that of its best path, or the `"sum"` of the
+                probabilities of its paths among the beams.
+            exclude_items (`torch.Tensor`, *optional*):
+                Items that must not be recommended: item tokens `(n,)` for all users or `(batch_size, n)` padded with
+                the pad token, or a boolean mask over items, `(num_items,)` or `(batch_size, num_items)`.
+            allow_items (`torch.Tensor`, *optional*):
+                The only items that may be recommended, in the same forms, less those excluded; `None` for all. Where
+                fewer than `top_k` are left the list is filled up with padding, to the last place if none is.
+            beams_per_latent (`int`, *optional*):
+                Let every latent keep so many beams, instead of the `num_beams` best of all latents.
+            latents_per_prefix (`int`, *optional*):
+                Let at most so many latents keep the same codes at each step, so that the beams hold more items.
+            num_rescored (`int`, defaults to 0):
+                Score so many of the best distinct items again, exactly and over all latents: 0, or at least `top_k`.
+                Without latents the scores are exact anyway and nothing is done.
+            level_temperature (`Sequence[float]` of length `num_levels`, *optional*):
+                What the logits of each level are divided by. Scores are log-probabilities under it.
+            prior_correction (`float`, defaults to 0.0):
+                Share of the log-prior of a prefix (the sum over its items) that is subtracted in ranking. The lists
+                are in the order of corrected scores; the scores returned are log-probabilities without it.
+            item_prior (`torch.Tensor` of shape `(num_items,)`, *optional*):
+                Probability of each item whoever the user is, above zero; normalised to a sum of 1. For example the
+                number of its interactions plus one.
+            memory_budget (`int`, defaults to 2 GiB):
+                Bytes by which users are chunked, by the estimate of `decoding_bytes`; at least one at a time.
+            return_paths (`bool`, defaults to `False`): Also return the beams behind each item.
+
+        Returns:
+            [`RecommendOutput`]
+
+        Raises:
+            ValueError: If an argument is out of range or two do not go together.
+
+        Source: Hou et al. 2026, section 4.2 (https://huggingface.co/papers/2605.06331); the search is ours.
+        """
+        options = SearchOptions(
+            top_k=top_k,
+            num_beams=num_beams,
+            latent_aggregation=latent_aggregation,
+            beams_per_latent=beams_per_latent,
+            latents_per_prefix=latents_per_prefix,
+            num_rescored=num_rescored,
+            level_temperature=level_temperature,
+            prior_correction=prior_correction,
+            memory_budget=memory_budget,
+            return_paths=return_paths,
+        )
+        options.check(self.config, item_prior)
+        rules = {"exclude_items": exclude_items, "allow_items": allow_items}
+        for name, rule in rules.items():
+            check_rule(name, rule, config=self.config, batch_size=len(input_ids))
+        penalties = None
+        if item_prior is not None:
+            penalties = prior_penalties(self.catalog, item_prior, prior_correction)
+        per_user, options.bytes_per_beam = self.decoding_bytes(input_ids.shape[1])
+        has_rules = any(rule is not None for rule in rules.values())
+        options.bytes_per_user = per_user + (RULE_BYTES * self.config.num_items if has_rules else 0)
+        was_training = self.training
+        if was_training:
+            self.eval()
+        try:
+            outputs = []
+            for rows in options.chunks(len(input_ids), options.beams(self.config)):
+                mask = None if attention_mask is None else attention_mask[rows]
+                history = self.encode_history(input_ids[rows], mask)
+                parts = {name: rule_rows(rule, rows) for name, rule in rules.items()}
+                allowed = allowed_items(self.config, **parts, device=history.last_hidden_state.device)
+                outputs.append(self._search_users(history, allowed, penalties, options))
+        finally:
+            if was_training:
+                self.train()
+        if not outputs:
+            return _empty_output(0, options, pad_token_id=self.config.pad_token_id, device=input_ids.device)
+        return outputs[0] if len(outputs) == 1 else _concatenate(outputs)
+
+    def _search_users(self, history, allowed, penalties, options) -> RecommendOutput:
+        """Search, then search again with twice the beams for the users whose lists are still short."""
+        config, batch_size = self.config, len(history.last_hidden_state)
+        device = history.last_hidden_state.device
+        wanted = torch.full((batch_size,), options.top_k, device=device)
+        if allowed is not None:
+            wanted = wanted.minimum(allowed.sum(1))
+        output = _empty_output(batch_size, options, pad_token_id=config.pad_token_id, device=device)
+        pending = [(torch.arange(batch_size, device=device), options.beams(config))]
+        while pending:
+            users, num_beams = pending.pop()
+            chunks = options.chunks(len(users), num_beams)
+            if len(chunks) > 1:
+                pending += [(users[rows], num_beams) for rows in chunks]
+                continue
+            is_all = len(users) == batch_size
+            part = history
+            if not is_all:
+                part = HistoryOutput(history.last_hidden_state[users], history.attention_mask[users])
+            rules = allowed if is_all else rule_rows(allowed, users)
+            tokens, scores, beams = self._search_once(part, rules, penalties, options, num_beams)
+            is_short = (scores > -float("inf")).sum(1) < wanted[users]
+            is_done = ~is_short if num_beams < config.num_paths else torch.ones_like(is_short)
+            done = users[is_done]
+            output.item_tokens[done], output.scores[done] = tokens[is_done], scores[is_done]
+            if options.return_paths:
+                paths, pruned = describe_paths(config, self.catalog, beams, tokens)
+                for row in is_done.nonzero()[:, 0].tolist():
+                    output.paths[int(users[row])], output.pruned[int(users[row])] = paths[row], pruned[row]
+            if len(done) < len(users):
+                pending.append((users[~is_done], min(2 * num_beams, config.num_paths)))
+        return output
+
+    def _search_once(
+        self, history, allowed, penalties, options, num_beams
+    ) -> tuple[torch.Tensor, torch.Tensor, Beams]:
+        """Item tokens and scores by one search of a given width, short where it found too few; and its beams."""
+        config, leaf_penalty = self.config, None if penalties is None else penalties[-1]
+        beams = beam_search(
+            self,
+            history,
+            num_beams=num_beams,
+            selection=options.selection(config),
+            allowed_items=allowed,
+            penalties=penalties,
+            level_temperature=options.level_temperature,
+            num_pruned=num_beams if options.return_paths else 0,
+        )
+        is_rescored = options.num_rescored > 0 and config.num_latent_tokens > 0
+        num_rescored = min(options.num_rescored, num_beams, config.num_items)  # beams hold no more items
+        items, scores = rank_items(
+            self.catalog,
+            beams,
+            top_k=max(options.top_k, num_rescored) if is_rescored else options.top_k,
+            latent_aggregation=options.latent_aggregation,
+            penalty=leaf_penalty,
+        )
+        if is_rescored:
+            items, scores = self._rescore(history, items, penalties, options)
+        tokens = torch.where(items >= 0, items + config.first_item_token, config.pad_token_id)
+        return tokens, scores, beams
+
+    def _rescore(self, history, items, penalties, options) -> tuple[torch.LongTensor, torch.FloatTensor]:
+        """The best `top_k` of `items` (B, n), -1 where there is none, by their exact scores over all latents."""
+        is_item = items >= 0
+        path_bytes = self.config.num_decoding_steps * options.bytes_per_beam
+        scores = self.score_candidates(
+            history,
+            items.clamp_min(0),
+            latent_aggregation=options.latent_aggregation,
+            level_temperature=options.level_temperature,
+            chunk_size=max(1, options.memory_budget // (path_bytes * max(1, len(items)))),
+        ).masked_fill(~is_item, -float("inf"))
+        ranked = scores
+        if penalties is not None:
+            leaf = self.catalog.node_of(self.item_codes[items.clamp_min(0)].long())
+            ranked = scores - penalties[-1][leaf]
+        top = ranked.topk(options.top_k).indices
+        return items.gather(1, top), scores.gather(1, top)
+
+
+def _empty_output(batch_size: int, options: SearchOptions, *, pad_token_id: int, device) -> RecommendOutput:
+    shape = (batch_size, options.top_k)
+    return RecommendOutput(
+        item_tokens=torch.full(shape, pad_token_id, device=device),
+        scores=torch.full(shape, -float("inf"), device=device),
+        paths=[[] for _ in range(batch_size)] if options.return_paths else None,
+        pruned=[[] for _ in range(batch_size)] if options.return_paths else None,
+    )
+
+
+def _concatenate(outputs: list[RecommendOutput]) -> RecommendOutput:
+    """The lists of all users, chunk after chunk."""
+    return RecommendOutput(
+        item_tokens=torch.cat([output.item_tokens for output in outputs]),
+        scores=torch.cat([output.scores for output in outputs]),
+        paths=None if outputs[0].paths is None else [paths for output in outputs for paths in output.paths],
+        pruned=None if outputs[0].pruned is None else [paths for output in outputs for paths in output.pruned],
+    )
+
+
+__all__ = ["MEMORY_BUDGET", "RecommendMixin", "RecommendOutput", "SearchOptions"]
