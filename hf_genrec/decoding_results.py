@@ -1,9 +1,9 @@
 """
-Records of beam sweeps and of decoding benchmarks in, sections of the page `RESULTS.md` out.
+Records of sweeps and of decoding benchmarks in, sections of the page `RESULTS.md` out.
 
 A sweep record tells of one trained run: a row per split, number of beams and treatment of latents, made by
-`scripts/sweep_beams.py`. The benchmarks are those of `scripts/benchmark_decoding.py` and
-`scripts/benchmark_catalog.py`.
+`scripts/sweep_beams.py`; `scripts/sweep_popularity.py` adds what corrections of popularity do. The benchmarks are
+those of `scripts/benchmark_decoding.py` and `scripts/benchmark_catalog.py`.
 """
 
 from __future__ import annotations
@@ -164,6 +164,32 @@ def sweep_blocks(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return blocks
 
 
+def popularity_blocks(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """
+    The section "Popular prefixes".
+
+    Args:
+        records (`list[dict]`):
+            What `scripts/sweep_popularity.py` wrote.
+
+    Returns:
+        `list[str]`: blocks of Markdown; empty without records.
+    """
+    blocks = [_POPULARITY_INTRODUCTION] if records else []
+    for record in sorted(records, key=lambda record: (record["dataset"], record["name"])):
+        rows: list[Sequence[str]] = [["temperature", "prior correction", "ndcg@10", "recall@10", "coverage@10"]]
+        for row in record["rows"]:
+            settings = [f"{row['temperature']:g}", f"{row['correction']:g}"]
+            rows.append([*settings, _share(row, "ndcg@10"), _share(row, "recall@10"), f"{row['coverage@10']:.3f}"])
+        blocks.append(f"### {record['dataset']}, {record['system']}: popular prefixes")
+        blocks.append(
+            f"{record['num_users']:,} users of the validation split, {record['num_items']:,} items, "
+            f"{record['num_beams']} beams."
+        )
+        blocks.append(markdown_table(rows, num_left=0))
+    return blocks
+
+
 def speed_blocks(decoding: Mapping[str, Any] | None, catalog: Mapping[str, Any] | None) -> list[str]:
     """
     The section "Decoding speed".
@@ -194,6 +220,12 @@ What more beams bring, and what is left to the exact score of every item, which 
 beams of a user, milliseconds are those of the whole decoding of one user in a batch. The last two columns are about
 some fixed users that were scored exactly: ndcg@10 on them, and how much of it differs from that of the exact scores,
 with a 95 % bootstrap interval of the difference user by user."""
+_POPULARITY_INTRODUCTION = """## Popular prefixes
+
+A model puts much probability on the prefixes of popular items. What two corrections do about it: a temperature of the
+first level (1 leaves it alone) and the share of a prefix's log-prior that is subtracted in ranking. `coverage` is the
+share of the catalog that stands in the list of at least one user. Made by `scripts/sweep_popularity.py`, recorded in
+`hub_cards/popularity/`; both corrections are off by default."""
 _SPEED_INTRODUCTION = """## Decoding speed
 
 Random weights of the paper's shape, medians of interleaved repetitions in one run. `stock` is transformers' own T5

@@ -14,20 +14,22 @@ from typer.core import TyperCommand
 from hf_genrec.command_line import Aggregation, AsJson, Beams, Prepared, app, command_line, one_of, output_on
 
 
-class _ManyHistoryItems(TyperCommand):
-    """Lets `--history a b c` stand for `--history a --history b --history c`."""
+class _ManyItems(TyperCommand):
+    """Lets `--history a b c` stand for `--history a --history b --history c`, and so `--exclude` and `--allow`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        expanded, is_history = [], False
+        expanded: list[str] = []
+        option = None  # of ids, to which the next words belong
         for position, word in enumerate(args):
             if word.startswith("--"):
-                is_history = word == "--history"
-                if is_history and (position + 1 == len(args) or args[position + 1].startswith("--")):
+                option = word if word in ("--history", "--exclude", "--allow") else None
+                is_last = position + 1 == len(args) or args[position + 1].startswith("--")
+                if option == "--history" and is_last:
                     expanded += ["--history", ""]  # an empty history
-                elif not is_history:
+                elif option is None or is_last:
                     expanded.append(word)
             else:
-                expanded += ["--history", word] if is_history else [word]
+                expanded += [word] if option is None else [option, word]
         return super().parse_args(ctx, expanded)
 
 
@@ -244,7 +246,7 @@ def _evaluate(
         show(metrics_table(record), result=record)
 
 
-@app.command("recommend", cls=_ManyHistoryItems)
+@app.command("recommend", cls=_ManyItems)
 def _recommend(
     model: Annotated[str, typer.Option("--model", help="Run folder or Hub repository.", show_default=False)],
     history: Annotated[
@@ -255,8 +257,20 @@ def _recommend(
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Items per user.")] = 10,
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", metavar="ID ID ...", help="Items that may not be recommended.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow", metavar="ID ID ...", help="The only items that may be.")
+    ] = None,
     beams: Beams = 50,
     latent_aggregation: Aggregation = "max",
+    diversity: Annotated[
+        float, typer.Option(min=0, max=1, help="Above 0 items with other codes than those before them move up.")
+    ] = 0.0,
+    sample_seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw items at random, by their probabilities, with this seed.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -267,6 +281,8 @@ def _recommend(
     Examples:
       hf-genrec recommend --model run --history 50 181 172
       hf-genrec recommend --model run --history 50 181 172 --top-k 5 --exclude-seen --json
+      hf-genrec recommend --model run --history 50 181 --exclude 172 174 --diversity 0.3
+      hf-genrec recommend --model run --history 50 181 --allow 56 64 98 127 --sample-seed 7
       hf-genrec recommend --model user/repository --histories histories.txt --json
     """
     if (history is None) == (histories is None):
@@ -285,7 +301,18 @@ def _recommend(
         decoding: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
         check_model_name(model)
         recommender = Recommender.from_pretrained(model, device=device, **decoding)
-        entries = recommendation_entries(recommender, batch, top_k=top_k, exclude_seen=exclude_seen)
+        search_options: dict[str, Any] = {"diversity": diversity} if diversity else {}
+        if sample_seed is not None:
+            search_options["sample_seed"] = sample_seed
+        entries = recommendation_entries(
+            recommender,
+            batch,
+            top_k=top_k,
+            exclude_seen=exclude_seen,
+            exclude_items=exclude or None,
+            allow_items=allow or None,
+            search_options=search_options,
+        )
         titles = ["Recommendations"] if histories is None else [f"Line {line + 1}" for line in range(len(batch))]
         tables = [recommendations_table(entry, title=title) for entry, title in zip(entries, titles, strict=True)]
         result = {"model": model} | (entries[0] if histories is None else {"users": entries})

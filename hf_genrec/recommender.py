@@ -162,10 +162,11 @@ class Recommender:
             num_beams (`int`, *optional*):
                 Beams per user; `None` for the recommender's.
             search_options (`Mapping[str, Any]`, *optional*):
-                Further arguments of the model's `recommend()` by name: `latents_per_prefix`, `num_rescored`, ...
+                Further arguments of the model's `recommend()` by name: `latents_per_prefix`, `num_rescored`, ... A
+                `sample_seed` is that of the first batch; those of the others are derived from it.
 
         Returns:
-            [`Recommendations`]: ids and log-probabilities, best first.
+            [`Recommendations`]: ids and log-probabilities, best first unless a search option says otherwise.
 
         Raises:
             ValueError: If `top_k` is below 1, or a rule holds ids that are not in the catalog or lists for another
@@ -193,7 +194,7 @@ class Recommender:
                 latent_aggregation=self.latent_aggregation,
                 exclude_items=self._rule_tokens(excluded, users, num_users=len(batch)),
                 allow_items=self._rule_tokens(allowed, users, num_users=len(batch)),
-                **(search_options or {}),
+                **_options_of_batch(search_options or {}, start // self.batch_size),
             )
             items = (output.item_tokens - self.model.config.first_item_token).tolist()
             for user, row, row_scores in zip(users, items, output.scores.tolist(), strict=True):
@@ -238,6 +239,15 @@ class Recommender:
         for row, history in enumerate(histories):
             tokens[row, : len(history)] = np.asarray(history, dtype=np.int64) + config.first_item_token
         return torch.from_numpy(tokens).to(self.model.device)  # type: ignore[return-value]
+
+
+def _options_of_batch(search_options: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The search options of a batch: users of two batches must not be drawn with the same noise."""
+    options = dict(search_options)
+    if number and options.get("sample_seed") is not None:
+        seeds = np.random.SeedSequence([options["sample_seed"], number]).generate_state(1, np.uint64)
+        options["sample_seed"] = int(seeds[0] >> np.uint64(1))
+    return options
 
 
 def check_items(model: Any, items: pa.Table) -> None:

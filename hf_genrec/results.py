@@ -17,7 +17,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from hf_genrec.decoding_results import speed_blocks, sweep_blocks
+from hf_genrec.decoding_results import popularity_blocks, speed_blocks, sweep_blocks
 from hf_genrec.evaluation import write_record
 
 
@@ -96,6 +96,7 @@ def results_page(
     records: Iterable[Mapping[str, Any]],
     *,
     sweeps: Sequence[Mapping[str, Any]] = (),
+    popularity: Sequence[Mapping[str, Any]] = (),
     decoding_speed: Mapping[str, Any] | None = None,
     catalog_speed: Mapping[str, Any] | None = None,
 ) -> str:
@@ -111,6 +112,8 @@ def results_page(
             What [`load_records`] returned.
         sweeps (`list[dict]`, *optional*):
             What [`~decoding_results.load_sweeps`] returned.
+        popularity (`list[dict]`, *optional*):
+            What `scripts/sweep_popularity.py` wrote.
         decoding_speed (`dict`, *optional*):
             Figures of `scripts/benchmark_decoding.py`; `None` if there are none.
         catalog_speed (`dict`, *optional*):
@@ -134,6 +137,7 @@ def results_page(
     for _, group in itertools.groupby(ordered, key=_group_of):
         blocks += _section(list(group))
     blocks += sweep_blocks(sweeps)
+    blocks += popularity_blocks(popularity)
     blocks += speed_blocks(decoding_speed, catalog_speed)
     if ordered:
         blocks.append("## Runs")

@@ -166,7 +166,14 @@ def recommendations_table(entry: Mapping[str, Any], *, title: str, shown_history
 
 
 def recommendation_entries(
-    recommender: Any, histories: list[list[str]], *, top_k: int, exclude_seen: bool = False
+    recommender: Any,
+    histories: list[list[str]],
+    *,
+    top_k: int,
+    exclude_seen: bool = False,
+    exclude_items: Sequence[str] | None = None,
+    allow_items: Sequence[str] | None = None,
+    search_options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """
     Recommendations with titles, ready for JSON and for [`recommendations_table`].
@@ -176,11 +183,21 @@ def recommendation_entries(
         histories (`list[list[str]]`): Item ids, oldest first.
         top_k (`int`): Items per user.
         exclude_seen (`bool`, *optional*, defaults to `False`): Whether items of the history are left out.
+        exclude_items (`list[str]`, *optional*): Ids that may not be recommended.
+        allow_items (`list[str]`, *optional*): The only ids that may be; `None` for all.
+        search_options (`Mapping[str, Any]`, *optional*): Further arguments of the model's `recommend()` by name.
 
     Returns:
         `list[dict]`: per history `history`, `unknown` and `recommendations`.
     """
-    found = recommender.recommend(histories, top_k=top_k, exclude_seen=exclude_seen)
+    found = recommender.recommend(
+        histories,
+        top_k=top_k,
+        exclude_seen=exclude_seen,
+        exclude_items=exclude_items,
+        allow_items=allow_items,
+        search_options=search_options,
+    )
     catalog = set(recommender.item_ids)
     entries = []
     for history, item_ids, scores in zip(histories, found.item_ids, found.scores, strict=True):

@@ -7,6 +7,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 
 SHARED_HISTORY_ATTENTION = "genrec_shared_history"
+MAX_DIRECT_KEYS = 8  # with at most so many keys, a beam's own past, products by hand beat a kernel call: half the time
 
 
 def shared_history_attention(
@@ -33,6 +34,8 @@ def shared_history_attention(
     """
     num_rows, num_heads, length, width = query.shape
     num_users = key.shape[0]
+    if num_rows == num_users and length == 1 and key.shape[2] <= MAX_DIRECT_KEYS and not module.training:
+        return _attend_from_one_position(query, key, value, attention_mask, position_bias, **kwargs), None
     if num_rows == num_users:
         return sdpa_attention_forward(module, query, key, value, attention_mask, position_bias=position_bias, **kwargs)
     group = num_rows // num_users
@@ -40,6 +43,22 @@ def shared_history_attention(
     query = query.reshape(num_users, num_heads, group * length, width)
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output.reshape(num_rows, length, num_heads, width), None
+
+
+def _attend_from_one_position(
+    query, key, value, attention_mask, position_bias=None, scaling=None, **kwargs
+) -> torch.Tensor:
+    """Attention of one query a row to a handful of keys, without a matrix product per row and head."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = (query * key).sum(-1).float() * scaling  # (num_rows, num_heads, num_keys)
+    if position_bias is not None:
+        scores = scores + position_bias[..., 0, :]
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask[..., 0, :], torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask[..., 0, :]
+    weights = scores.softmax(-1).to(value.dtype).unsqueeze(-1)
+    return (weights * value).sum(2).unsqueeze(1)
 
 
 AttentionInterface.register(SHARED_HISTORY_ATTENTION, shared_history_attention)

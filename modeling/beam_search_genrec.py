@@ -66,8 +66,8 @@ class Selection(Protocol):
             step ([`SearchStep`]): Where the search is.
 
         Returns:
-            `torch.LongTensor` of shape `(B, n)` with `n` at most `min(num_beams, W * K)`: flat positions `w * K + k`
-            in the order in which the beams shall stand. Positions that are `-inf` may fill up.
+            `torch.LongTensor` of shape `(B, n)` with `n` at most `num_beams`: flat positions `w * K + k` in the order
+            in which the beams shall stand. A position may repeat, and positions that are `-inf` may fill up.
         """
 
 
@@ -303,7 +303,8 @@ def beam_search(
         trace.append(kept)
         if num_pruned:
             rest = ranked.flatten(1).scatter(1, index, -float("inf"))
-            rest = rest.topk(min(num_pruned, rest.shape[1] - index.shape[1])).indices
+            num_left = max(0, rest.shape[1] - index.shape[1])  # a selection may take a position more than once
+            rest = rest.topk(min(num_pruned, num_left)).indices
             pruned.append(options.traced(candidates, rest))
         if options.depth < 0:
             latents = kept.tokens - config.first_latent_token

@@ -162,8 +162,8 @@ class GumbelTopK:
     token with a constraint does; it differs from dividing each item's probability by that of all items that are left.
 
     With latents, paths are drawn. In the order of their first paths, distinct items are then a sample of items without
-    replacement, an item's probability being the sum over its latents. Ask for enough beams that the search need not be
-    repeated with more: that draws anew.
+    replacement, an item's probability being the sum over its latents. Number of items times number of latents is the
+    number of beams that is always enough for it; a search repeated with more would draw anew.
 
     Args:
         generator (`torch.Generator`): Source of the noise, on the device of the model. The same state and the same
@@ -331,7 +331,7 @@ def embedding_similarity(embeddings: torch.Tensor) -> torch.FloatTensor:
 
     Args:
         embeddings (`torch.Tensor` of shape `(batch_size, num_pooled, dimension)`):
-            Embeddings of the pooled items; an embedding of zeros resembles nothing.
+            Embeddings of the pooled items; one of zeros, or with a value that is not finite, resembles nothing.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size, num_pooled, num_pooled)`: in [-1, 1].
@@ -345,7 +345,7 @@ def embedding_similarity(embeddings: torch.Tensor) -> torch.FloatTensor:
     ```
     """
     directions = torch.nn.functional.normalize(embeddings.float(), dim=-1)
-    return directions @ directions.transpose(1, 2)
+    return (directions @ directions.transpose(1, 2)).nan_to_num(nan=0)
 
 
 def diversify(
@@ -356,6 +356,7 @@ def diversify(
     diversity: float,
     item_codes: torch.Tensor,
     item_embeddings: torch.Tensor | None = None,
+    ranked: torch.Tensor | None = None,
 ) -> tuple[torch.LongTensor, torch.Tensor]:
     """
     The `top_k` of a pool of items by `mmr`, with their scores.
@@ -368,6 +369,8 @@ def diversify(
         item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Semantic IDs of the catalog.
         item_embeddings (`torch.Tensor` of shape `(num_items, dimension)`, *optional*):
             Embeddings to compare items by; `None` for the overlap of their codes.
+        ranked (`torch.Tensor`, same shape as `scores`, *optional*):
+            Log of the relevance, where that is not the score; `-inf` where there is no item.
 
     Returns:
         `tuple[torch.LongTensor, torch.Tensor]`: items and scores, both `(batch_size, top_k)`, first picked first.
@@ -387,7 +390,8 @@ def diversify(
         similarity = code_overlap(item_codes[pooled])
     else:
         similarity = embedding_similarity(item_embeddings[pooled])
-    picks = mmr(scores, similarity, top_k=min(top_k, items.shape[1]), diversity=diversity)
+    relevance = scores if ranked is None else ranked
+    picks = mmr(relevance, similarity, top_k=min(top_k, items.shape[1]), diversity=diversity)
     missing = (0, top_k - picks.shape[1])
     return (
         torch.nn.functional.pad(items.gather(1, picks), missing, value=-1),

@@ -36,7 +36,9 @@ class ByteDropout(nn.Dropout):
             `torch.Tensor`, same shape: in training with zeros at random places, else `input` itself.
         """
         threshold = min(255, round(self.p * 256))
-        if not self.training or threshold == 0 or input.device.type != "cpu" or torch.compiler.is_compiling():
+        if not self.training:
+            return input
+        if threshold == 0 or input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
         draws = torch.empty(-(-input.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         is_kept = (draws.view(torch.uint8)[: input.numel()] >= threshold).view(input.shape)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .beam_search_genrec import Beams
+from .beam_search_genrec import Beams, TraceStep
 from .catalog_genrec import Catalog
+from .diversity_genrec import repeated_paths
 
 
 @dataclass
@@ -72,6 +73,7 @@ def rank_items(
     top_k: int,
     latent_aggregation: str,
     penalty: torch.Tensor | None = None,
+    by_place: bool = False,
 ) -> tuple[torch.LongTensor, torch.FloatTensor]:
     """
     Beams to distinct items.
@@ -83,6 +85,8 @@ def rank_items(
         latent_aggregation (`str`): `"max"` or `"sum"` over the paths of an item.
         penalty (`torch.FloatTensor` of shape `(num_items,)`, *optional*):
             What is subtracted from the score of each leaf in ranking, not in the scores returned.
+        by_place (`bool`, defaults to `False`):
+            Items in the order of their first beams whatever the scores, for beams that were drawn or stand in groups.
 
     Returns:
         `tuple[torch.LongTensor, torch.FloatTensor]`: item indices and scores, both `(batch_size, top_k)`, best first;
@@ -99,11 +103,36 @@ def rank_items(
     group_leaf = torch.full_like(leaves, -1).scatter(1, group, leaves)
     best = best.masked_fill(group_leaf < 0, -infinity)  # dead beams, and groups that are none
     ranked = best if penalty is None else best - penalty[group_leaf.clamp_min(0)]
+    if by_place:
+        first = torch.full_like(order, order.shape[1]).scatter_reduce(1, group, order, "amin")
+        ranked = (-first.double()).masked_fill(best == -infinity, -infinity)
     top = ranked.topk(min(top_k, best.shape[1])).indices
     leaf, best = group_leaf.gather(1, top), best.gather(1, top)
     items = torch.where(best > -infinity, catalog.items_in_order[leaf.clamp_min(0)], -1)
     missing = (0, top_k - best.shape[1])
     return torch.nn.functional.pad(items, missing, value=-1), torch.nn.functional.pad(best, missing, value=-infinity)
+
+
+def reordered(beams: Beams, order: torch.Tensor, *, num_latents: int) -> Beams:
+    """
+    Beams in another order; of beams that are the same path only the first one lives on.
+
+    Args:
+        beams ([`Beams`]): Result of a search.
+        order (`torch.Tensor` of shape `(batch_size, num_beams)`): Place of each beam, highest first.
+        num_latents (`int`): Number of latents of the model; 0 for models without.
+
+    Returns:
+        [`Beams`]
+    """
+    index = order.argsort(dim=1, descending=True, stable=True)
+    last = beams.trace[-1]
+    last = TraceStep(*(values.gather(1, index) for values in (last.parents, last.tokens, last.scores)))
+    moved = Beams(beams.leaves.gather(1, index), last.scores, [*beams.trace[:-1], last], beams.pruned)
+    is_repeated = repeated_paths(moved.leaves, moved.paths()[0][..., 0] if num_latents else None)
+    moved.leaves = moved.leaves.masked_fill(is_repeated, -1)
+    moved.scores = moved.scores.masked_fill(is_repeated, -float("inf"))
+    return moved
 
 
 def describe_paths(
@@ -148,4 +177,4 @@ def _path(config, tokens: list[int], scores: list[float], item_token: int | None
     return BeamPath(latent=latent, codes=codes, scores=scores, item_token=item_token)
 
 
-__all__ = ["BeamPath", "describe_paths", "prior_penalties", "rank_items"]
+__all__ = ["BeamPath", "describe_paths", "prior_penalties", "rank_items", "reordered"]

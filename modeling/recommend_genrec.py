@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import ModelOutput
 
-from .beam_search_genrec import Beams, HistoryOutput, Selection, beam_search, best_candidates
-from .ranking_genrec import BeamPath, describe_paths, prior_penalties, rank_items
+from .beam_search_genrec import Beams, HistoryOutput, beam_search
+from .diversity_genrec import DiverseGroups, GumbelTopK, diversify
+from .ranking_genrec import BeamPath, describe_paths, prior_penalties, rank_items, reordered
 from .rules_genrec import allowed_items, check_rule, rule_rows
-from .scoring_genrec import ScoringMixin, check_latent_aggregation, check_level_temperature
-from .selection_genrec import BestLatentsPerPrefix, QuotaPerLatent
+from .scoring_genrec import ScoringMixin
+from .search_options_genrec import SearchOptions
 
 
 MEMORY_BUDGET = 2 << 30  # bytes that a call may take beside the model, by its own estimate; users are chunked under it
@@ -30,7 +31,8 @@ class RecommendOutput(ModelOutput):
 
     Args:
         item_tokens (`torch.LongTensor` of shape `(batch_size, top_k)`):
-            Distinct items, best first. The pad token fills up where fewer than `top_k` items were allowed.
+            Distinct items, best first; with groups, samples or `diversity` in the order that these say. The pad token
+            fills up where fewer than `top_k` items were allowed.
         scores (`torch.FloatTensor` of shape `(batch_size, top_k)`): Log-probabilities; `-inf` at the filling.
         paths (`list[list[BeamPath]]`, *optional*): Per user the beams of the items in `item_tokens`, best first.
         pruned (`list[list[BeamPath]]`, *optional*): Per user the best continuations at each step that were not kept.
@@ -40,104 +42,6 @@ class RecommendOutput(ModelOutput):
     scores: torch.FloatTensor | None = None
     paths: list[list[BeamPath]] | None = None
     pruned: list[list[BeamPath]] | None = None
-
-
-@dataclass
-class SearchOptions:
-    """What `recommend` was asked for, beside the histories and the rules, and what the answers cost."""
-
-    top_k: int
-    num_beams: int
-    latent_aggregation: str
-    beams_per_latent: int | None
-    latents_per_prefix: int | None
-    num_rescored: int
-    level_temperature: Sequence[float] | None
-    prior_correction: float
-    memory_budget: int
-    return_paths: bool
-    bytes_per_user: int = 0
-    bytes_per_beam: int = 0
-
-    def check(self, config, item_prior: torch.Tensor | None) -> None:
-        """
-        Args:
-            config: The model's config.
-            item_prior (`torch.Tensor`, *optional*): As in `recommend`.
-
-        Raises:
-            ValueError: If an option is out of range or two do not go together.
-        """
-        if not 1 <= self.top_k <= config.num_items:
-            raise ValueError(f"`top_k` must lie in [1, {config.num_items}] (the catalog's size), got {self.top_k}.")
-        for name in ("num_beams", "beams_per_latent", "latents_per_prefix", "memory_budget"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
-            if (
-                value is not None
-                and name in ("beams_per_latent", "latents_per_prefix")
-                and not config.num_latent_tokens
-            ):
-                raise ValueError(f"`{name}` is for models with latents; this one has `num_latent_tokens=0`.")
-        check_latent_aggregation(self.latent_aggregation)
-        if self.beams_per_latent is not None and self.latents_per_prefix is not None:
-            raise ValueError(
-                "`beams_per_latent` and `latents_per_prefix` cannot be combined: the one keeps all latents, the "
-                "other the best ones."
-            )
-        if self.num_rescored and self.num_rescored < self.top_k:
-            raise ValueError(
-                f"`num_rescored` must be 0 or at least `top_k`, got {self.num_rescored} and {self.top_k}: scores of "
-                "items that were re-scored and of others cannot be ranked together."
-            )
-        check_level_temperature(self.level_temperature, num_levels=config.num_levels)
-        if bool(self.prior_correction) != (item_prior is not None):
-            raise ValueError(
-                "`prior_correction` and `item_prior` go together: give both or neither, got "
-                f"{self.prior_correction} and {'none' if item_prior is None else 'a prior'}."
-            )
-
-    def beams(self, config) -> int:
-        """
-        Args:
-            config: The model's config.
-
-        Returns:
-            `int`: Beams to begin with, at most as many as there are paths.
-        """
-        wanted = self.num_beams
-        if self.beams_per_latent is not None:
-            wanted = self.beams_per_latent * config.num_latent_tokens
-        return min(wanted, config.num_paths)
-
-    def selection(self, config) -> Selection:
-        """
-        Args:
-            config: The model's config.
-
-        Returns:
-            [`Selection`]: One for one search.
-        """
-        if self.beams_per_latent is not None:
-            return QuotaPerLatent(config.num_latent_tokens)
-        if self.latents_per_prefix is not None:
-            return BestLatentsPerPrefix(config.num_latent_tokens, latents_per_prefix=self.latents_per_prefix)
-        return best_candidates
-
-    def chunks(self, num_users: int, num_beams: int) -> list[slice]:
-        """
-        Args:
-            num_users (`int`): Number of users.
-            num_beams (`int`): Beams of each.
-
-        Returns:
-            `list[slice]`: Rows to be decoded together so that the estimate stays within `memory_budget`; at least one
-            user each.
-        """
-        per_user = self.bytes_per_user + num_beams * self.bytes_per_beam
-        size = max(1, self.memory_budget // max(1, per_user))
-        return [slice(start, start + size) for start in range(0, num_users, size)]
 
 
 class RecommendMixin(ScoringMixin):
@@ -163,6 +67,11 @@ class RecommendMixin(ScoringMixin):
         level_temperature: Sequence[float] | None = None,
         prior_correction: float = 0.0,
         item_prior: torch.Tensor | None = None,
+        num_groups: int = 1,
+        group_penalty: float = 0.0,
+        diversity: float = 0.0,
+        item_embeddings: torch.Tensor | None = None,
+        sample_seed: int | None = None,
         memory_budget: int = MEMORY_BUDGET,
         return_paths: bool = False,
     ) -> RecommendOutput:
@@ -174,6 +83,12 @@ class RecommendMixin(ScoringMixin):
         distribution; `prior_correction` takes a share of each prefix's popularity out of the ranking, of beams and of
         the final list, so that what is unusually likely for *this* user comes up. Either gains coverage and usually
         costs recall on data where popularity predicts well: choose on validation data.
+
+        Three ways to lists that are not ten times the same thing; in all of them scores stay log-probabilities, so
+        they do not fall from place to place. `num_groups` with a `group_penalty` divides the beams into groups that
+        avoid each other's prefixes; the groups take turns in the list. `diversity` picks, from the items that the
+        beams hold, those that are good and unlike the ones picked before, in the order picked; make `num_beams`
+        several times `top_k`. `sample_seed` draws items at random instead of the best ones, without replacement.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`):
@@ -206,6 +121,18 @@ class RecommendMixin(ScoringMixin):
             item_prior (`torch.Tensor` of shape `(num_items,)`, *optional*):
                 Probability of each item whoever the user is, above zero; normalised to a sum of 1. For example the
                 number of its interactions plus one.
+            num_groups (`int`, defaults to 1): Groups of beams, at most `num_beams`; see `DiverseGroups`.
+            group_penalty (`float`, defaults to 0.0):
+                Nats that a prefix costs a group for every beam of an earlier group that took it at this step. With 0
+                all groups find the same.
+            diversity (`float`, defaults to 0.0):
+                From 0, the best items in their order, to 1, the best one and then the least similar ones; see `mmr`.
+            item_embeddings (`torch.Tensor` of shape `(num_items, dimension)`, *optional*):
+                What `diversity` compares items by, with the cosine; `None` for the share of leading codes in common.
+            sample_seed (`int`, *optional*):
+                Draw instead of search, see `GumbelTopK`; with at least `top_k` beams per latent. The same seed and
+                the same call give the same lists. Noise is drawn for each user, so users with equal histories get
+                different lists, and a list depends on the user's place in the batch and on the other users in it.
             memory_budget (`int`, defaults to 2 GiB):
                 Bytes by which users are chunked, by the estimate of `decoding_bytes`; at least one at a time.
             return_paths (`bool`, defaults to `False`): Also return the beams behind each item.
@@ -227,6 +154,11 @@ class RecommendMixin(ScoringMixin):
             num_rescored=num_rescored,
             level_temperature=level_temperature,
             prior_correction=prior_correction,
+            num_groups=num_groups,
+            group_penalty=group_penalty,
+            diversity=diversity,
+            item_embeddings=item_embeddings,
+            sample_seed=sample_seed,
             memory_budget=memory_budget,
             return_paths=return_paths,
         )
@@ -237,9 +169,10 @@ class RecommendMixin(ScoringMixin):
         penalties = None
         if item_prior is not None:
             penalties = prior_penalties(self.catalog, item_prior, prior_correction)
-        per_user, options.bytes_per_beam = self.decoding_bytes(input_ids.shape[1])
-        has_rules = any(rule is not None for rule in rules.values())
-        options.bytes_per_user = per_user + (RULE_BYTES * self.config.num_items if has_rules else 0)
+        per_user, per_beam = self.decoding_bytes(input_ids.shape[1])
+        if any(rule is not None for rule in rules.values()):
+            per_user += RULE_BYTES * self.config.num_items
+        options.prepare(self.config, bytes_per_user=per_user, bytes_per_beam=per_beam, device=input_ids.device)
         was_training = self.training
         if was_training:
             self.eval()
@@ -280,7 +213,7 @@ class RecommendMixin(ScoringMixin):
             rules = allowed if is_all else rule_rows(allowed, users)
             tokens, scores, beams = self._search_once(part, rules, penalties, options, num_beams)
             is_short = (scores > -float("inf")).sum(1) < wanted[users]
-            is_done = ~is_short if num_beams < config.num_paths else torch.ones_like(is_short)
+            is_done = ~is_short if num_beams < options.most_beams(config) else torch.ones_like(is_short)
             done = users[is_done]
             output.item_tokens[done], output.scores[done] = tokens[is_done], scores[is_done]
             if options.return_paths:
@@ -288,53 +221,64 @@ class RecommendMixin(ScoringMixin):
                 for row in is_done.nonzero()[:, 0].tolist():
                     output.paths[int(users[row])], output.pruned[int(users[row])] = paths[row], pruned[row]
             if len(done) < len(users):
-                pending.append((users[~is_done], min(2 * num_beams, config.num_paths)))
+                pending.append((users[~is_done], min(2 * num_beams, options.most_beams(config))))
         return output
 
     def _search_once(
         self, history, allowed, penalties, options, num_beams
     ) -> tuple[torch.Tensor, torch.Tensor, Beams]:
         """Item tokens and scores by one search of a given width, short where it found too few; and its beams."""
-        config, leaf_penalty = self.config, None if penalties is None else penalties[-1]
+        config, selection = self.config, options.selection(self.config)
         beams = beam_search(
             self,
             history,
             num_beams=num_beams,
-            selection=options.selection(config),
+            selection=selection,
             allowed_items=allowed,
             penalties=penalties,
             level_temperature=options.level_temperature,
             num_pruned=num_beams if options.return_paths else 0,
         )
-        is_rescored = options.num_rescored > 0 and config.num_latent_tokens > 0
-        num_rescored = min(options.num_rescored, num_beams, config.num_items)  # beams hold no more items
+        if isinstance(selection, DiverseGroups):
+            beams = reordered(beams, selection.order, num_latents=config.num_latent_tokens)
         items, scores = rank_items(
             self.catalog,
             beams,
-            top_k=max(options.top_k, num_rescored) if is_rescored else options.top_k,
+            top_k=options.num_pooled(config, num_beams),
             latent_aggregation=options.latent_aggregation,
-            penalty=leaf_penalty,
+            penalty=None if penalties is None else penalties[-1],
+            by_place=isinstance(selection, DiverseGroups | GumbelTopK),
         )
-        if is_rescored:
-            items, scores = self._rescore(history, items, penalties, options)
+        if options.diversity or (options.num_rescored and config.num_latent_tokens):
+            items, scores = self._picked(history, items, scores, penalties, options)
         tokens = torch.where(items >= 0, items + config.first_item_token, config.pad_token_id)
         return tokens, scores, beams
 
-    def _rescore(self, history, items, penalties, options) -> tuple[torch.LongTensor, torch.FloatTensor]:
-        """The best `top_k` of `items` (B, n), -1 where there is none, by their exact scores over all latents."""
-        is_item = items >= 0
-        path_bytes = self.config.num_decoding_steps * options.bytes_per_beam
-        scores = self.score_candidates(
-            history,
-            items.clamp_min(0),
-            latent_aggregation=options.latent_aggregation,
-            level_temperature=options.level_temperature,
-            chunk_size=max(1, options.memory_budget // (path_bytes * max(1, len(items)))),
-        ).masked_fill(~is_item, -float("inf"))
+    def _picked(self, history, items, scores, penalties, options) -> tuple[torch.LongTensor, torch.FloatTensor]:
+        """The `top_k` of `items` (B, n), -1 where there is none: the best by exact scores, or a diverse list."""
+        if options.num_rescored and self.config.num_latent_tokens:
+            path_bytes = self.config.num_decoding_steps * options.bytes_per_beam
+            scores = self.score_candidates(
+                history,
+                items.clamp_min(0),
+                latent_aggregation=options.latent_aggregation,
+                level_temperature=options.level_temperature,
+                chunk_size=max(1, options.memory_budget // (path_bytes * max(1, len(items)))),
+            ).masked_fill(items < 0, -float("inf"))
         ranked = scores
         if penalties is not None:
             leaf = self.catalog.node_of(self.item_codes[items.clamp_min(0)].long())
             ranked = scores - penalties[-1][leaf]
+        if options.diversity:
+            return diversify(
+                items,
+                scores,
+                top_k=options.top_k,
+                diversity=options.diversity,
+                item_codes=self.item_codes,
+                item_embeddings=options.item_embeddings,
+                ranked=ranked,
+            )
         top = ranked.topk(options.top_k).indices
         return items.gather(1, top), scores.gather(1, top)
 
@@ -359,4 +303,4 @@ def _concatenate(outputs: list[RecommendOutput]) -> RecommendOutput:
     )
 
 
-__all__ = ["MEMORY_BUDGET", "RecommendMixin", "RecommendOutput", "SearchOptions"]
+__all__ = ["MEMORY_BUDGET", "RecommendMixin", "RecommendOutput"]

@@ -162,7 +162,7 @@ VARIANTS = {
     BASELINE: stock,
     "bidirectional, paper's shape": ours(history_attention="bidirectional"),
     "causal, paper's shape": ours(history_attention="causal"),
-    "causal, quick start's shape": ours(
+    "causal, default shape": ours(
         **{name: value for name, value in QUICK_SHAPE.items() if name != "num_latent_tokens"}
     ),
 }

@@ -4,8 +4,8 @@ The results page from its records.
     python scripts/write_results.py
     python scripts/write_results.py --records hub_cards --output RESULTS.md
 
-Trained runs in `results/`, beam sweeps in `beams/`, and the benchmarks `decoding_speed.json` and `catalog_speed.json`;
-what does not exist is left out of the page.
+Trained runs in `results/`, beam sweeps in `beams/`, corrections of popularity in `popularity/`, and the benchmarks
+`decoding_speed.json` and `catalog_speed.json`; what does not exist is left out of the page.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ def main() -> None:
     page = results_page(
         records,
         sweeps=sweeps,
+        popularity=[
+            json.loads(path.read_text("utf-8")) for path in sorted(arguments.records.glob("popularity/*.json"))
+        ],
         decoding_speed=read_figures(arguments.records / "decoding_speed.json"),
         catalog_speed=read_figures(arguments.records / "catalog_speed.json"),
     )

@@ -291,6 +291,32 @@ def test_recommend_leaves_out_seen_items(shop):
     assert sum("thing number 3 " in line for line in lines) == 1
 
 
+def test_recommend_keeps_to_ids_that_are_excluded_or_allowed(shop):
+    words = ["recommend", "--model", shop / "run", "--history", "i3", "i4", "--top-k", "9"]
+
+    found = result_of(*words, "--exclude", "i5", "i7", "--allow", "i5", "i6", "--allow", "i9", "--exclude", "i8")
+
+    assert sorted(item["item_id"] for item in found["recommendations"]) == ["i6", "i9"]
+    assert "`exclude_items` holds ids that are not in the catalog: 'nope'" in error_of(*words, "--exclude", "nope")
+    assert "'--allow' requires an argument" in error_of(*words, "--allow")
+
+
+def test_recommend_draws_and_varies_its_lists(shop):
+    words = ["recommend", "--model", shop / "run", "--history", "i3", "i4", "--top-k", "9"]
+    plain, again, first, other, varied = (
+        [item["item_id"] for item in result_of(*words, *options)["recommendations"]]
+        for options in ([], ["--sample-seed", 0], ["--sample-seed", 0], ["--sample-seed", 1], ["--diversity", 1])
+    )
+
+    recommender = Recommender.from_pretrained(shop / "run")
+    for found, options in ((first, {"sample_seed": 0}), (varied, {"diversity": 1.0})):
+        assert recommender.recommend(["i3", "i4"], top_k=9, search_options=options).item_ids == [found]
+    assert again == first
+    assert plain not in (first, varied)
+    assert first != other
+    assert "cannot be combined" in error_of(*words, "--sample-seed", "0", "--diversity", "0.5")
+
+
 @pytest.mark.parametrize("verb", ["prepare", "embed", "tokenize", "train", "evaluate", "recommend", "demo"])
 def test_help_has_examples_and_json(verb):
     result = run(verb, "--help")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -381,6 +381,7 @@ def test_no_diversity_keeps_the_order_of_the_scores(scores, data):
     assert picks.tolist() == [expected]
 
 
+@settings(deadline=None)
 @given(st.permutations(range(7)), st.floats(0, 1))
 def test_order_of_the_pool_does_not_matter(permutation, diversity):
     generator = torch.Generator().manual_seed(1)

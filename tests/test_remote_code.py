@@ -19,6 +19,7 @@ CODE_FILES = {
     "catalog_genrec.py",
     "configuration_genrec.py",
     "configuration_latte.py",
+    "diversity_genrec.py",
     "dropout_genrec.py",
     "generate_genrec.py",
     "logits_process_genrec.py",
@@ -27,6 +28,7 @@ CODE_FILES = {
     "recommend_genrec.py",
     "rules_genrec.py",
     "scoring_genrec.py",
+    "search_options_genrec.py",
     "selection_genrec.py",
 }
 
