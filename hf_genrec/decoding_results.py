@@ -158,7 +158,7 @@ def sweep_blocks(records: Sequence[Mapping[str, Any]]) -> list[str]:
             "; ".join([*users, f"{group[0]['num_items']:,} items", f"data fingerprint `{fingerprint}`"]) + "."
         )
         blocks.append(_sweep_table(group))
-        if "test" in sizes:
+        if sizes:
             blocks.append(f"![ndcg@10 by milliseconds per user](hub_cards/beams/{sweep_plot_name(dataset)})")
         blocks.append(_choice(group))
     return blocks

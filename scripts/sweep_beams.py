@@ -5,11 +5,12 @@ What more beams bring a trained run: ndcg@10, recall@10, distinct items among th
     python scripts/sweep_beams.py RUN PREPARED --name beauty_psid --dataset "Amazon 2014 Beauty"
     python scripts/sweep_beams.py RUN PREPARED --name beauty_psid --dataset "Amazon 2014 Beauty" --chosen 50 max
 
-All users of the split are ranked over the whole catalog, and some fixed users by the exact score of every item, so
-that the search can be compared with what it approximates. One search serves both aggregations over latents; sum with
-the best items re-scored exactly is a row of its own. Every finished row is written to the record and skipped the next
-time; `--chosen` notes the default that the validation rows suggest. `--retime 512` measures the milliseconds of the
-finished rows again, on so many users, once the machine is quiet. `scripts/write_results.py` makes the page.
+All users of the split are ranked over the whole catalog, and some fixed users by the exact score of every item (a beam
+for every path), so that the search can be compared with what it approximates. One search serves both aggregations
+over latents; sum with the best items re-scored exactly is a row of its own. Every finished row is written to the
+record and skipped the next time; `--chosen` notes the default that the validation rows suggest. `--retime 512`
+measures the milliseconds of the finished rows again, on so many users, once the machine is quiet.
+`scripts/write_results.py` makes the page.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +182,10 @@ def fill(record: dict[str, Any], users: Users, arguments: argparse.Namespace, pa
         if config.num_latent_tokens and arguments.num_rescored and missing(settings):
             result = rescored(users, everybody, num_beams, arguments.num_rescored, arguments.batch_size)
             add(result, everybody, **settings, batch_size=arguments.batch_size)
-    for name in aggregations if len(sample) else []:
-        if missing(settings_of(None, name)):
-            add(exact(users, sample, name), sample, **settings_of(None, name), batch_size=EXACT_BATCH_SIZE)
+    wanted = [name for name in aggregations if len(sample) and missing(settings_of(None, name))]
+    # a search with a beam for every path leaves nothing out, and computes shared prefixes once
+    for name, result in (search(users, sample, config.num_paths, wanted, 1) if wanted else {}).items():
+        add(replace(result, num_distinct_items=None), sample, **settings_of(None, name), batch_size=1)
 
 
 def retime(record: dict[str, Any], users: Users, arguments: argparse.Namespace) -> None:
@@ -254,22 +256,6 @@ def rescored(users: Users, who: np.ndarray, num_beams: int, num_rescored: int, b
     return Result(ranks, None, seconds)
 
 
-EXACT_BATCH_SIZE = 4  # every user has a row per item
-
-
-def exact(users: Users, who: np.ndarray, latent_aggregation: str) -> Result:
-    """Every item scored for every user."""
-    model, seconds = users.model, 0.0
-    ranks = np.full(len(who), -1)
-    for rows, tokens in users.batches(who, EXACT_BATCH_SIZE, f"exact, {latent_aggregation}"):
-        start = time.perf_counter()
-        scores = model.score_items(tokens, latent_aggregation=latent_aggregation)
-        items = scores.topk(min(TOP_K, scores.shape[1])).indices.cpu().numpy()
-        seconds += time.perf_counter() - start
-        ranks[rows] = ranks_of_targets(items, users.targets[who[rows]])
-    return Result(ranks, None, seconds)
-
-
 def milliseconds(result: Result, num_users: int) -> float:
     return round(1000 * result.seconds / num_users, 3)
 
@@ -328,17 +314,21 @@ def table_of(record: dict[str, Any]) -> Table:
 
 
 def draw(folder: Path, dataset: str) -> None:
-    """All records of the data set in one plot: ndcg@10 on the test split against milliseconds per user."""
+    """All records of the data set in one plot: ndcg@10 against milliseconds per user, on test if it was measured."""
+    found = list(rows_of(load_sweeps(folder), dataset))
+    split = "test" if any(row["split"] == "test" for _, row in found) else "validation"
     lines: dict[str, list[tuple[float, float]]] = {}
     intervals: dict[str, list[tuple[float, float]]] = {}
-    for record, row in rows_of(load_sweeps(folder), dataset):
+    for record, row in found:
+        if row["split"] != split:
+            continue
         for device, time_per_user in row["milliseconds_per_user"].items():
             name = f"{sweep_label(record, row)}, {device}"
             lines.setdefault(name, []).append((time_per_user, row["ndcg@10"]))
             intervals.setdefault(name, []).append(tuple(row["intervals"]["ndcg@10"]))
     if lines:
         path = folder / sweep_plot_name(dataset)
-        panel = Panel(f"{dataset}, test split", lines, intervals)
+        panel = Panel(f"{dataset}, {split} split", lines, intervals)
         plot_lines([panel], path, x_label="milliseconds per user", y_label="ndcg@10", log_x=True)
 
 
@@ -346,7 +336,7 @@ def rows_of(records: Iterable[dict[str, Any]], dataset: str) -> Iterator[tuple[d
     for record in records:
         if record["dataset"] == dataset:
             for row in record["rows"]:
-                if row["split"] == "test" and row["num_beams"] is not None:
+                if row["num_beams"] is not None:
                     yield record, row
 
 
