@@ -84,10 +84,14 @@ def count(catalog, num_latent_tokens, num_users):
 
 
 def num_invalid_recommendations(config, tokens, excluded):
-    items = range(config.first_item_token, config.first_item_token + config.num_items)
+    items = set(range(config.first_item_token, config.first_item_token + config.num_items))
+    return num_lists_outside(config, tokens, [items.difference(gone) for gone in excluded.tolist()])
+
+
+def num_lists_outside(config, tokens, allowed_items):
+    """Lists that hold an item that is not allowed, repeat one, or are shorter than they could be."""
     num_invalid = 0
-    for row, gone in zip(tokens.tolist(), excluded.tolist(), strict=True):
-        allowed = set(items) - set(gone)
+    for row, allowed in zip(tokens.tolist(), allowed_items, strict=True):
         wanted = min(len(row), len(allowed))
         is_valid = len(set(row[:wanted])) == wanted and allowed.issuperset(row[:wanted])
         num_invalid += not (is_valid and set(row[wanted:]) <= {config.pad_token_id})
@@ -112,6 +116,49 @@ def test_no_list_of_twenty_thousand_is_invalid(catalog, num_latent_tokens):
     counts = count(catalog, num_latent_tokens, num_users=1792)
 
     assert set(counts.values()) == {0}, counts
+
+
+SEARCHES = [{}, {"num_groups": 2, "group_penalty": 1.5}, {"diversity": 0.4}, {"sample_seed": 3}]
+LATENT_SEARCHES = [{"beams_per_latent": 4}, {"latents_per_prefix": 1}, {"num_rescored": 10}]
+
+
+def num_invalid_under_rules(catalog, num_latent_tokens, num_users):
+    """Invalid lists when every user has random rules, from none to such that leave nothing."""
+    model = make(catalog, num_latent_tokens)
+    config, generator = model.config, torch.Generator().manual_seed(5)
+    items = torch.arange(config.num_items)
+    searches = SEARCHES + (LATENT_SEARCHES if num_latent_tokens else [])
+    num_invalid = 0
+    for number, start in enumerate(range(0, num_users, 200)):
+        size = min(200, num_users - start)
+        shares = torch.rand(2, size, 1, generator=generator)
+        exclude, allow = torch.rand(2, size, config.num_items, generator=generator) < shares
+        tokens = model.recommend(
+            random_histories(config, size, seed=start),
+            top_k=min(10, config.num_items),
+            num_beams=7,
+            exclude_items=exclude,
+            allow_items=allow,
+            **searches[number % len(searches)],
+        ).item_tokens
+        allowed = [set((items[row] + config.first_item_token).tolist()) for row in allow & ~exclude]
+        num_invalid += num_lists_outside(config, tokens, allowed)
+    return num_invalid
+
+
+@pytest.mark.parametrize("num_latent_tokens", LATENTS)
+@pytest.mark.parametrize("catalog", CATALOGS)
+def test_no_list_breaks_random_rules(catalog, num_latent_tokens):
+    assert num_invalid_under_rules(catalog, num_latent_tokens, num_users=7 * 200) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_latent_tokens", LATENTS)
+@pytest.mark.parametrize("catalog", CATALOGS)
+def test_no_list_of_a_hundred_thousand_breaks_random_rules(catalog, num_latent_tokens):
+    assert len(CATALOGS) * len(LATENTS) * 8400 > 100_000
+
+    assert num_invalid_under_rules(catalog, num_latent_tokens, num_users=8400) == 0
 
 
 @pytest.mark.parametrize("num_latent_tokens", LATENTS)
