@@ -213,6 +213,7 @@ def speed_blocks(decoding: Mapping[str, Any] | None, catalog: Mapping[str, Any] 
 
 
 _NONE = "–"
+_SHARES = ("ndcg@10", "recall@10")
 _SWEEP_INTRODUCTION = """## Beams, exact scoring and time
 
 What more beams bring, and what is left to the exact score of every item, which beam search approximates. Made by
@@ -261,27 +262,32 @@ def _sweep_table(records: Sequence[Mapping[str, Any]]) -> str:
     devices = sorted({device for row in rows for device in row["milliseconds_per_user"]})
     sizes = sorted({row["sample"]["num_users"] for row in rows if row["sample"]["num_users"]})
     sample = f"ndcg@10 on {', '.join(f'{size:,}' for size in sizes)}" if sizes else "ndcg@10 on fixed users"
-    header = ["system", "beams", "validation ndcg@10", "ndcg@10", "recall@10", "distinct"]
+    splits = [split for split in ("validation", "test") if any(row["split"] == split for row in rows)]
+    header = ["system", "beams", *(f"{split} {name}" for split in splits for name in _SHARES), "distinct"]
     header += [f"ms, {device}" for device in devices] + [sample, "minus exact"]
     body = []
     for record in records:
         for settings in sorted({_settings_of(row) for row in record["rows"]}, key=_order_of):
-            body.append(_sweep_row(record, settings, devices))
+            body.append(_sweep_row(record, settings, splits, devices))
     return markdown_table([header, *body], num_left=1)
 
 
-def _sweep_row(record: Mapping[str, Any], settings: tuple[int | None, str, int], devices: Sequence[str]) -> list[str]:
+def _sweep_row(
+    record: Mapping[str, Any],
+    settings: tuple[int | None, str, int],
+    splits: Sequence[str],
+    devices: Sequence[str],
+) -> list[str]:
     names: dict[str, Any] = dict(zip(("num_beams", "latent_aggregation", "num_rescored"), settings, strict=True))
-    validation, test = (find_row(record, split=split, **names) for split in ("validation", "test"))
-    row = test or validation or {}
+    found = {split: find_row(record, split=split, **names) for split in splits}
+    row = found.get("test") or found.get("validation") or {}
     is_exact = names["num_beams"] is None  # on few users: not to be read beside figures of all users
     distinct = row["num_distinct_items"]
     times = row["milliseconds_per_user"]
     return [
         sweep_label(record, row),
         "exact" if is_exact else f"{names['num_beams']:,}",
-        *(_NONE if is_exact else _share(found, "ndcg@10") for found in (validation, test)),
-        _NONE if is_exact else _share(test, "recall@10"),
+        *(_NONE if is_exact else _share(found[split], name) for split in splits for name in _SHARES),
         _NONE if distinct is None else f"{distinct:.1f}",
         *(f"{times[device]:.2f}" if device in times else _NONE for device in devices),
         f"{_sample_ndcg(row).mean():.4f}" if row["sample"]["num_users"] else _NONE,

@@ -79,10 +79,12 @@ class RecommendMixin(ScoringMixin):
         The `top_k` best items for each history.
 
         A model tends to put much probability on the prefixes of popular items, and beams that crowd there leave none
-        for the rest of the catalog. `level_temperature` above 1 at the first levels flattens the model's own
-        distribution; `prior_correction` takes a share of each prefix's popularity out of the ranking, of beams and of
-        the final list, so that what is unusually likely for *this* user comes up. Either gains coverage and usually
-        costs recall on data where popularity predicts well: choose on validation data.
+        for the rest of the catalog. `prior_correction` takes a share of each prefix's popularity out of the ranking,
+        of beams and of the final list, so that what is unusually likely for *this* user comes up.
+        `level_temperature` flattens (above 1) or sharpens the choice of each code. Measured on Amazon 2014 Beauty with
+        PSID (`RESULTS.md` of the library): a correction of .4 shows half as much catalog again at equal recall; a
+        first level at 0.7 shows a little more at slightly lower recall, above 1 less of both. Choose on validation
+        data.
 
         Three ways to lists that are not ten times the same thing; in all of them scores stay log-probabilities, so
         they do not fall from place to place. `num_groups` with a `group_penalty` divides the beams into groups that

@@ -64,6 +64,7 @@ def test_row_of_a_sweep_joins_both_splits_time_and_the_difference_to_exact_score
         "PSID",
         "50",
         "0.0300 [0.0290, 0.0310]",
+        "0.0600 [0.0000, 0.1200]",
         "0.0200 [0.0190, 0.0210]",
         "0.0400 [0.0000, 0.0800]",
         "49.5",
@@ -71,7 +72,7 @@ def test_row_of_a_sweep_joins_both_splits_time_and_the_difference_to_exact_score
         "0.0020",
     ]
     assert first[-1].startswith("-0.0010 [-0.00")  # of 500 users one misses 1 / log2(2 + 2)
-    assert last == ["PSID", "exact", "–", "–", "–", "–", "12.35", "0.0030", "–"]
+    assert last == ["PSID", "exact", "–", "–", "–", "–", "–", "12.35", "0.0030", "–"]
     assert "22,363 users of the test split; 22,363 users of the validation split; 12,101 items; data" in page
     assert "![ndcg@10 by milliseconds per user](hub_cards/beams/beauty_2014.png)" in page
 
@@ -108,7 +109,7 @@ def test_every_device_has_a_column_of_milliseconds():
     page = page_of(make_sweep("a", both, make_row(10)))
 
     assert "| distinct | ms, cpu | ms, cuda |" in page
-    assert [row[6:8] for row in table_rows(page)] == [["12.35", "–"], ["20.00", "0.50"]]
+    assert [row[5:7] for row in table_rows(page)] == [["12.35", "–"], ["20.00", "0.50"]]
 
 
 def test_default_is_told_with_what_it_gave_on_the_validation_split():
