@@ -218,7 +218,9 @@ _SWEEP_INTRODUCTION = """## Beams, exact scoring and time
 
 What more beams bring, and what is left to the exact score of every item, which beam search approximates. Made by
 `scripts/sweep_beams.py`, recorded in `hub_cards/beams/`. `distinct` is the mean number of distinct items among the
-beams of a user, milliseconds are those of the whole decoding of one user in a batch. The last two columns are about
+beams of a user, milliseconds are those of the whole decoding of one user in a batch. Users whose beams hold fewer than
+ten items, as they often do where every latent finds the same ones, are searched again with twice the beams, and the
+time of that counts. The last two columns are about
 some fixed users that were scored exactly: ndcg@10 on them, and how much of it differs from that of the exact scores,
 with a 95 % bootstrap interval of the difference user by user."""
 _POPULARITY_INTRODUCTION = """## Popular prefixes
@@ -337,8 +339,8 @@ def _choice(records: Sequence[Mapping[str, Any]]) -> str:
             f"the best of its sweep was {best['ndcg@10']:.4f} ({sweep_label(record, best)}, {best['num_beams']})."
         )
     if not sentences:
-        return "No default has been chosen from these figures: that takes rows of the validation split."
-    return "The defaults were chosen on the validation split; the test split was not looked at. " + " ".join(sentences)
+        return "No default has been recorded for these figures."
+    return "The defaults were chosen on the validation split. " + " ".join(sentences)
 
 
 def markdown_table(rows: Iterable[Sequence[str]], *, num_left: int) -> str:

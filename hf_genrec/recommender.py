@@ -162,19 +162,28 @@ class Recommender:
             num_beams (`int`, *optional*):
                 Beams per user; `None` for the recommender's.
             search_options (`Mapping[str, Any]`, *optional*):
-                Further arguments of the model's `recommend()` by name: `latents_per_prefix`, `num_rescored`, ... A
-                `sample_seed` is that of the first batch; those of the others are derived from it.
+                Further arguments of the model's `recommend()` by name: `latents_per_prefix`, `num_rescored`, ...;
+                `num_beams` and `latent_aggregation` overrule those of the recommender. A `sample_seed` is that of the
+                first batch; those of the others are derived from it.
 
         Returns:
             [`Recommendations`]: ids and log-probabilities, best first unless a search option says otherwise.
 
         Raises:
             ValueError: If `top_k` is below 1, or a rule holds ids that are not in the catalog or lists for another
-                number of users.
+                number of users, or `search_options` one of the arguments above.
             TypeError: If an id is no string.
         """
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        own = {
+            "top_k": min(top_k, len(self.item_ids)),
+            "num_beams": self.num_beams if num_beams is None else num_beams,
+            "latent_aggregation": self.latent_aggregation,
+        }
+        taken = sorted({"top_k", "exclude_items", "allow_items", "return_paths"} & set(search_options or {}))
+        if taken:
+            raise ValueError(f"`search_options` must not hold {', '.join(f'`{name}`' for name in taken)}.")
         batch = as_histories(histories)
         excluded = self._rule("exclude_items", exclude_items, num_users=len(batch))
         allowed = self._rule("allow_items", allow_items, num_users=len(batch))
@@ -189,12 +198,9 @@ class Recommender:
             users = order[start : start + self.batch_size].tolist()
             output = self.model.recommend(
                 self._tokens([indices[user][-self.model.config.max_history_length :] for user in users]),
-                top_k=min(top_k, len(self.item_ids)),
-                num_beams=self.num_beams if num_beams is None else num_beams,
-                latent_aggregation=self.latent_aggregation,
                 exclude_items=self._rule_tokens(excluded, users, num_users=len(batch)),
                 allow_items=self._rule_tokens(allowed, users, num_users=len(batch)),
-                **_options_of_batch(search_options or {}, start // self.batch_size),
+                **(own | _options_of_batch(search_options or {}, start // self.batch_size)),
             )
             items = (output.item_tokens - self.model.config.first_item_token).tolist()
             for user, row, row_scores in zip(users, items, output.scores.tolist(), strict=True):
@@ -206,6 +212,7 @@ class Recommender:
         """Item indices of a rule: one list for all users, or one for each."""
         if item_ids is None:
             return None
+        item_ids = list(item_ids)
         is_shared = all(isinstance(entry, str) for entry in item_ids)
         rows = as_histories(item_ids)
         if not is_shared and len(rows) != num_users:

@@ -50,7 +50,7 @@ def _attend_from_one_position(
 ) -> torch.Tensor:
     """Attention of one query a row to a handful of keys, without a matrix product per row and head."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = (query * key).sum(-1).float() * scaling  # (num_rows, num_heads, num_keys)
+    scores = (query.float() * key.float()).sum(-1) * scaling  # (num_rows, num_heads, num_keys)
     if position_bias is not None:
         scores = scores + position_bias[..., 0, :]
     if attention_mask is not None and attention_mask.dtype == torch.bool:

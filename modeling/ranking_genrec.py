@@ -61,9 +61,13 @@ def prior_penalties(catalog: Catalog, item_prior: torch.Tensor, prior_correction
         raise ValueError(
             "`item_prior` must be positive and finite for every item: an item of prior 0 would rank first."
         )
-    total = torch.nn.functional.pad((prior / prior.sum()).cumsum(0), (1, 0))
-    below = [total[catalog.first_leaf(depth)].diff() for depth in range(catalog.num_levels + 1)]
-    return [(prior_correction * table.log()).float() for table in below]
+    tables = []
+    for depth in range(catalog.num_levels + 1):
+        sizes = catalog.first_leaf(depth).diff()
+        node = torch.repeat_interleave(torch.arange(len(sizes), device=catalog.device), sizes)
+        below = torch.zeros(len(sizes), dtype=prior.dtype, device=catalog.device).index_add(0, node, prior)
+        tables.append((prior_correction * (below.log() - prior.sum().log())).float())
+    return tables
 
 
 def rank_items(

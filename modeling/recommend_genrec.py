@@ -34,7 +34,7 @@ class RecommendOutput(ModelOutput):
             Distinct items, best first; with groups, samples or `diversity` in the order that these say. The pad token
             fills up where fewer than `top_k` items were allowed.
         scores (`torch.FloatTensor` of shape `(batch_size, top_k)`): Log-probabilities; `-inf` at the filling.
-        paths (`list[list[BeamPath]]`, *optional*): Per user the beams of the items in `item_tokens`, best first.
+        paths (`list[list[BeamPath]]`, *optional*): Per user the beams of the items in `item_tokens`.
         pruned (`list[list[BeamPath]]`, *optional*): Per user the best continuations at each step that were not kept.
     """
 

@@ -45,15 +45,21 @@ class ScoringMixin:
         """
         check_latent_aggregation(latent_aggregation)
         check_level_temperature(level_temperature, num_levels=self.config.num_levels)
-        history = self.encode_history(input_ids, attention_mask)
-        items = torch.arange(self.config.num_items, device=self.item_codes.device).unsqueeze(0)
-        return self.score_candidates(
-            history,
-            items.expand(len(history.last_hidden_state), -1),
-            latent_aggregation=latent_aggregation,
-            level_temperature=level_temperature,
-            chunk_size=chunk_size,
-        )
+        if not len(input_ids):
+            return torch.zeros(0, self.config.num_items, device=self.item_codes.device)
+        items = torch.arange(self.config.num_items, device=self.item_codes.device).expand(len(input_ids), -1)
+        was_training = self.training
+        self.eval()
+        try:
+            return self.score_candidates(
+                self.encode_history(input_ids, attention_mask),
+                items,
+                latent_aggregation=latent_aggregation,
+                level_temperature=level_temperature,
+                chunk_size=chunk_size,
+            )
+        finally:
+            self.train(was_training)
 
     def score_candidates(
         self,

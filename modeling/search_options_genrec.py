@@ -2,6 +2,7 @@
 What a call of `recommend()` asks for: checks of its arguments, the width of the search, the selection and the memory.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,6 +86,8 @@ class SearchOptions:
                 "items that were re-scored and of others cannot be ranked together."
             )
         check_level_temperature(self.level_temperature, num_levels=config.num_levels)
+        if not math.isfinite(self.prior_correction):
+            raise ValueError(f"`prior_correction` must be a finite number, got {self.prior_correction}.")
         if bool(self.prior_correction) != (item_prior is not None):
             raise ValueError(
                 "`prior_correction` and `item_prior` go together: give both or neither, got "

@@ -254,7 +254,7 @@ def same_lists(first: Lists, second: Lists, *, tolerance: float = TOLERANCE) -> 
     """
     full = (first.scores > -float("inf")).all(1) & (second.scores > -float("inf")).all(1)
     if not bool(full.any()):
-        return True, 0.0
+        return False, float("inf")  # nothing to compare is no agreement
     items, scores = first.items[full], first.scores[full]
     other_items, other_scores = second.items[full], second.scores[full]
     difference = float((scores - other_scores).abs().max())

@@ -221,8 +221,8 @@ def search(
         start = time.perf_counter()
         width = min(num_beams, model.config.num_paths)
         beams = beam_search(model, model.encode_history(tokens), num_beams=width)
-        num_distinct += count_distinct(beams.leaves)
         shared = time.perf_counter() - start
+        num_distinct += count_distinct(beams.leaves)
         for name in aggregations:
             start = time.perf_counter()
             items, scores = rank_items(model.catalog, beams, top_k=top_k, latent_aggregation=name)

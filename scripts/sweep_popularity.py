@@ -96,9 +96,9 @@ def measure(
     ranks, shown = np.full(len(who), -1), np.zeros(config.num_items, dtype=bool)
     for rows, tokens in users.batches(who, arguments.batch_size, f"T {temperature}, prior {correction}"):
         output = users.model.recommend(tokens, top_k=TOP_K, num_beams=arguments.beams, **options)
-        items = (output.item_tokens - config.first_item_token).numpy()
+        items = (output.item_tokens - config.first_item_token).cpu().numpy()
         ranks[rows] = ranks_of_targets(items, users.targets[who[rows]])
-        shown[items] = True
+        shown[items[items >= 0]] = True
     values = {f"recall@{TOP_K}": recall_per_user(ranks, k=TOP_K), f"ndcg@{TOP_K}": ndcg_per_user(ranks, k=TOP_K)}
     return {
         "temperature": temperature,

@@ -119,13 +119,13 @@ def test_default_is_told_with_what_it_gave_on_the_validation_split():
     page = page_of(make_sweep("a", *rows, make_row(10, ndcg=0.9), chosen=chosen))
 
     assert (
-        "The defaults were chosen on the validation split; the test split was not looked at. PSID: 50 beams, with "
+        "The defaults were chosen on the validation split. PSID: 50 beams, with "
         "ndcg@10 0.0300 there; the best of its sweep was 0.0310 (PSID, 200)." in page
     )
 
 
 def test_page_says_that_no_default_was_chosen():
-    assert "No default has been chosen" in page_of(make_sweep("a", make_row()))
+    assert "No default has been recorded" in page_of(make_sweep("a", make_row()))
 
 
 def test_sweeps_of_other_data_have_tables_of_their_own():

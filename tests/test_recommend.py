@@ -367,3 +367,30 @@ def test_options_for_latents_are_refused_by_models_without(name):
 
     with pytest.raises(ValueError, match=f"`{name}` is for models with latents; this one has `num_latent_tokens=0`"):
         model.recommend(histories_of(model.config)[0], **{name: 2})
+
+
+def test_exact_scores_are_the_same_in_training_mode_and_for_nobody(latte):
+    histories = histories_of(latte.config)
+    model = make_model(tiny_config(history_attention="causal", num_latent_tokens=2, dropout_rate=0.5)).train()
+
+    torch.testing.assert_close(model.score_items(*histories), model.score_items(*histories), rtol=0, atol=0)
+    assert model.training
+    assert model.score_items(torch.zeros(0, 3, dtype=torch.long)).shape == (0, 29)
+
+
+def test_item_of_a_tiny_prior_is_put_behind_no_finite_score(latte):
+    prior = torch.ones(29)
+    prior[3] = 1e-20
+
+    output = latte.recommend(
+        *histories_of(latte.config), top_k=29, num_beams=200, prior_correction=0.01, item_prior=prior
+    )
+
+    assert bool(output.scores.isfinite().all())
+    assert (output.item_tokens.sort(1).values - latte.config.first_item_token).tolist() == [list(range(29))] * 3
+
+
+@pytest.mark.parametrize("correction", [float("nan"), float("inf")])
+def test_corrections_that_are_no_number_are_refused(latte, correction):
+    with pytest.raises(ValueError, match="`prior_correction` must be a finite number"):
+        latte.recommend(*histories_of(latte.config), top_k=3, prior_correction=correction, item_prior=torch.ones(29))

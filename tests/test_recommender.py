@@ -296,3 +296,26 @@ def test_config_of_another_catalog_is_refused(folder):
 
     with pytest.raises(ValueError, match="fingerprint 0000000000000000"):
         Recommender.from_pretrained(folder)
+
+
+def test_search_options_overrule_the_recommender_and_cannot_replace_arguments(recommender):
+    options = {"num_beams": 29, "latent_aggregation": "sum"}
+
+    result = recommender.recommend(["item 1"], top_k=3, search_options=options)
+    first = recommender.model.config.first_item_token
+    expected = recommender.model.recommend(torch.tensor([[first + 1]]), top_k=3, **options)
+
+    assert result.scores == [pytest.approx(expected.scores[0].tolist())]
+    with pytest.raises(ValueError, match="must not hold `return_paths`, `top_k`"):
+        recommender.recommend(["item 1"], search_options={"top_k": 3, "return_paths": True})
+
+
+def test_rules_may_come_from_an_iterator_and_may_be_empty(recommender):
+    excluding = recommender.recommend(["item 1"], top_k=29, exclude_items=(name for name in ["item 5"]))
+    nothing = recommender.recommend(["item 1"], top_k=3, allow_items=[])
+    anything = recommender.recommend(["item 1"], top_k=29, exclude_items=[])
+
+    assert len(excluding.item_ids[0]) == 28
+    assert "item 5" not in excluding.item_ids[0]
+    assert nothing.item_ids == [[]]
+    assert len(anything.item_ids[0]) == 29
