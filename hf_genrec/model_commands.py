@@ -179,6 +179,8 @@ def _run_training(
     if origin is not None:
         starting = start_from(prepared, origin)
     else:
+        if shape.get("history_attention") == "bidirectional":  # which reads codes; `--history-unit item` is refused
+            shape = {"history_unit": "code"} | shape
         shape = (recipes.PAPER_SHAPE if paper else recipes.QUICK_SHAPE) | shape
         starting = start_fresh(prepared, ids or "", shape=shape, seed=args.seed)
     record = train_run(prepared, starting, output, args, targets=targets, resume=resume, command=command_line())

@@ -174,6 +174,16 @@ def test_embeddings_of_other_items_are_refused(shop, tmp_path):
     assert "other items" in message
 
 
+def test_bidirectional_attention_reads_codes_unless_items_are_asked_for(shop, tmp_path):
+    words = ["train", shop / "data", "--ids", shop / "ids", *TRAIN, "--epochs", "1"]
+    words += ["--history-attention", "bidirectional", "--output", tmp_path / "run"]
+
+    model = result_of(*words)["settings"]["model"]
+
+    assert (model["history_attention"], model["history_unit"]) == ("bidirectional", "code")
+    assert "`history_unit='item'` needs `history_attention='causal'`" in error_of(*words, "--history-unit", "item")
+
+
 def test_unknown_and_wrong_training_options_are_named(shop, tmp_path):
     words = ["train", shop / "data", "--ids", shop / "ids", "--output", tmp_path / "run"]
 
