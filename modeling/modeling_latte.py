@@ -84,6 +84,9 @@ class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin
         self.decoder = T5Stack(decoder_config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         use_byte_dropout(self)
+        for module in self.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = True  # nobody else reads its input; saves a tensor as wide as `d_ff`
         self.register_catalog()
         self.post_init()
 
