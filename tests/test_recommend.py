@@ -77,6 +77,23 @@ def test_random_models_and_batches_rank_as_generate_does(setting, seed, lengths,
             assert user_scores[at] == pytest.approx(user_scores[rank], abs=1e-4)
 
 
+@pytest.mark.parametrize("num_latent_tokens", [0, 3])
+@pytest.mark.parametrize("normalization", ["vocabulary", "catalog"])
+def test_five_hundred_beams_of_seventeen_users_rank_as_generate_does(num_latent_tokens, normalization):
+    options = {"num_latent_tokens": num_latent_tokens, "normalization": normalization}
+    model = make_model(tiny_config(num_items=997, codebook_size=13, **options))
+    histories = histories_of(model.config, [length % 6 for length in range(17)])
+    items, scores = generate_beams(model, histories, 500)
+
+    output = model.recommend(*histories, top_k=10, num_beams=500)
+
+    found = output.item_tokens - model.config.first_item_token
+    for user in range(17):
+        expected, expected_scores = best_of_each(items[user], scores[user])
+        torch.testing.assert_close(output.scores[user], torch.tensor(expected_scores[:10]), rtol=1e-4, atol=1e-4)
+        assert set(found[user, :9].tolist()) <= set(expected[:10])  # places may change where scores tie
+
+
 @pytest.mark.parametrize("aggregation", ["max", "sum"])
 def test_as_many_beams_as_paths_are_exact(model, aggregation):
     histories = histories_of(model.config, (5, 3, 0))
