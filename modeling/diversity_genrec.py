@@ -112,9 +112,8 @@ def _times_chosen(
     `start + size`: (B, size, num_choices). Same child: same parent node and same choice.
     """
     parents, choices = taken // num_choices, taken % num_choices
-    is_same_node = nodes[:, start : start + size].unsqueeze(-1) == nodes.gather(1, parents).unsqueeze(
-        1
-    )  # (B, size, n)
+    own_nodes, taken_nodes = nodes[:, start : start + size], nodes.gather(1, parents)
+    is_same_node = own_nodes.unsqueeze(-1) == taken_nodes.unsqueeze(1)  # (B, size, n)
     counts = torch.zeros(len(nodes), size, num_choices, device=nodes.device)
     return counts.scatter_add(2, choices.unsqueeze(1).expand_as(is_same_node), is_same_node.float())
 

@@ -16,7 +16,7 @@ from .beam_search_genrec import Beams, HistoryOutput, beam_search
 from .diversity_genrec import DiverseGroups, GumbelTopK, diversify
 from .ranking_genrec import BeamPath, describe_paths, prior_penalties, rank_items, reordered
 from .rules_genrec import allowed_items, check_rule, rule_rows
-from .scoring_genrec import ScoringMixin
+from .scoring_genrec import ScoringMixin, evaluation_mode
 from .search_options_genrec import SearchOptions
 
 
@@ -175,20 +175,14 @@ class RecommendMixin(ScoringMixin):
         if any(rule is not None for rule in rules.values()):
             per_user += RULE_BYTES * self.config.num_items
         options.prepare(self.config, bytes_per_user=per_user, bytes_per_beam=per_beam, device=input_ids.device)
-        was_training = self.training
-        if was_training:
-            self.eval()
-        try:
-            outputs = []
+        outputs = []
+        with evaluation_mode(self):
             for rows in options.chunks(len(input_ids), options.beams(self.config)):
                 mask = None if attention_mask is None else attention_mask[rows]
                 history = self.encode_history(input_ids[rows], mask)
                 parts = {name: rule_rows(rule, rows) for name, rule in rules.items()}
                 allowed = allowed_items(self.config, **parts, device=history.last_hidden_state.device)
                 outputs.append(self._search_users(history, allowed, penalties, options))
-        finally:
-            if was_training:
-                self.train()
         if not outputs:
             return _empty_output(0, options, pad_token_id=self.config.pad_token_id, device=input_ids.device)
         return outputs[0] if len(outputs) == 1 else _concatenate(outputs)

@@ -4,7 +4,8 @@ Exact scores by teacher forcing: what a beam search approximates, for all items 
 A model that mixes in `ScoringMixin` supplies `encode_history`, `path_states` and `score_tokens`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -12,6 +13,24 @@ from .beam_search_genrec import HistoryOutput, token_log_probs
 
 
 LATENT_AGGREGATIONS = ("max", "sum")
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """
+    Without dropout for a while; a model that was in training mode is so again afterwards.
+
+    Args:
+        model (`torch.nn.Module`): The model.
+    """
+    was_training = model.training
+    if was_training:  # walking through the modules costs time, so only where it changes something
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
 
 
 class ScoringMixin:
@@ -48,9 +67,7 @@ class ScoringMixin:
         if not len(input_ids):
             return torch.zeros(0, self.config.num_items, device=self.item_codes.device)
         items = torch.arange(self.config.num_items, device=self.item_codes.device).expand(len(input_ids), -1)
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluation_mode(self):
             return self.score_candidates(
                 self.encode_history(input_ids, attention_mask),
                 items,
@@ -58,8 +75,6 @@ class ScoringMixin:
                 level_temperature=level_temperature,
                 chunk_size=chunk_size,
             )
-        finally:
-            self.train(was_training)
 
     def score_candidates(
         self,
@@ -153,4 +168,10 @@ def check_level_temperature(level_temperature: Sequence[float] | None, *, num_le
         )
 
 
-__all__ = ["LATENT_AGGREGATIONS", "ScoringMixin", "check_latent_aggregation", "check_level_temperature"]
+__all__ = [
+    "LATENT_AGGREGATIONS",
+    "ScoringMixin",
+    "check_latent_aggregation",
+    "check_level_temperature",
+    "evaluation_mode",
+]

@@ -111,23 +111,29 @@ def main() -> None:
     draw(arguments.records, record["dataset"])
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_parser(description: str | None, *, records: str) -> argparse.ArgumentParser:
+    """What every sweep over a trained run is told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder that `hf-genrec train` wrote")
     parser.add_argument("prepared", help="folder that `hf-genrec prepare` wrote")
     parser.add_argument("--name", required=True, help="name of the record: small letters, digits, - and _")
     parser.add_argument("--dataset", required=True, help="name of the data set on the page")
     parser.add_argument("--system", help="name of the system (default: from the model)")
+    parser.add_argument("--batch-size", type=int, default=32, help="users searched at a time (default 32)")
+    parser.add_argument("--records", type=Path, default=Path(records), help=f"folder of records (default {records})")
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = run_parser(__doc__, records="hub_cards/beams")
     parser.add_argument("--split", default="test", choices=["validation", "test"], help="default test")
     parser.add_argument("--beams", type=int, nargs="+", default=[10, 50, 200, 500], help="default 10 50 200 500")
     parser.add_argument("--latent-aggregation", nargs="+", default=["max", "sum"], choices=["max", "sum"])
     parser.add_argument("--num-rescored", type=int, default=50, help="items re-scored exactly (default 50; 0: none)")
     parser.add_argument("--exact-users", type=int, default=500, help="users scored exactly (default 500; 0: none)")
-    parser.add_argument("--batch-size", type=int, default=32, help="users searched at a time (default 32)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--chosen", nargs=2, metavar=("BEAMS", "AGGREGATION"), help="note the default, e.g. 50 max")
     parser.add_argument("--retime", type=int, metavar="USERS", help="only measure the milliseconds again")
-    parser.add_argument("--records", type=Path, default=Path("hub_cards/beams"), help="folder of records")
     return parser.parse_args()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from sweep_beams import SEED, TOP_K, Users
+from sweep_beams import SEED, TOP_K, Users, run_parser
 
 from hf_genrec import PreparedDataset, Recommender
 from hf_genrec.cards import system_name
@@ -48,18 +48,11 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder that `hf-genrec train` wrote")
-    parser.add_argument("prepared", help="folder that `hf-genrec prepare` wrote")
-    parser.add_argument("--name", required=True, help="name of the record: small letters, digits, - and _")
-    parser.add_argument("--dataset", required=True, help="name of the data set on the page")
-    parser.add_argument("--system", help="name of the system (default: from the model)")
+    parser = run_parser(__doc__, records="hub_cards/popularity")
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0.7, 1.5, 2.0], help="of the first level")
     parser.add_argument("--corrections", type=float, nargs="*", default=[0.1, 0.2, 0.4], help="shares of the prior")
     parser.add_argument("--max-users", type=int, default=5000, help="a fixed sample (default 5000)")
     parser.add_argument("--beams", type=int, default=50, help="beams per user (default 50)")
-    parser.add_argument("--batch-size", type=int, default=32, help="users searched at a time (default 32)")
-    parser.add_argument("--records", type=Path, default=Path("hub_cards/popularity"), help="folder of records")
     return parser.parse_args()
 
 

@@ -1,6 +1,5 @@
 """The decoding benchmark at tiny sizes: what it compares, what it checks and what it writes."""
 
-import importlib.util
 import json
 import sys
 
@@ -12,15 +11,8 @@ INFINITY = float("inf")
 
 
 @pytest.fixture(scope="module")
-def script(repository):
-    spec = importlib.util.spec_from_file_location(
-        "benchmark_decoding", repository / "scripts" / "benchmark_decoding.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def script(load_script):
+    return load_script("benchmark_decoding")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The sweep over beams on a tiny run: its figures are those of `recommend()` and of exact scores, and it resumes."""
 
-import importlib.util
 import json
 import sys
 
@@ -17,13 +16,8 @@ ITEM_IDS = [f"item-{number:02}" for number in range(NUM_ITEMS)]
 
 
 @pytest.fixture(scope="module")
-def script(repository):
-    spec = importlib.util.spec_from_file_location("sweep_beams", repository / "scripts" / "sweep_beams.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def script(load_script):
+    return load_script("sweep_beams")
 
 
 @pytest.fixture
