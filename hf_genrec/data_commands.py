@@ -158,19 +158,37 @@ def _tokenize(
     output: Annotated[str, typer.Option("--output", help="The tokenized folder to write.", show_default=False)],
     embeddings: Annotated[str | None, typer.Option(help="What `hf-genrec embed` wrote, or a ready matrix.")] = None,
     ids: Annotated[str | None, typer.Option(help="Import ids instead: JSON {item_id: [codes]}.")] = None,
-    levels: Annotated[int, typer.Option(min=1, help="Codes per item.")] = 3,
+    quantizer: Annotated[
+        str,
+        typer.Option(
+            callback=one_of("residual-kmeans", "opq", "pq", "random"),
+            help="residual-kmeans (Latte, PSID, TIGER), opq (RPG, ACERec), pq (no rotation) or random (a control).",
+        ),
+    ] = "residual-kmeans",
+    levels: Annotated[
+        int | None, typer.Option(min=1, help="Codes per item.", show_default="3 for residual-kmeans, else 32")
+    ] = None,
     codebook_size: Annotated[
         int | None, typer.Option(help="Codes per level, a power of two.", show_default="256")
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Collisions: widen, append, candidates, rematch or keep.", show_default="widen"),
+        typer.Option(
+            help="Collisions: widen, append, candidates, rematch or keep.", show_default="widen; keep beyond 8 levels"
+        ),
     ] = None,
-    whiten: Annotated[int, typer.Option(min=0, help="Whitened principal components; 0 for none.")] = 192,
+    whiten: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Whitened principal components; 0 for none.",
+            show_default="192; 128 for opq and pq; 0 for random",
+        ),
+    ] = None,
     fit_on: Annotated[
         str, typer.Option(callback=one_of("train", "all"), metavar="train|all", help="Items to learn codes from.")
     ] = "train",
-    seed: Annotated[int, typer.Option(help="Seed of k-means.")] = 1234,
+    seed: Annotated[int, typer.Option(help="Seed of the quantizer.")] = 1234,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -181,6 +199,7 @@ def _tokenize(
     Examples:
       hf-genrec tokenize data --embeddings embeddings --output ids
       hf-genrec tokenize data --embeddings embeddings --output tiger_ids --policy append
+      hf-genrec tokenize data --embeddings embeddings --output rpg_ids --quantizer opq
       hf-genrec tokenize data --ids other_project.json --output ids --policy append
     """
     if (embeddings is None) == (ids is None):
@@ -196,7 +215,7 @@ def _tokenize(
                 prepared, ids, output, policy=policy or "append", codebook_size=codebook_size, overwrite=overwrite
             )
         else:
-            wanted: dict[str, Any] = {"policy": policy or "widen", "fit_on": fit_on}
+            wanted: dict[str, Any] = {"quantizer": quantizer, "policy": policy, "fit_on": fit_on}
             tokenize_items(
                 prepared,
                 embeddings or "",

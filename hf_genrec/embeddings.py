@@ -16,12 +16,14 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -212,7 +214,9 @@ class Whitening:
             raise ValueError(f"`num_components` must be between 1 and {limit} here, got {num_components}.")
         mean = rows.mean(axis=0)
         centred = rows - mean
-        variances, vectors = np.linalg.eigh(centred.T @ centred / (len(rows) - 1))  # ascending
+        with _one_thread():  # with more, the last bits depend on their number, and with them the quantizer's codes
+            covariance = torch.from_numpy(centred).T @ torch.from_numpy(centred) / (len(rows) - 1)
+            variances, vectors = (part.numpy() for part in torch.linalg.eigh(covariance))  # ascending
         variances, components = variances[::-1][:num_components], vectors.T[::-1][:num_components]
         num_usable = int((variances > 1e-12 * variances[0]).sum())
         if num_usable < num_components:
@@ -238,7 +242,10 @@ class Whitening:
         _check_matrix(embeddings, origin="`embeddings`")
         if embeddings.shape[1] != len(self.mean):
             raise ValueError(f"`embeddings` must have {len(self.mean)} columns, got {embeddings.shape[1]}.")
-        return (((embeddings - self.mean) @ self.components.T) / self.scale).astype(np.float32)
+        with _one_thread():
+            centred = torch.from_numpy(embeddings - self.mean)
+            projected = centred @ torch.from_numpy(self.components.T).to(centred.dtype)
+        return (projected.numpy() / self.scale).astype(np.float32)
 
     def save(self, path: str | Path) -> None:
         """
@@ -453,6 +460,16 @@ def _write_cache(stem: Path, matrix: np.ndarray, *, model: str) -> None:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _check_texts(texts: Sequence[str]) -> None:

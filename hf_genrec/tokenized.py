@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from safetensors import safe_open
@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from hf_genrec.embeddings import Whitening, embed_texts, encoder_identity, load_matrix
 from hf_genrec.prepared import PreparedDataset, replaced_folder
-from hf_genrec.quantizers import ResidualKMeans
+from hf_genrec.quantizers import ProductQuantizer, Quantizer, RandomCodes, ResidualKMeans
 from hf_genrec.semantic_ids import CollisionPolicy, SemanticIds, items_fingerprint
 
 
@@ -33,6 +33,12 @@ EMBEDDINGS_NAME = "embeddings.safetensors"
 RECORD_NAME = "tokenizer.json"
 IDS_NAME = "semantic_ids.parquet"
 QUANTIZER_NAME = "quantizer"
+
+QuantizerName = Literal["residual-kmeans", "opq", "pq", "random"]
+
+# Levels and whitened components if none are given: those of Latte's and RPG's papers.
+_DEFAULT_SIZES = {"residual-kmeans": (3, 192), "opq": (32, 128), "pq": (32, 128), "random": (32, 0)}
+_LONGEST_UNIQUE = 8  # codes; longer ids hardly collide, and too many tuples lie near each of them to be tried
 
 
 def embed_items(
@@ -169,17 +175,19 @@ def tokenize_items(
     embeddings: str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
     *,
-    num_levels: int = 3,
+    quantizer: QuantizerName = "residual-kmeans",
+    num_levels: int | None = None,
     codebook_size: int = 256,
-    policy: CollisionPolicy = "widen",
-    num_whitened: int = 192,
+    policy: CollisionPolicy | None = None,
+    num_whitened: int | None = None,
     fit_on: Literal["train", "all"] = "train",
     num_candidates: int = 5,
     seed: int = 1234,
     overwrite: bool = False,
+    show_progress: bool = True,
 ) -> SemanticIds:
     """
-    Embeddings to semantic IDs: whitening, residual k-means, collision policy.
+    Embeddings to semantic IDs: whitening, quantizer, collision policy.
 
     Args:
         prepared ([`PreparedDataset`]):
@@ -188,37 +196,52 @@ def tokenize_items(
             What [`embed_items`] wrote, or a ready matrix.
         output_dir (`str` or `Path`):
             The tokenized folder; it appears whole or not at all.
-        num_levels (`int`, *optional*, defaults to 3):
-            Codes per item.
+        quantizer (`str`, *optional*, defaults to `"residual-kmeans"`):
+            `"residual-kmeans"` ([`ResidualKMeans`], for Latte, PSID and TIGER), `"opq"` ([`ProductQuantizer`], for
+            RPG and ACERec), `"pq"` (the same without a rotation) or `"random"` ([`RandomCodes`], a control).
+        num_levels (`int`, *optional*):
+            Codes per item. `None` is 3 for residual k-means (Latte), else 32 (RPG, which has 4 to 64).
         codebook_size (`int`, *optional*, defaults to 256):
             Codes per level.
-        policy (`str`, *optional*, defaults to `"widen"`):
-            What is done about collisions; see [`SemanticIds.from_codes`].
-        num_whitened (`int`, *optional*, defaults to 192):
+        policy (`str`, *optional*):
+            What is done about collisions; see [`SemanticIds.from_codes`]. `None` is `"keep"` for more than 8 codes,
+            else `"widen"` (`"append"` for random codes, which have no centroids).
+        num_whitened (`int`, *optional*):
             Principal components to whiten to, at most what dimensions and items allow; 0 for the plain embeddings.
+            `None` is what the papers take: 192 for residual k-means, 128 for product quantization; 0 for random codes.
         fit_on (`"train"` or `"all"`, *optional*, defaults to `"train"`):
-            Which items whitening and k-means learn from: those of the training part, or all as the paper does.
+            Which items whitening and quantizer learn from: those of the training part, or all as the paper does.
         num_candidates (`int`, *optional*, defaults to 5):
             Centroids per level that `"candidates"` tries and `"widen"` begins with.
         seed (`int`, *optional*, defaults to 1234):
-            Seed of k-means.
+            Seed of the quantizer.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether an existing tokenized folder is replaced.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether long training of a product quantizer shows a progress bar.
 
     Returns:
         [`SemanticIds`]: the table that was written.
 
     Raises:
-        ValueError: If the embeddings do not fit, or the policy cannot succeed.
+        ValueError: If the embeddings do not fit, the columns cannot be cut into `num_levels` pieces (product
+            quantization), or the policy cannot succeed.
         FileExistsError: If `output_dir` may not be replaced.
     """
     if fit_on not in ("train", "all"):
         raise ValueError(f'`fit_on` must be "train" or "all", got {fit_on!r}.')
+    if quantizer not in get_args(QuantizerName):
+        raise ValueError(f"`quantizer` must be one of {', '.join(get_args(QuantizerName))}, got {quantizer!r}.")
+    default_levels, default_whitened = _DEFAULT_SIZES[quantizer]
+    num_levels = default_levels if num_levels is None else num_levels
+    num_whitened = default_whitened if num_whitened is None else num_whitened
     if num_whitened < 0:
         raise ValueError(f"`num_whitened` must be at least 0, got {num_whitened}.")
+    policy = policy or _default_policy(quantizer, num_levels=num_levels)
+    learner = _new_quantizer(quantizer, num_levels=num_levels, codebook_size=codebook_size, seed=seed)
     settings = {
-        "num_levels": num_levels, "codebook_size": codebook_size, "policy": policy, "num_whitened": num_whitened,
-        "fit_on": fit_on, "num_candidates": num_candidates, "seed": seed,
+        "quantizer": quantizer, "num_levels": num_levels, "codebook_size": codebook_size, "policy": policy,
+        "num_whitened": num_whitened, "fit_on": fit_on, "num_candidates": num_candidates, "seed": seed,
     }  # fmt: skip
     matrix, encoder = read_embeddings(embeddings, prepared)
     num_items = len(prepared.item_ids)
@@ -231,16 +254,16 @@ def tokenize_items(
             whitening = Whitening.fit(matrix, num_components=num_components, fit_on=rows)
             whitening.save(folder / QUANTIZER_NAME / "whitening.safetensors")
             points = whitening.transform(matrix)
-        quantizer = ResidualKMeans(num_levels=num_levels, codebook_size=codebook_size, seed=seed).fit(points[rows])
-        quantizer.save(folder / QUANTIZER_NAME)
+        codes = _fit(learner, points[rows], show_progress=show_progress).encode(points)
+        learner.save(folder / QUANTIZER_NAME)
         _write_json(folder / QUANTIZER_NAME / "encoder.json", {n: encoder.get(n) or None for n in _ENCODER_KEYS})
         semantic_ids = SemanticIds.from_codes(
             prepared.item_ids,
-            quantizer.encode(points),
+            codes,
             codebook_size=codebook_size,
             policy=policy,
             embeddings=points,
-            codebooks=quantizer.codebooks,
+            codebooks=None if policy == "keep" or isinstance(learner, RandomCodes) else learner.codebooks,
             num_candidates=num_candidates,
         )
         _write_tokenized(folder, prepared, semantic_ids, settings | {"embeddings": _digest_of(matrix)})
@@ -307,6 +330,26 @@ def load_tokenized(folder: str | os.PathLike[str]) -> tuple[SemanticIds, dict[st
 
 
 _ENCODER_KEYS = ("model", "revision", "identity")
+
+
+def _default_policy(quantizer: QuantizerName, *, num_levels: int) -> CollisionPolicy:
+    if num_levels > _LONGEST_UNIQUE:
+        return "keep"
+    return "append" if quantizer == "random" else "widen"
+
+
+def _new_quantizer(name: QuantizerName, *, num_levels: int, codebook_size: int, seed: int) -> Quantizer:
+    if name == "residual-kmeans":
+        return ResidualKMeans(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
+    if name == "random":
+        return RandomCodes(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
+    return ProductQuantizer(num_levels=num_levels, codebook_size=codebook_size, seed=seed, rotate=name == "opq")
+
+
+def _fit(quantizer: Quantizer, points: np.ndarray, *, show_progress: bool) -> Quantizer:
+    if isinstance(quantizer, ProductQuantizer):
+        return quantizer.fit(points, show_progress=show_progress)
+    return quantizer.fit(points)
 
 
 def _write_tokenized(

@@ -25,6 +25,18 @@ def crowded_catalogs(draw, *, max_share: float = 1.0):
     return codes, embeddings.astype(np.float32), codebooks
 
 
+@settings(max_examples=30)
+@given(st.integers(1, 9), st.sampled_from([2, 300, 2**15]), st.integers(0, 2**32 - 1))
+def test_groups_stand_in_the_order_of_their_tuples(num_levels, codebook_size, seed):
+    codes = np.random.default_rng(seed).integers(codebook_size, size=(17, num_levels))[np.arange(31) % 17]
+
+    groups, sizes = group_by_codes(codes)
+
+    distinct = sorted({tuple(row) for row in codes.tolist()})
+    assert [distinct[group] for group in groups] == [tuple(row) for row in codes.tolist()]
+    assert sizes.tolist() == [codes.tolist().count(list(row)) for row in distinct]
+
+
 @settings(max_examples=60, deadline=None)
 @given(crowded_catalogs())
 def test_widening_always_ends_unique_and_moves_only_collided_items(catalog):

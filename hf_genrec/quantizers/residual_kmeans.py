@@ -5,21 +5,18 @@ Level 1 clusters the embeddings, level 2 what level 1 left over, and so on; an i
 centroid per level.
 """
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import faiss
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from .checks import WEIGHTS_NAME, as_codes, as_rows, check_sizes, one_thread, read_config, write_config
+
 
 __all__ = ["ResidualKMeans"]
 
-_CONFIG_NAME = "config.json"
-_WEIGHTS_NAME = "quantizer.safetensors"
-_MAX_CODEBOOK_SIZE = 2**15  # codes are stored as int16
+_TYPE = "residual_kmeans"
 
 
 class ResidualKMeans:
@@ -60,12 +57,7 @@ class ResidualKMeans:
     """
 
     def __init__(self, *, num_levels: int = 3, codebook_size: int = 256, seed: int = 1234, beam_size: int = 5) -> None:
-        if num_levels < 1:
-            raise ValueError(f"`num_levels` must be at least 1, got {num_levels}.")
-        if not 2 <= codebook_size <= _MAX_CODEBOOK_SIZE or codebook_size & (codebook_size - 1):
-            raise ValueError(
-                f"`codebook_size` must be a power of two from 2 to {_MAX_CODEBOOK_SIZE}, got {codebook_size}."
-            )
+        check_sizes(num_levels=num_levels, codebook_size=codebook_size)
         if beam_size < 1:
             raise ValueError(f"`beam_size` must be at least 1, got {beam_size}.")
         self.num_levels = num_levels
@@ -90,14 +82,9 @@ class ResidualKMeans:
         Raises:
             ValueError: If there are fewer rows than centroids, or NaN or infinity among them.
         """
-        embeddings = _as_rows(embeddings)
-        if len(embeddings) < self.codebook_size:
-            raise ValueError(
-                f"`embeddings` has {len(embeddings)} rows, fewer than the {self.codebook_size} centroids of a level. "
-                "Use a smaller `codebook_size` or more items."
-            )
+        embeddings = as_rows(embeddings, at_least=self.codebook_size)
         quantizer = self._new_quantizer(embeddings.shape[1])
-        with _one_thread():
+        with one_thread():
             quantizer.train(embeddings)
         self._quantizer = quantizer
         return self
@@ -117,9 +104,7 @@ class ResidualKMeans:
             ValueError: If the quantizer is not fitted, the width differs or a value is not finite.
         """
         quantizer = self._fitted()
-        embeddings = _as_rows(embeddings)
-        if embeddings.shape[1] != quantizer.d:
-            raise ValueError(f"`embeddings` must have {quantizer.d} columns, got {embeddings.shape[1]}.")
+        embeddings = as_rows(embeddings, dim=quantizer.d)
         packed = quantizer.compute_codes(embeddings)
         return faiss.unpack_bitstrings(packed, self.num_levels, self._num_bits).astype(np.int64)
 
@@ -137,11 +122,8 @@ class ResidualKMeans:
         Raises:
             ValueError: If the shape or a code is wrong.
         """
-        codebooks, codes = self.codebooks, np.asarray(codes)
-        if codes.ndim != 2 or codes.shape[1] != self.num_levels:
-            raise ValueError(f"`codes` must have the shape (num_items, {self.num_levels}), got {codes.shape}.")
-        if codes.size and not (codes.min() >= 0 and codes.max() < self.codebook_size):
-            raise ValueError(f"`codes` must lie between 0 and {self.codebook_size - 1}.")
+        codebooks = self.codebooks
+        codes = as_codes(codes, num_levels=self.num_levels, codebook_size=self.codebook_size)
         return np.sum([codebooks[level][codes[:, level]] for level in range(self.num_levels)], axis=0)
 
     @property
@@ -161,18 +143,16 @@ class ResidualKMeans:
         Raises:
             ValueError: If the quantizer is not fitted.
         """
-        codebooks, folder = self.codebooks, Path(folder)
+        codebooks = self.codebooks
         config = {
-            "quantizer_type": "residual_kmeans",
+            "quantizer_type": _TYPE,
             "num_levels": self.num_levels,
             "codebook_size": self.codebook_size,
             "seed": self.seed,
             "beam_size": self.beam_size,
             "dim": codebooks.shape[2],
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({"codebooks": codebooks}, folder / _WEIGHTS_NAME)
-        (folder / _CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file({"codebooks": codebooks}, write_config(folder, config))
 
     @classmethod
     def load(cls, folder: str | Path) -> "ResidualKMeans":
@@ -189,12 +169,9 @@ class ResidualKMeans:
         Raises:
             ValueError: If the folder holds another quantizer, or codebooks of another shape than its config says.
         """
-        folder = Path(folder)
-        config = json.loads((folder / _CONFIG_NAME).read_text(encoding="utf-8"))
-        if config.get("quantizer_type") != "residual_kmeans":
-            raise ValueError(f"{folder} holds no residual k-means but {config.get('quantizer_type')!r}.")
+        config = read_config(folder, quantizer_type=_TYPE)
         loaded = cls(**{name: config[name] for name in ("num_levels", "codebook_size", "seed", "beam_size")})
-        codebooks = load_file(folder / _WEIGHTS_NAME)["codebooks"]
+        codebooks = load_file(Path(folder) / WEIGHTS_NAME)["codebooks"]
         expected = (loaded.num_levels, loaded.codebook_size, config["dim"])
         if codebooks.shape != expected:
             raise ValueError(
@@ -222,23 +199,3 @@ class ResidualKMeans:
         if self._quantizer is None:
             raise ValueError("The quantizer is not fitted: call `fit` or `load` first.")
         return self._quantizer
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    num_threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(num_threads)
-
-
-def _as_rows(embeddings: np.ndarray) -> np.ndarray:
-    rows = np.ascontiguousarray(embeddings, dtype=np.float32)
-    if rows.ndim != 2:
-        raise ValueError(f"`embeddings` must have two dimensions, its shape is {rows.shape}.")
-    wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(wrong):
-        raise ValueError(f"`embeddings` has NaN or infinity in {len(wrong)} rows, first at rows {wrong[:5].tolist()}.")
-    return rows

@@ -1,0 +1,134 @@
+"""The tokenized folder of each quantizer: codes, defaults, what is kept for new items."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hf_genrec.cli import app
+from hf_genrec.embeddings import Whitening
+from hf_genrec.quantizers import load_quantizer
+from hf_genrec.semantic_ids import SemanticIds
+from hf_genrec.tokenized import load_tokenized, tokenize_items
+
+
+NUM_ITEMS, DIM = 47, 14
+QUANTIZERS = ["residual-kmeans", "opq", "pq", "random"]
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory):
+    """Embeddings of 47 items, the last two of which are equal."""
+    rows = np.random.default_rng(3).normal(size=(NUM_ITEMS, DIM)).astype(np.float32)
+    rows[-1] = rows[-2]
+    path = tmp_path_factory.mktemp("matrix") / "matrix.npy"
+    np.save(path, rows)
+    return path
+
+
+@pytest.fixture
+def prepared(make_prepared):
+    """Items 0 to 42 are in training; the rest only in the last two visits of some user."""
+    names = [f"i{number:02}" for number in range(NUM_ITEMS)]
+    histories = {f"u{start}": names[start : start + 11] for start in range(0, 33, 8)}
+    return make_prepared(histories | {"v": [*names[33:43], *names[43:45]], "w": [*names[20:43], *names[45:47]]})
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_saved_folder_gives_new_items_the_codes_of_the_table(prepared, matrix, tmp_path, quantizer):
+    tokenize_items(
+        prepared,
+        matrix,
+        tmp_path / "ids",
+        quantizer=quantizer,
+        num_levels=5,
+        codebook_size=8,
+        num_whitened=10,
+        policy="keep",
+    )
+
+    ids, record = load_tokenized(tmp_path / "ids")
+    points = Whitening.load(tmp_path / "ids" / "quantizer" / "whitening.safetensors").transform(np.load(matrix))
+    codes = load_quantizer(tmp_path / "ids" / "quantizer").encode(points)
+    np.testing.assert_array_equal(codes, ids.codes)
+    assert record["settings"]["quantizer"] == quantizer
+    if quantizer != "random":  # which hashes the last bit too, and whitening equal rows may differ in it
+        assert record["statistics"]["after"]["group_sizes"]["2"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "sizes", "expected"),
+    [
+        ("residual-kmeans", {}, (3, 192, "widen")),
+        ("opq", {"num_levels": 2}, (2, 128, "widen")),
+        ("pq", {"num_levels": 14, "num_whitened": 0}, (14, 0, "keep")),
+        ("random", {"num_levels": 8}, (8, 0, "append")),
+        ("random", {}, (32, 0, "keep")),
+    ],
+)
+def test_sizes_and_policy_follow_from_the_quantizer(prepared, matrix, tmp_path, quantizer, sizes, expected):
+    ids = tokenize_items(prepared, matrix, tmp_path / "ids", quantizer=quantizer, codebook_size=8, **sizes)
+
+    settings = load_tokenized(tmp_path / "ids")[1]["settings"]
+    assert (settings["num_levels"], settings["num_whitened"], settings["policy"]) == expected
+    assert ids.is_unique == (expected[2] != "keep")
+
+
+def test_product_codes_learn_from_the_items_of_training_unless_told_otherwise(prepared, matrix, tmp_path):
+    wanted = {"quantizer": "opq", "num_levels": 7, "codebook_size": 8, "num_whitened": 0, "policy": "keep"}
+    for fit_on in ("train", "all"):
+        tokenize_items(prepared, matrix, tmp_path / fit_on, fit_on=fit_on, **wanted)
+
+    rows = np.load(matrix)
+    learned = {fit_on: load_quantizer(tmp_path / fit_on / "quantizer") for fit_on in ("train", "all")}
+    again = {"train": learned["train"].fit(rows[:43]).encode(rows), "all": learned["all"].fit(rows).encode(rows)}
+    for fit_on, codes in again.items():
+        np.testing.assert_array_equal(load_tokenized(tmp_path / fit_on)[0].codes, codes)
+    assert not np.array_equal(again["train"], again["all"])
+
+
+def test_columns_that_cannot_be_cut_leave_no_folder(prepared, matrix, tmp_path):
+    with pytest.raises(ValueError, match="4 does not divide 14. Whiten to 12 or 16 components"):
+        tokenize_items(prepared, matrix, tmp_path / "ids", quantizer="opq", num_levels=4, codebook_size=8)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"quantizer": "vq"}, "one of residual-kmeans, opq, pq, random, got 'vq'"),
+        ({"quantizer": "random", "num_levels": 3, "policy": "widen"}, "use 'append'"),
+        ({"quantizer": "pq", "num_levels": 14, "num_whitened": 0, "policy": "widen"}, "keep the collisions"),
+        ({"num_whitened": -1}, "num_whitened"),
+        ({"fit_on": "test"}, "fit_on"),
+    ],
+)
+def test_wrong_settings_are_named(prepared, matrix, tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        tokenize_items(prepared, matrix, tmp_path / "ids", codebook_size=8, **wrong)
+
+
+def test_command_makes_long_ids_and_reports_their_collisions(prepared, matrix, tmp_path):
+    words = ["tokenize", prepared.folder, "--embeddings", matrix, "--output", tmp_path / "ids", "--quantizer", "opq"]
+    sizes = ["--levels", "14", "--codebook-size", "8", "--whiten", "0", "--seed", "5"]
+
+    result = CliRunner().invoke(app, [str(word) for word in [*words, *sizes, "--json"]])
+
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["statistics"]["after"] == {
+        "num_distinct": 46, "collision_rate": 2 / 47, "excess_rate": 1 - 46 / 47, "group_sizes": {"1": 45, "2": 1},
+    }  # fmt: skip
+    assert found["settings"]["seed"] == 5
+    assert SemanticIds.load(tmp_path / "ids" / "semantic_ids.parquet").codes.shape == (47, 14)
+
+
+def test_command_refuses_a_quantizer_it_does_not_know(prepared, matrix, tmp_path):
+    words = ["tokenize", prepared.folder, "--embeddings", matrix, "--output", tmp_path / "ids", "--quantizer", "vq"]
+
+    result = CliRunner().invoke(app, [str(word) for word in words])
+
+    assert result.exit_code == 2
+    assert "residual-kmeans, opq, pq, random" in result.stderr
