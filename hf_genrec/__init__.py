@@ -14,10 +14,14 @@ from hf_genrec.evaluation import evaluate_recommender, evaluation_record
 from hf_genrec.hub import save_recommender
 from hf_genrec.interactions import PreparedDataset, prepare
 from hf_genrec.modeling.catalog_genrec import Catalog
+from hf_genrec.modeling.configuration_acerec import ACERecConfig
 from hf_genrec.modeling.configuration_latte import LatteConfig
+from hf_genrec.modeling.configuration_rpg import RPGConfig
 from hf_genrec.modeling.logits_process_genrec import CatalogLogitsProcessor
+from hf_genrec.modeling.modeling_acerec import ACERecForItemGeneration
 from hf_genrec.modeling.modeling_latte import LatteForConditionalGeneration
-from hf_genrec.quantizers import ResidualKMeans
+from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
+from hf_genrec.quantizers import ProductQuantizer, RandomCodes, ResidualKMeans
 from hf_genrec.recommendations import Recommendations
 from hf_genrec.recommender import Recommender
 from hf_genrec.semantic_ids import SemanticIds
@@ -32,8 +36,18 @@ AutoModel.register(LatteConfig, LatteForConditionalGeneration, exist_ok=True)
 AutoModelForSeq2SeqLM.register(LatteConfig, LatteForConditionalGeneration, exist_ok=True)
 LatteConfig.register_for_auto_class()
 LatteForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
+for _config_class, _model_class in (
+    (RPGConfig, RPGForItemGeneration),
+    (ACERecConfig, ACERecForItemGeneration),
+):
+    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
+    AutoModel.register(_config_class, _model_class, exist_ok=True)
+    _config_class.register_for_auto_class()
+    _model_class.register_for_auto_class("AutoModel")
 
 __all__ = [
+    "ACERecConfig",
+    "ACERecForItemGeneration",
     "Catalog",
     "CatalogLogitsProcessor",
     "GenRecTrainer",
@@ -43,6 +57,10 @@ __all__ = [
     "LatteForConditionalGeneration",
     "Popularity",
     "PreparedDataset",
+    "ProductQuantizer",
+    "RPGConfig",
+    "RPGForItemGeneration",
+    "RandomCodes",
     "Recommendations",
     "Recommender",
     "ResidualKMeans",

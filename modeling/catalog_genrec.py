@@ -79,9 +79,7 @@ class Catalog:
     def __init__(self, item_codes: torch.Tensor, codebook_size: int, *, max_dense_entries: int = MAX_DENSE_ENTRIES):
         if item_codes.ndim != 2 or item_codes.numel() == 0:
             raise ValueError(f"`item_codes` must have shape (num_items, num_levels), got {tuple(item_codes.shape)}.")
-        least, most = (int(value) for value in item_codes.aminmax())
-        if least < 0 or most >= codebook_size:
-            raise ValueError(f"Codes must lie in [0, {codebook_size}), got values from {least} to {most}.")
+        _check_range(item_codes, codebook_size)
         self.codebook_size = codebook_size
         self.num_items, self.num_levels = item_codes.shape
         self.device = item_codes.device
@@ -311,6 +309,12 @@ class Catalog:
         return torch.where(leaf >= 0, self.items_in_order[leaf.clamp_min(0)], -1)
 
 
+def _check_range(item_codes: torch.Tensor, codebook_size: int) -> None:
+    least, most = (int(value) for value in item_codes.aminmax())
+    if least < 0 or most >= codebook_size:
+        raise ValueError(f"Codes must lie in [0, {codebook_size}), got values from {least} to {most}.")
+
+
 def _code_type(codebook_size: int) -> torch.dtype:
     """The smallest integer type that holds all codes."""
     return torch.uint8 if codebook_size <= 1 << 8 else torch.int16 if codebook_size <= 1 << 15 else torch.int32
@@ -346,6 +350,8 @@ class CatalogMixin:
 
     A model calls `register_catalog()` in its `__init__`, before `post_init()`.
     """
+
+    _unique_ids = True  # `False` for models that score items by their codes: two may share them, the trie is not built
 
     def register_catalog(self) -> None:
         """Reserve the buffer; its content comes from `set_catalog` or from the checkpoint."""
@@ -389,10 +395,12 @@ class CatalogMixin:
         Write the semantic-ID table into the model and its fingerprint into the config.
 
         Args:
-            item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Unique codes, in `[0, codebook_size)`.
+            item_codes (`torch.Tensor` of shape `(num_items, num_levels)`):
+                Codes in `[0, codebook_size)`, unique but for models that score items by their codes.
 
         Raises:
-            ValueError: If the shape differs from the config's, a code is out of range or two items share their codes.
+            ValueError: If the shape differs from the config's, a code is out of range, or two items share their codes
+                in a model that needs unique ones.
         """
         wanted = (self.config.num_items, self.config.num_levels)
         if item_codes.is_floating_point():
@@ -401,7 +409,11 @@ class CatalogMixin:
             raise ValueError(
                 f"`item_codes` must have shape (num_items, num_levels) = {wanted}, got {tuple(item_codes.shape)}."
             )
-        self._catalog = Catalog(item_codes.to(self.item_codes.device), self.config.codebook_size)
+        if self._unique_ids:
+            self._catalog = Catalog(item_codes.to(self.item_codes.device), self.config.codebook_size)
+        else:
+            _check_range(item_codes, self.config.codebook_size)
+            self._catalog = None
         self.item_codes.copy_(item_codes)
         self.config.catalog_fingerprint = catalog_fingerprint(item_codes)
 

@@ -9,6 +9,7 @@ the model throughout: none of the three changes them, only which items come and 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -324,6 +325,33 @@ def code_overlap(codes: torch.Tensor) -> torch.FloatTensor:
     return overlap / num_levels
 
 
+def shared_codes(codes: torch.Tensor) -> torch.FloatTensor:
+    """
+    Similarity of items by their semantic IDs where no code depends on those before it: the share of levels at which
+    two items have the same code.
+
+    Args:
+        codes (`torch.Tensor` of shape `(batch_size, num_pooled, num_levels)`): Semantic IDs, any integer type.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_pooled, num_pooled)`: 0 where all codes differ, 1 for the same
+        semantic ID. Computed level by level, so no tensor is larger than the result.
+
+    Example:
+
+    ```python
+    >>> shared_codes(torch.tensor([[[7, 1], [7, 2], [0, 1]]])).tolist()
+    [[[1.0, 0.5, 0.5], [0.5, 1.0, 0.0], [0.5, 0.0, 1.0]]]
+
+    ```
+    """
+    batch_size, num_pooled, num_levels = codes.shape
+    num_shared = torch.zeros(batch_size, num_pooled, num_pooled, device=codes.device)
+    for level in codes.unbind(-1):
+        num_shared += level.unsqueeze(2) == level.unsqueeze(1)
+    return num_shared / num_levels
+
+
 def embedding_similarity(embeddings: torch.Tensor) -> torch.FloatTensor:
     """
     Similarity of items by their embeddings: the cosine of the angle between them.
@@ -356,6 +384,7 @@ def diversify(
     item_codes: torch.Tensor,
     item_embeddings: torch.Tensor | None = None,
     ranked: torch.Tensor | None = None,
+    code_similarity: Callable[[torch.Tensor], torch.Tensor] = code_overlap,
 ) -> tuple[torch.LongTensor, torch.Tensor]:
     """
     The `top_k` of a pool of items by `mmr`, with their scores.
@@ -367,9 +396,10 @@ def diversify(
         diversity (`float`): In [0, 1], see `mmr`.
         item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Semantic IDs of the catalog.
         item_embeddings (`torch.Tensor` of shape `(num_items, dimension)`, *optional*):
-            Embeddings to compare items by; `None` for the overlap of their codes.
+            Embeddings to compare items by; `None` for `code_similarity`.
         ranked (`torch.Tensor`, same shape as `scores`, *optional*):
             Log of the relevance, where that is not the score; `-inf` where there is no item.
+        code_similarity (`Callable`, defaults to `code_overlap`): That, or `shared_codes`.
 
     Returns:
         `tuple[torch.LongTensor, torch.Tensor]`: items and scores, both `(batch_size, top_k)`, first picked first.
@@ -386,7 +416,7 @@ def diversify(
     """
     pooled = items.clamp_min(0)
     if item_embeddings is None:
-        similarity = code_overlap(item_codes[pooled])
+        similarity = code_similarity(item_codes[pooled])
     else:
         similarity = embedding_similarity(item_embeddings[pooled])
     relevance = scores if ranked is None else ranked
@@ -406,4 +436,5 @@ __all__ = [
     "embedding_similarity",
     "mmr",
     "repeated_paths",
+    "shared_codes",
 ]

@@ -54,13 +54,8 @@ def prior_penalties(catalog: Catalog, item_prior: torch.Tensor, prior_correction
 
     ```
     """
-    if item_prior.shape != (catalog.num_items,):
-        raise ValueError(f"`item_prior` must have shape ({catalog.num_items},), got {tuple(item_prior.shape)}.")
+    _check_prior(item_prior, num_items=catalog.num_items)
     prior = item_prior.to(catalog.device).double()[catalog.items_in_order]
-    if not bool((prior > 0).all() & prior.isfinite().all()):
-        raise ValueError(
-            "`item_prior` must be positive and finite for every item: an item of prior 0 would rank first."
-        )
     tables = []
     for depth in range(catalog.num_levels + 1):
         sizes = catalog.first_leaf(depth).diff()
@@ -68,6 +63,44 @@ def prior_penalties(catalog: Catalog, item_prior: torch.Tensor, prior_correction
         below = torch.zeros(len(sizes), dtype=prior.dtype, device=catalog.device).index_add(0, node, prior)
         tables.append((prior_correction * (below.log() - prior.sum().log())).float())
     return tables
+
+
+def item_penalties(item_prior: torch.Tensor, prior_correction: float, *, num_items: int) -> torch.FloatTensor:
+    """
+    What a prior correction subtracts from the score of each item in ranking: `prior_penalties` of the leaves, for
+    catalogs without a trie.
+
+    Args:
+        item_prior (`torch.Tensor` of shape `(num_items,)`): Positive weights; normalised here.
+        prior_correction (`float`): Share of the log-prior.
+        num_items (`int`): Size of the catalog.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_items,)`: `prior_correction` times the log of each prior.
+
+    Raises:
+        ValueError: If the prior has another shape or is not positive and finite.
+
+    Example:
+
+    ```python
+    >>> item_penalties(torch.tensor([1, 1, 2]), 2.0, num_items=3).exp().tolist()
+    [0.0625, 0.0625, 0.25]
+
+    ```
+    """
+    _check_prior(item_prior, num_items=num_items)
+    prior = item_prior.double()
+    return (prior_correction * (prior.log() - prior.sum().log())).float()
+
+
+def _check_prior(item_prior: torch.Tensor, *, num_items: int) -> None:
+    if item_prior.shape != (num_items,):
+        raise ValueError(f"`item_prior` must have shape ({num_items},), got {tuple(item_prior.shape)}.")
+    if not bool((item_prior > 0).all() & item_prior.isfinite().all()):
+        raise ValueError(
+            "`item_prior` must be positive and finite for every item: an item of prior 0 would rank first."
+        )
 
 
 def rank_items(
@@ -181,4 +214,4 @@ def _path(config, tokens: list[int], scores: list[float], item_token: int | None
     return BeamPath(latent=latent, codes=codes, scores=scores, item_token=item_token)
 
 
-__all__ = ["BeamPath", "describe_paths", "prior_penalties", "rank_items", "reordered"]
+__all__ = ["BeamPath", "describe_paths", "item_penalties", "prior_penalties", "rank_items", "reordered"]

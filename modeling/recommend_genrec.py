@@ -50,6 +50,8 @@ class RecommendMixin(ScoringMixin):
     with one encoder pass and one set of cross-attention keys and values per user instead of one per beam.
     """
 
+    default_decoding = "beam"
+
     @torch.no_grad()
     def recommend(
         self,

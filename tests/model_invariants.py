@@ -52,6 +52,24 @@ def histories_of(config, lengths=(5, 3, 1), *, padding_side="right", seed=0):
     return input_ids, (input_ids != 0).long()
 
 
+def solved_circle(model, *, num_steps=80, length=5):
+    """
+    Trains in a world with one rule, that item i is followed by item i + 1 and the last by the first; returns the share
+    of items after which the right one is recommended.
+    """
+    config = model.config
+    items = (torch.arange(config.num_items).unsqueeze(1) + torch.arange(length + 1)) % config.num_items
+    input_ids, labels = (items + config.first_item_token)[:, :-1], (items + config.first_item_token)[:, 1:]
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
+    torch.manual_seed(0)
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        model(input_ids, labels=labels).loss.backward()
+        optimizer.step()
+    first = model.eval().recommend(input_ids, top_k=1, num_beams=3).item_tokens
+    return (first == labels[:, -1:]).double().mean().item()
+
+
 class ModelInvariants:
     """Tests of one architecture in all its settings: `CONFIGS` maps a name to a tiny config with 29 items."""
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_genrec.modeling import catalog_genrec
-from hf_genrec.modeling.catalog_genrec import Catalog, catalog_fingerprint
+from hf_genrec.modeling.catalog_genrec import Catalog, CatalogMixin, catalog_fingerprint
+from hf_genrec.modeling.configuration_genrec import GenRecConfig
 
 
 @st.composite
@@ -254,3 +255,42 @@ def test_fingerprint_tells_codes_order_and_shape_apart_but_not_their_type():
 
     assert catalog_fingerprint(codes) == catalog_fingerprint(codes.to(torch.int16)) == "fb45492faa503314"
     assert len({catalog_fingerprint(c) for c in (codes, codes.flip(0), codes.flip(1), codes.view(3, 2))}) == 4
+
+
+class ItemsByTheirCodes(CatalogMixin, torch.nn.Module):
+    """A model that scores items by their codes, two of which may be alike."""
+
+    _unique_ids = False
+
+    def __init__(self):
+        super().__init__()
+        self.config = GenRecConfig(num_items=3, num_levels=2, codebook_size=4)
+        self.register_catalog()
+
+
+def test_model_that_scores_items_by_their_codes_takes_two_with_the_same():
+    model = ItemsByTheirCodes()
+    codes = torch.tensor([[1, 0], [3, 2], [1, 0]])
+
+    with mock.patch.object(catalog_genrec, "Catalog", side_effect=AssertionError("the trie was built")):
+        model.set_catalog(codes)
+        model.check_catalog()
+
+    assert model.item_codes.tolist() == codes.tolist()
+    assert model.config.catalog_fingerprint == catalog_fingerprint(codes)
+    with pytest.raises(ValueError, match="1 of 3 items share their semantic ID"):
+        Catalog(codes, codebook_size=4)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([[1, 0], [3, 2]], r"must have shape \(num_items, num_levels\) = \(3, 2\), got \(2, 2\)"),
+        ([[1.0, 0.0]] * 3, "must be integers, got torch.float32"),
+        ([[1, 0], [3, 4], [1, 0]], r"must lie in \[0, 4\), got values from 0 to 4"),
+        ([[1, 0], [-1, 2], [1, 0]], r"must lie in \[0, 4\), got values from -1 to 2"),
+    ],
+)
+def test_codes_of_such_a_model_are_checked_all_the_same(codes, message):
+    with pytest.raises(ValueError, match=message):
+        ItemsByTheirCodes().set_catalog(torch.tensor(codes))

@@ -1,0 +1,209 @@
+"""
+GPT-2 blocks over histories in which every item is one or several tokens: item vectors in, states of predictions out.
+
+Histories come packed, all items of all users in one list without padding. Whatever works on one token at a time stays
+packed; only attention sees rows. The last block computes what is read and nothing else.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GPT2Config
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+
+@dataclass
+class PackedHistories:
+    """
+    The items of a batch of histories, one after the other, oldest first.
+
+    Args:
+        tokens (`torch.LongTensor` of shape `(num_packed,)`): Item token, or the user token of an empty history.
+        rows (`torch.LongTensor`, same shape): Which history each belongs to, ascending.
+        columns (`torch.LongTensor`, same shape): Its place there, from 0 without gaps.
+        lengths (`torch.LongTensor` of shape `(batch_size,)`): Tokens of each history, at least 1.
+    """
+
+    tokens: torch.LongTensor
+    rows: torch.LongTensor
+    columns: torch.LongTensor
+    lengths: torch.LongTensor
+
+    def __post_init__(self):
+        self.width = int(self.lengths.max()) if len(self.lengths) else 0
+        self.is_full = len(self.tokens) == len(self.lengths) * self.width  # nothing to pad
+        self.places = self.rows * self.width + self.columns
+
+    @property
+    def last(self) -> torch.LongTensor:
+        """`torch.LongTensor` of shape `(batch_size,)`: where the last item of each history stands in the list."""
+        return self.lengths.cumsum(0) - 1
+
+    def to_rows(self, packed: torch.Tensor) -> torch.Tensor:
+        """
+        Padded with zeros behind the items.
+
+        Args:
+            packed (`torch.Tensor` of shape `(num_packed, ...)`): Something for each item.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, width, ...)`
+        """
+        shape = (len(self.lengths), self.width, *packed.shape[1:])
+        if self.is_full:
+            return packed.reshape(shape)
+        return packed.new_zeros(shape).flatten(0, 1).index_copy(0, self.places, packed).view(shape)
+
+    def from_rows(self, rows: torch.Tensor, anchors: torch.LongTensor | None = None) -> torch.Tensor:
+        """
+        The way back.
+
+        Args:
+            rows (`torch.Tensor` of shape `(batch_size, width, ...)`): Something for each place.
+            anchors (`torch.LongTensor` of shape `(num_anchors,)`, *optional*): Which items; `None` for all.
+
+        Returns:
+            `torch.Tensor` of shape `(num_packed or num_anchors, ...)`
+        """
+        flat = rows.flatten(0, 1)
+        if anchors is None and self.is_full:
+            return flat
+        return flat.index_select(0, self.places if anchors is None else self.places[anchors])
+
+
+class BlockEncoder(nn.Module):
+    """
+    Causal transformer over blocks of tokens, a block per item.
+
+    Tokens of a block see each other and all earlier blocks. With `has_intent` the last token of a block is seen by
+    itself and by later blocks only. With blocks of one token this is GPT-2; parameters have the names and shapes of
+    `GPT2Model`, without its token embeddings.
+
+    Args:
+        config ([`RPGConfig`]): Sizes and dropout.
+        tokens_per_item (`int`, defaults to 1): Size of a block.
+        has_intent (`bool`, defaults to `False`): Whether the last token of a block is hidden from the others.
+    """
+
+    def __init__(self, config, *, tokens_per_item: int = 1, has_intent: bool = False):
+        super().__init__()
+        gpt2_config = GPT2Config(
+            vocab_size=1,
+            n_positions=config.max_history_length,
+            n_embd=config.d_model,
+            n_layer=config.num_layers,
+            n_head=config.num_heads,
+            n_inner=config.d_ff,
+            activation_function="gelu_pytorch_tanh",  # the same function as "gelu_new", as one kernel
+            resid_pdrop=config.residual_dropout,
+            attn_pdrop=config.attention_dropout,
+            layer_norm_epsilon=config.layer_norm_epsilon,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        self.num_heads = config.num_heads
+        self.tokens_per_item = tokens_per_item
+        self.has_intent = has_intent
+        self.wpe = nn.Embedding(config.max_history_length, config.d_model)
+        self.places = nn.Embedding(tokens_per_item, config.d_model) if tokens_per_item > 1 else None
+        self.drop = nn.Dropout(config.embedding_dropout)
+        self.h = nn.ModuleList([GPT2Block(gpt2_config, layer_idx=layer) for layer in range(config.num_layers)])
+        self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        histories: PackedHistories,
+        *,
+        anchors: torch.LongTensor | None = None,
+        first_read: int = 0,
+    ) -> torch.Tensor:
+        """
+        Args:
+            tokens (`torch.Tensor` of shape `(num_packed, tokens_per_item, d_model)`): What stands for each item.
+            histories ([`PackedHistories`]): Where the items belong.
+            anchors (`torch.LongTensor` of shape `(num_anchors,)`, *optional*):
+                The items behind which states are read; `None` for the last of each history.
+            first_read (`int`, defaults to 0): The first of the tokens of a block that are read; the rest follow.
+
+        Returns:
+            `torch.Tensor` of shape `(num_anchors or batch_size, tokens_per_item - first_read, d_model)`
+        """
+        states = tokens + self.wpe(histories.columns).unsqueeze(1)
+        if self.places is not None:
+            states = states + self.places.weight
+        states = self.drop(states)
+        mask = self._mask(histories.width, states.device)
+        blocks: list = list(self.h)
+        for block in blocks[:-1]:
+            normed = block.ln_1(states)
+            queries, keys_values = self._project(block, normed, normed)
+            mixed = self._attend(block, histories.to_rows(queries), histories.to_rows(keys_values), mask)
+            states = _add(block, states, histories.from_rows(mixed))
+        block = blocks[-1]
+        normed = block.ln_1(states)
+        if anchors is None or torch.equal(anchors, histories.last):
+            last, width = histories.last, histories.width
+            queries, keys_values = self._project(block, normed[last, first_read:], normed)
+            is_item = torch.arange(width, device=states.device) < histories.lengths.unsqueeze(1)
+            mask = is_item.repeat_interleave(self.tokens_per_item, 1)[:, None, None]  # all of an item read is seen
+            mixed = self._attend(block, queries.unsqueeze(1), histories.to_rows(keys_values), mask).squeeze(1)
+            states = states[last, first_read:]
+        else:
+            queries, keys_values = self._project(block, normed[:, first_read:], normed)
+            mask = mask.view(-1, self.tokens_per_item, mask.shape[-1])[:, first_read:].flatten(0, 1)
+            mixed = self._attend(block, histories.to_rows(queries), histories.to_rows(keys_values), mask)
+            mixed, states = histories.from_rows(mixed, anchors), states[:, first_read:].index_select(0, anchors)
+        return self.ln_f(_add(block, states, mixed))
+
+    def _mask(self, width: int, device: torch.device) -> torch.BoolTensor:
+        """What each token of a full row sees: `(width * tokens_per_item, width * tokens_per_item)`."""
+        size = self.tokens_per_item
+        place = torch.arange(width * size, device=device)
+        item = place // size
+        sees = item.unsqueeze(1) >= item
+        if self.has_intent:
+            is_intent = place % size == size - 1
+            sees &= ~is_intent | (item.unsqueeze(1) > item) | (place.unsqueeze(1) == place)
+        return sees
+
+    def _project(self, block, reading, read) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries of the tokens that read; keys and values, side by side, of those that are read."""
+        weight, bias = block.attn.c_attn.weight, block.attn.c_attn.bias
+        width = len(weight)
+        queries = _affine(reading, weight[:, :width], bias[:width])
+        return queries, _affine(read, weight[:, width:], bias[width:])
+
+    def _attend(self, block, queries, keys_values, mask) -> torch.Tensor:
+        """
+        Attention from `(batch_size, num_items, num_tokens, d_model)` to `(batch_size, width, tokens_per_item,
+        2 * d_model)`; the result has the shape of the queries.
+        """
+        shape = queries.shape
+        queries = queries.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        keys, values = keys_values.flatten(1, 2).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        dropout = block.attn.attn_dropout
+        is_dropping = self.training and dropout.p > 0
+        bias = torch.zeros(mask.shape, dtype=queries.dtype, device=mask.device).masked_fill_(~mask, -float("inf"))
+        if is_dropping and queries.device.type == "cpu":  # the kernel for CPUs knows no dropout
+            scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5 + bias
+            mixed = dropout(scores.softmax(-1)) @ values
+        else:
+            mixed = nn.functional.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=bias, dropout_p=dropout.p if is_dropping else 0.0
+            )
+        return mixed.transpose(1, 2).reshape(shape)
+
+
+def _affine(states, weight, bias) -> torch.Tensor:
+    return torch.addmm(bias, states.flatten(0, -2), weight).view(*states.shape[:-1], -1)
+
+
+def _add(block, states, mixed) -> torch.Tensor:
+    """The rest of a GPT-2 block behind its attention."""
+    states = states + block.attn.resid_dropout(block.attn.c_proj(mixed))
+    return states + block.mlp(block.ln_2(states))
+
+
+__all__ = ["BlockEncoder", "PackedHistories"]

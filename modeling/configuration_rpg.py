@@ -1,0 +1,115 @@
+"""Configuration of RPG, and of what every model shares that predicts all codes of an item at once."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_genrec import GenRecConfig
+
+
+@strict
+class RPGConfig(GenRecConfig):
+    """
+    A causal transformer over items that predicts every code of the next item at once, one head per level.
+
+    The defaults are the paper's shape: 8.5, 13.6 and 23.7 million parameters at 16, 32 and 64 codes of 256 values.
+
+    Args:
+        d_model (`int`, defaults to 448): Width of the network.
+        num_layers (`int`, defaults to 2): Number of GPT-2 blocks.
+        num_heads (`int`, defaults to 4): Number of attention heads; a divisor of `d_model`.
+        d_ff (`int`, defaults to 1024): Inner width of the feed-forward layers.
+        embedding_dropout (`float`, defaults to 0.5): Dropout on what goes into the first block.
+        attention_dropout (`float`, defaults to 0.5): Dropout on attention weights.
+        residual_dropout (`float`, defaults to 0.0): Dropout on what a block adds.
+        layer_norm_epsilon (`float`, defaults to 1e-12): Epsilon of the layer norms.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of weights and embeddings at the start.
+        position_std (`float`, defaults to 0.02):
+            Standard deviation of the position embeddings at the start. The paper's is `initializer_range`; the mean of
+            32 code embeddings is six times smaller, so what an item is drowns in where it stands, and training takes
+            many epochs to find it. 0.002 lets it show.
+        temperature (`float`, defaults to 0.03): What the cosines are divided by before the softmax.
+        item_pooling (`str`, defaults to `"mean"`): Vector of an item: `"mean"` or `"max"` of its code embeddings.
+        projection (`str`, defaults to `"separate"`):
+            Heads between the state and the codes: one per level, one `"shared"` by all levels, or `"none"`.
+        num_levels (`int`, defaults to 32): Number of codes in a semantic ID.
+        max_history_length (`int`, defaults to 50): Number of most recent items that are read, and of positions.
+
+    Raises:
+        ValueError: If an option is out of range, or of those of [`GenRecConfig`] one does not fit: there are no
+            latent tokens, and each level has a softmax of its own, whatever the other levels say.
+
+    Source: Hou et al. 2025, sections 3 and 4.1 (https://huggingface.co/papers/2506.05781).
+
+    Example:
+
+    ```python
+    >>> from hf_genrec.modeling.configuration_rpg import RPGConfig
+    >>> RPGConfig(num_items=12101).vocab_size
+    8196
+
+    ```
+    """
+
+    model_type = "rpg"
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+    }
+
+    d_model: int = 448
+    num_layers: int = 2
+    num_heads: int = 4
+    d_ff: int = 1024
+    embedding_dropout: float | int = 0.5
+    attention_dropout: float | int = 0.5
+    residual_dropout: float | int = 0.0
+    layer_norm_epsilon: float = 1e-12
+    initializer_range: float | int = 0.02
+    position_std: float | int = 0.02
+    temperature: float | int = 0.03
+    item_pooling: str = "mean"
+    projection: str = "separate"
+    num_levels: int = 32
+    max_history_length: int = 50
+
+    def __post_init__(self, **kwargs):
+        for name in ("d_model", "num_layers", "num_heads", "d_ff", "max_history_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.d_model % self.num_heads:
+            raise ValueError(f"`num_heads` must divide `d_model` {self.d_model}, got {self.num_heads}.")
+        for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
+        for name in ("initializer_range", "position_std"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        if not self.temperature > 0:
+            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+        self._check_choice("item_pooling", ("mean", "max"))
+        self._check_choice("projection", ("separate", "shared", "none"))
+        if self.num_latent_tokens:
+            raise ValueError(
+                f"`num_latent_tokens` must be 0, got {self.num_latent_tokens}: a model that predicts all codes at "
+                "once has no path to write a latent token into."
+            )
+        if self.normalization != "vocabulary":
+            raise ValueError(
+                f"`normalization` must be 'vocabulary', got {self.normalization!r}: each level has a softmax over its "
+                "codes that knows nothing of the other levels, so no prefix could restrict it."
+            )
+        super().__post_init__(**kwargs)
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            shown = ", ".join(repr(choice) for choice in choices)
+            raise ValueError(f"`{name}` must be one of {shown}, got {value!r}.")
+
+    @property
+    def history_attention(self) -> str:
+        """`str`: always `"causal"`: one row of training data has a label at each of its positions."""
+        return "causal"
+
+
+__all__ = ["RPGConfig"]

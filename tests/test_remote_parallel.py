@@ -1,0 +1,81 @@
+"""Saved folders of the parallel models are complete: they answer the same where `hf_genrec` cannot be imported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from model_invariants import histories_of
+from test_remote_code import PROGRAM
+
+from hf_genrec import ACERecConfig, ACERecForItemGeneration, RPGConfig, RPGForItemGeneration
+from hf_genrec.item_graph import build_item_graph
+
+
+SIZES = {"num_items": 29, "num_levels": 6, "codebook_size": 5, "d_model": 16, "d_ff": 24, "num_heads": 2}
+MODELS = {
+    "rpg": (RPGForItemGeneration, RPGConfig),
+    "acerec": (ACERecForItemGeneration, ACERecConfig),
+}
+BLOCKED = PROGRAM.partition("import torch\n")[0]
+QUESTIONS = """
+import torch
+from transformers import AutoModel
+
+torch.set_num_threads(1)
+folder, second, histories = sys.argv[1], sys.argv[2], torch.tensor(json.loads(sys.argv[3]))
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+model.save_pretrained(second)
+again = AutoModel.from_pretrained(second, trust_remote_code=True)
+exact, graph = (model.recommend(histories, decoding=name) for name in ("exact", "graph"))
+other = again.recommend(histories)
+print(json.dumps([exact.item_tokens.tolist(), exact.scores.tolist(), graph.item_tokens.tolist(),
+                  other.item_tokens.tolist(), type(model).__module__.split(".")[0]]))
+"""
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_process_without_the_package_recommends_the_same_items(name, tmp_path):
+    model_class, config_class = MODELS[name]
+    torch.manual_seed(0)
+    model = model_class(config_class(**SIZES)).eval()
+    model.set_catalog(torch.randint(0, 5, (29, 6)))
+    graph = build_item_graph(model, num_neighbors=29)
+    histories = histories_of(model.config)[0]
+    model.save_pretrained(tmp_path / "first")
+    graph.save(tmp_path / "first")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
+
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", BLOCKED + QUESTIONS, tmp_path / "first", tmp_path / "second"]
+        + [json.dumps(histories.tolist())],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        timeout=120,
+        check=False,
+    )
+
+    assert process.returncode == 0, process.stderr
+    exact, scores, by_graph, second, module = json.loads(process.stdout.splitlines()[-1])
+    output = model.recommend(histories)
+    assert module == "transformers_modules"
+    assert exact == by_graph == second == output.item_tokens.tolist()
+    torch.testing.assert_close(torch.tensor(scores), output.scores, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_code_that_travels_is_the_code_of_the_package_and_no_more_than_it_imports(name, tmp_path, repository):
+    model_class, config_class = MODELS[name]
+    model_class(config_class(**SIZES)).save_pretrained(tmp_path)
+
+    files = {path.name for path in tmp_path.glob("*.py")}
+
+    assert {f"modeling_{name}.py", f"configuration_{name}.py", "recommend_parallel_genrec.py"} <= files
+    assert not {"modeling_latte.py", "generate_genrec.py", "logits_process_genrec.py"} & files
+    for file in files:
+        assert (tmp_path / file).read_bytes() == (repository / "modeling" / file).read_bytes()
