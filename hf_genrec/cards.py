@@ -45,9 +45,8 @@ def model_card(config: Any, evaluation: Mapping[str, Any] | None = None) -> str:
         num_items=f"{config.num_items:,}",
         num_levels=config.num_levels,
         codebook_size=config.codebook_size,
-        num_latent_tokens=config.num_latent_tokens,
-        history_attention=config.history_attention,
-        history_unit=config.history_unit,
+        decoding=_DECODING[config.model_type],
+        network=_network(config),
         max_history_length=config.max_history_length,
         evaluation=_evaluation_section(evaluation),
         versions=", ".join(f"{name} {version(name)}" for name in ("transformers", "torch")),
@@ -63,9 +62,33 @@ def system_name(config: Any) -> str:
         config: The model's config.
 
     Returns:
-        `str`: `"Latte"` with latents, else `"TIGER/PSID"`: the two differ in their ids, not in the network.
+        `str`: `"RPG"`, `"ACERec"`, `"Latte"` with latents, else `"TIGER/PSID"`: these two differ in their ids, not in
+            the network.
     """
+    if config.model_type in _PARALLEL:
+        return _PARALLEL[config.model_type]
     return "Latte" if config.num_latent_tokens else "TIGER/PSID"
+
+
+_PARALLEL = {"rpg": "RPG", "acerec": "ACERec"}
+_DECODING = {
+    "latte": "writes the next item's\ntuple, kept inside the catalog at every step",
+    "rpg": "predicts all codes of the\nnext item at once, with which every item of the catalog is scored",
+    "acerec": "predicts all codes of the\nnext item at once, with which every item of the catalog is scored",
+}
+
+
+def _network(config: Any) -> str:
+    """What is worth knowing about the network, in one sentence."""
+    if config.model_type == "latte":
+        return (
+            f"{config.num_latent_tokens} latent tokens before a semantic ID, {config.history_attention} history "
+            f"attention over\n  {config.history_unit}s"
+        )
+    network = f"{config.num_layers} GPT-2 layers of width {config.d_model}, {config.projection} projection heads"
+    if config.model_type == "acerec":
+        network += f";\n  {config.merger} merger to {config.num_merged_tokens} tokens an item, {config.anchor} anchor"
+    return network
 
 
 def _evaluation_section(evaluation: Mapping[str, Any] | None) -> str:

@@ -68,6 +68,16 @@ Prepared = Annotated[
     str, typer.Argument(metavar="PREPARED", help="Folder that `hf-genrec prepare` wrote.", show_default=False)
 ]
 Beams = Annotated[int, typer.Option("--beams", min=1, help="Beams per user.")]
+Decoding = Annotated[
+    str | None,
+    typer.Option(
+        "--decoding",
+        callback=one_of("exact", "graph", "beam"),
+        metavar="exact|graph|beam",
+        help="How rpg and acerec find items.",
+        show_default="exact",
+    ),
+]
 Aggregation = Annotated[
     str, typer.Option(callback=one_of("max", "sum"), metavar="max|sum", help="Score of an item over the latents.")
 ]

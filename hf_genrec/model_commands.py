@@ -4,6 +4,7 @@ The verbs that make and use models: `train`, `evaluate`, `recommend`, `demo`. He
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from hf_genrec.command_line import Aggregation, AsJson, Beams, Prepared, app, command_line, one_of, output_on
+from hf_genrec.command_line import Aggregation, AsJson, Beams, Decoding, Prepared, app, command_line, one_of, output_on
 
 
 class _ManyItems(TyperCommand):
@@ -49,10 +50,23 @@ def _train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the last checkpoint in the run folder.")
     ] = False,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            callback=one_of("latte", "rpg", "acerec"),
+            metavar="latte|rpg|acerec",
+            help="Kind of model: latte (also TIGER and PSID), or rpg and acerec for long ids.",
+            show_default="latte",
+        ),
+    ] = None,
     paper: Annotated[
         bool,
-        typer.Option("--paper", help="The paper's shape, bidirectional history and schedule (needs a GPU or days)."),
+        typer.Option("--paper", help="The paper's shape and schedule (needs a GPU or days)."),
     ] = False,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any field of the model's config, such as temperature=0.05."),
+    ] = None,
     latents: Annotated[
         int | None, typer.Option(min=0, help="Latent tokens: 8; 0 is TIGER or PSID.", show_default="8")
     ] = None,
@@ -114,6 +128,8 @@ def _train(
       hf-genrec train data --ids ids --output run --epochs 10 --weight-decay 0.1 --seed 7
       hf-genrec train data --ids ids --output run --resume
       hf-genrec train data --ids ids --output run --latents 0 --history-unit code
+      hf-genrec train data --ids opq_ids --output run --architecture rpg --epochs 30
+      hf-genrec train data --ids opq_ids --output run --architecture acerec --set alignment_weight=0
       hf-genrec train new_data --from run --output tuned --learning-rate 0.0003 --epochs 3
       accelerate launch scripts/train.py data --ids ids --output run
     """
@@ -137,7 +153,17 @@ def _train(
         schedule |= {"save_strategy": "steps", "save_steps": eval_steps}
     with output_on(as_json) as show:
         record = _run_training(
-            prepared_folder, output, ids, origin, resume, paper, _given(shape), _given(schedule), targets, ctx.args
+            prepared_folder,
+            output,
+            ids,
+            origin,
+            resume,
+            paper,
+            architecture,
+            _given(shape) | _config_fields(fields or []),
+            _given(schedule),
+            targets,
+            ctx.args,
         )
         if record is None:
             return
@@ -157,6 +183,7 @@ def _run_training(
     origin: str | None,
     resume: bool,
     paper: bool,
+    architecture: str | None,
     shape: dict[str, Any],
     schedule: dict[str, Any],
     targets: str,
@@ -170,21 +197,37 @@ def _run_training(
     if is_finished(output) and resume:
         typer.echo(f"The run in {output} is finished; nothing to resume.", err=True)
         return read_training(output) if os.environ.get("RANK", "0") == "0" else None
-    if origin is not None and (shape or paper):
-        wrong = ", ".join(sorted(shape)) or "--paper"
+    if origin is not None and (shape or paper or architecture):
+        wrong = ", ".join(sorted(shape)) or ("--paper" if paper else "--architecture")
         raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {wrong}.")
     prepared = PreparedDataset.load(prepared_folder)
-    settings = (recipes.PAPER_SCHEDULE if paper else recipes.QUICK_SCHEDULE) | schedule
-    args = training_arguments(output, settings=settings, options=options)
     if origin is not None:
         starting = start_from(prepared, origin)
-    else:
+        architecture = starting.model.config.model_type
+    architecture = architecture or "latte"
+    settings = (recipes.PAPER_SCHEDULES if paper else recipes.SCHEDULES)[architecture] | schedule
+    args = training_arguments(output, settings=settings, options=options)
+    if origin is None:
         if shape.get("history_attention") == "bidirectional":  # which reads codes; `--history-unit item` is refused
             shape = {"history_unit": "code"} | shape
-        shape = (recipes.PAPER_SHAPE if paper else recipes.QUICK_SHAPE) | shape
-        starting = start_fresh(prepared, ids or "", shape=shape, seed=args.seed)
+        shape = (recipes.PAPER_SHAPES if paper else recipes.SHAPES)[architecture] | shape
+        starting = start_fresh(prepared, ids or "", shape=shape, seed=args.seed, architecture=architecture)
     record = train_run(prepared, starting, output, args, targets=targets, resume=resume, command=command_line())
     return record if args.process_index == 0 else None
+
+
+def _config_fields(words: list[str]) -> dict[str, Any]:
+    """`["temperature=0.05", "merger=conv"]` as a dictionary; values are JSON or else strings."""
+    fields: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"`--set` takes NAME=VALUE, such as temperature=0.05; got {word!r}.")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
@@ -197,6 +240,7 @@ def _evaluate(
     prepared_folder: Prepared,
     split: Annotated[str, typer.Option(callback=one_of("test", "validation"), metavar="test|validation")] = "test",
     beams: Beams = 50,
+    search: Decoding = None,
     latent_aggregation: Aggregation = "max",
     batch_size: Annotated[int, typer.Option(min=1, help="Users decoded at a time.")] = 64,
     max_users: Annotated[int | None, typer.Option(min=1, help="A sample of this many users.")] = None,
@@ -228,13 +272,15 @@ def _evaluate(
         check_model_name(model)
         prepared = PreparedDataset.load(prepared_folder)
         decoding: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
-        recommender = Recommender.from_pretrained(model, batch_size=batch_size, device=device, **decoding)
+        recommender = Recommender.from_pretrained(
+            model, batch_size=batch_size, device=device, search_options=_given({"decoding": search}), **decoding
+        )
         check_same_catalog(recommender.item_ids, prepared, owner=f"The checkpoint {model}")
         record = evaluation_record(
             recommender,
             prepared,
             baselines={} if no_baselines else None,
-            run=evaluation_run(model, **decoding),
+            run=evaluation_run(model, decoding=recommender.decoding, **decoding),
             split=split,
             max_users=max_users,
             seed=seed,
@@ -266,6 +312,7 @@ def _recommend(
         list[str] | None, typer.Option("--allow", metavar="ID ID ...", help="The only items that may be.")
     ] = None,
     beams: Beams = 50,
+    search: Decoding = None,
     latent_aggregation: Aggregation = "max",
     diversity: Annotated[
         float, typer.Option(min=0, max=1, help="Above 0 items with other codes than those before them move up.")
@@ -303,7 +350,7 @@ def _recommend(
         decoding: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
         check_model_name(model)
         recommender = Recommender.from_pretrained(model, device=device, **decoding)
-        search_options: dict[str, Any] = {"diversity": diversity} if diversity else {}
+        search_options = _given({"decoding": search}) | ({"diversity": diversity} if diversity else {})
         if sample_seed is not None:
             search_options["sample_seed"] = sample_seed
         entries = recommendation_entries(
@@ -319,6 +366,44 @@ def _recommend(
         tables = [recommendations_table(entry, title=title) for entry, title in zip(entries, titles, strict=True)]
         result = {"model": model} | (entries[0] if histories is None else {"users": entries})
         show(*tables, result=result)
+
+
+@app.command("graph")
+def _graph(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="Run folder of rpg or acerec.", show_default=False)],
+    neighbors: Annotated[int, typer.Option(min=1, help="Neighbours of each item, itself among them.")] = 50,
+    method: Annotated[
+        str,
+        typer.Option(
+            callback=one_of("auto", "exact", "approximate"),
+            metavar="auto|exact|approximate",
+            help="How neighbours are found; auto is exact up to 200,000 items.",
+        ),
+    ] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Write the graph of similar items beside a model, for `--decoding graph`.
+
+    \b
+    Examples:
+      hf-genrec graph run --neighbors 100
+      hf-genrec evaluate run data --decoding graph --beams 20
+    """
+    with output_on(as_json) as show:
+        from hf_genrec.item_graph import write_item_graph
+        from hf_genrec.runs import check_model_name
+
+        check_model_name(model)
+        if not Path(model).is_dir():
+            raise ValueError(f"`graph` writes into a folder: download {model} first (hf download).")
+        graph = write_item_graph(model, num_neighbors=neighbors, search=method, device=device)  # type: ignore[arg-type]
+        num_items, num_neighbors = graph.neighbors.shape
+        show(
+            f"{num_items:,} items, {num_neighbors} neighbours each, {100 * graph.overlap:.1f} % of the exact ones",
+            result={"folder": model, "num_items": num_items, "num_neighbors": num_neighbors, "overlap": graph.overlap},
+        )
 
 
 @app.command("demo")

@@ -1,8 +1,8 @@
 """
-Named settings: what `train` uses unless told otherwise, and what the paper used. Data only.
+Named settings: what `train` uses unless told otherwise, and what the papers used. Data only.
 
-Shapes are fields of [`LatteConfig`], schedules fields of [`GenRecTrainingArguments`]; all else keeps
-its default.
+Shapes are fields of the architecture's config ([`LatteConfig`], [`RPGConfig`], [`ACERecConfig`]), schedules fields of
+[`GenRecTrainingArguments`]; all else keeps its default.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 
-# The shape that learns most per minute on two processor cores, chosen on validation.
+# Latte: the shape that learns most per minute on two processor cores, chosen on validation.
 QUICK_SHAPE: dict[str, Any] = {
     "history_attention": "causal",
     "history_unit": "item",
@@ -52,3 +52,39 @@ PAPER_TOKENIZER: dict[str, Any] = {
 }
 PAPER_ENCODER = "sentence-transformers/sentence-t5-base"
 PAPER_TEST_BEAMS = 500
+
+# RPG and ACERec: the shape is the papers' but for the scale of RPG's positions, see `RPGConfig`. The papers' warm-up
+# is longer than a short run, so their batches of 256 sequences (about 1,536 targets) and their rates do not suit one.
+RPG_SHAPE: dict[str, Any] = {"position_std": 0.002}
+PARALLEL_SCHEDULE: dict[str, Any] = {
+    "num_train_epochs": 30,
+    "learning_rate": 5e-4,
+    "per_device_train_batch_size": 512,
+    "weight_decay": 0.0,
+}
+# Hou et al. 2025 (https://huggingface.co/papers/2506.05781) and the published code; Beauty's learning rate.
+PARALLEL_PAPER_SCHEDULE: dict[str, Any] = {
+    "num_train_epochs": 150,
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 1536,
+    "weight_decay": 0.0,
+    "window_stride": 1,
+    "warmup_steps": 10_000,
+    "early_stopping_patience": 20,
+    "num_eval_users": -1,
+    "precision": "fp32",
+    "seed": 2024,
+}
+
+SHAPES: dict[str, dict[str, Any]] = {"latte": QUICK_SHAPE, "rpg": RPG_SHAPE, "acerec": {}}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "latte": QUICK_SCHEDULE,
+    "rpg": PARALLEL_SCHEDULE,
+    "acerec": PARALLEL_SCHEDULE,
+}
+PAPER_SHAPES: dict[str, dict[str, Any]] = {"latte": PAPER_SHAPE, "rpg": {}, "acerec": {}}
+PAPER_SCHEDULES: dict[str, dict[str, Any]] = {
+    "latte": PAPER_SCHEDULE,
+    "rpg": PARALLEL_PAPER_SCHEDULE,
+    "acerec": PARALLEL_PAPER_SCHEDULE,
+}

@@ -7,6 +7,7 @@ not belong together: a wrong table would turn every right code into a wrong item
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ class Recommender:
 
     Args:
         model:
-            A model with `recommend()`, such as [`LatteForConditionalGeneration`].
+            A model with `recommend()`: [`LatteForConditionalGeneration`], [`RPGForItemGeneration`], ...
         items (`pa.Table`):
             One row per item in the model's order: `item_id` and whatever else is known (`title`, ...).
         num_beams (`int`, *optional*, defaults to 50):
@@ -44,6 +45,9 @@ class Recommender:
             `"max"` or `"sum"` over the latents of a Latte model.
         batch_size (`int`, *optional*, defaults to 64):
             Users decoded at a time.
+        search_options (`Mapping[str, Any]`, *optional*):
+            Further arguments of the model's `recommend()` for every call, such as `{"decoding": "graph"}`; those of a
+            call come on top.
 
     Raises:
         ValueError: If the table's ids are not those that the model was saved with.
@@ -57,6 +61,7 @@ class Recommender:
         num_beams: int = 50,
         latent_aggregation: str = "max",
         batch_size: int = 64,
+        search_options: Mapping[str, Any] | None = None,
     ) -> None:
         check_items(model, items)
         self.model = model.eval()
@@ -64,6 +69,8 @@ class Recommender:
         self.num_beams = num_beams
         self.latent_aggregation = latent_aggregation
         self.batch_size = batch_size
+        self.search_options = dict(search_options or {})
+        _check_search_options(model, self.search_options)
         self.item_ids: list[str] = items["item_id"].to_pylist()
         self._index_of = {item_id: index for index, item_id in enumerate(self.item_ids)}
 
@@ -77,6 +84,7 @@ class Recommender:
         num_beams: int = 50,
         latent_aggregation: str = "max",
         batch_size: int = 64,
+        search_options: Mapping[str, Any] | None = None,
     ) -> Recommender:
         """
         Load a folder that training wrote, or a Hub repository.
@@ -88,6 +96,7 @@ class Recommender:
             num_beams (`int`, *optional*, defaults to 50): Beams per user.
             latent_aggregation (`str`, *optional*, defaults to `"max"`): `"max"` or `"sum"`.
             batch_size (`int`, *optional*, defaults to 64): Users decoded at a time.
+            search_options (`Mapping[str, Any]`, *optional*): See [`Recommender`].
 
         Returns:
             [`Recommender`]
@@ -113,7 +122,13 @@ class Recommender:
             num_beams=num_beams,
             latent_aggregation=latent_aggregation,
             batch_size=batch_size,
+            search_options=search_options,
         )
+
+    @property
+    def decoding(self) -> str:
+        """`str`: how items are found: `"exact"`, `"graph"` or `"beam"`."""
+        return self.search_options.get("decoding", self.model.default_decoding)
 
     def titles(self, item_ids: Sequence[str]) -> list[str]:
         """
@@ -181,9 +196,8 @@ class Recommender:
             "num_beams": self.num_beams if num_beams is None else num_beams,
             "latent_aggregation": self.latent_aggregation,
         }
-        taken = sorted({"top_k", "exclude_items", "allow_items", "return_paths"} & set(search_options or {}))
-        if taken:
-            raise ValueError(f"`search_options` must not hold {', '.join(f'`{name}`' for name in taken)}.")
+        search_options = self.search_options | dict(search_options or {})
+        _check_search_options(self.model, search_options)
         batch = as_histories(histories)
         excluded = self._rule("exclude_items", exclude_items, num_users=len(batch))
         allowed = self._rule("allow_items", allow_items, num_users=len(batch))
@@ -200,7 +214,7 @@ class Recommender:
                 self._tokens([indices[user][-self.model.config.max_history_length :] for user in users]),
                 exclude_items=self._rule_tokens(excluded, users, num_users=len(batch)),
                 allow_items=self._rule_tokens(allowed, users, num_users=len(batch)),
-                **(own | _options_of_batch(search_options or {}, start // self.batch_size)),
+                **(own | _options_of_batch(search_options, start // self.batch_size)),
             )
             items = (output.item_tokens - self.model.config.first_item_token).tolist()
             for user, row, row_scores in zip(users, items, output.scores.tolist(), strict=True):
@@ -246,6 +260,17 @@ class Recommender:
         for row, history in enumerate(histories):
             tokens[row, : len(history)] = np.asarray(history, dtype=np.int64) + config.first_item_token
         return torch.from_numpy(tokens).to(self.model.device)  # type: ignore[return-value]
+
+
+def _check_search_options(model: Any, search_options: Mapping[str, Any]) -> None:
+    known = set(inspect.signature(model.recommend).parameters) - {"input_ids", "attention_mask"}
+    known -= {"top_k", "exclude_items", "allow_items", "return_paths"}  # arguments of `Recommender.recommend` itself
+    wrong = sorted(set(search_options) - known)
+    if wrong:
+        raise ValueError(
+            f"`search_options` must not hold {', '.join(f'`{name}`' for name in wrong)}: those of "
+            f"{type(model).__name__} are {', '.join(sorted(known))}."
+        )
 
 
 def _options_of_batch(search_options: Mapping[str, Any], number: int) -> dict[str, Any]:

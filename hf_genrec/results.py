@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -238,7 +239,59 @@ def _section(records: Sequence[Mapping[str, Any]]) -> list[str]:
         rows |= {_published_row(values): None for values in record["run"].get("published", [])}
     rows |= {_model_row(record): None for record in records}
     heading = f"## {first['run']['dataset']}, {first['protocol']}, {first['split']} split"
-    return [heading, "; ".join(notes) + ".", _table([_HEADER, *rows])]
+    blocks = [heading, "; ".join(notes) + ".", _table([_HEADER, *rows])]
+    blocks += _seeds_table(records)
+    if any(record["run"].get("curve") for record in records):
+        name = curves_name(first["run"]["dataset"])
+        blocks.append(f"![ndcg@10 on validation users while training](hub_cards/curves/{name}.png)")
+    return blocks
+
+
+def curves_name(dataset: str) -> str:
+    """
+    Name of the plot of a data set's learning curves.
+
+    Args:
+        dataset (`str`): Name of the data set.
+
+    Returns:
+        `str`: without the suffix.
+
+    Example:
+
+    ```python
+    >>> curves_name("Amazon 2014 Beauty")
+    'amazon_2014_beauty'
+
+    ```
+    """
+    return re.sub(r"[^a-z0-9]+", "_", dataset.lower()).strip("_")
+
+
+def _seeds_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Means over the seeds of runs that differ in nothing else that a row shows; empty without such runs."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    key: tuple[str, ...]
+    for record in records:
+        columns = _model_columns(record["run"])
+        key = (record["run"]["system"], columns.get("ids", _NONE), columns.get("encoder", _NONE))
+        groups.setdefault(key, []).append(record)
+    rows = []
+    for key, group in groups.items():
+        if len({record["run"]["seed"] for record in group}) > 1:
+            cells = [_mean([record["model"][name] for record in group]) for name in _WITH_INTERVAL]
+            validated = [record["run"].get("best_validation_ndcg@10") for record in group]
+            cells.append(_NONE if None in validated else _mean(validated))
+            minutes = statistics.fmean(record["run"]["minutes"] for record in group)
+            rows.append((*key, str(len(group)), *cells, f"{minutes:.1f}"))
+    if not rows:
+        return []
+    header = ("system", "ids", "encoder", "seeds", *_WITH_INTERVAL, "validation ndcg@10", "minutes")
+    return ["Means over seeds, with the standard deviation between seeds:", _table([header, *rows], num_left=3)]
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
 def _row(system: str, values: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -258,25 +311,34 @@ def _published_row(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _model_row(record: Mapping[str, Any]) -> tuple[str, ...]:
     run = record["run"]
+    return _row(run["system"], record["model"], _model_columns(run))
+
+
+def _model_columns(run: Mapping[str, Any]) -> dict[str, str]:
     columns = {"seed": str(run["seed"]), "minutes": f"{run['minutes']:.1f}", "run": f"[{run['name']}](#{run['name']})"}
     if run["encoder"] is not None:
         columns["encoder"] = run["encoder"].rpartition("/")[2]
     if run["policy"] is not None:
         columns["ids"] = f"{run['policy']} {run['num_levels']} × {run['codebook_size']}"
-    return _row(run["system"], record["model"], columns)
+    return columns
 
 
 def _run_block(run: Mapping[str, Any]) -> str:
     notes = [run["system"], run["dataset"], f"{run['num_parameters']:,} parameters"]
     if "num_beams" in run:
         notes.append(f"{run['num_beams']} beams")
+    if run.get("decoding", "beam") != "beam":
+        notes.append(f"{run['decoding']} decoding")
     if run["cpu_minutes"] is not None:
         notes.append(f"{run['cpu_minutes']:.1f} minutes of processor time")
     notes.append(f"[record](hub_cards/results/{run['name']}.json)")
     return f"### {run['name']}\n\n{', '.join(notes)}\n\n```bash\n{run['command']}\n```"
 
 
-def _table(rows: Iterable[Sequence[str]]) -> str:
+def _table(rows: Iterable[Sequence[str]], *, num_left: int | None = None) -> str:
+    """Markdown; the results after the first column stand on the right, or all after the first `num_left`."""
     header, *body = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     rule = ["---"] + ["---:"] * len(_METRICS) + ["---"] * (len(header) - 1 - len(_METRICS))
+    if num_left is not None:
+        rule = ["---"] * num_left + ["---:"] * (len(header) - num_left)
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *body])

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoModel, HfArgumentParser, set_seed
+from transformers import CONFIG_MAPPING, AutoModel, HfArgumentParser, set_seed
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import cached_file
 
 from hf_genrec.cards import model_card
 from hf_genrec.evaluation import write_record
 from hf_genrec.hub import save_recommender
-from hf_genrec.modeling.configuration_latte import LatteConfig
-from hf_genrec.modeling.modeling_latte import LatteForConditionalGeneration
 from hf_genrec.prepared import PreparedDataset
 from hf_genrec.recommender import check_items
 from hf_genrec.semantic_ids import SemanticIds
 from hf_genrec.tokenized import QUANTIZER_NAME, load_tokenized
-from hf_genrec.training import GenRecTrainer, GenRecTrainingArguments, make_trainer
+from hf_genrec.training import GenRecTrainer, GenRecTrainingArguments, Stopwatch, make_trainer
 
 
 logger = logging.getLogger(__name__)
@@ -49,7 +46,7 @@ class Starting:
     What a run begins with.
 
     Attributes:
-        model ([`LatteForConditionalGeneration`]): fresh or from a checkpoint; its catalog is filled.
+        model (`PreTrainedModel`): fresh or from a checkpoint; its catalog is filled.
         semantic_ids ([`SemanticIds`]): the table in the catalog.
         quantizer (`Path` or `None`): the folder to pass on.
         origin (`str` or `None`): the checkpoint it comes from.
@@ -62,7 +59,12 @@ class Starting:
 
 
 def start_fresh(
-    prepared: PreparedDataset, tokenized: str | os.PathLike[str], *, shape: Mapping[str, Any], seed: int
+    prepared: PreparedDataset,
+    tokenized: str | os.PathLike[str],
+    *,
+    shape: Mapping[str, Any],
+    seed: int,
+    architecture: str = "latte",
 ) -> Starting:
     """
     A new model over a tokenized folder.
@@ -70,29 +72,34 @@ def start_fresh(
     Args:
         prepared ([`PreparedDataset`]): The data set.
         tokenized (`str` or `Path`): The tokenized folder of the same items.
-        shape (`dict`): Fields of [`LatteConfig`]; sizes of the catalog come from the folder.
+        shape (`dict`): Fields of the architecture's config; sizes of the catalog come from the folder.
         seed (`int`): Seed of the weights.
+        architecture (`str`, *optional*, defaults to `"latte"`):
+            A model type that is registered with the Auto classes: `"latte"`, `"rpg"` or `"acerec"`.
 
     Returns:
         [`Starting`]
 
     Raises:
-        ValueError: If the folder is about other items, its ids collide, or `shape` has an unknown or wrong field.
+        ValueError: If the folder is about other items, `shape` has an unknown or wrong field, or ids collide in a
+            model that needs unique ones.
     """
     semantic_ids, _ = load_tokenized(tokenized)
     check_same_catalog(semantic_ids.item_ids, prepared, owner=f"The tokenized folder {tokenized}")
-    unknown = set(shape) - {field.name for field in dataclasses.fields(LatteConfig)}
+    config_class: Any = CONFIG_MAPPING[architecture]
+    unknown = set(shape) - {field.name for field in dataclasses.fields(config_class)}
     if unknown:
-        raise ValueError(f"`shape` has fields that no LatteConfig has: {', '.join(sorted(unknown))}.")
+        raise ValueError(f"`shape` has fields that no {config_class.__name__} has: {', '.join(sorted(unknown))}.")
     set_seed(seed)
-    config = LatteConfig(
+    config = config_class(
         num_items=semantic_ids.num_items,
         num_levels=semantic_ids.num_levels,
         codebook_size=semantic_ids.codebook_size,
         **shape,
     )
-    model = LatteForConditionalGeneration(config)
+    model: Any = AutoModel.from_config(config)
     model.set_catalog(torch.from_numpy(semantic_ids.codes.copy()))
+    _count_items(model, prepared)
     quantizer = Path(tokenized) / QUANTIZER_NAME
     return Starting(model, semantic_ids, quantizer if quantizer.is_dir() else None)
 
@@ -124,9 +131,16 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
         codebook_size=model.config.codebook_size,
         policy="keep",
     )
+    _count_items(model, prepared)
     folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=f"{QUANTIZER_NAME}/*"))
     quantizer = folder / QUANTIZER_NAME
     return Starting(model.float(), semantic_ids, quantizer if quantizer.is_dir() else None, origin=path)
+
+
+def _count_items(model: Any, prepared: PreparedDataset) -> None:
+    """Tell a model that corrects for popularity how often each item occurs in training."""
+    if hasattr(model, "set_item_counts"):
+        model.set_item_counts(torch.from_numpy(prepared.train_item_counts()))
 
 
 def check_model_name(name: str) -> None:
@@ -260,15 +274,14 @@ def train_run(
     if trainer.is_world_process_zero():
         (folder / CHECKPOINTS_NAME).mkdir(parents=True, exist_ok=True)
         write_record(settings, folder / CHECKPOINTS_NAME / "run.json")
-    start, cpu_start = time.perf_counter(), time.process_time()
+    stopwatch = Stopwatch(checkpoint)
+    trainer.add_callback(stopwatch)
     trainer.train(resume_from_checkpoint=checkpoint)
-    minutes = (time.perf_counter() - start) / 60
     record = {
         "command": command,
         "settings": settings,
-        "minutes": round(minutes, 3),
+        **stopwatch.read(),
         "num_threads": torch.get_num_threads(),
-        "cpu_minutes": round((time.process_time() - cpu_start) / 60, 3),
         "resumed_from": checkpoint and Path(checkpoint).name,
         "num_parameters": sum(parameter.numel() for parameter in starting.model.parameters()),
         "num_train_targets": int(sum(trainer.train_dataset.targets_per_row)),  # type: ignore[union-attr]
@@ -341,7 +354,9 @@ def read_training(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return json.loads((Path(folder) / TRAINING_NAME).read_text(encoding="utf-8")) if is_finished(folder) else {}
 
 
-def evaluation_run(folder: str | os.PathLike[str], *, num_beams: int, latent_aggregation: str) -> dict[str, Any]:
+def evaluation_run(
+    folder: str | os.PathLike[str], *, num_beams: int, latent_aggregation: str, decoding: str = "beam"
+) -> dict[str, Any]:
     """
     What an evaluation record says about the run it belongs to.
 
@@ -349,15 +364,17 @@ def evaluation_run(folder: str | os.PathLike[str], *, num_beams: int, latent_agg
         folder (`str` or `Path`): The run folder, or the name of a Hub repository.
         num_beams (`int`): Beams of the evaluation.
         latent_aggregation (`str`): `"max"` or `"sum"`.
+        decoding (`str`, *optional*, defaults to `"beam"`): `"exact"`, `"graph"` or `"beam"`.
 
     Returns:
-        `dict`: `model`, `num_beams`, `latent_aggregation`, and where the folder has them `command`, `seed`, `minutes`,
-        `num_parameters` of the training and the digest of the `weights`.
+        `dict`: `model`, `num_beams` (not of exact scores), `latent_aggregation`, `decoding`, and where the folder has
+            them `command`, `seed`, `minutes`, `num_parameters` of the training and the digest of the `weights`.
     """
     training = read_training(folder)
     weights = Path(folder) / "model.safetensors"
     run: dict[str, Any] = {"model": Path(folder).name if weights.is_file() else os.fspath(folder)}
-    run |= {"num_beams": num_beams, "latent_aggregation": latent_aggregation}
+    run |= {"num_beams": num_beams} if decoding != "exact" else {}
+    run |= {"latent_aggregation": latent_aggregation, "decoding": decoding}
     run |= {
         name: training[name]
         for name in ("command", "minutes", "cpu_minutes", "num_threads", "num_parameters")

@@ -8,10 +8,13 @@ fit small recommenders, and an evaluation that decodes a sample of validation us
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,8 @@ from hf_genrec.sequences import PrefixDataset, SequenceCollator, WindowDataset, 
 
 
 logger = logging.getLogger(__name__)
+
+TIME_NAME = "time.json"  # in a checkpoint: the minutes up to it
 
 
 @dataclass
@@ -73,6 +78,9 @@ class GenRecTrainingArguments(TrainingArguments):
     num_eval_users: int | None = field(
         default=2000, metadata={"help": "Validation users decoded per evaluation, a fixed sample; -1 for all."}
     )
+    window_stride: int | None = field(
+        default=None, metadata={"help": "Items between two windows of a long history; half the history if not given."}
+    )
     eval_num_beams: int = field(default=20, metadata={"help": "Beams of the evaluations during training."})
     latent_aggregation: str = field(default="max", metadata={"help": "Score of an item over latents: max or sum."})
     early_stopping_patience: int | None = field(
@@ -94,6 +102,8 @@ class GenRecTrainingArguments(TrainingArguments):
     def _check_evaluation(self) -> None:
         if self.latent_aggregation not in ("max", "sum"):
             raise ValueError(f"`latent_aggregation` must be 'max' or 'sum', got {self.latent_aggregation!r}.")
+        if self.window_stride is not None and self.window_stride < 1:
+            raise ValueError(f"`window_stride` must be at least 1, got {self.window_stride}.")
         if self.eval_num_beams < 1:
             raise ValueError(f"`eval_num_beams` must be at least 1, got {self.eval_num_beams}.")
         if self.num_eval_users == 0:
@@ -142,14 +152,19 @@ def keep_freed_memory() -> bool:
     return all((mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 2**28)))
 
 
+ITEMS_PER_TARGET = 20  # a batch holds at most so many items for each target wanted
+
+
 class TargetBatchSampler(Sampler[list[int]]):
     """
     Batches of rows of similar length that together hold about `targets_per_batch` targets.
 
     A window of 20 items trains up to 20 targets and a short one a single target, so batches of equal numbers of rows
-    would differ twentyfold in what they teach. Batches are cut from the rows sorted by length (rows of equal length in
-    random order) and come in random order. The order depends on `seed` and the epoch alone, so a resumed run sees
-    the batches that an uninterrupted one sees; the number of batches is the same in every epoch.
+    would differ twentyfold in what they teach. Where rows are long and have few targets, as windows that move by one
+    item, a batch ends after 20 items for each target wanted, so its memory stays bounded. Batches are cut from the
+    rows sorted by length (rows of equal length in random order) and come in random order. The order depends on `seed`
+    and the epoch alone, so a resumed run sees the batches that an uninterrupted one sees; the number of batches is the
+    same in every epoch.
 
     Args:
         lengths (`list[int]`): Items in each row.
@@ -190,7 +205,8 @@ class TargetBatchSampler(Sampler[list[int]]):
         self.seed = seed
         self.epoch = 0
         order = np.lexsort((self.targets_per_row, self.lengths))
-        batch_of = np.maximum(np.cumsum(self.targets_per_row[order]) - 1, 0) // targets_per_batch
+        shares = np.maximum(self.targets_per_row, self.lengths / ITEMS_PER_TARGET)
+        batch_of = np.maximum(np.ceil(np.cumsum(shares[order])).astype(int) - 1, 0) // targets_per_batch
         self._cuts = np.flatnonzero(np.diff(batch_of)) + 1
         self._num_batches = -(-(len(self._cuts) + 1) // num_replicas) * num_replicas
 
@@ -338,6 +354,45 @@ def _target_ranks(model: Any, batch: dict[str, torch.Tensor], args: GenRecTraini
     return torch.where(hits.any(1), hits.int().argmax(1), -1)
 
 
+class Stopwatch(TrainerCallback):
+    """
+    Minutes of a training over all its resumptions: each checkpoint keeps what was spent up to it.
+
+    Args:
+        checkpoint (`str`, *optional*): The checkpoint that training goes on from; `None` for a new training.
+    """
+
+    def __init__(self, checkpoint: str | None = None) -> None:
+        self._earlier = {"minutes": 0.0, "cpu_minutes": 0.0}
+        if checkpoint is not None and (Path(checkpoint) / TIME_NAME).is_file():
+            self._earlier = json.loads((Path(checkpoint) / TIME_NAME).read_text(encoding="utf-8"))
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """
+        What was spent so far.
+
+        Returns:
+            `dict`: `minutes` by the clock and `cpu_minutes` of the processor.
+        """
+        spent = {"minutes": time.perf_counter() - self._start, "cpu_minutes": time.process_time() - self._cpu_start}
+        return {name: round(self._earlier[name] + seconds / 60, 3) for name, seconds in spent.items()}
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """
+        Note the minutes in the checkpoint that was just written.
+
+        Args:
+            args: The training arguments.
+            state: The trainer's state.
+            control: The trainer's control.
+            **kwargs: Not used.
+        """
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            (folder / TIME_NAME).write_text(json.dumps(self.read()) + "\n", encoding="utf-8")
+
+
 def validation_rows(
     prepared: PreparedDataset, *, first_item_token: int, max_history_length: int, num_users: int | None, seed: int
 ) -> PrefixDataset:
@@ -397,7 +452,7 @@ def make_trainer(
         first_item_token=config.first_item_token,
         history_attention=config.history_attention,
         max_history_length=config.max_history_length,
-        stride=max(1, config.max_history_length // 2),
+        stride=max(1, config.max_history_length // 2) if args.window_stride is None else args.window_stride,
         targets=targets,  # type: ignore[arg-type]
     )
     eval_rows = validation_rows(

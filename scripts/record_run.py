@@ -27,9 +27,8 @@ def main() -> None:
     prepared = PreparedDataset.load(arguments.prepared)
     decoding = {"num_beams": arguments.beams, "latent_aggregation": arguments.latent_aggregation}
     recommender = Recommender.from_pretrained(arguments.run, **decoding)
-    evaluation = evaluation_record(
-        recommender, prepared, run=evaluation_run(arguments.run, **decoding), show_progress=True
-    )
+    run = evaluation_run(arguments.run, decoding=recommender.decoding, **decoding)
+    evaluation = evaluation_record(recommender, prepared, run=run, show_progress=True)
     write_evaluation(arguments.run, recommender.model.config, evaluation)
     path = write_result(evaluation | {"run": evaluation["run"] | run_facts(arguments, recommender)}, arguments.records)
     print(f"written to {path}")
@@ -44,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="name of the data set on the page")
     parser.add_argument("--system", help="name of the system (default: from the model)")
     parser.add_argument("--encoder", required=True, help="text encoder behind the ids")
-    parser.add_argument("--beams", type=int, default=50, help="beams per user (default 50)")
+    parser.add_argument("--beams", type=int, default=50, help="beams per user, where there are beams (default 50)")
     parser.add_argument("--latent-aggregation", default="max", choices=["max", "sum"])
     parser.add_argument("--records", type=Path, default=Path("hub_cards/results"), help="folder of records")
     return parser.parse_args()
@@ -64,8 +63,14 @@ def run_facts(arguments: argparse.Namespace, recommender: Recommender) -> dict:
         "codebook_size": semantic_ids.codebook_size,
         "cpu_minutes": training.get("cpu_minutes"),
         "best_validation_ndcg@10": training["best_metric"],
+        "curve": validation_curve(training["log_history"]),
         "settings": training["settings"],
     }
+
+
+def validation_curve(log_history: list[dict]) -> list[list[float]]:
+    """Epochs and the validation's ndcg@10 after them, for the plot of `scripts/plot_curves.py`."""
+    return [[round(entry["epoch"], 3), entry["eval_ndcg@10"]] for entry in log_history if "eval_ndcg@10" in entry]
 
 
 if __name__ == "__main__":

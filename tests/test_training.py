@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_invariants import make_model, tiny_config
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from hf_genrec import GenRecTrainingArguments, Recommender, SemanticIds, evaluate_recommender, make_trainer
-from hf_genrec.training import TargetBatchSampler, validation_rows
+from hf_genrec.training import Stopwatch, TargetBatchSampler, validation_rows
 
 
 NUM_ITEMS = 11
@@ -53,6 +54,15 @@ def test_batches_hold_about_their_number_of_targets(rows, targets_per_batch):
 
     assert max(sizes) < targets_per_batch + max(targets)
     assert len(sizes) <= -(-sum(targets) // targets_per_batch)
+
+
+def test_long_rows_with_few_targets_end_a_batch_before_its_memory_explodes():
+    sampler = TargetBatchSampler([50] * 37 + [3] * 5, [1] * 37 + [3] * 5, targets_per_batch=16, seed=0)
+
+    batches = list(sampler)
+
+    assert max(sum(50 for row in batch if row < 37) for batch in batches) < 16 * 20 + 50
+    assert sorted(row for batch in batches for row in batch) == list(range(42))
 
 
 def test_rows_of_a_batch_have_neighbouring_lengths():
@@ -250,6 +260,7 @@ def test_accumulated_steps_train_like_one_large_step(circle, tmp_path):
         ({"latent_aggregation": "mean"}, "`latent_aggregation` must be 'max' or 'sum', got 'mean'"),
         ({"eval_num_beams": 0}, "`eval_num_beams` must be at least 1, got 0"),
         ({"num_eval_users": 0}, "`num_eval_users` must be"),
+        ({"window_stride": 0}, "`window_stride` must be at least 1, got 0"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing` of the model's config"),
         ({"early_stopping_patience": 2}, "`early_stopping_patience` needs"),
     ],
@@ -336,3 +347,18 @@ def test_killed_run_resumes_and_ends_with_the_weights_of_an_uninterrupted_one(ci
     ]
     assert losses[0] == losses[1]
     assert whole.state.global_step == resumed.state.global_step > 15
+
+
+def test_minutes_of_a_resumed_training_go_on_from_those_of_its_checkpoint(tmp_path):
+    (tmp_path / "checkpoint-7").mkdir()
+    (tmp_path / "checkpoint-7" / "time.json").write_text('{"minutes": 5.5, "cpu_minutes": 4.25}', encoding="utf-8")
+    (tmp_path / "checkpoint-9").mkdir()
+    state = TrainerState(global_step=9)
+
+    stopwatch = Stopwatch(str(tmp_path / "checkpoint-7"))
+    stopwatch.on_save(arguments(tmp_path), state, None)
+    again = Stopwatch(str(tmp_path / "checkpoint-9")).read()
+
+    assert 5.5 <= again["minutes"] < 6
+    assert 4.25 <= again["cpu_minutes"] < 5
+    assert Stopwatch().read()["minutes"] < 0.1
