@@ -20,6 +20,7 @@ from typing import Any
 
 from hf_genrec.decoding_results import popularity_blocks, speed_blocks, sweep_blocks
 from hf_genrec.evaluation import write_record
+from hf_genrec.parallel_results import parallel_blocks
 
 
 # What `run` must hold, and the JSON types it may have; `minutes` and `cpu_minutes` are those of the training.
@@ -100,6 +101,7 @@ def results_page(
     popularity: Sequence[Mapping[str, Any]] = (),
     decoding_speed: Mapping[str, Any] | None = None,
     catalog_speed: Mapping[str, Any] | None = None,
+    parallel_speed: Mapping[str, Any] | None = None,
 ) -> str:
     """
     All results as one page: a table per data set, protocol and split, then decoding, then the command of each run.
@@ -119,6 +121,8 @@ def results_page(
             Figures of `scripts/benchmark_decoding.py`; `None` if there are none.
         catalog_speed (`dict`, *optional*):
             Figures of `scripts/benchmark_catalog.py`; `None` if there are none.
+        parallel_speed (`dict`, *optional*):
+            Figures of `scripts/benchmark_parallel.py`; `None` if there are none.
 
     Returns:
         `str`: Markdown, the same for the same records in any order.
@@ -140,6 +144,7 @@ def results_page(
     blocks += sweep_blocks(sweeps)
     blocks += popularity_blocks(popularity)
     blocks += speed_blocks(decoding_speed, catalog_speed)
+    blocks += parallel_blocks(parallel_speed)
     if ordered:
         blocks.append("## Runs")
         blocks += [_run_block(record["run"]) for record in sorted(ordered, key=_order_of)]

@@ -458,6 +458,29 @@ class CatalogMixin:
         is_item = input_ids >= config.first_item_token
         return is_item if attention_mask is None else is_item & attention_mask.bool()
 
+    def is_target(self, input_ids: torch.LongTensor, labels: torch.LongTensor) -> torch.BoolTensor:
+        """
+        Which positions have a label.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Tokens.
+            labels (`torch.LongTensor`, same shape): At each position the token of the next item, or -100.
+
+        Returns:
+            `torch.BoolTensor`, same shape: `False` at -100.
+
+        Raises:
+            ValueError: If the shapes differ or a label is neither an item nor -100.
+        """
+        first, end = self.config.first_item_token, self.config.first_item_token + self.config.num_items
+        if labels.shape != input_ids.shape:
+            shape, found = tuple(input_ids.shape), tuple(labels.shape)
+            raise ValueError(f"`labels` must have the shape of `input_ids`, {shape}, got {found}.")
+        is_target = labels != -100
+        if bool((is_target & ((labels < first) | (labels >= end))).any()):
+            raise ValueError(f"`labels` must be item tokens in [{first}, {end}) or -100.")
+        return is_target
+
     def semantic_id_tokens(self, item_tokens: torch.LongTensor) -> torch.LongTensor:
         """
         Code tokens of items.

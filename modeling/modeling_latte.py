@@ -318,21 +318,7 @@ class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin
     ) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Labelled positions moved to the front: item tokens `(B, G)` (-100 where none) and visible history tokens."""
         config = self.config
-        if labels.shape != input_ids.shape:
-            raise ValueError(
-                f"`labels` must have the shape of `input_ids`, {tuple(input_ids.shape)}: at each position the token "
-                f"of the next item, or -100. Got {tuple(labels.shape)}."
-            )
-        is_target = labels != -100
-        targets = labels[is_target]
-        if targets.numel() and (
-            int(targets.min()) < config.first_item_token
-            or int(targets.max()) >= config.first_item_token + config.num_items
-        ):
-            raise ValueError(
-                f"`labels` must be item tokens in [{config.first_item_token}, "
-                f"{config.first_item_token + config.num_items}) or -100."
-            )
+        is_target = self.is_target(input_ids, labels)
         num_targets = is_target.sum(1)
         group = max(1, int(num_targets.max()))
         num_tokens = 1 + config.history_tokens_per_item * self.is_item(input_ids, attention_mask).long().cumsum(1)

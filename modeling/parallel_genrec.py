@@ -196,25 +196,15 @@ class ParallelPreTrainedModel(CatalogMixin, ParallelRecommendMixin, PreTrainedMo
 
     def _targets(self, input_ids, present, labels) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Item tokens of the targets, and the packed items behind which they follow."""
-        config = self.config
-        if labels.shape != input_ids.shape:
-            raise ValueError(
-                f"`labels` must have the shape of `input_ids`, {tuple(input_ids.shape)}: at each position the token "
-                f"of the next item, or -100. Got {tuple(labels.shape)}."
-            )
-        is_target = labels != -100
-        targets = labels[is_target]
-        end = config.first_item_token + config.num_items
-        if targets.numel() and (int(targets.min()) < config.first_item_token or int(targets.max()) >= end):
-            raise ValueError(f"`labels` must be item tokens in [{config.first_item_token}, {end}) or -100.")
+        is_target = self.is_target(input_ids, labels)
         if bool((is_target & (present.long().cumsum(1)[:, 1:] == 0)).any()):
             raise ValueError(
                 "`labels` has a target where no item is read: none stands before it in a row that has items, or the "
-                f"row goes on for more than `max_history_length` {config.max_history_length} items behind it. Cut "
-                "long sequences into windows."
+                f"row goes on for more than `max_history_length` {self.config.max_history_length} items behind it. "
+                "Cut long sequences into windows."
             )
         number = present.flatten().long().cumsum(0).view(present.shape) - 1
-        return targets, number[:, 1:][is_target]
+        return labels[is_target], number[:, 1:][is_target]
 
     def _code_tokens(self, tokens: torch.LongTensor) -> torch.LongTensor:
         """Tokens of the codes of items `(n, num_levels)`; the user token all along for the user token."""

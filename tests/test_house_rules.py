@@ -41,6 +41,7 @@ ROOMS = [
     "cards",
     "plots",
     "decoding_results",
+    "parallel_results",
     "results",
     "hub",
     "recipes",

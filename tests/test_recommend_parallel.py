@@ -1,5 +1,7 @@
 """`recommend()` of models that predict all codes at once, on a stand-in whose distributions are known."""
 
+import math
+
 import pytest
 import torch
 
@@ -336,6 +338,23 @@ def test_walk_leads_through_excluded_items(model):
     assert items_of(model, output) == [[7]] * 3
 
 
+def test_list_that_holds_all_allowed_items_is_not_searched_again(model):
+    set_neighbors(model, torch.arange(NUM_ITEMS).unsqueeze(1))  # leads nowhere
+    options = {
+        "decoding": "graph",
+        "num_beams": 3,
+        "graph_start": "popular",
+        "item_prior": torch.arange(NUM_ITEMS) + 1,
+    }
+
+    output = model.recommend(
+        histories(model, *USERS), top_k=3, allow_items=torch.tensor([36]) + model.config.first_item_token, **options
+    )
+
+    assert output.num_visited.tolist() == [3, 3, 3]
+    assert output.item_tokens[:, 1:].tolist() == [[model.config.pad_token_id] * 2] * 3
+
+
 def test_user_whose_walk_finds_too_few_items_gets_the_exact_list(model):
     set_neighbors(model, torch.arange(NUM_ITEMS).unsqueeze(1))  # leads nowhere
     tokens = histories(model, *USERS)
@@ -354,8 +373,8 @@ def test_user_whose_walk_finds_too_few_items_gets_the_exact_list(model):
 # --- beam search --------------------------------------------------------------------------------------------------
 
 
-def beams_by_hand(log_probs, codes, num_beams):
-    """The ids that one user's beams end at, with prefixes as tuples."""
+def beams_by_hand(log_probs, codes, num_beams, penalty=None):
+    """The ids that one user's beams end at, with prefixes as tuples; `penalty` maps a prefix to what it costs."""
     ids = {tuple(row) for row in codes.tolist()}
     beams = {(): 0.0}
     for level in range(codes.shape[1]):
@@ -364,21 +383,30 @@ def beams_by_hand(log_probs, codes, num_beams):
             for prefix in ids
             if prefix[:level] in beams
         }
-        beams = dict(sorted(longer.items(), key=lambda entry: -entry[1])[:num_beams])
+        order = sorted(longer, key=lambda prefix: (penalty(prefix) if penalty else 0) - longer[prefix])
+        beams = {prefix: longer[prefix] for prefix in order[:num_beams]}
     return set(beams)
 
 
 @pytest.mark.parametrize("num_beams", [3, 8])
-def test_beams_end_where_a_search_with_tuples_ends(model, num_beams):
+@pytest.mark.parametrize("prior_correction", [0.0, 0.8])
+def test_beams_end_where_a_search_with_tuples_ends(model, num_beams, prior_correction):
     tokens = histories(model, *USERS)
     log_probs, scores = model.code_log_probs(tokens), model.score_items(tokens)
+    prior = torch.arange(1, NUM_ITEMS + 1) ** 2
+    codes = [tuple(row) for row in model.item_codes.tolist()]
 
-    output = model.recommend(tokens, top_k=3, num_beams=num_beams, decoding="beam")
+    def penalty(prefix):
+        below = sum(int(prior[item]) for item in range(NUM_ITEMS) if codes[item][: len(prefix)] == prefix)
+        return prior_correction * math.log(below / int(prior.sum()))
+
+    options = {"prior_correction": prior_correction, "item_prior": prior} if prior_correction else {}
+    output = model.recommend(tokens, top_k=3, num_beams=num_beams, decoding="beam", **options)
 
     for user, found in enumerate(items_of(model, output)):
-        ids = beams_by_hand(log_probs[user], model.item_codes, num_beams)
-        held = [item for item in range(NUM_ITEMS) if tuple(model.item_codes[item].tolist()) in ids]
-        assert found == sorted(held, key=lambda item: -scores[user, item])[:3]
+        ids = beams_by_hand(log_probs[user], model.item_codes, num_beams, penalty)
+        held = [item for item in range(NUM_ITEMS) if codes[item] in ids]
+        assert found == sorted(held, key=lambda item: penalty(codes[item]) - float(scores[user, item]))[:3]
         assert int(output.num_visited[user]) == len(held)
 
 

@@ -1,0 +1,87 @@
+"""
+Figures of `scripts/benchmark_parallel.py` in, a section of the page `RESULTS.md` out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+_INTRODUCTION = """## Exact decoding and the item graph
+
+Models that predict all codes at once score the whole catalog by table look-up (`exact`) or walk along a graph of
+similar items: `beams x neighbours x steps`, from random items or from some similar to the last of the history. Dummy
+items, whose codes are drawn level by level from those of the real ones, fill larger catalogs up; they are recommended
+where they score well, which costs ndcg. Times are those of a whole call in a batch, with the history; memory is how
+far one call raises the peak of its process. `visited` is the mean number of items scored, `overlap` the share of the
+exact top 10 that is found. Made by `scripts/benchmark_parallel.py`."""
+
+_COLUMNS = {
+    "num_items": ("items", ","),
+    "variant": ("decoding", ""),
+    "milliseconds_per_user": ("ms per user", ".2f"),
+    "milliseconds_per_user_history": ("of it history", ".2f"),
+    "peak_growth_mb": ("memory, MB", ",.0f"),
+    "visited": ("visited", ",.0f"),
+    "overlap": ("overlap", ".3f"),
+    "ndcg@10": ("ndcg@10", ".4f"),
+}
+_GRAPH_COLUMNS = {
+    "num_items": ("items", ","),
+    "num_neighbors": ("neighbours", ","),
+    "seconds": ("seconds to build", ",.0f"),
+    "peak_growth_mb": ("memory, MB", ",.0f"),
+    "neighbor_overlap": ("of the exact neighbours", ".3f"),
+}
+
+
+def parallel_blocks(figures: Mapping[str, Any] | None) -> list[str]:
+    """
+    The section "Exact decoding and the item graph".
+
+    Args:
+        figures (`dict` or `None`): The content of `parallel_speed.json`.
+
+    Returns:
+        `list[str]`: blocks of Markdown; empty without figures.
+
+    Example:
+
+    ```python
+    >>> cell = {"num_items": 12101, "variant": "exact", "milliseconds_per_user": 0.9, "visited": 12101.0}
+    >>> cell |= {"milliseconds_per_user_history": 0.8, "peak_growth_mb": 16.0, "overlap": 1.0, "num_users": 256}
+    >>> cell |= {"machine": {"device": "x86_64", "threads": 2, "torch": "2.13"}}
+    >>> print(parallel_blocks({"cells": [cell], "graphs": []})[2].splitlines()[2])
+    | 12,101 | exact | 0.90 | 0.80 | 16 | 12,101 | 1.000 | – |
+
+    ```
+    """
+    if not figures or not figures["cells"]:
+        return []
+    cells = sorted(figures["cells"], key=lambda cell: cell["num_items"])
+    machine = cells[0]["machine"]
+    conditions = f"Batches of {cells[0]['num_users']} users; {machine['device']}, {machine['threads']} threads, "
+    conditions += f"torch {machine['torch']}."
+    users = {cell["ndcg_users"] for cell in cells if "ndcg_users" in cell}
+    if users:
+        conditions += f" ndcg@10 of {' or '.join(f'{size:,}' for size in sorted(users))} validation users."
+    blocks = [_INTRODUCTION, conditions, _table(_COLUMNS, cells)]
+    if figures["graphs"]:
+        graphs = sorted(figures["graphs"], key=lambda graph: graph["num_items"])
+        blocks += ["The graphs, built once after training:", _table(_GRAPH_COLUMNS, graphs)]
+    return [*blocks, "![milliseconds per user and memory by the number of items](hub_cards/parallel_speed.png)"]
+
+
+def _table(columns: Mapping[str, tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| " + " | ".join(title for title, _ in columns.values()) + " |",
+        "| " + " | ".join("---:" if form else "---" for _, form in columns.values()) + " |",
+    ]
+    for row in rows:
+        cells = [format(row[name], form) if name in row else "–" for name, (_, form) in columns.items()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+__all__ = ["parallel_blocks"]
