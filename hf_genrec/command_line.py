@@ -78,6 +78,12 @@ Decoding = Annotated[
         show_default="exact",
     ),
 ]
+SearchOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--search", metavar="NAME=VALUE", help="A further argument of the model's recommend(), as num_propagations=5."
+    ),
+]
 Aggregation = Annotated[
     str, typer.Option(callback=one_of("max", "sum"), metavar="max|sum", help="Score of an item over the latents.")
 ]

@@ -159,12 +159,13 @@ def _tokenize(
     embeddings: Annotated[str | None, typer.Option(help="What `hf-genrec embed` wrote, or a ready matrix.")] = None,
     ids: Annotated[str | None, typer.Option(help="Import ids instead: JSON {item_id: [codes]}.")] = None,
     quantizer: Annotated[
-        str,
+        str | None,
         typer.Option(
             callback=one_of("residual-kmeans", "opq", "pq", "random"),
             help="residual-kmeans (Latte, PSID, TIGER), opq (RPG, ACERec), pq (no rotation) or random (a control).",
+            show_default="residual-kmeans",
         ),
-    ] = "residual-kmeans",
+    ] = None,
     levels: Annotated[
         int | None, typer.Option(min=1, help="Codes per item.", show_default="3 for residual-kmeans, else 32")
     ] = None,
@@ -186,9 +187,15 @@ def _tokenize(
         ),
     ] = None,
     fit_on: Annotated[
-        str, typer.Option(callback=one_of("train", "all"), metavar="train|all", help="Items to learn codes from.")
-    ] = "train",
-    seed: Annotated[int, typer.Option(help="Seed of the quantizer.")] = 1234,
+        str | None,
+        typer.Option(
+            callback=one_of("train", "all"),
+            metavar="train|all",
+            help="Items to learn codes from.",
+            show_default="train",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the quantizer.", show_default="1234")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -204,6 +211,10 @@ def _tokenize(
     """
     if (embeddings is None) == (ids is None):
         raise ValueError("Give either `--embeddings` or `--ids`.")
+    if ids is not None and (quantizer or levels or whiten is not None or fit_on or seed is not None):
+        raise ValueError(
+            "`--quantizer`, `--levels`, `--whiten`, `--fit-on` and `--seed` do not go with ready `--ids`."
+        )
     with output_on(as_json) as show:
         from hf_genrec.prepared import PreparedDataset
         from hf_genrec.tables import collision_table, usage_table
@@ -211,11 +222,10 @@ def _tokenize(
 
         prepared = PreparedDataset.load(prepared_folder)
         if ids is not None:
-            import_ids(
-                prepared, ids, output, policy=policy or "append", codebook_size=codebook_size, overwrite=overwrite
-            )
+            import_ids(prepared, ids, output, policy=policy, codebook_size=codebook_size, overwrite=overwrite)
         else:
-            wanted: dict[str, Any] = {"quantizer": quantizer, "policy": policy, "fit_on": fit_on}
+            wanted: dict[str, Any] = {"quantizer": quantizer or "residual-kmeans", "policy": policy}
+            wanted |= {"fit_on": fit_on or "train", "seed": 1234 if seed is None else seed}
             tokenize_items(
                 prepared,
                 embeddings or "",
@@ -223,7 +233,6 @@ def _tokenize(
                 num_levels=levels,
                 codebook_size=codebook_size or 256,
                 num_whitened=whiten,
-                seed=seed,
                 overwrite=overwrite,
                 **wanted,
             )

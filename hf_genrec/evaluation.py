@@ -75,7 +75,8 @@ def evaluate_recommender(
 
     Returns:
         `dict`: `recall@k` and `ndcg@k` for each cut-off, `invalid_rate`, `num_unknown` (history entries that are no
-        items), `seconds_per_user`, and `intervals` with `[low, high]` for each recall and ndcg.
+        items), `seconds_per_user`, `intervals` with `[low, high]` for each recall and ndcg, and `num_visited`, the
+            mean number of items that were scored, where the recommender tells it.
 
     Raises:
         ValueError: If `ks` is empty or the split has no users.
@@ -97,11 +98,13 @@ def evaluate_recommender(
     values = {f"recall@{k}": recall_per_user(ranks, k=k) for k in ks}
     values |= {f"ndcg@{k}": ndcg_per_user(ranks, k=k) for k in ks}
     intervals = {name: list(bootstrap_interval(v, confidence=confidence, seed=seed)) for name, v in values.items()}
+    visited = recommendations.num_visited
     return {name: float(v.mean()) for name, v in values.items()} | {
         "invalid_rate": float(is_invalid.mean()),
         "num_unknown": recommendations.num_unknown,
         "seconds_per_user": seconds / len(targets),
         "intervals": intervals,
+        **({} if visited is None else {"num_visited": float(np.mean(visited))}),
     }
 
 
@@ -269,13 +272,15 @@ def _recommend_in_batches(
     item_ids: list[list[str]] = []
     scores: list[list[float]] = []
     num_unknown = 0
+    visited: list[int] = []
     for start in tqdm(range(0, len(histories), batch_size), desc="Evaluating", disable=not show_progress):
         batch = histories[start : start + batch_size]
         recommendations = recommender.recommend(batch, top_k=top_k, exclude_seen=exclude_seen)
         item_ids += recommendations.item_ids
         scores += recommendations.scores
         num_unknown += recommendations.num_unknown
-    return Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown)
+        visited += recommendations.num_visited or []
+    return Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown, num_visited=visited or None)
 
 
 def _num_distinct_items(histories: list[list[str]], catalog: list[str]) -> NDArray[np.int64]:

@@ -12,7 +12,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from hf_genrec.command_line import Aggregation, AsJson, Beams, Decoding, Prepared, app, command_line, one_of, output_on
+from hf_genrec.command_line import (
+    Aggregation,
+    AsJson,
+    Beams,
+    Decoding,
+    Prepared,
+    SearchOptions,
+    app,
+    command_line,
+    one_of,
+    output_on,
+)
 
 
 class _ManyItems(TyperCommand):
@@ -160,7 +171,7 @@ def _train(
             resume,
             paper,
             architecture,
-            _given(shape) | _config_fields(fields or []),
+            _given(shape) | _pairs("--set", fields or []),
             _given(schedule),
             targets,
             ctx.args,
@@ -216,13 +227,13 @@ def _run_training(
     return record if args.process_index == 0 else None
 
 
-def _config_fields(words: list[str]) -> dict[str, Any]:
+def _pairs(option: str, words: list[str]) -> dict[str, Any]:
     """`["temperature=0.05", "merger=conv"]` as a dictionary; values are JSON or else strings."""
     fields: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"`--set` takes NAME=VALUE, such as temperature=0.05; got {word!r}.")
+            raise ValueError(f"`{option}` takes NAME=VALUE, got {word!r}.")
         try:
             fields[name] = json.loads(value)
         except ValueError:
@@ -242,6 +253,7 @@ def _evaluate(
     beams: Beams = 50,
     search: Decoding = None,
     latent_aggregation: Aggregation = "max",
+    search_words: SearchOptions = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Users decoded at a time.")] = 64,
     max_users: Annotated[int | None, typer.Option(min=1, help="A sample of this many users.")] = None,
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
@@ -272,15 +284,16 @@ def _evaluate(
         check_model_name(model)
         prepared = PreparedDataset.load(prepared_folder)
         decoding: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
+        options = _given({"decoding": search}) | _pairs("--search", search_words or [])
         recommender = Recommender.from_pretrained(
-            model, batch_size=batch_size, device=device, search_options=_given({"decoding": search}), **decoding
+            model, batch_size=batch_size, device=device, search_options=options, **decoding
         )
         check_same_catalog(recommender.item_ids, prepared, owner=f"The checkpoint {model}")
         record = evaluation_record(
             recommender,
             prepared,
             baselines={} if no_baselines else None,
-            run=evaluation_run(model, decoding=recommender.decoding, **decoding),
+            run=evaluation_run(model, decoding=recommender.decoding, **decoding) | {"search_options": options},
             split=split,
             max_users=max_users,
             seed=seed,
@@ -314,6 +327,7 @@ def _recommend(
     beams: Beams = 50,
     search: Decoding = None,
     latent_aggregation: Aggregation = "max",
+    search_words: SearchOptions = None,
     diversity: Annotated[
         float, typer.Option(min=0, max=1, help="Above 0 items with other codes than those before them move up.")
     ] = 0.0,
@@ -350,7 +364,8 @@ def _recommend(
         decoding: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
         check_model_name(model)
         recommender = Recommender.from_pretrained(model, device=device, **decoding)
-        search_options = _given({"decoding": search}) | ({"diversity": diversity} if diversity else {})
+        search_options = _given({"decoding": search}) | _pairs("--search", search_words or [])
+        search_options |= {"diversity": diversity} if diversity else {}
         if sample_seed is not None:
             search_options["sample_seed"] = sample_seed
         entries = recommendation_entries(
@@ -377,7 +392,7 @@ def _graph(
         typer.Option(
             callback=one_of("auto", "exact", "approximate"),
             metavar="auto|exact|approximate",
-            help="How neighbours are found; auto is exact up to 200,000 items.",
+            help="How neighbours are found; auto is exact up to 300,000 items.",
         ),
     ] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
@@ -389,7 +404,7 @@ def _graph(
     \b
     Examples:
       hf-genrec graph run --neighbors 100
-      hf-genrec evaluate run data --decoding graph --beams 20
+      hf-genrec evaluate run data --decoding graph --beams 20 --search num_propagations=5
     """
     with output_on(as_json) as show:
         from hf_genrec.item_graph import write_item_graph

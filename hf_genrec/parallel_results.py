@@ -1,5 +1,5 @@
 """
-Figures of `scripts/benchmark_parallel.py` in, a section of the page `RESULTS.md` out.
+Figures of `scripts/benchmark_parallel.py` and of the training speed in, sections of the page `RESULTS.md` out.
 """
 
 from __future__ import annotations
@@ -84,4 +84,38 @@ def _table(columns: Mapping[str, tuple[str, str]], rows: Sequence[Mapping[str, A
     return "\n".join(lines)
 
 
-__all__ = ["parallel_blocks"]
+def training_blocks(figures: Mapping[str, Any] | None) -> list[str]:
+    """
+    The section "Training speed of the parallel models".
+
+    Args:
+        figures (`dict` or `None`): What `scripts/benchmark_training.py --models parallel` wrote.
+
+    Returns:
+        `list[str]`: blocks of Markdown; empty without figures.
+
+    Example:
+
+    ```python
+    >>> figures = {"seconds_per_epoch": {"RPG bf16": 41.5}, "targets_per_second": {"RPG bf16": 3167.0}}
+    >>> figures |= {"ratio_to_stock_same_precision": {"RPG bf16": 4.0}, "targets_per_epoch": 131413}
+    >>> print(training_blocks(figures)[2].splitlines()[2])
+    | RPG bf16 | 41.5 | 3,167 | 4.0 |
+
+    ```
+    """
+    if not figures:
+        return []
+    note = (
+        f"One epoch of {figures['targets_per_epoch']:,} targets, ids of 32 codes; the plain model has the same layers "
+        "in separate operations and reads padded batches in random order. The ratio is to it in the same precision. Made "
+        "by `scripts/benchmark_training.py --models parallel`."
+    )
+    rows = ["| model | seconds per epoch | targets per second | ratio |", "| --- | ---: | ---: | ---: |"]
+    for name, seconds in figures["seconds_per_epoch"].items():
+        ratio = figures["ratio_to_stock_same_precision"][name]
+        rows.append(f"| {name} | {seconds:.1f} | {figures['targets_per_second'][name]:,.0f} | {ratio:.1f} |")
+    return ["## Training speed of the parallel models", note, "\n".join(rows)]
+
+
+__all__ = ["parallel_blocks", "training_blocks"]

@@ -21,6 +21,8 @@ class Recommendations:
             The items' scores in the same order, never increasing. Log-probabilities for the generative models.
         num_unknown (`int`, *optional*, defaults to 0):
             History entries that are no item of the catalog. They were ignored.
+        num_visited (`list[int]`, *optional*):
+            How many items were scored for each user, where the model tells it.
 
     Raises:
         ValueError: If the two lists do not have one score per item.
@@ -40,6 +42,7 @@ class Recommendations:
     item_ids: list[list[str]]
     scores: list[list[float]]
     num_unknown: int = 0
+    num_visited: list[int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.item_ids) != len(self.scores):

@@ -208,6 +208,7 @@ class Recommender:
         order = np.argsort([len(history) for history in indices], kind="stable")
         item_ids: list[list[str]] = [[]] * len(batch)
         scores: list[list[float]] = [[]] * len(batch)
+        visited: dict[int, int] = {}
         for start in range(0, len(order), self.batch_size):
             users = order[start : start + self.batch_size].tolist()
             output = self.model.recommend(
@@ -220,7 +221,10 @@ class Recommender:
             for user, row, row_scores in zip(users, items, output.scores.tolist(), strict=True):
                 item_ids[user] = [self.item_ids[item] for item in row if item >= 0]
                 scores[user] = row_scores[: len(item_ids[user])]
-        return Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown)
+            if output.get("num_visited") is not None:
+                visited |= dict(zip(users, output.num_visited.tolist(), strict=True))
+        num_visited = [visited[user] for user in range(len(batch))] if visited else None
+        return Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown, num_visited=num_visited)
 
     def _rule(self, name: str, item_ids: ItemRule, *, num_users: int) -> list[list[int]] | None:
         """Item indices of a rule: one list for all users, or one for each."""

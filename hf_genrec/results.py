@@ -20,7 +20,7 @@ from typing import Any
 
 from hf_genrec.decoding_results import popularity_blocks, speed_blocks, sweep_blocks
 from hf_genrec.evaluation import write_record
-from hf_genrec.parallel_results import parallel_blocks
+from hf_genrec.parallel_results import parallel_blocks, training_blocks
 
 
 # What `run` must hold, and the JSON types it may have; `minutes` and `cpu_minutes` are those of the training.
@@ -102,6 +102,7 @@ def results_page(
     decoding_speed: Mapping[str, Any] | None = None,
     catalog_speed: Mapping[str, Any] | None = None,
     parallel_speed: Mapping[str, Any] | None = None,
+    training_speed: Mapping[str, Any] | None = None,
 ) -> str:
     """
     All results as one page: a table per data set, protocol and split, then decoding, then the command of each run.
@@ -123,6 +124,8 @@ def results_page(
             Figures of `scripts/benchmark_catalog.py`; `None` if there are none.
         parallel_speed (`dict`, *optional*):
             Figures of `scripts/benchmark_parallel.py`; `None` if there are none.
+        training_speed (`dict`, *optional*):
+            Figures of `scripts/benchmark_training.py --models parallel`; `None` if there are none.
 
     Returns:
         `str`: Markdown, the same for the same records in any order.
@@ -145,6 +148,7 @@ def results_page(
     blocks += popularity_blocks(popularity)
     blocks += speed_blocks(decoding_speed, catalog_speed)
     blocks += parallel_blocks(parallel_speed)
+    blocks += training_blocks(training_speed)
     if ordered:
         blocks.append("## Runs")
         blocks += [_run_block(record["run"]) for record in sorted(ordered, key=_order_of)]
@@ -279,16 +283,23 @@ def _seeds_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
     key: tuple[str, ...]
     for record in records:
         columns = _model_columns(record["run"])
-        key = (record["run"]["system"], columns.get("ids", _NONE), columns.get("encoder", _NONE))
+        settings = {name: value for name, value in record["run"]["settings"].items() if name != "seed"}
+        key = (
+            json.dumps(settings, sort_keys=True),
+            record["run"]["system"],
+            columns.get("ids", _NONE),
+            columns.get("encoder", _NONE),
+        )
         groups.setdefault(key, []).append(record)
     rows = []
     for key, group in groups.items():
-        if len({record["run"]["seed"] for record in group}) > 1:
+        num_seeds = len({record["run"]["seed"] for record in group})
+        if num_seeds > 1:
             cells = [_mean([record["model"][name] for record in group]) for name in _WITH_INTERVAL]
             validated = [record["run"].get("best_validation_ndcg@10") for record in group]
             cells.append(_NONE if None in validated else _mean(validated))
             minutes = statistics.fmean(record["run"]["minutes"] for record in group)
-            rows.append((*key, str(len(group)), *cells, f"{minutes:.1f}"))
+            rows.append((*key[1:], str(num_seeds), *cells, f"{minutes:.1f}"))
     if not rows:
         return []
     header = ("system", "ids", "encoder", "seeds", *_WITH_INTERVAL, "validation ndcg@10", "minutes")

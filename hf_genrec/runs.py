@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from huggingface_hub import snapshot_download
-from transformers import CONFIG_MAPPING, AutoModel, HfArgumentParser, set_seed
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoModel, HfArgumentParser, PreTrainedConfig, set_seed
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import cached_file
 
@@ -34,6 +35,8 @@ from hf_genrec.training import GenRecTrainer, GenRecTrainingArguments, Stopwatch
 
 
 logger = logging.getLogger(__name__)
+
+_NOT_TO_SET = {"num_items", "num_levels", "codebook_size"}  # they follow from the tokenized folder
 
 CHECKPOINTS_NAME = "checkpoints"
 TRAINING_NAME = "training.json"
@@ -87,16 +90,16 @@ def start_fresh(
     semantic_ids, _ = load_tokenized(tokenized)
     check_same_catalog(semantic_ids.item_ids, prepared, owner=f"The tokenized folder {tokenized}")
     config_class: Any = CONFIG_MAPPING[architecture]
-    unknown = set(shape) - {field.name for field in dataclasses.fields(config_class)}
+    known = {field.name for field in dataclasses.fields(config_class)} - _NOT_TO_SET
+    unknown = set(shape) - (known - {field.name for field in dataclasses.fields(PreTrainedConfig)})
     if unknown:
         raise ValueError(f"`shape` has fields that no {config_class.__name__} has: {', '.join(sorted(unknown))}.")
     set_seed(seed)
-    config = config_class(
-        num_items=semantic_ids.num_items,
-        num_levels=semantic_ids.num_levels,
-        codebook_size=semantic_ids.codebook_size,
-        **shape,
-    )
+    sizes = {name: getattr(semantic_ids, name) for name in _NOT_TO_SET}
+    try:
+        config = config_class(**sizes, **shape)
+    except StrictDataclassError as error:
+        raise ValueError(f"`shape` has a value of the wrong type: {error}") from error
     model: Any = AutoModel.from_config(config)
     model.set_catalog(torch.from_numpy(semantic_ids.codes.copy()))
     _count_items(model, prepared)

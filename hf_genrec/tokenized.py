@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from safetensors import safe_open
@@ -275,7 +275,7 @@ def import_ids(
     ids: str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
     *,
-    policy: str = "append",
+    policy: str | None = None,
     codebook_size: int | None = None,
     overwrite: bool = False,
 ) -> SemanticIds:
@@ -286,7 +286,8 @@ def import_ids(
         prepared ([`PreparedDataset`]): The data set, whose items the file must list.
         ids (`str` or `Path`): A JSON file.
         output_dir (`str` or `Path`): The tokenized folder.
-        policy (`str`, *optional*, defaults to `"append"`): `"append"` or `"keep"`; the others need centroids.
+        policy (`str`, *optional*):
+            `"append"` or `"keep"`; the others need centroids. `None` appends a code, but keeps ids of more than 8.
         codebook_size (`int`, *optional*): Codes per level; `None` takes the largest code plus one.
         overwrite (`bool`, *optional*, defaults to `False`): Whether an existing tokenized folder is replaced.
 
@@ -297,12 +298,13 @@ def import_ids(
         ValueError: If the file does not list exactly the items of the data set, or the policy needs centroids.
         FileExistsError: If `output_dir` may not be replaced.
     """
-    if policy not in ("append", "keep"):
+    if policy not in ("append", "keep", None):
         raise ValueError(f'Imported ids have no centroids: `policy` must be "append" or "keep", got {policy!r}.')
-    kind = cast(Literal["append", "keep"], policy)
-    semantic_ids = SemanticIds.from_json(
-        Path(ids), item_ids=prepared.item_ids, policy=kind, codebook_size=codebook_size
-    )
+    options: dict[str, Any] = {"item_ids": prepared.item_ids, "codebook_size": codebook_size}
+    semantic_ids = SemanticIds.from_json(Path(ids), policy="keep", **options)
+    policy = policy or ("keep" if semantic_ids.num_levels > _LONGEST_UNIQUE else "append")
+    if policy == "append":
+        semantic_ids = SemanticIds.from_json(Path(ids), policy="append", **options)
     settings = {"ids": Path(ids).name, "policy": policy, "codebook_size": codebook_size}
     with replaced_folder(output_dir, marker=RECORD_NAME, overwrite=overwrite) as folder:
         _write_tokenized(folder, prepared, semantic_ids, settings)

@@ -33,8 +33,8 @@ class ACERecConfig(RPGConfig):
             What its logits lose for the most popular item, others in proportion to the logarithm of their counts
             (`set_item_counts`).
         reconstruction_weight (`float`, defaults to 0.03):
-            Weight of rebuilding an item's code embeddings from its merged tokens. 0 turns it off; then the first
-            version of the paper is left.
+            Weight of rebuilding an item's code embeddings from its merged tokens, for at most 256 random items of a
+            batch. 0 turns it off; then the first version of the paper is left.
 
     Raises:
         ValueError: If an option is out of range.

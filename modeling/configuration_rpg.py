@@ -84,7 +84,7 @@ class RPGConfig(GenRecConfig):
         for name in ("initializer_range", "position_std"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < float("inf"):
             raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
         self._check_choice("item_pooling", ("mean", "max"))
         self._check_choice("projection", ("separate", "shared", "none"))

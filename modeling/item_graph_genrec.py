@@ -257,6 +257,8 @@ class ItemGraphMixin:
     """The item graph of a model: set by hand, or read from the folder or repository the model came from."""
 
     _item_graph: torch.Tensor | None = None
+    _graph_fingerprint: str = ""
+    _graph_weights: tuple[int, int] = (0, 0)  # those that the fingerprint was compared with
 
     def item_graph_fingerprint(self, num_neighbors: int) -> str:
         """
@@ -290,25 +292,37 @@ class ItemGraphMixin:
                 f"`neighbors` must be integers of shape (num_items, num_neighbors) = ({num_items}, num_neighbors), "
                 f"got {neighbors.dtype} of shape {tuple(neighbors.shape)}."
             )
-        found = self.item_graph_fingerprint(neighbors.shape[1])
+        self._check_item_graph(neighbors.shape[1], fingerprint)
+        if int(neighbors.min()) < 0 or int(neighbors.max()) >= num_items:
+            raise ValueError(f"`neighbors` must lie in [0, {num_items}), got {neighbors.min()} to {neighbors.max()}.")
+        self._item_graph = neighbors.to(device=self.item_codes.device, dtype=torch.int32)
+        self._graph_fingerprint, self._graph_weights = fingerprint, self._weights_now()
+
+    def _check_item_graph(self, num_neighbors: int, fingerprint: str) -> None:
+        found = self.item_graph_fingerprint(num_neighbors)
         if found != fingerprint:
             raise ValueError(
                 f"The item graph (fingerprint {fingerprint}) was not built from the codes and code embeddings of this "
                 f"model (fingerprint {found}). Build it again: "
                 "`hf_genrec.item_graph.build_item_graph(model).save(folder)`."
             )
-        if int(neighbors.min()) < 0 or int(neighbors.max()) >= num_items:
-            raise ValueError(f"`neighbors` must lie in [0, {num_items}), got {neighbors.min()} to {neighbors.max()}.")
-        self._item_graph = neighbors.to(device=self.item_codes.device, dtype=torch.int32)
+
+    def _weights_now(self) -> tuple[int, int]:
+        """Differs after the code embeddings were changed, by training for example."""
+        table = self.code_embeddings()
+        return table.data_ptr(), table._version
 
     @property
     def item_graph(self) -> torch.Tensor:
         """
         `torch.IntTensor` of shape `(num_items, num_neighbors)`: the graph; read at first use from the folder or
-        repository that the model was loaded from.
+        repository that the model was loaded from. Raises a `ValueError` if the model was trained on since.
         """
         if self._item_graph is None:
             self._read_item_graph()
+        if self._graph_weights != self._weights_now():
+            self._check_item_graph(self._item_graph.shape[1], self._graph_fingerprint)
+            self._graph_weights = self._weights_now()
         if self._item_graph.device != self.item_codes.device:
             self._item_graph = self._item_graph.to(self.item_codes.device)
         return self._item_graph

@@ -4,11 +4,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from .block_encoder_genrec import BlockEncoder
 from .configuration_acerec import ACERecConfig
 from .merger_acerec import AttentiveMerger, GroupMerger, ItemVector, Reconstruction, init_merger
 from .parallel_genrec import MergedItems, ParallelPreTrainedModel
+
+
+logger = logging.get_logger(__name__)
 
 
 MAX_REBUILT_ITEMS = 256  # of a batch, drawn at random: rebuilding all of them would cost a fifth of a training step
@@ -166,6 +170,10 @@ class ACERecForItemGeneration(ParallelPreTrainedModel):
 
     def _popularity(self, items) -> torch.Tensor:
         """What the logits of items lose: `popularity_correction` for the most popular one, 0 for counts of 0 and 1."""
+        if self.config.popularity_correction and not bool(self.item_counts.any()):
+            logger.warning_once(
+                "`popularity_correction` has no effect: tell the model how often items occur with `set_item_counts`."
+            )
         logs = self.item_counts.clamp_min(1).log()
         return self.config.popularity_correction * logs[items] / logs.max().clamp_min(1e-6)
 

@@ -18,8 +18,7 @@ def attend_to_rows(queries: torch.Tensor, table: torch.Tensor, places: torch.Lon
     """
     Each query attends to its item's rows, which are keys and values at once: `softmax(q rows^T) rows`.
 
-    Under autocast the matrix products run in its dtype, else in that of `queries`; gradients of the table are summed
-    in float32 at least.
+    Under autocast the matrix products and the gradients of the rows are in its dtype, else in that of `queries`.
 
     Args:
         queries (`torch.Tensor` of shape `(num_items, num_queries, d_model)`): Scaled as they should be.

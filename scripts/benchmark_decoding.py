@@ -14,7 +14,8 @@ before them warms up and is checked: all three must return the same best items w
     history   `recommend()` by the length of the histories
     memory    growth of the peak memory during one call, each in a fresh process
 
-A part replaces its own figures in the JSON file and leaves those of the other parts. The plot stands beside it.
+A part replaces its own figures in the JSON file and leaves those of the other parts. The plot stands beside it. What
+exact scores and the item graph take is measured by `benchmark_parallel.py`.
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path, help="JSON file of the table")
     parser.add_argument("--work", type=Path, required=True, help="folder with the prepared data and the ids")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the processor (default 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, choices=range(1, 65), metavar="N", help="runs that share the cores (default 1)"
+    )
     parser.add_argument("--records", type=Path, default=Path("hub_cards/results"), help="folder of records")
     return parser.parse_args()
 
@@ -80,6 +82,9 @@ def read_table(path: Path) -> list[Run]:
     for row in table["rows"]:
         if set(row) != FIELDS:
             raise SystemExit(f"{path}: a row must have {', '.join(sorted(FIELDS))}; got {', '.join(sorted(row))}.")
+    names = [row["name"] for row in table["rows"]]
+    if len(set(names)) < len(names):
+        raise SystemExit(f"{path}: two rows have the same name.")
     return [
         Run(f"{row['name']}_seed{seed}", seed, table["prepared"], table["dataset"], row)
         for seed in table["seeds"]

@@ -35,6 +35,7 @@ def main() -> None:
         decoding_speed=read_figures(arguments.records / "decoding_speed.json"),
         catalog_speed=read_figures(arguments.records / "catalog_speed.json"),
         parallel_speed=read_figures(arguments.records / "parallel_speed.json"),
+        training_speed=read_figures(arguments.records / "parallel_training_speed.json"),
     )
     arguments.output.write_text(page, encoding="utf-8")
     print(f"{len(records)} records and {len(sweeps)} sweeps, written to {arguments.output}")

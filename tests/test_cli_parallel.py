@@ -63,7 +63,11 @@ def test_graph_is_written_beside_the_model_and_used(parallel):
     assert "graph" in missing
     assert (built["num_items"], built["num_neighbors"], built["overlap"]) == (23, 23, 1.0)
     assert by_graph["recommendations"] == exact["recommendations"]
-    assert result_of("evaluate", folder / "rpg", data, "--decoding", "graph")["run"]["decoding"] == "graph"
+    evaluate = ["evaluate", folder / "rpg", data, "--no-baselines", "--decoding", "graph", "--beams", "11"]
+    record = result_of(*evaluate, "--search", "num_propagations=0", "--search", "graph_start=similar")
+    assert record["run"]["decoding"] == "graph"
+    assert record["run"]["search_options"]["num_propagations"] == 0
+    assert record["model"]["num_visited"] <= 23
 
 
 def test_settings_of_the_config_are_set_by_name_and_wrong_ones_are_told(parallel, tmp_path):
@@ -76,7 +80,10 @@ def test_settings_of_the_config_are_set_by_name_and_wrong_ones_are_told(parallel
     assert record["settings"]["model"]["merger"] == "conv"
     assert record["settings"]["model"]["num_merged_tokens"] == 2
     assert "takes NAME=VALUE" in error_of(*words, "--set", "merger")
-    assert "no ACERecConfig has: decoder_layers" in error_of(*words, "--set", "decoder_layers=2")
+    for wrong in ("num_levels=3", "dtype=float16"):
+        assert f"no ACERecConfig has: {wrong.partition('=')[0]}" in error_of(*words, "--set", wrong)
+    assert "value of the wrong type" in error_of(*words, "--set", "temperature=cold")
+    assert "no ACERecConfig has: num_decoder_layers" in error_of(*words, "--decoder-layers", "2")
     assert "must be one of" in error_of(
         "train", data, "--ids", folder / "ids", "--output", tmp_path, "--architecture", "gru"
     )
