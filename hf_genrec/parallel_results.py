@@ -107,9 +107,9 @@ def training_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     if not figures:
         return []
     note = (
-        f"One epoch of {figures['targets_per_epoch']:,} targets, ids of 32 codes; the plain model has the same layers "
-        "in separate operations and reads padded batches in random order. The ratio is to it in the same precision. Made "
-        "by `scripts/benchmark_training.py --models parallel`."
+        f"One epoch of {figures['targets_per_epoch']:,} targets, ids of 32 codes. The plain model has the same layers "
+        "in separate operations and reads padded batches in random order; the ratio is to it in the same precision. "
+        "Made by `scripts/benchmark_training.py --models parallel`."
     )
     rows = ["| model | seconds per epoch | targets per second | ratio |", "| --- | ---: | ---: | ---: |"]
     for name, seconds in figures["seconds_per_epoch"].items():

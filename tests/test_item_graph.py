@@ -305,3 +305,16 @@ def test_options_out_of_range_are_refused(options, message):
 def test_options_without_a_graph_are_refused(options):
     with pytest.raises(ValueError, match="is for `decoding='graph'`; this is `decoding='exact'`"):
         GraphOptions(**options).check("exact", None)
+
+
+def test_graph_of_a_model_that_was_trained_on_is_refused(rpg):
+    graph = build_item_graph(rpg, num_neighbors=5)
+    rpg.set_item_graph(graph.neighbors, graph.fingerprint)
+    history = torch.tensor([[rpg.config.first_item_token]])
+    rpg.recommend(history, top_k=3, num_beams=3, decoding="graph")
+
+    with torch.no_grad():
+        rpg.code_embeddings().add_(torch.randn_like(rpg.code_embeddings()))
+
+    with pytest.raises(ValueError, match="was not built from the codes and code embeddings"):
+        rpg.recommend(history, top_k=3, num_beams=3, decoding="graph")

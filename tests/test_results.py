@@ -272,3 +272,15 @@ def test_committed_page_is_made_from_the_committed_records(repository, tmp_path,
 
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert page == (repository / "RESULTS.md").read_text(encoding="utf-8"), "run scripts/write_results.py"
+
+
+def test_only_runs_that_differ_in_nothing_but_the_seed_are_averaged():
+    runs = [
+        make_record(f"run{number}", value=value, run={"seed": seed, "settings": {"seed": seed, "epochs": epochs}})
+        for number, (value, seed, epochs) in enumerate([(0.02, 1, 5), (0.04, 2, 5), (0.06, 1, 9)])
+    ]
+
+    lines = [line for line in results_page(runs).splitlines() if " ± " in line]
+
+    assert len(lines) == 1
+    assert "| 2 | 0.0500 ± 0.0141 | 0.0600 ± 0.0141 |" in lines[0]

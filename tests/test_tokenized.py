@@ -10,7 +10,7 @@ from hf_genrec.cli import app
 from hf_genrec.embeddings import Whitening
 from hf_genrec.quantizers import load_quantizer
 from hf_genrec.semantic_ids import SemanticIds
-from hf_genrec.tokenized import load_tokenized, tokenize_items
+from hf_genrec.tokenized import import_ids, load_tokenized, tokenize_items
 
 
 NUM_ITEMS, DIM = 47, 14
@@ -132,3 +132,13 @@ def test_command_refuses_a_quantizer_it_does_not_know(prepared, matrix, tmp_path
 
     assert result.exit_code == 2
     assert "residual-kmeans, opq, pq, random" in result.stderr
+
+
+def test_long_imported_ids_are_kept_as_they_are_and_short_ones_get_a_code(prepared, tmp_path):
+    for num_levels, policy, width in ((9, "keep", 9), (2, "append", 3)):
+        table = {item_id: [index % 3] * num_levels for index, item_id in enumerate(prepared.item_ids)}
+        (tmp_path / "ids.json").write_text(json.dumps(table), encoding="utf-8")
+
+        ids = import_ids(prepared, tmp_path / "ids.json", tmp_path / f"ids{num_levels}")
+
+        assert (ids.policy, ids.num_levels) == (policy, width)
