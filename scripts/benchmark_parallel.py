@@ -18,6 +18,7 @@ cells are skipped the next time; the graph of each size is kept in `--graphs`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from hf_genrec.evaluation import write_record
 from hf_genrec.item_graph import ItemGraph, build_item_graph
 from hf_genrec.metrics import ndcg_per_user, ranks_of_targets
 from hf_genrec.modeling.configuration_rpg import RPGConfig
+from hf_genrec.modeling.item_graph_genrec import GRAPH_FILE
 from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
 from hf_genrec.plots import Panel, plot_lines
 from hf_genrec.runs import check_same_catalog
@@ -58,9 +60,14 @@ def main() -> None:
         print(json.dumps(build(arguments)))
         return
     output = arguments.output or (None if arguments.quick else DEFAULT_OUTPUT)
-    report: dict[str, Any] = {"cells": [], "graphs": []}
+    report: dict[str, Any] = {"conditions": conditions_of(arguments), "cells": [], "graphs": []}
     if output and output.exists():
         report = json.loads(output.read_text(encoding="utf-8"))
+        if report["conditions"] != conditions_of(arguments):
+            raise SystemExit(
+                f"{output} was measured with {report['conditions']}, this is {conditions_of(arguments)}: figures of "
+                "one page must be comparable. Choose another --output."
+            )
     for num_items in arguments.items:
         fill(report, num_items, arguments, output)
     Console().print(table_of(report["cells"]))
@@ -99,6 +106,19 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def conditions_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What must be the same for all cells of a file."""
+    weights = "random"
+    if arguments.run is not None:
+        with (arguments.run / "model.safetensors").open("rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    names = ("users", "ndcg_users", "device", "seed", "quick")
+    return {name: getattr(arguments, name) for name in names} | {
+        "weights": weights,
+        "threads": torch.get_num_threads(),
+    }
+
+
 def real_size(arguments: argparse.Namespace) -> int | None:
     return None if arguments.prepared is None else len(PreparedDataset.load(arguments.prepared).item_ids)
 
@@ -128,7 +148,10 @@ def fill(report: dict[str, Any], num_items: int, arguments: argparse.Namespace, 
     """Measure what the report lacks about a size; it is written after each cell."""
     done = {(row["num_items"], row["variant"]) for row in report["cells"]}
     missing = [variant for variant in variants(arguments) if (num_items, variant) not in done]
-    if any(variant != EXACT for variant in missing) and not graph_folder(arguments, num_items).is_dir():
+    if (
+        any(variant != EXACT for variant in missing)
+        and not (graph_folder(arguments, num_items) / GRAPH_FILE).is_file()
+    ):
         report["graphs"].append(in_a_process(arguments, "--build", str(num_items)))
     for variant in tqdm(missing, desc=f"{num_items:,} items"):
         begin = machine(torch.device(arguments.device))
@@ -194,20 +217,24 @@ def ndcg_of(model: Any, users: Users, options: dict[str, Any], arguments: argpar
 
 
 def graph_folder(arguments: argparse.Namespace, num_items: int) -> Path:
-    name = "random" if arguments.run is None else arguments.run.name
-    return arguments.graphs / f"{name}_{num_items}"
+    """Its name tells the weights and the most neighbours that a walk follows: another graph stands elsewhere."""
+    return arguments.graphs / f"{conditions_of(arguments)['weights']}_{num_items}x{most_neighbors(arguments)}"
+
+
+def most_neighbors(arguments: argparse.Namespace) -> int:
+    return max(options_of(walk)["num_neighbors"] for walk in arguments.walks)
 
 
 def build(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build the graph of a size and tell what it cost."""
     num_items = arguments.build
     model = load_model(arguments, num_items)
-    num_neighbors = max(options_of(walk)["num_neighbors"] for walk in arguments.walks)
+    num_neighbors = most_neighbors(arguments)
     before, start = forget_peak(), time.perf_counter()
     graph = build_item_graph(model, num_neighbors=min(num_neighbors, num_items))
     seconds, growth = time.perf_counter() - start, memory_status()["VmHWM"] - before
     folder = graph_folder(arguments, num_items)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     graph.save(folder)
     return {
         "num_items": num_items,
