@@ -70,7 +70,10 @@ def parallel_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     if figures["graphs"]:
         graphs = sorted(figures["graphs"], key=lambda graph: graph["num_items"])
         blocks += ["The graphs, built once after training:", _table(_GRAPH_COLUMNS, graphs)]
-    return [*blocks, "![milliseconds per user and memory by the number of items](hub_cards/parallel_speed.png)"]
+    return [
+        *blocks,
+        "![milliseconds per user and share of the exact list by the number of items](hub_cards/parallel_speed.png)",
+    ]
 
 
 def _table(columns: Mapping[str, tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -301,14 +301,14 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Milliseconds per user, what a call takes, and the share of the exact list, by the number of items."""
+    """Milliseconds per user and the share of the exact list that is found, by the number of items."""
     names = list(dict.fromkeys(row["variant"] for row in rows))
-    titles = {"milliseconds_per_user": "milliseconds per user", "peak_growth_mb": "peak growth, MB"}
+    titles = {"milliseconds_per_user": "milliseconds per user", "overlap": "share of the exact top 10"}
     panels = [
         Panel(title, {name: [(r["num_items"], r[key]) for r in rows if r["variant"] == name] for name in names})
         for key, title in titles.items()
     ]
-    plot_lines(panels, path, x_label="items", y_label="", log_x=True, log_y=True)
+    plot_lines(panels, path, x_label="items", y_label="", log_x=True)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ def main(words: Sequence[str] | None = None) -> None:
                 speeds[name].append(targets / (time.perf_counter() - start))
     targets = sum(map(len, prepared.split("train")["history"]))  # of a row's items, each but the first is one
     report = summary(speeds, baseline, targets)
-    report["settings"] = vars(arguments) | {"prepared": Path(arguments.prepared).name}
+    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    report["settings"] = settings | {"prepared": Path(arguments.prepared).name}
     report["machine"] = {
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
