@@ -38,7 +38,7 @@ RUN_FIELDS: dict[str, tuple[type, ...]] = {
     "cpu_minutes": (int, float, NoneType),
     "num_parameters": (int,),
     "settings": (dict,),
-}
+}  # and, where the run needs a word of explanation, a `note`
 
 
 def load_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -348,7 +348,8 @@ def _run_block(run: Mapping[str, Any]) -> str:
     if run["cpu_minutes"] is not None:
         notes.append(f"{run['cpu_minutes']:.1f} minutes of processor time")
     notes.append(f"[record](hub_cards/results/{run['name']}.json)")
-    return f"### {run['name']}\n\n{', '.join(notes)}\n\n```bash\n{run['command']}\n```"
+    note = f"\n\n{run['note']}" if "note" in run else ""
+    return f"### {run['name']}\n\n{', '.join(notes)}{note}\n\n```bash\n{run['command']}\n```"
 
 
 def _table(rows: Iterable[Sequence[str]], *, num_left: int | None = None) -> str:
