@@ -284,3 +284,9 @@ def test_only_runs_that_differ_in_nothing_but_the_seed_are_averaged():
 
     assert len(lines) == 1
     assert "| 2 | 0.0500 ± 0.0141 | 0.0600 ± 0.0141 |" in lines[0]
+
+
+def test_note_of_a_run_stands_above_its_command():
+    page = results_page([make_record(run={"note": "Resumed once."})])
+
+    assert "\n\nResumed once.\n\n```bash\n" in page
