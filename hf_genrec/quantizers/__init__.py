@@ -1,25 +1,43 @@
 """
 Quantizers: embeddings in, codes out.
 
-Each has `fit(embeddings)`, `encode(embeddings)`, `save(folder)` and `load(folder)`; those with centroids also have
-`decode(codes)` and `codebooks`. [`load_quantizer`] opens the folder of any of them.
+Each has `fit(embeddings)`, `encode(embeddings)`, `save(folder)` and `load(folder)`. All but random codes have
+`decode(codes)`, and those with centroids that all prefixes share have `codebooks`: in the space of the embeddings, or
+for an RQ-VAE in that of its `latents(embeddings)`. [`load_quantizer`] opens the folder of any of them.
 """
 
 import json
 from pathlib import Path
 
 from .checks import CONFIG_NAME
+from .hierarchical_kmeans import HierarchicalKMeans
 from .product import ProductQuantizer
 from .random_codes import RandomCodes
+from .reconstruction import relative_errors
 from .residual_kmeans import ResidualKMeans
+from .rqvae import RQVAEConfig, RQVAEModel
+from .rqvae_quantizer import RQVAE
 
 
-__all__ = ["ProductQuantizer", "Quantizer", "RandomCodes", "ResidualKMeans", "load_quantizer"]
+__all__ = [
+    "RQVAE",
+    "HierarchicalKMeans",
+    "ProductQuantizer",
+    "Quantizer",
+    "RQVAEConfig",
+    "RQVAEModel",
+    "RandomCodes",
+    "ResidualKMeans",
+    "load_quantizer",
+    "relative_errors",
+]
 
-Quantizer = ResidualKMeans | ProductQuantizer | RandomCodes
+Quantizer = ResidualKMeans | RQVAE | HierarchicalKMeans | ProductQuantizer | RandomCodes
 
-_CLASSES: dict[str, type[ResidualKMeans] | type[ProductQuantizer] | type[RandomCodes]] = {
+_CLASSES: dict[str, type[Quantizer]] = {
     "residual_kmeans": ResidualKMeans,
+    "rqvae": RQVAE,
+    "hierarchical_kmeans": HierarchicalKMeans,
     "product": ProductQuantizer,
     "random": RandomCodes,
 }
@@ -34,7 +52,8 @@ def load_quantizer(folder: str | Path) -> Quantizer:
             What a quantizer's `save` wrote, such as `quantizer/` of a tokenized folder.
 
     Returns:
-        [`ResidualKMeans`], [`ProductQuantizer`] or [`RandomCodes`]: by the `quantizer_type` in its `config.json`.
+        [`ResidualKMeans`], [`RQVAE`], [`HierarchicalKMeans`], [`ProductQuantizer`] or [`RandomCodes`]: by the
+        `quantizer_type` in its `config.json`.
 
     Raises:
         ValueError: If the folder does not fit its config, or the type is unknown.
