@@ -4,12 +4,16 @@ The catalog: every item's semantic ID, and the trie over them, as tensors.
 Codes `(num_items, num_levels)` come in; prefixes, their legal continuations and items go out. The trie is a sorted
 table: items ordered by their codes, one node per distinct prefix, the children of a node next to each other. A node
 at depth `d` is a number below `num_nodes[d]`, numbered in the order of the codes, so the items below it are one range
-of the order. Codes count from 0 at every level: nothing here depends on the vocabulary of a model.
+of the order. The nodes at depth `num_levels`, the leaves, are the distinct semantic IDs: of one item each as a rule,
+of several where items share an id. Codes count from 0 at every level: nothing here depends on the vocabulary of a
+model.
 """
 
 import hashlib
 
 import torch
+
+from .item_tokens_genrec import ItemTokensMixin
 
 
 # a dense (nodes x codes) table of legal codes is kept for levels up to this many entries (bytes); those above, and
@@ -49,20 +53,21 @@ class Catalog:
     table (CSR); where it is small a dense table of the legal codes stands beside it. A step of a search costs about
     the same with ten thousand items as with ten million, which take about 0.2 GB.
 
-    Attributes: `num_items`, `num_levels`, `codebook_size`, `device`; `num_nodes` (`list[int]`, per depth from 0 to
-    `num_levels`); `max_children` (`list[int]`, per depth below `num_levels`: the most children a node has);
-    `items_in_order` (`torch.LongTensor` of shape `(num_items,)`: the item of each leaf).
+    Attributes: `num_items`, `num_levels`, `codebook_size`, `device`; `num_ids` (number of distinct semantic IDs) and
+    `is_unique` (whether each item has its own); `num_nodes` (`list[int]`, per depth from 0 to `num_levels`);
+    `max_children` (`list[int]`, per depth below `num_levels`: the most children a node has); `items_in_order`
+    (`torch.LongTensor` of shape `(num_items,)`: items in the order of their codes, of one id in ascending order).
 
     Args:
         item_codes (`torch.Tensor` of shape `(num_items, num_levels)`):
-            Code of each item at each level, in `[0, codebook_size)`. All rows must differ.
+            Code of each item at each level, in `[0, codebook_size)`. Items may share all their codes.
         codebook_size (`int`):
             Number of codes per level.
         max_dense_entries (`int`, defaults to 2**25):
             Levels whose table of legal codes has at most this many entries are kept dense too.
 
     Raises:
-        ValueError: If two items share their codes or a code is out of range.
+        ValueError: If a code is out of range.
 
     Example:
 
@@ -93,13 +98,13 @@ class Catalog:
         self.max_children: list[int] = []
         self._codes: list[torch.Tensor] = []  # per level: the code that leads to each node of the next depth
         self._first_child: list[torch.Tensor] = []  # int32; children of n: _first_child[n] .. _first_child[n + 1]
-        self._first_leaf: list[torch.Tensor] = []  # int32, the same for leaves
+        self._first_item: list[torch.Tensor] = []  # int32, the same for places in the order of items
         self._legal: list[torch.Tensor | None] = []  # bool (num_nodes + 1, K); the last row is that of node -1
         self._child: list[torch.Tensor | None] = []  # int32, same shape: the child or -1
-        is_first = torch.zeros(self.num_items, dtype=torch.bool, device=self.device)  # is a node's first leaf
+        is_first = torch.zeros(self.num_items, dtype=torch.bool, device=self.device)  # is a node's first item
         is_first[0] = True
-        starts = torch.zeros(1, dtype=torch.int32, device=self.device)  # first leaf of each node
-        node = torch.zeros(self.num_items, dtype=torch.int32, device=self.device)  # of each leaf, at this depth
+        starts = torch.zeros(1, dtype=torch.int32, device=self.device)  # first item of each node
+        node = torch.zeros(self.num_items, dtype=torch.int32, device=self.device)  # of each item, at this depth
         for level in range(self.num_levels):
             column = codes[:, level]
             is_first[1:] |= column[1:] != column[:-1]
@@ -109,16 +114,14 @@ class Catalog:
             self.num_nodes.append(len(child_starts))
             self.max_children.append(int(first_child.diff().max()))
             self._first_child.append(first_child)
-            self._first_leaf.append(_with_end(starts, self.num_items))
+            self._first_item.append(_with_end(starts, self.num_items))
             self._codes.append(column[child_starts])
             self._keep_dense(level, node[child_starts], max_dense_entries)
             starts, node = child_starts.int(), child
-        if self.num_nodes[-1] < self.num_items:
-            raise ValueError(
-                f"{self.num_items - self.num_nodes[-1]} of {self.num_items} items share their semantic ID with "
-                "another item. A model needs unique ids: resolve the collisions first "
-                "(`SemanticIds.from_codes(..., policy=...)`)."
-            )
+        self.num_ids = self.num_nodes[-1]
+        self.is_unique = self.num_ids == self.num_items
+        if not self.is_unique:  # else leaf and place in the order are the same
+            self._first_item.append(_with_end(starts, self.num_items))
 
     def _keep_dense(self, level: int, parents: torch.Tensor, max_dense_entries: int) -> None:
         """Add the dense tables of a level, each where it is small enough."""
@@ -135,19 +138,20 @@ class Catalog:
         self._legal.append(legal)
         self._child.append(child)
 
-    def first_leaf(self, depth: int) -> torch.Tensor:
+    def first_item(self, depth: int) -> torch.Tensor:
         """
-        Start of each node's range of leaves.
+        Start of each node's range of items.
 
         Args:
             depth (`int`): Depth of the nodes, from 0 (the root) to `num_levels` (the leaves).
 
         Returns:
-            `torch.LongTensor` of shape `(num_nodes[depth] + 1,)`: node `n` covers leaves `[first[n], first[n + 1])`.
+            `torch.LongTensor` of shape `(num_nodes[depth] + 1,)`: the items below node `n` are
+            `items_in_order[first[n] : first[n + 1]]`.
         """
-        if depth == self.num_levels:
+        if depth == self.num_levels and self.is_unique:
             return torch.arange(self.num_items + 1, device=self.device)
-        return self._first_leaf[depth].long()
+        return self._first_item[depth].long()
 
     def child(self, depth: int, nodes: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """
@@ -258,7 +262,7 @@ class Catalog:
         Which nodes still lead to an allowed item, per row of a request; the other prefixes are closed.
 
         The result has a byte per row and node, of all depths together less than `1 + num_levels` per item. A rule
-        that is the same for everybody needs one row only.
+        that is the same for everybody needs one row only. An id is closed when all its items are.
 
         Args:
             allowed_items (`torch.BoolTensor` of shape `(batch_size, num_items)`): Items that may be recommended.
@@ -266,19 +270,19 @@ class Catalog:
         Returns:
             `list[torch.BoolTensor]`: for each depth from 0 to `num_levels` a tensor `(batch_size, num_nodes[depth])`.
         """
-        leaves = allowed_items.index_select(1, self.items_in_order)
-        shapes = [(len(leaves), num_nodes) for num_nodes in self.num_nodes[:-1]]
-        tables = [torch.empty(shape, dtype=torch.bool, device=leaves.device) for shape in shapes]
+        in_order = allowed_items.index_select(1, self.items_in_order)
+        shapes = [(len(in_order), num_nodes) for num_nodes in self.num_nodes[: len(self._first_item)]]
+        tables = [torch.empty(shape, dtype=torch.bool, device=in_order.device) for shape in shapes]
         first_row = 0
-        for part in leaves.split(max(1, MAX_COUNTS // self.num_items)):
+        for part in in_order.split(max(1, MAX_COUNTS // self.num_items)):
             counts = part.cumsum(1, dtype=torch.int32)
             rows = slice(first_row, first_row + len(part))
-            for table, first in zip(tables, self._first_leaf, strict=True):
+            for table, first in zip(tables, self._first_item, strict=True):
                 up_to = counts.index_select(1, first[1:] - 1)  # allowed items in and before each node
                 table[rows, 1:] = up_to[:, 1:] > up_to[:, :-1]
                 table[rows, :1] = up_to[:, :1] > 0
             first_row = rows.stop
-        return [*tables, leaves]
+        return [*tables, in_order] if self.is_unique else tables
 
     def node_of(self, codes: torch.Tensor) -> torch.Tensor:
         """
@@ -303,10 +307,25 @@ class Catalog:
             codes (`torch.LongTensor` of shape `(..., num_levels)`): Semantic IDs.
 
         Returns:
-            `torch.LongTensor` of shape `(...)`: item index, -1 if no item has these codes.
+            `torch.LongTensor` of shape `(...)`: item index, -1 if no item has these codes; of items that share them
+            the first.
         """
-        leaf = self.node_of(codes)
-        return torch.where(leaf >= 0, self.items_in_order[leaf.clamp_min(0)], -1)
+        return self.item_at(self.node_of(codes))
+
+    def item_at(self, leaves: torch.Tensor) -> torch.Tensor:
+        """
+        The item of each leaf.
+
+        Args:
+            leaves (`torch.LongTensor`, any shape): Nodes at depth `num_levels`; -1 is no node.
+
+        Returns:
+            `torch.LongTensor`, same shape: item index, -1 for no node; of items that share an id the first.
+        """
+        places = leaves.clamp_min(0)
+        if not self.is_unique:
+            places = self._first_item[-1][places]
+        return torch.where(leaves >= 0, self.items_in_order[places], -1)
 
 
 def _check_range(item_codes: torch.Tensor, codebook_size: int) -> None:
@@ -343,15 +362,13 @@ def _lexicographic_order(codes: torch.Tensor, codebook_size: int) -> torch.LongT
     return order
 
 
-class CatalogMixin:
+class CatalogMixin(ItemTokensMixin):
     """
     The semantic-ID table of a model: a buffer `item_codes` in its checkpoint, checked on loading, and the trie over
-    it.
+    it. Items may share a semantic ID: a model gives them one score, and lists them next to each other.
 
     A model calls `register_catalog()` in its `__init__`, before `post_init()`.
     """
-
-    _unique_ids = True  # `False` for models that score items by their codes: two may share them, the trie is not built
 
     def register_catalog(self) -> None:
         """Reserve the buffer; its content comes from `set_catalog` or from the checkpoint."""
@@ -396,11 +413,11 @@ class CatalogMixin:
 
         Args:
             item_codes (`torch.Tensor` of shape `(num_items, num_levels)`):
-                Codes in `[0, codebook_size)`, unique but for models that score items by their codes.
+                Codes in `[0, codebook_size)`. Items that share all of them are the same to the model; how many do
+                is in `SemanticIds.statistics()`, and a collision policy other than `"keep"` leaves none.
 
         Raises:
-            ValueError: If the shape differs from the config's, a code is out of range, or two items share their codes
-                in a model that needs unique ones.
+            ValueError: If the shape differs from the config's or a code is out of range.
         """
         wanted = (self.config.num_items, self.config.num_levels)
         if item_codes.is_floating_point():
@@ -409,11 +426,8 @@ class CatalogMixin:
             raise ValueError(
                 f"`item_codes` must have shape (num_items, num_levels) = {wanted}, got {tuple(item_codes.shape)}."
             )
-        if self._unique_ids:
-            self._catalog = Catalog(item_codes.to(self.item_codes.device), self.config.codebook_size)
-        else:
-            _check_range(item_codes, self.config.codebook_size)
-            self._catalog = None
+        _check_range(item_codes, self.config.codebook_size)
+        self._catalog = None
         self.item_codes.copy_(item_codes)
         self.config.catalog_fingerprint = catalog_fingerprint(item_codes)
 
@@ -434,52 +448,6 @@ class CatalogMixin:
                 "file lacks it, is damaged or belongs to another model. Save the model again with `save_pretrained`, "
                 "or call `set_catalog` before saving."
             )
-
-    def is_item(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.BoolTensor:
-        """
-        Which positions hold an item that counts.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Tokens.
-            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at tokens that count; `None` for all.
-
-        Returns:
-            `torch.BoolTensor`, same shape: `False` at padding, unknown and special tokens.
-
-        Raises:
-            ValueError: If a token lies behind the last item.
-        """
-        config = self.config
-        if input_ids.numel() and int(input_ids.max()) >= config.first_item_token + config.num_items:
-            raise ValueError(
-                f"`input_ids` holds token {int(input_ids.max())}; the last item token of this catalog is "
-                f"{config.first_item_token + config.num_items - 1}."
-            )
-        is_item = input_ids >= config.first_item_token
-        return is_item if attention_mask is None else is_item & attention_mask.bool()
-
-    def is_target(self, input_ids: torch.LongTensor, labels: torch.LongTensor) -> torch.BoolTensor:
-        """
-        Which positions have a label.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Tokens.
-            labels (`torch.LongTensor`, same shape): At each position the token of the next item, or -100.
-
-        Returns:
-            `torch.BoolTensor`, same shape: `False` at -100.
-
-        Raises:
-            ValueError: If the shapes differ or a label is neither an item nor -100.
-        """
-        first, end = self.config.first_item_token, self.config.first_item_token + self.config.num_items
-        if labels.shape != input_ids.shape:
-            shape, found = tuple(input_ids.shape), tuple(labels.shape)
-            raise ValueError(f"`labels` must have the shape of `input_ids`, {shape}, got {found}.")
-        is_target = labels != -100
-        if bool((is_target & ((labels < first) | (labels >= end))).any()):
-            raise ValueError(f"`labels` must be item tokens in [{first}, {end}) or -100.")
-        return is_target
 
     def semantic_id_tokens(self, item_tokens: torch.LongTensor) -> torch.LongTensor:
         """

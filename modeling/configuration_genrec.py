@@ -32,7 +32,7 @@ class GenRecConfig(PreTrainedConfig):
         normalization (`str`, defaults to `"vocabulary"`):
             Over which tokens a softmax runs, in training, scoring and decoding alike. `"vocabulary"` is the paper's:
             all tokens, so a model has to learn which ids exist and loses probability to those that do not.
-            `"catalog"`: only tokens that continue the prefix towards an item, so the probabilities of all items sum
+            `"catalog"`: only tokens that continue the prefix towards an item, so the probabilities of all ids sum
             to one and nothing has to be learnt about ids that do not exist.
         items_fingerprint (`str`, *optional*):
             Fingerprint of the item ids in row order; ties `items.parquet` and the tokenizer to the weights.
@@ -53,6 +53,7 @@ class GenRecConfig(PreTrainedConfig):
 
     model_type = "genrec"
     keys_to_ignore_at_inference = ["past_key_values", "encoder_outputs"]
+    has_codes = True  # `False` for models that know items without semantic IDs; these have 0 levels of 0 codes
 
     num_items: int = 1
     num_levels: int = 3
@@ -69,7 +70,9 @@ class GenRecConfig(PreTrainedConfig):
     eos_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        for name, least in (("num_items", 1), ("num_levels", 1), ("codebook_size", 1), ("num_latent_tokens", 0)):
+        fewest = 1 if self.has_codes else 0
+        sizes = (("num_items", 1), ("num_levels", fewest), ("codebook_size", fewest), ("num_latent_tokens", 0))
+        for name, least in sizes:
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if self.codebook_size > 32768:
@@ -105,7 +108,7 @@ class GenRecConfig(PreTrainedConfig):
 
     @property
     def num_paths(self) -> int:
-        """`int`: number of different sequences that decode to an item."""
+        """`int`: number of different sequences that decode to an item; fewer where items share their codes."""
         return self.num_items * max(1, self.num_latent_tokens)
 
 

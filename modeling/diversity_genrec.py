@@ -208,14 +208,34 @@ class GumbelTopK:
         """
         if self.order is None:
             self.order = self._log_probs = candidates.new_zeros(candidates.shape[:2])
-        is_closed = candidates == -math.inf
-        log_probs = self._log_probs.unsqueeze(-1) + candidates.log_softmax(-1)
-        exponential = torch.empty_like(candidates).exponential_(generator=self.generator)
-        gumbels = log_probs - exponential.clamp_min(torch.finfo(candidates.dtype).tiny).log()
-        perturbed = _given_maximum(gumbels, self.order.unsqueeze(-1)).masked_fill(is_closed, -math.inf)
+        log_probs, perturbed = self._perturbed(candidates)
         self.order, index = perturbed.flatten(1).topk(min(num_beams, perturbed[0].numel()))
         self._log_probs = log_probs.flatten(1).gather(1, index)
         return index
+
+    def divided(self, is_part: torch.BoolTensor) -> torch.FloatTensor:
+        """
+        One step more: the places of equally probable parts of the beams, as of items that share an id.
+
+        Args:
+            is_part (`torch.BoolTensor` of shape `(batch_size, n, num_parts)`):
+                Which parts the first `n` beams of the last step have, up to all of them.
+
+        Returns:
+            `torch.FloatTensor`, same shape: log-probability plus noise, like `order`; `-inf` where there is no part.
+        """
+        nothing = torch.zeros(is_part.shape, dtype=self.order.dtype, device=is_part.device)
+        return self._perturbed(nothing.masked_fill(~is_part, -math.inf))[1]
+
+    def _perturbed(self, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities under the model that is sampled, and with noise, of the children of the first beams."""
+        num_parents = candidates.shape[1]
+        is_closed = candidates == -math.inf
+        log_probs = self._log_probs[:, :num_parents].unsqueeze(-1) + candidates.log_softmax(-1)
+        exponential = torch.empty_like(candidates).exponential_(generator=self.generator)
+        gumbels = log_probs - exponential.clamp_min(torch.finfo(candidates.dtype).tiny).log()
+        perturbed = _given_maximum(gumbels, self.order[:, :num_parents].unsqueeze(-1))
+        return log_probs, perturbed.masked_fill(is_closed, -math.inf)
 
 
 def _given_maximum(gumbels: torch.Tensor, maximum: torch.Tensor) -> torch.Tensor:

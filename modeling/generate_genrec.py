@@ -65,7 +65,8 @@ class CatalogGenerationMixin(GenerationMixin):
 
         Returns:
             As in transformers: `(batch_size * num_return_sequences, 1 + num_decoding_steps)` tokens, the start token
-            first. With beams, `sequences_scores` are sums of log-probabilities.
+            first. With beams, `sequences_scores` are sums of log-probabilities. Sequences are semantic IDs: of one
+            that several items share `catalog.item_of` names the first item, `recommend()` lists all.
 
         Raises:
             ValueError: If `num_return_sequences` beams are asked for and the catalog has fewer different paths, or if
@@ -76,10 +77,11 @@ class CatalogGenerationMixin(GenerationMixin):
         base = generation_config if generation_config is not None else self.generation_config
         num_beams = kwargs.get("num_beams", base.num_beams) or 1
         num_return = kwargs.get("num_return_sequences", base.num_return_sequences) or 1
-        if num_beams > 1 and num_return > self.config.num_paths:
+        num_ids, num_latents = self.catalog.num_ids, max(1, self.config.num_latent_tokens)
+        if num_beams > 1 and num_return > num_ids * num_latents:
             raise ValueError(
-                f"`num_return_sequences` is {num_return}, but this catalog has only {self.config.num_paths} different "
-                f"paths ({self.config.num_items} items x {max(1, self.config.num_latent_tokens)} latents)."
+                f"`num_return_sequences` is {num_return}, but this catalog has only {num_ids * num_latents} different "
+                f"paths ({num_ids} semantic IDs x {num_latents} latents)."
             )
         for name in ("max_length", "min_length", "min_new_tokens"):
             kwargs.pop(name, None)

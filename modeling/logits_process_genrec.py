@@ -20,7 +20,7 @@ class CatalogLogitsProcessor(LogitsProcessor):
 
     Args:
         catalog (`Catalog`):
-            The semantic IDs of all items.
+            The semantic IDs of all items, which may share them: what is written are ids.
         config (`GenRecConfig`):
             The token layout.
 

@@ -2,23 +2,20 @@
 What models share that predict all codes of the next item at once: item tokens in, a loss or log-probabilities out.
 
 A model says how items become tokens of the encoder (`_merge`) and how a state is read (`_read`). Here are the token
-table, the layout of histories and targets, the heads, the loss and the log-probabilities of codes.
+table's rows for codes, the heads, the loss and the log-probabilities of codes.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import ModelOutput
 
-from .block_encoder_genrec import BlockEncoder, PackedHistories
+from .block_encoder_genrec import PackedHistories
 from .catalog_genrec import CatalogMixin
 from .code_loss_genrec import code_loss
-from .dropout_genrec import use_byte_dropout
+from .history_model_genrec import HistoryPreTrainedModel
 from .recommend_parallel_genrec import ParallelRecommendMixin
 
 
@@ -71,7 +68,7 @@ class CodeHeads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_heads, config.d_model))
 
 
-class ParallelPreTrainedModel(CatalogMixin, ParallelRecommendMixin, PreTrainedModel):
+class ParallelPreTrainedModel(CatalogMixin, ParallelRecommendMixin, HistoryPreTrainedModel):
     """
     A model that predicts all codes of an item at once.
 
@@ -79,72 +76,23 @@ class ParallelPreTrainedModel(CatalogMixin, ParallelRecommendMixin, PreTrainedMo
         config ([`RPGConfig`]): Sizes, token layout and options.
     """
 
-    base_model_prefix = "model"
-    _supports_sdpa = True
-    _unique_ids = False  # long semantic IDs: an item is scored by its codes, two items may have the same
+    _predicts = "all codes of an item at once"
 
     def __init__(self, config):
         super().__init__(config)
-        self.token_embeddings = nn.Embedding(config.vocab_size, config.d_model)
-        self.encoder = self._make_encoder()
         self.heads = CodeHeads(config) if config.projection != "none" else None
 
     def _finish_init(self) -> None:
-        use_byte_dropout(self)
         self.register_catalog()
-        self.post_init()
-
-    def _make_encoder(self) -> BlockEncoder:
-        return BlockEncoder(self.config)
+        super()._finish_init()
 
     @torch.no_grad()
     def _init_weights(self, module):
         """GPT-2's initialisation; heads start as `h + SiLU(b)`."""
         super()._init_weights(module)
-        config = self.config
-        if isinstance(module, Conv1D):
-            init.normal_(module.weight, mean=0.0, std=config.initializer_range)
-            init.zeros_(module.bias)
-        elif isinstance(module, CodeHeads):
+        if isinstance(module, CodeHeads):
             init.zeros_(module.weight)
-            init.uniform_(module.bias, -(config.d_model**-0.5), config.d_model**-0.5)
-        elif isinstance(module, ParallelPreTrainedModel):  # modules without parameters of their own are not asked
-            self._init_encoder()
-
-    def _init_encoder(self) -> None:
-        """What differs from `initializer_range`: positions, and what the blocks sum up over depth."""
-        config = self.config
-        for positions in (self.encoder.wpe, self.encoder.places):
-            if positions is not None:
-                init.normal_(positions.weight, mean=0.0, std=config.position_std)
-        for module in self.encoder.modules():
-            if isinstance(module, GPT2Attention | GPT2MLP):
-                std = config.initializer_range * (2 * config.num_layers) ** -0.5
-                init.normal_(module.c_proj.weight, mean=0.0, std=std)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """`nn.Embedding`: the token table; its code rows are also what predictions are compared with."""
-        return self.token_embeddings
-
-    def set_input_embeddings(self, new_embeddings: nn.Embedding) -> None:
-        """Replace the token table."""
-        self.token_embeddings = new_embeddings
-
-    def generate(self, *args, **kwargs):
-        """
-        Not for these models.
-
-        Args:
-            *args: Not used.
-            **kwargs: Not used.
-
-        Raises:
-            NotImplementedError: Always; use `recommend`.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} predicts all codes of an item at once and writes no tokens one by one: call "
-            "`recommend()` instead of `generate()`."
-        )
+            init.uniform_(module.bias, -(self.config.d_model**-0.5), self.config.d_model**-0.5)
 
     def code_embeddings(self) -> torch.Tensor:
         """
@@ -174,37 +122,6 @@ class ParallelPreTrainedModel(CatalogMixin, ParallelRecommendMixin, PreTrainedMo
     def _other_losses(self, merged, states, targets, places) -> torch.Tensor | float:
         """What training adds to the prediction loss, summed over targets; `places` are those of the targets."""
         return 0.0
-
-    # --- histories and targets -----------------------------------------------------------------------------------
-
-    def _present(self, input_ids, attention_mask) -> torch.BoolTensor:
-        """
-        Which tokens are read, `(batch_size, 1 + history_length)`: the last `max_history_length` items of each row, or
-        the user token in the additional first column where there is none.
-        """
-        is_item = self.is_item(input_ids, attention_mask)
-        number = is_item.long().cumsum(1)
-        lengths = is_item.sum(1, keepdim=True)
-        is_item &= number > lengths - self.config.max_history_length
-        return torch.cat([lengths == 0, is_item], dim=1)
-
-    def _pack(self, input_ids, present) -> PackedHistories:
-        tokens = nn.functional.pad(input_ids, (1, 0), value=self.config.user_token_id)
-        columns = present.long().cumsum(1) - 1
-        rows = torch.arange(len(present), device=present.device).unsqueeze(1).expand_as(present)
-        return PackedHistories(tokens[present], rows[present], columns[present], present.sum(1))
-
-    def _targets(self, input_ids, present, labels) -> tuple[torch.LongTensor, torch.LongTensor]:
-        """Item tokens of the targets, and the packed items behind which they follow."""
-        is_target = self.is_target(input_ids, labels)
-        if bool((is_target & (present.long().cumsum(1)[:, 1:] == 0)).any()):
-            raise ValueError(
-                "`labels` has a target where no item is read: none stands before it in a row that has items, or the "
-                f"row goes on for more than `max_history_length` {self.config.max_history_length} items behind it. "
-                "Cut long sequences into windows."
-            )
-        number = present.flatten().long().cumsum(0).view(present.shape) - 1
-        return labels[is_target], number[:, 1:][is_target]
 
     def _code_tokens(self, tokens: torch.LongTensor) -> torch.LongTensor:
         """Tokens of the codes of items `(n, num_levels)`; the user token all along for the user token."""
@@ -260,11 +177,9 @@ class ParallelPreTrainedModel(CatalogMixin, ParallelRecommendMixin, PreTrainedMo
         """
         config, size = self.config, self.token_embeddings.weight.dtype.itemsize
         num_items = min(max(1, history_length), config.max_history_length)
-        num_tokens = num_items * self.encoder.tokens_per_item
-        encoder = num_tokens * (8 * config.d_model + 2 * config.d_ff + 2 * config.num_heads * num_tokens)
         merging = num_items * (3 * 8 * config.num_levels + size * self._merged_numbers())
         outputs = config.num_levels * (2 * config.d_model * (size + 4) + 3 * 4 * config.codebook_size)
-        return size * encoder + merging + outputs
+        return self._encoder_bytes(num_items) + merging + outputs
 
     def forward(
         self,

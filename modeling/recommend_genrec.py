@@ -4,6 +4,9 @@ From a history to ranked items: the search over the catalog, rules, latents and 
 A model that mixes in `RecommendMixin` supplies `encode_history`, `decode_states`, `path_states`, `score_tokens` and
 `decoding_bytes`. Scores are log-probabilities, exact sums over the generated tokens, not divided by length. What a
 probability is relative to is `config.normalization`: the whole vocabulary, or the tokens that the catalog allows.
+
+The search is for semantic IDs, the lists are of items. Where several items share an id they share its score, and it
+gives way to all of them that the rules allow, the lowest index first.
 """
 
 from collections.abc import Sequence
@@ -14,7 +17,16 @@ from transformers.utils import ModelOutput
 
 from .beam_search_genrec import Beams, HistoryOutput, beam_search
 from .diversity_genrec import DiverseGroups, GumbelTopK, diversify
-from .ranking_genrec import BeamPath, describe_paths, prior_penalties, rank_items, reordered
+from .ranking_genrec import (
+    BeamPath,
+    describe_paths,
+    list_items,
+    num_distinct_leaves,
+    prior_penalties,
+    rank_ids,
+    reordered,
+    sampled_items,
+)
 from .rules_genrec import allowed_items, check_rule, rule_rows
 from .scoring_genrec import ScoringMixin, evaluation_mode
 from .search_options_genrec import SearchOptions
@@ -31,17 +43,21 @@ class RecommendOutput(ModelOutput):
 
     Args:
         item_tokens (`torch.LongTensor` of shape `(batch_size, top_k)`):
-            Distinct items, best first; with groups, samples or `diversity` in the order that these say. The pad token
-            fills up where fewer than `top_k` items were allowed.
+            Distinct items, best first, those that share a semantic ID in ascending order; with groups, samples or
+            `diversity` in the order that these say. The pad token fills up where fewer than `top_k` items were
+            allowed.
         scores (`torch.FloatTensor` of shape `(batch_size, top_k)`): Log-probabilities; `-inf` at the filling.
         paths (`list[list[BeamPath]]`, *optional*): Per user the beams of the items in `item_tokens`.
         pruned (`list[list[BeamPath]]`, *optional*): Per user the best continuations at each step that were not kept.
+        num_distinct (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            How many distinct semantic IDs the beams of each user ended at; with unique ids, distinct items.
     """
 
     item_tokens: torch.LongTensor | None = None
     scores: torch.FloatTensor | None = None
     paths: list[list[BeamPath]] | None = None
     pruned: list[list[BeamPath]] | None = None
+    num_distinct: torch.LongTensor | None = None
 
 
 class RecommendMixin(ScoringMixin):
@@ -94,6 +110,10 @@ class RecommendMixin(ScoringMixin):
         beams hold, those that are good and unlike the ones picked before, in the order picked; make `num_beams`
         several times `top_k`. `sample_seed` draws items at random instead of the best ones, without replacement.
 
+        Items that share a semantic ID are told apart by rules, by `diversity` with `item_embeddings` and by a sample
+        (the probability of the id is divided evenly among them), by nothing else: they have one score, and a prior
+        correction is that of all of them together.
+
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`):
                 Item tokens, oldest first, padded on either side. Special and unknown tokens are ignored.
@@ -115,8 +135,8 @@ class RecommendMixin(ScoringMixin):
             latents_per_prefix (`int`, *optional*):
                 Let at most so many latents keep the same codes at each step, so that the beams hold more items.
             num_rescored (`int`, defaults to 0):
-                Score so many of the best distinct items again, exactly and over all latents: 0, or at least `top_k`.
-                Without latents the scores are exact anyway and nothing is done.
+                Score so many of the best distinct items again (ids, where items share them), exactly and over all
+                latents: 0, or at least `top_k`. Without latents the scores are exact anyway and nothing is done.
             level_temperature (`Sequence[float]` of length `num_levels`, *optional*):
                 What the logits of each level are divided by. Scores are log-probabilities under it.
             prior_correction (`float`, defaults to 0.0):
@@ -214,6 +234,7 @@ class RecommendMixin(ScoringMixin):
             is_done = ~is_short if num_beams < options.most_beams(config) else torch.ones_like(is_short)
             done = users[is_done]
             output.item_tokens[done], output.scores[done] = tokens[is_done], scores[is_done]
+            output.num_distinct[done] = num_distinct_leaves(beams)[is_done]
             if options.return_paths:
                 paths, pruned = describe_paths(config, self.catalog, beams, tokens)
                 for row in is_done.nonzero()[:, 0].tolist():
@@ -239,46 +260,65 @@ class RecommendMixin(ScoringMixin):
         )
         if isinstance(selection, DiverseGroups):
             beams = reordered(beams, selection.order, num_latents=config.num_latent_tokens)
-        items, scores = rank_items(
-            self.catalog,
-            beams,
-            top_k=options.num_pooled(config, num_beams),
-            latent_aggregation=options.latent_aggregation,
-            penalty=None if penalties is None else penalties[-1],
-            by_place=isinstance(selection, DiverseGroups | GumbelTopK),
-        )
-        if options.diversity or (options.num_rescored and config.num_latent_tokens):
-            items, scores = self._picked(history, items, scores, penalties, options)
+        penalty = None if penalties is None else penalties[-1]
+        if isinstance(selection, GumbelTopK) and not self.catalog.is_unique:
+            items, scores = sampled_items(
+                self.catalog,
+                beams,
+                selection,
+                top_k=options.top_k,
+                num_latents=config.num_latent_tokens,
+                latent_aggregation=options.latent_aggregation,
+                allowed=allowed,
+            )
+        else:
+            leaves, scores = rank_ids(
+                beams,
+                top_k=options.num_pooled(config, num_beams),
+                latent_aggregation=options.latent_aggregation,
+                penalty=penalty,
+                by_place=isinstance(selection, DiverseGroups | GumbelTopK),
+            )
+            if options.num_rescored and config.num_latent_tokens:
+                leaves, scores = self._rescored(history, leaves, scores, penalty, options)
+            items, scores = self._listed(leaves, scores, allowed, penalty, options)
         tokens = torch.where(items >= 0, items + config.first_item_token, config.pad_token_id)
         return tokens, scores, beams
 
-    def _picked(self, history, items, scores, penalties, options) -> tuple[torch.LongTensor, torch.FloatTensor]:
-        """The `top_k` of `items` (B, n), -1 where there is none: the best by exact scores, or a diverse list."""
-        if options.num_rescored and self.config.num_latent_tokens:
-            path_bytes = self.config.num_decoding_steps * options.bytes_per_beam
-            scores = self.score_candidates(
-                history,
-                items.clamp_min(0),
-                latent_aggregation=options.latent_aggregation,
-                level_temperature=options.level_temperature,
-                chunk_size=max(1, options.memory_budget // (path_bytes * max(1, len(items)))),
-            ).masked_fill(items < 0, -float("inf"))
-        ranked = scores
-        if penalties is not None:
-            leaf = self.catalog.node_of(self.item_codes[items.clamp_min(0)].long())
-            ranked = scores - penalties[-1][leaf]
+    def _rescored(self, history, leaves, scores, penalty, options) -> tuple[torch.LongTensor, torch.FloatTensor]:
+        """Ids (B, n), -1 where there is none, in the order of exact scores: all for a diverse list, or `top_k`."""
+        path_bytes = self.config.num_decoding_steps * options.bytes_per_beam
+        scores = self.score_candidates(
+            history,
+            self.catalog.item_at(leaves).clamp_min(0),
+            latent_aggregation=options.latent_aggregation,
+            level_temperature=options.level_temperature,
+            chunk_size=max(1, options.memory_budget // (path_bytes * max(1, len(leaves)))),
+        ).masked_fill(leaves < 0, -float("inf"))
+        ranked = scores if penalty is None else scores - penalty[leaves.clamp_min(0)]
         if options.diversity:
-            return diversify(
-                items,
-                scores,
-                top_k=options.top_k,
-                diversity=options.diversity,
-                item_codes=self.item_codes,
-                item_embeddings=options.item_embeddings,
-                ranked=ranked,
-            )
-        top = ranked.topk(options.top_k).indices
-        return items.gather(1, top), scores.gather(1, top)
+            order = ranked.sort(dim=1, descending=True, stable=True).indices
+        else:
+            order = ranked.topk(options.top_k).indices
+        return leaves.gather(1, order), scores.gather(1, order)
+
+    def _listed(self, leaves, scores, allowed, penalty, options) -> tuple[torch.LongTensor, torch.FloatTensor]:
+        """The `top_k` items, -1 where there is none, of ranked ids (B, n): the first ones, or a diverse list."""
+        if not options.diversity:
+            return list_items(self.catalog, leaves, scores, top_k=options.top_k, allowed=allowed)
+        ranked = scores if penalty is None else scores - penalty[leaves.clamp_min(0)]
+        items, scores, ranked = list_items(
+            self.catalog, leaves, scores, ranked, top_k=leaves.shape[1], allowed=allowed
+        )
+        return diversify(
+            items,
+            scores,
+            top_k=options.top_k,
+            diversity=options.diversity,
+            item_codes=self.item_codes,
+            item_embeddings=options.item_embeddings,
+            ranked=ranked,
+        )
 
 
 def _empty_output(batch_size: int, options: SearchOptions, *, pad_token_id: int, device) -> RecommendOutput:
@@ -288,6 +328,7 @@ def _empty_output(batch_size: int, options: SearchOptions, *, pad_token_id: int,
         scores=torch.full(shape, -float("inf"), device=device),
         paths=[[] for _ in range(batch_size)] if options.return_paths else None,
         pruned=[[] for _ in range(batch_size)] if options.return_paths else None,
+        num_distinct=torch.zeros(batch_size, dtype=torch.long, device=device),
     )
 
 
@@ -298,6 +339,7 @@ def _concatenate(outputs: list[RecommendOutput]) -> RecommendOutput:
         scores=torch.cat([output.scores for output in outputs]),
         paths=None if outputs[0].paths is None else [paths for output in outputs for paths in output.paths],
         pruned=None if outputs[0].pruned is None else [paths for output in outputs for paths in output.pruned],
+        num_distinct=torch.cat([output.num_distinct for output in outputs]),
     )
 
 

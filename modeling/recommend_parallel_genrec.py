@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .beam_parallel_genrec import DistinctIds, search_codes
+from .beam_parallel_genrec import search_codes
 from .diversity_genrec import diversify, shared_codes
 from .item_graph_genrec import GraphOptions, ItemGraphMixin, graph_search, search_bytes
 from .item_scoring_genrec import (
@@ -24,11 +24,12 @@ from .item_scoring_genrec import (
     users_per_table,
 )
 from .noise_genrec import gumbel_noise, user_keys
-from .ranking_genrec import BeamPath, describe_paths, item_penalties
+from .ranking_genrec import BeamPath, describe_paths, item_penalties, prior_penalties
 from .recommend_genrec import MEMORY_BUDGET, RULE_BYTES, RecommendOutput
 from .rules_genrec import allowed_items, check_rule, rule_rows
 from .scoring_genrec import check_level_temperature, evaluation_mode
 from .search_options_genrec import SearchOptions
+from .shared_ids_genrec import items_of_ids
 
 
 DECODINGS = ("exact", "graph", "beam")
@@ -82,7 +83,6 @@ class ParallelRecommendMixin(ItemGraphMixin):
     """`recommend()` and `score_items()` for models with `code_log_probs`."""
 
     default_decoding = "exact"
-    _distinct_ids: tuple[tuple, DistinctIds] | None = None
 
     @torch.no_grad()
     def score_items(
@@ -374,24 +374,25 @@ class ParallelRecommendMixin(ItemGraphMixin):
     def _find_beam(self, request: _Request) -> _Found:
         """Items whose codes the beams hold; of the ids that several items share, all of these."""
         config, options, log_probs = self.config, request.options, request.log_probs
-        ids, num_beams = self._ids(), options.beams(config)
-        penalties = None
+        num_beams, penalties = options.beams(config), None
         if request.penalty is not None:
-            penalties = ids.penalties(request.item_prior, options.prior_correction)
+            penalties = prior_penalties(self.catalog, request.item_prior, options.prior_correction)
         beams = search_codes(
             log_probs,
-            ids,
+            self.catalog,
             first_code_token=config.first_code_token,
             num_beams=num_beams,
             allowed=request.allowed,
             penalties=penalties,
             num_pruned=num_beams if options.return_paths else 0,
         )
-        items = ids.items_of(beams.leaves)
+        items, _ = items_of_ids(self.catalog, beams.leaves)
+        items = items.masked_fill(items < 0, config.num_items).sort(dim=1).values
+        items = items.masked_fill(items == config.num_items, -1)
         scores = candidate_scores(log_probs, self.item_codes, items.clamp_min(0))
         top_k = options.num_pooled(config, num_beams)
         best = best_of(items, scores, top_k=top_k, allowed=request.allowed, penalty=request.penalty)
-        _, pruned = describe_paths(config, ids.catalog, beams, items) if options.return_paths else (None, None)
+        _, pruned = describe_paths(config, self.catalog, beams, items) if options.return_paths else (None, None)
         return _Found(*best, (items >= 0).sum(1), pruned)
 
     def _complete(self, found: _Found, request: _Request) -> None:
@@ -404,13 +405,6 @@ class ParallelRecommendMixin(ItemGraphMixin):
             exact = self._find_exact(request.part(short))
             found.items[short], found.scores[short] = exact.items, exact.scores
             found.num_visited[short] = exact.num_visited
-
-    def _ids(self) -> DistinctIds:
-        """The trie over the distinct ids, built at first use."""
-        key = (self.config.catalog_fingerprint, self.item_codes.device)
-        if self._distinct_ids is None or self._distinct_ids[0] != key:
-            self._distinct_ids = (key, DistinctIds(self.item_codes, self.config.codebook_size))
-        return self._distinct_ids[1]
 
     def _paths(self, log_probs: torch.FloatTensor, items: torch.LongTensor) -> list[list[BeamPath]]:
         """The codes of the listed items with the score up to each of them."""

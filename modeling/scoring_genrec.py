@@ -1,7 +1,7 @@
 """
 Exact scores by teacher forcing: what a beam search approximates, for all items of a small catalog or for a few.
 
-A model that mixes in `ScoringMixin` supplies `encode_history`, `path_states` and `score_tokens`.
+A model that mixes in `ScoringMixin` supplies `encode_history`, `path_states`, `decode_states` and `score_tokens`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,10 +9,12 @@ from contextlib import contextmanager
 
 import torch
 
-from .beam_search_genrec import HistoryOutput, token_log_probs
+from .beam_search_genrec import HistoryOutput, SearchStep, beam_search, token_log_probs
+from .shared_ids_genrec import id_of_items
 
 
 LATENT_AGGREGATIONS = ("max", "sum")
+PATHS_AT_A_TIME = 1 << 13  # rows of the decoder that `score_paths` holds, of all users of a chunk
 
 
 @contextmanager
@@ -54,10 +56,11 @@ class ScoringMixin:
             attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
             latent_aggregation (`str`, defaults to `"max"`): `"max"` or `"sum"` over all latents.
             level_temperature (`Sequence[float]` of length `num_levels`, *optional*): As in `recommend`.
-            chunk_size (`int`, defaults to 1024): Items scored at a time.
+            chunk_size (`int`, defaults to 1024): Items (ids, where items share them) scored at a time.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities.
+            `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities. Items that share a semantic ID
+            each have that of the id, to the last bit.
 
         Raises:
             ValueError: If `latent_aggregation` is neither of the two or a temperature is not positive.
@@ -66,15 +69,19 @@ class ScoringMixin:
         check_level_temperature(level_temperature, num_levels=self.config.num_levels)
         if not len(input_ids):
             return torch.zeros(0, self.config.num_items, device=self.item_codes.device)
-        items = torch.arange(self.config.num_items, device=self.item_codes.device).expand(len(input_ids), -1)
+        catalog = self.catalog
+        items = torch.arange(self.config.num_items, device=self.item_codes.device)
+        if not catalog.is_unique:  # one item of each id
+            items = catalog.item_at(torch.arange(catalog.num_ids, device=catalog.device))
         with evaluation_mode(self):
-            return self.score_candidates(
+            scores = self.score_candidates(
                 self.encode_history(input_ids, attention_mask),
-                items,
+                items.expand(len(input_ids), -1),
                 latent_aggregation=latent_aggregation,
                 level_temperature=level_temperature,
                 chunk_size=chunk_size,
             )
+        return scores if catalog.is_unique else scores[:, id_of_items(catalog)]
 
     def score_candidates(
         self,
@@ -104,6 +111,57 @@ class ScoringMixin:
             chunks.append(paths.amax(0) if latent_aggregation == "max" else paths.logsumexp(0))
         return torch.cat(chunks, dim=1)
 
+    @torch.no_grad()
+    def score_paths(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        items: torch.LongTensor | None = None,
+    ) -> torch.FloatTensor:
+        """
+        Exact joint log-probability of each latent and each of some items, the same items for all users.
+
+        What `score_items` takes the maximum or the sum of. The trie is walked in full, so a prefix that many items
+        share is computed once.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            items (`torch.LongTensor` of shape `(n,)`, *optional*): Item indices, from 0; `None` for all items.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_latent_tokens or 1, n)`
+
+        Raises:
+            ValueError: If an item is not in the catalog.
+        """
+        catalog, num_items = self.catalog, self.config.num_items
+        items = torch.arange(num_items, device=catalog.device) if items is None else items.to(catalog.device)
+        if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < num_items:
+            raise ValueError(f"`items` must lie in [0, {num_items}), got {int(items.min())} to {int(items.max())}.")
+        num_latents = max(1, self.config.num_latent_tokens)
+        leaves, column = id_of_items(catalog)[items].unique(return_inverse=True)  # rising, as the walk finds them
+        scores = torch.empty(len(input_ids), num_latents, len(leaves), device=catalog.device)
+        if not scores.numel():
+            return scores
+        users_at_a_time = max(1, PATHS_AT_A_TIME // len(leaves))
+        with evaluation_mode(self):
+            for start in range(0, len(input_ids), users_at_a_time):
+                users = slice(start, start + users_at_a_time)
+                mask = None if attention_mask is None else attention_mask[users]
+                history, first = self.encode_history(input_ids[users], mask), 0
+                for part in leaves.split(PATHS_AT_A_TIME):
+                    allowed = torch.zeros(1, num_items, dtype=torch.bool, device=catalog.device)
+                    allowed[0, catalog.item_at(part)] = True
+                    for latent in range(num_latents):
+                        beams = beam_search(
+                            self, history, num_beams=len(part), selection=_AllOfLatent(latent), allowed_items=allowed
+                        )
+                        scores[users, latent, first : first + len(part)] = beams.scores
+                    first += len(part)
+        return scores[..., column]
+
     def _path_scores(self, history, items, level_temperature) -> torch.FloatTensor:
         """Log-probability of each way to write each item: `(num_latents or 1, batch_size, num_candidates)`."""
         config, catalog = self.config, self.catalog
@@ -132,6 +190,20 @@ class ScoringMixin:
                 total = total + log_probs.gather(-1, codes[..., level, None]).squeeze(-1)
             paths.append(total)
         return torch.stack(paths)
+
+
+class _AllOfLatent:
+    """A [`Selection`] that drops nothing but the other latents: beams stand in the order of the trie."""
+
+    def __init__(self, latent: int):
+        self.latent = latent
+
+    def __call__(self, candidates: torch.FloatTensor, num_beams: int, step: SearchStep) -> torch.LongTensor:
+        if step.depth < 0:
+            return torch.full((len(candidates), 1), self.latent, device=candidates.device)
+        # the trie is the same for all users, so what is legal for one is legal for all
+        positions = (candidates > -float("inf")).flatten(1).any(0).nonzero().squeeze(1)
+        return positions.expand(len(candidates), -1)
 
 
 def check_latent_aggregation(latent_aggregation: str) -> None:

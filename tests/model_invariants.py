@@ -34,10 +34,11 @@ def tiny_config(**changes):
 
 
 def make_model(config, *, model_class=LatteForConditionalGeneration, seed=0):
-    """A random model in evaluation mode with random unique codes."""
+    """A random model in evaluation mode with random unique codes, if its items have codes."""
     torch.manual_seed(seed)
     model = model_class(config)
-    model.set_catalog(random_codes(config.num_items, config.num_levels, config.codebook_size, seed=seed))
+    if config.has_codes:
+        model.set_catalog(random_codes(config.num_items, config.num_levels, config.codebook_size, seed=seed))
     return model.eval()
 
 
@@ -231,13 +232,13 @@ class ModelInvariants:
         assert loaded.item_codes.dtype == torch.int16
         assert loaded.item_codes.tolist() == model.item_codes.tolist()
         assert loaded.config.catalog_fingerprint == catalog_fingerprint(model.item_codes)
+        assert loaded.to(torch.bfloat16).item_codes.dtype == torch.int16
 
     def test_half_precision_answers_with_full_distinct_lists(self, model):
         tokens, scores = self.items_and_scores(model.to(torch.bfloat16), *histories_of(model.config), num_beams=3)
 
         assert all(len(set(row)) == 11 for row in tokens.tolist())
         assert scores.dtype == torch.float32
-        assert model.item_codes.dtype == torch.int16
 
     def test_every_parameter_moves_in_training(self, model):
         input_ids, mask = histories_of(model.config, (5, 5, 5))

@@ -131,14 +131,14 @@ def test_prefix_is_open_exactly_where_an_allowed_item_lies_below(example, seed):
 
 @settings(max_examples=40, deadline=None)
 @given(catalogs())
-def test_leaves_below_a_node_are_one_range(example):
+def test_items_below_a_node_are_one_range(example):
     codes, *_ = example
     catalog = build(example)
     ordered = sorted(codes)
 
     assert catalog.items_in_order.tolist() == [codes.index(item) for item in ordered]
     for depth in range(len(codes[0]) + 1):
-        first = catalog.first_leaf(depth).tolist()
+        first = catalog.first_item(depth).tolist()
         for node, prefix in enumerate(prefixes_of(codes, depth)):
             below = ordered[first[node] : first[node + 1]]
             assert below == [item for item in ordered if item[:depth] == prefix]
@@ -208,7 +208,7 @@ def test_type_of_the_codes_does_not_matter(dtype):
 
     assert catalog.items_in_order.tolist() == [1, 2, 0]
     assert catalog.item_of(codes).tolist() == [0, 1, 2]
-    outputs = [catalog.items_in_order, catalog.first_leaf(1), catalog.first_leaf(2), catalog.node_of(codes)]
+    outputs = [catalog.items_in_order, catalog.first_item(1), catalog.first_item(2), catalog.node_of(codes)]
     assert {output.dtype for output in [*outputs, *catalog.children(0, codes[:2, 1] * 0)[:2]]} == {torch.long}
 
 
@@ -233,9 +233,24 @@ def test_node_of_the_empty_prefix_is_the_root():
     assert catalog.node_of(torch.zeros(3, 0, dtype=torch.long)).tolist() == [0, 0, 0]
 
 
-def test_items_that_share_their_codes_are_counted_and_refused():
-    with pytest.raises(ValueError, match="2 of 5 items share their semantic ID"):
-        Catalog(torch.tensor([[0, 1], [2, 0], [0, 1], [1, 1], [0, 1]]), 3)
+def test_items_that_share_their_codes_stand_at_one_leaf_in_ascending_order():
+    codes = torch.tensor([[0, 1], [2, 0], [0, 1], [1, 1], [0, 1]])
+
+    catalog = Catalog(codes, 3)
+
+    assert (catalog.num_items, catalog.num_ids, catalog.is_unique) == (5, 3, False)
+    assert catalog.items_in_order.tolist() == [0, 2, 4, 3, 1]
+    assert catalog.first_item(2).tolist() == [0, 3, 4, 5]
+    assert catalog.item_of(codes).tolist() == [0, 1, 0, 3, 0]
+    assert catalog.item_at(torch.tensor([2, -1, 0])).tolist() == [1, -1, 0]
+
+
+def test_shared_id_is_closed_when_all_its_items_are():
+    catalog = Catalog(torch.tensor([[0, 1], [2, 0], [0, 1], [1, 1], [0, 1]]), 3)
+
+    tables = catalog.allowed_nodes(torch.tensor([[False, True, False, True, True], [False, True, False, True, False]]))
+
+    assert [table.int().tolist() for table in tables] == [[[1], [1]], [[1, 1, 1], [0, 1, 1]], [[1, 1, 1], [0, 1, 1]]]
 
 
 @pytest.mark.parametrize("codes", [[[0, 3]], [[-1, 0]]])
@@ -258,9 +273,7 @@ def test_fingerprint_tells_codes_order_and_shape_apart_but_not_their_type():
 
 
 class ItemsByTheirCodes(CatalogMixin, torch.nn.Module):
-    """A model that scores items by their codes, two of which may be alike."""
-
-    _unique_ids = False
+    """A model that is only a catalog."""
 
     def __init__(self):
         super().__init__()
@@ -268,7 +281,7 @@ class ItemsByTheirCodes(CatalogMixin, torch.nn.Module):
         self.register_catalog()
 
 
-def test_model_that_scores_items_by_their_codes_takes_two_with_the_same():
+def test_trie_of_a_model_is_not_built_before_it_is_needed():
     model = ItemsByTheirCodes()
     codes = torch.tensor([[1, 0], [3, 2], [1, 0]])
 
@@ -278,8 +291,7 @@ def test_model_that_scores_items_by_their_codes_takes_two_with_the_same():
 
     assert model.item_codes.tolist() == codes.tolist()
     assert model.config.catalog_fingerprint == catalog_fingerprint(codes)
-    with pytest.raises(ValueError, match="1 of 3 items share their semantic ID"):
-        Catalog(codes, codebook_size=4)
+    assert model.catalog.num_ids == 2
 
 
 @pytest.mark.parametrize(

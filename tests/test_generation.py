@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from generated_beams import generate_beams, items_of
-from model_invariants import NUM_LEVELS, histories_of, make_model, random_codes, tiny_config
+from model_invariants import NUM_LEVELS, histories_of, make_model, tiny_config
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_more_sequences_than_paths_are_refused_and_as_many_are_all_of_them():
 
     assert sorted(items[0].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert bool(scores.isfinite().all())
-    with pytest.raises(ValueError, match=r"only 8 different paths \(4 items x 2 latents\)"):
+    with pytest.raises(ValueError, match=r"only 8 different paths \(4 semantic IDs x 2 latents\)"):
         model.generate(history[0], num_beams=9, num_return_sequences=9)
 
 
@@ -73,13 +73,16 @@ def test_sampling_follows_the_model_within_the_catalog():
     torch.testing.assert_close(counts / 4000, probabilities, rtol=0, atol=0.03)
 
 
-def test_generate_refuses_a_model_without_unique_codes():
-    model = make_model(tiny_config())
-    codes = random_codes()
-    codes[1] = codes[0]
+def test_items_that_share_a_semantic_id_are_written_once():
+    model = make_model(tiny_config(num_items=4, num_levels=1))
+    model.set_catalog(torch.tensor([[3], [0], [3], [4]]))
+    history = histories_of(model.config, (3,))[0]
 
-    with pytest.raises(ValueError, match="1 of 29 items share their semantic ID"):
-        model.set_catalog(codes)
+    rows = model.generate(history, num_beams=3, num_return_sequences=3)
+
+    assert sorted(items_of(model, rows).tolist()) == [0, 1, 3]
+    with pytest.raises(ValueError, match=r"only 3 different paths \(3 semantic IDs x 1 latents\)"):
+        model.generate(history, num_beams=4, num_return_sequences=4)
 
 
 def test_beam_sampling_that_runs_out_of_probability_is_an_error():

@@ -18,8 +18,6 @@ NUM_ITEMS, NUM_LEVELS, CODEBOOK_SIZE = 37, 5, 6
 class Parallel(CatalogMixin, ParallelRecommendMixin, torch.nn.Module):
     """The distributions of a user follow from the sum of the embeddings of the history, nothing else."""
 
-    _unique_ids = False
-
     def __init__(self, *, num_items=NUM_ITEMS, num_levels=NUM_LEVELS, codebook_size=CODEBOOK_SIZE, seed=0):
         super().__init__()
         self.config = GenRecConfig(num_items=num_items, num_levels=num_levels, codebook_size=codebook_size)

@@ -22,6 +22,7 @@ CODE_FILES = {
     "diversity_genrec.py",
     "dropout_genrec.py",
     "generate_genrec.py",
+    "item_tokens_genrec.py",
     "logits_process_genrec.py",
     "modeling_latte.py",
     "ranking_genrec.py",
@@ -30,6 +31,7 @@ CODE_FILES = {
     "scoring_genrec.py",
     "search_options_genrec.py",
     "selection_genrec.py",
+    "shared_ids_genrec.py",
 }
 
 PROGRAM = """

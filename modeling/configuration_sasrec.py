@@ -1,0 +1,124 @@
+"""Configuration of SASRec, which knows items by a row of a table each and has no semantic IDs."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_genrec import GenRecConfig
+
+
+@strict
+class SASRecConfig(GenRecConfig):
+    """
+    A causal transformer over items that predicts the next item with a softmax over the whole catalog.
+
+    There are no codes: behind the four special tokens come the items, and the network embeds all of them.
+
+    Args:
+        d_model (`int`, defaults to 64): Width of the network and of the item table.
+        num_layers (`int`, defaults to 2): Number of GPT-2 blocks.
+        num_heads (`int`, defaults to 1): Number of attention heads; a divisor of `d_model`.
+        d_ff (`int`, *optional*): Inner width of the feed-forward layers; `None` for four times `d_model`.
+        dropout_rate (`float`, defaults to 0.5): Dropout on what goes into the first block, on attention and on what a
+            block adds.
+        layer_norm_epsilon (`float`, defaults to 1e-8): Epsilon of the layer norms.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of weights and embeddings at the start.
+        position_std (`float`, defaults to 0.02): Standard deviation of the position embeddings at the start.
+        scale_embeddings (`bool`, defaults to `True`):
+            Whether item embeddings enter the first block times the square root of `d_model`. Without it positions
+            are as loud as items at the start.
+        num_levels (`int`, defaults to 0): Always 0: an item has no codes.
+        codebook_size (`int`, defaults to 0): Always 0.
+        max_history_length (`int`, defaults to 50): Number of most recent items that are read, and of positions.
+
+    Raises:
+        ValueError: If an option is out of range, or one is set that only models with codes have.
+
+    Source: Kang and McAuley 2018, sections 3 and 4.3 (https://arxiv.org/abs/1808.09781), with the loss over the whole
+    catalog instead of one negative item.
+
+    Example:
+
+    ```python
+    >>> from hf_genrec.modeling.configuration_sasrec import SASRecConfig
+    >>> config = SASRecConfig(num_items=12)
+    >>> config.first_item_token, config.vocab_size, config.d_ff
+    (4, 16, 256)
+
+    ```
+    """
+
+    model_type = "sasrec"
+    has_codes = False
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+    }
+
+    d_model: int = 64
+    num_layers: int = 2
+    num_heads: int = 1
+    d_ff: int | None = None
+    dropout_rate: float | int = 0.5
+    layer_norm_epsilon: float = 1e-8
+    initializer_range: float | int = 0.02
+    position_std: float | int = 0.02
+    scale_embeddings: bool = True
+    num_levels: int = 0
+    codebook_size: int = 0
+    max_history_length: int = 50
+
+    def __post_init__(self, **kwargs):
+        if self.d_ff is None:
+            self.d_ff = 4 * self.d_model
+        for name in ("d_model", "num_layers", "num_heads", "d_ff", "max_history_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.d_model % self.num_heads:
+            raise ValueError(f"`num_heads` must divide `d_model` {self.d_model}, got {self.num_heads}.")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"`dropout_rate` must lie in [0, 1), got {self.dropout_rate}.")
+        for name in ("initializer_range", "position_std"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        for name in ("num_levels", "codebook_size", "num_latent_tokens"):
+            if getattr(self, name):
+                raise ValueError(f"`{name}` must be 0, got {getattr(self, name)}: items of SASRec have no codes.")
+        if self.normalization != "vocabulary":
+            raise ValueError(
+                f"`normalization` must be 'vocabulary', got {self.normalization!r}: the softmax runs over the items, "
+                "and there are no codes that a catalog could restrict."
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        """`int`: number of tokens the network embeds: the special ones and the items."""
+        return self.first_item_token + self.num_items
+
+    @property
+    def first_item_token(self) -> int:
+        """`int`: token of item 0; the four special tokens stand before it."""
+        return self.first_code_token
+
+    @property
+    def history_attention(self) -> str:
+        """`str`: always `"causal"`: one row of training data has a label at each of its positions."""
+        return "causal"
+
+    @property
+    def embedding_dropout(self) -> float:
+        """`float`: dropout on what goes into the first block."""
+        return self.dropout_rate
+
+    @property
+    def attention_dropout(self) -> float:
+        """`float`: dropout on attention weights."""
+        return self.dropout_rate
+
+    @property
+    def residual_dropout(self) -> float:
+        """`float`: dropout on what a block adds."""
+        return self.dropout_rate
+
+
+__all__ = ["SASRecConfig"]

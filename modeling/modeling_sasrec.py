@@ -1,0 +1,154 @@
+"""SASRec: a row of a table for each item, GPT-2 blocks over the history, and a softmax over the catalog."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+from .block_encoder_genrec import PackedHistories
+from .configuration_sasrec import SASRecConfig
+from .history_model_genrec import HistoryPreTrainedModel
+from .item_loss_genrec import item_loss
+from .recommend_sasrec_genrec import ItemRecommendMixin
+
+
+@dataclass
+class SASRecOutput(ModelOutput):
+    """
+    What a forward pass returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): With labels: the loss.
+        log_probs (`torch.FloatTensor` of shape `(batch_size, num_items)`, *optional*):
+            Without labels: log-probability of each item to follow each history.
+    """
+
+    loss: torch.FloatTensor | None = None
+    log_probs: torch.FloatTensor | None = None
+
+
+class SASRecForItemGeneration(ItemRecommendMixin, HistoryPreTrainedModel):
+    """
+    Item tokens in, the next item out, without semantic IDs: the yardstick of models that have them.
+
+    One table serves as input and output: the logit of an item is the inner product of its row and the state behind
+    the history. The loss is the cross-entropy over the whole catalog.
+
+    Args:
+        config ([`SASRecConfig`]): Sizes, token layout and options.
+
+    Source: Kang and McAuley 2018 (https://arxiv.org/abs/1808.09781); with the full cross-entropy instead of one
+    negative item it ranks far better, see Klenitskiy and Vasilev 2023 (https://arxiv.org/abs/2309.07602).
+
+    Example:
+
+    ```python
+    >>> config = SASRecConfig(num_items=3, d_model=8)
+    >>> model = SASRecForItemGeneration(config).eval()
+    >>> history = torch.tensor([[config.first_item_token, config.first_item_token + 2]])
+    >>> model.score_items(history).exp().sum().round(decimals=4).item()
+    1.0
+    >>> sorted((model.recommend(history, top_k=3).item_tokens - config.first_item_token)[0].tolist())
+    [0, 1, 2]
+
+    ```
+    """
+
+    config: SASRecConfig
+    config_class = SASRecConfig
+    _predicts = "the next item with a score for each"
+
+    def __init__(self, config: SASRecConfig):
+        super().__init__(config)
+        self._finish_init()
+
+    def item_embeddings(self) -> torch.Tensor:
+        """
+        The rows of the token table that stand for items.
+
+        Returns:
+            `torch.Tensor` of shape `(num_items, d_model)`: a view.
+        """
+        return self.token_embeddings.weight[self.config.first_item_token :]
+
+    def item_log_probs(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        Log-probability of every item to follow each history, with gradients and, in training mode, dropout.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`):
+                Item tokens, oldest first, padded on either side; special and unknown tokens are ignored.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_items)`: float32.
+        """
+        if not len(input_ids):
+            return torch.zeros(0, self.config.num_items, dtype=torch.float32, device=input_ids.device)
+        states = self._encode(self._pack(input_ids, self._present(input_ids, attention_mask)))
+        with torch.autocast(states.device.type, enabled=False):
+            return torch.matmul(states.float(), self.item_embeddings().float().t()).log_softmax(-1)
+
+    def history_bytes(self, history_length: int) -> int:
+        """
+        What the encoder takes per user, for the size of a chunk of users.
+
+        Args:
+            history_length (`int`): Number of items in the longest history.
+
+        Returns:
+            `int`: bytes.
+        """
+        return self._encoder_bytes(min(max(1, history_length), self.config.max_history_length))
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> SASRecOutput:
+        """
+        With `labels` the loss; without, the log-probabilities of the item after each history.
+
+        The loss is the mean cross-entropy over targets.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            labels (`torch.LongTensor`, same shape as `input_ids`, *optional*):
+                At each position the item token that follows, or -100 for none; each is predicted from the items up to
+                its position.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Number of targets the loss is divided by under gradient accumulation; `None` for this batch's.
+            **kwargs: Options that transformers passes along; not used.
+
+        Returns:
+            [`SASRecOutput`]
+
+        Raises:
+            ValueError: If there is no `input_ids`, tokens are out of range or a target follows no item that is read.
+        """
+        if input_ids is None:
+            raise ValueError("`input_ids` is needed.")
+        if labels is None:
+            return SASRecOutput(log_probs=self.item_log_probs(input_ids, attention_mask))
+        present = self._present(input_ids, attention_mask)
+        targets, anchors = self._targets(input_ids, present, labels)
+        states = self._encode(self._pack(input_ids, present), anchors)
+        loss = item_loss(states, self.item_embeddings(), targets - self.config.first_item_token)
+        num_targets = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
+        return SASRecOutput(loss=loss / num_targets)
+
+    def _encode(self, histories: PackedHistories, anchors: torch.LongTensor | None = None) -> torch.Tensor:
+        """States `(num_anchors, d_model)`; without anchors those behind the last items."""
+        vectors = self.token_embeddings(histories.tokens)
+        if self.config.scale_embeddings:
+            vectors = vectors * self.config.d_model**0.5
+        return self.encoder(vectors.unsqueeze(1), histories, anchors=anchors).squeeze(1)
+
+
+__all__ = ["SASRecForItemGeneration", "SASRecOutput"]
