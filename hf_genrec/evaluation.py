@@ -2,30 +2,143 @@
 A recommender and a split in, an evaluation record out: the only file that knows a protocol.
 
 Full ranking at item level, one target per user, every user in the denominator. A record is a plain dict that goes to
-JSON as it stands; cards, tables and results pages are made from it.
+JSON as it stands; cards, tables and results pages are made from it. Beside it stands a table with one row per user.
 """
 
-import json
-import os
-import tempfile
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hf_genrec.baselines import ItemKNN, Popularity
+from hf_genrec.id_metrics import shared_id_groups
 from hf_genrec.interactions import PreparedDataset
-from hf_genrec.metrics import bootstrap_interval, is_invalid_list, ndcg_per_user, ranks_of_targets, recall_per_user
+from hf_genrec.metrics import is_invalid_list, ranks_of_targets
 from hf_genrec.recommendations import Recommendations, Recommender
+from hf_genrec.record_files import record_table, write_record
+from hf_genrec.system_metrics import (
+    Asked,
+    TrainingPart,
+    by_popularity,
+    exact_gap,
+    list_values,
+    rank_shared_ids,
+    rank_values,
+    shared_id_values,
+)
 
+
+__all__ = [
+    "DEFAULT_KS",
+    "EvaluatedRecord",
+    "Evaluation",
+    "EvaluationSettings",
+    "evaluate_recommender",
+    "evaluate_systems",
+    "evaluate_users",
+    "evaluation_record",
+    "record_table",
+    "write_record",
+]
 
 DEFAULT_KS = (1, 5, 10, 20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """
+    How a recommender is evaluated.
+
+    Args:
+        split (`str`, *optional*, defaults to `"test"`):
+            `"test"` or `"validation"`.
+        ks (`tuple[int, ...]`, *optional*, defaults to `(1, 5, 10, 20)`):
+            Cut-offs, each at least 1. Properties of whole lists are those of the first 10 items, or of `max(ks)` if
+            that is smaller.
+        max_history_length (`int`, *optional*):
+            Hand over only the latest items of each history. `None` hands over all of them and leaves cutting to the
+            recommender.
+        batch_size (`int`, *optional*, defaults to 256):
+            Users per call of the recommender.
+        max_users (`int`, *optional*):
+            Evaluate a sample of this many users. `None` means all.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the samples and of the bootstrap.
+        exclude_seen (`bool`, *optional*, defaults to `False`):
+            Whether items of the history may not be recommended; the published protocols do not exclude them.
+        confidence (`float`, *optional*, defaults to 0.95):
+            Confidence of the bootstrap intervals over users.
+        exact_sample (`int`, *optional*, defaults to 0):
+            Score the whole catalog exactly for a sample of this many users and report how far the search is from it.
+        show_progress (`bool`, *optional*, defaults to `False`):
+            Whether a progress bar is shown.
+
+    Raises:
+        ValueError: If `ks` is empty or a number is out of range.
+    """
+
+    split: str = "test"
+    ks: Sequence[int] = DEFAULT_KS
+    max_history_length: int | None = None
+    batch_size: int = 256
+    max_users: int | None = None
+    seed: int = 0
+    exclude_seen: bool = False
+    confidence: float = 0.95
+    exact_sample: int = 0
+    show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.ks, default=0) < 1:
+            raise ValueError(f"`ks` must hold cut-offs of at least 1, got {tuple(self.ks)}.")
+        if self.max_users is not None and self.max_users < 1:
+            raise ValueError(f"`max_users` must be at least 1 or None, got {self.max_users}.")
+        if self.exact_sample < 0:
+            raise ValueError(f"`exact_sample` must be at least 0, got {self.exact_sample}.")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    One recommender, evaluated.
+
+    Args:
+        metrics (`dict`):
+            What [`evaluate_recommender`] describes.
+        users (`pa.Table`):
+            One row per user, in the order of the split: `rank` (0-based position of the target, -1 if it is not among
+            the first `max(ks)`), `num_train` (how often the target occurs in the training part), `history_length`,
+            where ids are shared `id_rank`, `group_start` and `group_size` (see [`~id_metrics.IdRanks`]), all int32;
+            then `user_id` and `target`, strings.
+    """
+
+    metrics: dict[str, Any]
+    users: pa.Table
+
+
+@dataclass(frozen=True)
+class EvaluatedRecord:
+    """
+    A model beside its baselines, evaluated.
+
+    Args:
+        record (`dict`):
+            What [`evaluation_record`] describes.
+        users (`pa.Table`):
+            The model's rows as in [`Evaluation`], and for each baseline a column `rank_NAME`.
+    """
+
+    record: dict[str, Any]
+    users: pa.Table
 
 
 def evaluate_recommender(
@@ -40,6 +153,7 @@ def evaluate_recommender(
     seed: int = 0,
     exclude_seen: bool = False,
     confidence: float = 0.95,
+    exact_sample: int = 0,
     show_progress: bool = False,
 ) -> dict[str, Any]:
     """
@@ -49,63 +163,53 @@ def evaluate_recommender(
     is invalid and counted; its user stays in every denominator. At test time the history holds the validation item.
 
     Args:
-        recommender ([`Recommender`]):
-            A model or a baseline.
-        prepared ([`PreparedDataset`]):
-            The data set.
-        split (`str`, *optional*, defaults to `"test"`):
-            `"test"` or `"validation"`.
-        ks (`tuple[int, ...]`, *optional*, defaults to `(1, 5, 10, 20)`):
-            Cut-offs, each at least 1.
-        max_history_length (`int`, *optional*):
-            Hand over only the latest items of each history. `None` hands over all of them and leaves cutting to the
-            recommender.
-        batch_size (`int`, *optional*, defaults to 256):
-            Users per call of the recommender.
-        max_users (`int`, *optional*):
-            Evaluate a sample of this many users. `None` means all.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the sample and of the bootstrap.
-        exclude_seen (`bool`, *optional*, defaults to `False`):
-            Whether items of the history may not be recommended; the published protocols do not exclude them.
-        confidence (`float`, *optional*, defaults to 0.95):
-            Confidence of the bootstrap intervals over users.
-        show_progress (`bool`, *optional*, defaults to `False`):
-            Whether a progress bar is shown.
+        recommender ([`Recommender`]): A model or a baseline.
+        prepared ([`PreparedDataset`]): The data set.
+        split (`str`, *optional*, defaults to `"test"`): See [`EvaluationSettings`], and so for all that follow.
+        ks (`tuple[int, ...]`, *optional*, defaults to `(1, 5, 10, 20)`): Cut-offs.
+        max_history_length (`int`, *optional*): Latest items of each history that are handed over; `None` for all.
+        batch_size (`int`, *optional*, defaults to 256): Users per call of the recommender.
+        max_users (`int`, *optional*): Size of a sample of users; `None` for all.
+        seed (`int`, *optional*, defaults to 0): Seed of the samples and of the bootstrap.
+        exclude_seen (`bool`, *optional*, defaults to `False`): Whether items of the history may not be recommended.
+        confidence (`float`, *optional*, defaults to 0.95): Confidence of the intervals.
+        exact_sample (`int`, *optional*, defaults to 0): Users for the gap to exact scores.
+        show_progress (`bool`, *optional*, defaults to `False`): Whether a progress bar is shown.
 
     Returns:
-        `dict`: `recall@k` and `ndcg@k` for each cut-off, `invalid_rate`, `num_unknown` (history entries that are no
-        items), `seconds_per_user`, `intervals` with `[low, high]` for each recall and ndcg, and `num_visited`, the
-            mean number of items that were scored, where the recommender tells it.
+        `dict`: with one value each
+
+        - `recall@k`, `ndcg@k` and `mrr@k` for each cut-off, and `intervals` with `[low, high]` for them;
+        - `invalid_rate`, `num_unknown` (history entries that are no items), `seconds_per_user`;
+        - of the lists' first 10 items `coverage@10`, `gini@10`, `novelty@10`, `diversity@10`, `popularity_lift@10`,
+          see [`hf_genrec.list_metrics`]; `None` where no user has a value;
+        - `by_popularity`: recall and ndcg by how often the target occurs in the training part;
+        - `num_visited`, the mean number of items that were scored, and `distinct_items`, that of distinct items
+          among the beams, where the recommender tells it;
+        - where several items share an id and seen items are not excluded: `corrected` and `id_level`, each with
+          `recall@k` and `ndcg@k` and the former with `intervals`, see [`hf_genrec.id_metrics`], and
+          `num_id_truncated`, users whose list had neither the target's id nor 10 distinct ids. Longer lists are asked
+          for then, where that does not change the search;
+        - `exact_gap` if it was asked for: `num_users`, `ndcg@10` of the lists and `exact_ndcg@10` of exact scores for
+          them, and `overlap@10`, the share of the best 10 items that the lists hold.
 
     Raises:
-        ValueError: If `ks` is empty or the split has no users.
+        ValueError: If `ks` is empty, the split has no users, the recommender searches with fewer beams than the lists
+            shall have items, or exact scores are asked of a recommender without `score_items`.
     """
-    top_k = max(ks, default=0)
-    if top_k < 1:
-        raise ValueError(f"`ks` must hold cut-offs of at least 1, got {tuple(ks)}.")
-    rows = _sample(prepared.split(split), split, max_users, seed)
-    histories, targets = list(rows["history"]), list(rows["target"])
-    if max_history_length is not None:
-        histories = [history[-max_history_length:] for history in histories]
-    start = time.perf_counter()
-    recommendations = _recommend_in_batches(recommender, histories, top_k, batch_size, exclude_seen, show_progress)
-    seconds = time.perf_counter() - start
-    ranks = ranks_of_targets(recommendations.item_ids, targets)
-    catalog = prepared.item_ids
-    num_excluded = _num_distinct_items(histories, catalog) if exclude_seen else None
-    is_invalid = is_invalid_list(recommendations.item_ids, catalog=catalog, top_k=top_k, num_excluded=num_excluded)
-    values = {f"recall@{k}": recall_per_user(ranks, k=k) for k in ks}
-    values |= {f"ndcg@{k}": ndcg_per_user(ranks, k=k) for k in ks}
-    intervals = {name: list(bootstrap_interval(v, confidence=confidence, seed=seed)) for name, v in values.items()}
-    visited = recommendations.num_visited
-    return {name: float(v.mean()) for name, v in values.items()} | {
-        "invalid_rate": float(is_invalid.mean()),
-        "num_unknown": recommendations.num_unknown,
-        "seconds_per_user": seconds / len(targets),
-        "intervals": intervals,
-        **({} if visited is None else {"num_visited": float(np.mean(visited))}),
-    }
+    settings = EvaluationSettings(
+        split=split,
+        ks=ks,
+        max_history_length=max_history_length,
+        batch_size=batch_size,
+        max_users=max_users,
+        seed=seed,
+        exclude_seen=exclude_seen,
+        confidence=confidence,
+        exact_sample=exact_sample,
+        show_progress=show_progress,
+    )
+    return evaluate_users(recommender, prepared, settings=settings).metrics
 
 
 def evaluation_record(
@@ -122,165 +226,243 @@ def evaluation_record(
     seed: int = 0,
     exclude_seen: bool = False,
     confidence: float = 0.95,
+    exact_sample: int = 0,
     show_progress: bool = False,
 ) -> dict[str, Any]:
     """
     One model beside its baselines on the same users, as one JSON-ready object.
 
     Args:
-        recommender ([`Recommender`]):
-            The model.
-        prepared ([`PreparedDataset`]):
-            The data set.
+        recommender ([`Recommender`]): The model.
+        prepared ([`PreparedDataset`]): The data set.
         baselines (`dict[str, Recommender]`, *optional*):
             Recommenders by name. `None` fits popularity and item-kNN, the latter tuned on the validation split.
         run (`dict`, *optional*):
             What else the record shall keep, such as the command, the seed and the minutes of training.
-        split (`str`, *optional*, defaults to `"test"`):
-            `"test"` or `"validation"`.
-        ks (`tuple[int, ...]`, *optional*, defaults to `(1, 5, 10, 20)`):
-            Cut-offs, each at least 1.
-        max_history_length (`int`, *optional*):
-            Hand over only the latest items of each history; `None` hands over all.
-        batch_size (`int`, *optional*, defaults to 256):
-            Users per call of the model.
-        max_users (`int`, *optional*):
-            Evaluate a sample of this many users, the same for all. `None` means all.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the sample and of the bootstrap.
-        exclude_seen (`bool`, *optional*, defaults to `False`):
-            Whether items of the history may not be recommended.
-        confidence (`float`, *optional*, defaults to 0.95):
-            Confidence of the intervals.
-        show_progress (`bool`, *optional*, defaults to `False`):
-            Whether a progress bar is shown for the model.
+        split (`str`, *optional*, defaults to `"test"`): See [`EvaluationSettings`], and so for all that follow.
+        ks (`tuple[int, ...]`, *optional*, defaults to `(1, 5, 10, 20)`): Cut-offs.
+        max_history_length (`int`, *optional*): Latest items of each history that are handed over; `None` for all.
+        batch_size (`int`, *optional*, defaults to 256): Users per call of the model.
+        max_users (`int`, *optional*): Size of a sample of users, the same for all systems; `None` for all.
+        seed (`int`, *optional*, defaults to 0): Seed of the samples and of the bootstrap.
+        exclude_seen (`bool`, *optional*, defaults to `False`): Whether items of the history may not be recommended.
+        confidence (`float`, *optional*, defaults to 0.95): Confidence of the intervals.
+        exact_sample (`int`, *optional*, defaults to 0): Users for the model's gap to exact scores.
+        show_progress (`bool`, *optional*, defaults to `False`): Whether a progress bar is shown for the model.
 
     Returns:
         `dict`: `protocol`, `split`, `num_users`, `num_items`, `fingerprint` of the data, the settings, `model` and
         `baselines` (name to metrics, see [`evaluate_recommender`]), and `run` where it was given.
 
     Raises:
-        ValueError: If `ks` is empty or the split has no users.
+        ValueError: As [`evaluate_recommender`].
     """
-    settings: dict[str, Any] = {
-        "split": split,
-        "max_history_length": max_history_length,
-        "max_users": max_users,
-        "seed": seed,
-        "exclude_seen": exclude_seen,
-        "confidence": confidence,
-    }
-
-    def metrics_of(system: Recommender, *, size: int, is_shown: bool) -> dict[str, Any]:
-        return evaluate_recommender(system, prepared, ks=ks, batch_size=size, show_progress=is_shown, **settings)
-
-    model = metrics_of(recommender, size=batch_size, is_shown=show_progress)
-    systems, baseline_settings = _fit_baselines(prepared, seed=seed) if baselines is None else (baselines, {})
-    record = {
-        "protocol": prepared.metadata["protocol"],
-        "num_users": min(len(prepared.split(split)), max_users or len(prepared.split(split))),
-        "num_items": len(prepared.item_ids),
-        "fingerprint": prepared.fingerprint,
-        "top_k": max(ks),
-        **settings,
-        "model": model,
-        "baselines": {name: metrics_of(system, size=4096, is_shown=False) for name, system in systems.items()},
-        "baseline_settings": baseline_settings,
-    }
-    return record if run is None else record | {"run": dict(run)}
+    settings = EvaluationSettings(
+        split=split,
+        ks=ks,
+        max_history_length=max_history_length,
+        batch_size=batch_size,
+        max_users=max_users,
+        seed=seed,
+        exclude_seen=exclude_seen,
+        confidence=confidence,
+        exact_sample=exact_sample,
+        show_progress=show_progress,
+    )
+    return evaluate_systems(recommender, prepared, settings=settings, baselines=baselines, run=run).record
 
 
-def write_record(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def evaluate_users(
+    recommender: Recommender, prepared: PreparedDataset, *, settings: EvaluationSettings | None = None
+) -> Evaluation:
     """
-    Write a record as JSON; a reader sees the old file or the whole new one, never a part.
+    Like [`evaluate_recommender`], and what became of each user.
 
     Args:
-        record (`dict`):
-            An evaluation record.
-        path (`str` or `Path`):
-            The file; its folder is created where it is missing.
-
-    Raises:
-        ValueError: If the record holds a NaN or an infinity, which JSON does not know.
-    """
-    target = Path(path)
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".record-") as folder:
-        partial = Path(folder) / target.name
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-
-
-def record_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = None) -> list[list[str]]:
-    """
-    A record as a table of strings: the header, the baselines, and the model last.
-
-    Args:
-        record (`dict`):
-            What [`evaluation_record`] returned.
-        metrics (`list[str]`, *optional*):
-            The columns. `None` means every recall and ndcg of the record, then the invalid rate.
+        recommender ([`Recommender`]): A model or a baseline.
+        prepared ([`PreparedDataset`]): The data set.
+        settings ([`EvaluationSettings`], *optional*): How; `None` for the defaults.
 
     Returns:
-        `list[list[str]]`: rows of equal length, the first one the header. Each value is followed by its interval where
-        it has one.
+        [`Evaluation`]
 
-    Example:
-
-    ```python
-    >>> values = {"recall@5": 0.5, "invalid_rate": 0.0, "intervals": {"recall@5": [0.25, 0.75]}}
-    >>> record = {"model": values, "baselines": {"popularity": values}}
-    >>> for row in record_table(record):
-    ...     row
-    ['system', 'recall@5', 'invalid_rate']
-    ['popularity', '0.5000 [0.2500, 0.7500]', '0.0000']
-    ['model', '0.5000 [0.2500, 0.7500]', '0.0000']
-
-    ```
+    Raises:
+        ValueError: As [`evaluate_recommender`].
     """
-    columns = [*record["model"]["intervals"], "invalid_rate"] if metrics is None else list(metrics)
-    systems = {**record["baselines"], "model": record["model"]}
-    rows = [[name, *(_cell(values, column) for column in columns)] for name, values in systems.items()]
-    return [["system", *columns], *rows]
+    settings = settings or EvaluationSettings()
+    return _evaluate(recommender, _asked(prepared, settings), TrainingPart.of(prepared), settings)
 
 
-def _cell(values: Mapping[str, Any], column: str) -> str:
-    interval = values["intervals"].get(column)
-    suffix = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
-    return f"{values[column]:.4f}{suffix}"
+def evaluate_systems(
+    recommender: Recommender,
+    prepared: PreparedDataset,
+    *,
+    settings: EvaluationSettings | None = None,
+    baselines: Mapping[str, Recommender] | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> EvaluatedRecord:
+    """
+    Like [`evaluation_record`], and what became of each user.
+
+    Args:
+        recommender ([`Recommender`]): The model.
+        prepared ([`PreparedDataset`]): The data set.
+        settings ([`EvaluationSettings`], *optional*): How; `None` for the defaults.
+        baselines (`dict[str, Recommender]`, *optional*): Recommenders by name; `None` fits popularity and item-kNN.
+        run (`dict`, *optional*): What else the record shall keep.
+
+    Returns:
+        [`EvaluatedRecord`]
+
+    Raises:
+        ValueError: As [`evaluate_recommender`].
+    """
+    settings = settings or EvaluationSettings()
+    asked, training = _asked(prepared, settings), TrainingPart.of(prepared)
+    model = _evaluate(recommender, asked, training, settings)
+    users = model.users
+    systems, baseline_settings = _fit_baselines(prepared, seed=settings.seed) if baselines is None else (baselines, {})
+    others = replace(settings, batch_size=4096, exact_sample=0, show_progress=False)
+    metrics = {}
+    for name, system in systems.items():
+        evaluation = _evaluate(system, asked, training, others)
+        metrics[name] = evaluation.metrics
+        users = users.append_column(f"rank_{name}", evaluation.users["rank"])
+    kept = ("split", "max_history_length", "max_users", "seed", "exclude_seen", "confidence")
+    record = {
+        "protocol": prepared.metadata["protocol"],
+        "num_users": len(asked.targets),
+        "num_items": len(prepared.item_ids),
+        "fingerprint": prepared.fingerprint,
+        "top_k": max(settings.ks),
+        **{name: getattr(settings, name) for name in kept},
+        "model": model.metrics,
+        "baselines": metrics,
+        "baseline_settings": baseline_settings,
+    }
+    return EvaluatedRecord(record if run is None else record | {"run": dict(run)}, users)
 
 
-def _sample(rows: datasets.Dataset, split: str, max_users: int | None, seed: int) -> datasets.Dataset:
+def _asked(prepared: PreparedDataset, settings: EvaluationSettings) -> Asked:
+    rows = _sample(prepared.split(settings.split), settings)
+    histories = list(rows["history"])
+    if settings.max_history_length is not None:
+        histories = [history[-settings.max_history_length :] for history in histories]
+    return Asked(user_ids=list(rows["user_id"]), histories=histories, targets=list(rows["target"]))
+
+
+def _sample(rows: datasets.Dataset, settings: EvaluationSettings) -> datasets.Dataset:
+    size = settings.max_users
     if len(rows) == 0:
-        raise ValueError(f"The {split!r} split has no users: there is nothing to evaluate.")
-    if max_users is None or max_users >= len(rows):
+        raise ValueError(f"The {settings.split!r} split has no users: there is nothing to evaluate.")
+    if size is None or size >= len(rows):
         return rows
-    if max_users < 1:
-        raise ValueError(f"`max_users` must be at least 1 or None, got {max_users}.")
-    return rows.select(np.sort(np.random.default_rng(seed).choice(len(rows), size=max_users, replace=False)))
+    return rows.select(np.sort(np.random.default_rng(settings.seed).choice(len(rows), size=size, replace=False)))
+
+
+def _evaluate(
+    recommender: Recommender, asked: Asked, training: TrainingPart, settings: EvaluationSettings
+) -> Evaluation:
+    top_k = max(settings.ks)
+    _check_beams(recommender, min(top_k, len(training.item_ids)))
+    items: Any = getattr(recommender, "items", None)  # a model's table; baselines have none
+    groups = shared_id_groups(items) if isinstance(items, pa.Table) and not settings.exclude_seen else None
+    length = top_k if groups is None else _length_to_ask_for(recommender, top_k)
+    start = time.perf_counter()
+    found = _recommend_in_batches(recommender, asked.histories, length, settings)
+    seconds = time.perf_counter() - start
+    lists = [items[:top_k] for items in found.item_ids]
+    ranks = ranks_of_targets(lists, asked.targets)
+    num_excluded = _num_distinct_items(asked.histories, training.item_ids) if settings.exclude_seen else None
+    is_invalid = is_invalid_list(lists, catalog=training.item_ids, top_k=top_k, num_excluded=num_excluded)
+    list_k = min(10, top_k)
+    num_train = training.num_train(asked.targets)
+    bootstrap: dict[str, Any] = {"ks": settings.ks, "confidence": settings.confidence, "seed": settings.seed}
+    metrics = rank_values(ranks, **bootstrap) | {
+        "invalid_rate": float(is_invalid.mean()),
+        "num_unknown": found.num_unknown,
+        "seconds_per_user": seconds / len(asked.targets),
+        **list_values(lists, asked.histories, training, k=list_k),
+        "by_popularity": by_popularity(ranks, num_train, k=list_k),
+    }
+    told = {"num_visited": found.num_visited, "distinct_items": found.num_distinct}
+    metrics |= {name: float(np.mean(values)) for name, values in told.items() if values is not None}
+    columns = {"rank": ranks, "num_train": num_train, "history_length": list(map(len, asked.histories))}
+    if groups is not None:
+        item_ids = items["item_id"].to_pylist()
+        ids = rank_shared_ids(found.item_ids, asked.targets, item_ids=item_ids, groups=groups)
+        metrics |= shared_id_values(ids, **bootstrap, k=list_k)
+        columns |= {"id_rank": ids.id_rank, "group_start": ids.group_start, "group_size": ids.group_size}
+    if settings.exact_sample:
+        metrics["exact_gap"] = exact_gap(
+            recommender,
+            asked,
+            lists,
+            num_users=settings.exact_sample,
+            k=list_k,
+            exclude_seen=settings.exclude_seen,
+            seed=settings.seed,
+        )
+    table = {name: pa.array(values, pa.int32()) for name, values in columns.items()}
+    return Evaluation(metrics, pa.table(table | {"user_id": asked.user_ids, "target": asked.targets}))
+
+
+def _check_beams(recommender: Any, top_k: int) -> None:
+    """A search narrower than the lists is widened for some users, so that its numbers belong to no width."""
+    num_beams = _num_beams(recommender)
+    if num_beams is not None and num_beams < top_k:
+        raise ValueError(
+            f"The recommender searches with {num_beams} beams, fewer than the {top_k} items that `ks` asks for: "
+            f"`recommend` would widen the search, and the numbers would not be those of {num_beams} beams. Give it at "
+            f"least {top_k} (`num_beams`, `--beams`), or smaller `ks`."
+        )
+
+
+def _num_beams(recommender: Any) -> int | None:
+    """Width of a model's beam search; `None` for other recommenders."""
+    if getattr(recommender, "decoding", None) != "beam":
+        return None
+    return recommender.search_options.get("num_beams", recommender.num_beams)
+
+
+def _length_to_ask_for(recommender: Any, top_k: int) -> int:
+    """
+    Lists as long as they may be without another search: the first `top_k` distinct ids need more items than `top_k`.
+
+    Beams without latents are as many ids; with latents several may be one id, and longer lists would widen the search.
+    """
+    num_beams = _num_beams(recommender)
+    if num_beams is not None:
+        length = top_k if getattr(recommender.model.config, "num_latent_tokens", 0) else num_beams
+    else:
+        length = 5 * top_k if getattr(recommender, "decoding", None) == "exact" else top_k
+    return max(top_k, min(length, recommender.items.num_rows))
 
 
 def _recommend_in_batches(
-    recommender: Recommender,
-    histories: list[list[str]],
-    top_k: int,
-    batch_size: int,
-    exclude_seen: bool,
-    show_progress: bool,
+    recommender: Recommender, histories: list[list[str]], top_k: int, settings: EvaluationSettings
 ) -> Recommendations:
     item_ids: list[list[str]] = []
     scores: list[list[float]] = []
     num_unknown = 0
     visited: list[int] = []
-    for start in tqdm(range(0, len(histories), batch_size), desc="Evaluating", disable=not show_progress):
-        batch = histories[start : start + batch_size]
-        recommendations = recommender.recommend(batch, top_k=top_k, exclude_seen=exclude_seen)
+    distinct: list[int] = []
+    starts = range(0, len(histories), settings.batch_size)
+    for start in tqdm(starts, desc="Evaluating", disable=not settings.show_progress):
+        batch = histories[start : start + settings.batch_size]
+        recommendations = recommender.recommend(batch, top_k=top_k, exclude_seen=settings.exclude_seen)
         item_ids += recommendations.item_ids
         scores += recommendations.scores
         num_unknown += recommendations.num_unknown
         visited += recommendations.num_visited or []
-    return Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown, num_visited=visited or None)
+        distinct += recommendations.num_distinct or []
+    return Recommendations(
+        item_ids=item_ids,
+        scores=scores,
+        num_unknown=num_unknown,
+        num_visited=visited or None,
+        num_distinct=distinct or None,
+    )
 
 
 def _num_distinct_items(histories: list[list[str]], catalog: list[str]) -> NDArray[np.int64]:

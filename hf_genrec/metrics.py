@@ -13,6 +13,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 
+_CHUNK = 1 << 21  # numbers drawn at a time: 16 MB
+
+
 def ranks_of_targets(
     recommended: Sequence[Sequence[str]] | NDArray[np.integer], targets: Sequence[str] | NDArray[np.integer]
 ) -> NDArray[np.int64]:
@@ -114,6 +117,36 @@ def ndcg_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
     return np.where((rank_array >= 0) & (rank_array < k), 1 / np.log2(np.maximum(rank_array, 0) + 2), 0.0)
 
 
+def mrr_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
+    """
+    Reciprocal rank of each user's target: `1 / (rank + 1)` if `rank < k`, else 0.
+
+    Falls faster than [`ndcg_per_user`]: the second place is worth 0.5 here and 0.63 there.
+
+    Args:
+        ranks (`np.ndarray` of shape `(num_users,)`):
+            0-based rank of each target; `-1` if it was not recommended.
+        k (`int`):
+            Cut-off, at least 1.
+
+    Returns:
+        `np.ndarray` of shape `(num_users,)`, float64: a share in [0, 1].
+
+    Raises:
+        ValueError: If `k` is below 1, or `ranks` is no vector of ranks.
+
+    Example:
+
+    ```python
+    >>> mrr_per_user([0, 4, -1, 1], k=3)
+    array([1. , 0. , 0. , 0.5])
+
+    ```
+    """
+    rank_array = _check_ranks(ranks, k)
+    return np.where((rank_array >= 0) & (rank_array < k), 1 / (np.maximum(rank_array, 0) + 1), 0.0)
+
+
 def recall_at_k(ranks: ArrayLike, *, k: int) -> float:
     """
     Share of users whose target is among the first `k` recommendations; with one target this is the hit rate.
@@ -170,6 +203,33 @@ def ndcg_at_k(ranks: ArrayLike, *, k: int) -> float:
     ```
     """
     return _mean(ndcg_per_user(ranks, k=k))
+
+
+def mrr_at_k(ranks: ArrayLike, *, k: int) -> float:
+    """
+    Mean over all users of the reciprocal rank, 0 from rank `k` on.
+
+    Args:
+        ranks (`np.ndarray` of shape `(num_users,)`):
+            0-based rank of each target; `-1` if it was not recommended.
+        k (`int`):
+            Cut-off, at least 1.
+
+    Returns:
+        `float`: a share in [0, 1], not a percentage.
+
+    Raises:
+        ValueError: If `k` is below 1, or there is no user.
+
+    Example:
+
+    ```python
+    >>> mrr_at_k([0, 4, -1, 1], k=3)
+    0.375
+
+    ```
+    """
+    return _mean(mrr_per_user(ranks, k=k))
 
 
 def is_invalid_list(
@@ -268,8 +328,10 @@ def bootstrap_interval(
     num_users = int(counts.sum())
     if num_users == 0:
         raise ValueError("`values` must hold at least one user.")
-    draws = np.random.default_rng(seed).multinomial(num_users, counts / num_users, size=num_resamples)
-    means = draws @ distinct / num_users
+    generator, rows = np.random.default_rng(seed), max(1, _CHUNK // len(distinct))
+    sizes = [min(rows, num_resamples - start) for start in range(0, num_resamples, rows)]
+    sums = [generator.multinomial(num_users, counts / num_users, size=size) @ distinct for size in sizes]
+    means = np.concatenate(sums) / num_users
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)

@@ -23,6 +23,9 @@ class Recommendations:
             History entries that are no item of the catalog. They were ignored.
         num_visited (`list[int]`, *optional*):
             How many items were scored for each user, where the model tells it.
+        num_distinct (`list[int]`, *optional*):
+            How many distinct items (semantic IDs, where several items share one) the beams of each user held, where
+            there are beams.
 
     Raises:
         ValueError: If the two lists do not have one score per item.
@@ -43,6 +46,7 @@ class Recommendations:
     scores: list[list[float]]
     num_unknown: int = 0
     num_visited: list[int] | None = None
+    num_distinct: list[int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.item_ids) != len(self.scores):

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
@@ -208,7 +209,7 @@ class Recommender:
         order = np.argsort([len(history) for history in indices], kind="stable")
         item_ids: list[list[str]] = [[]] * len(batch)
         scores: list[list[float]] = [[]] * len(batch)
-        visited: dict[int, int] = {}
+        counts: dict[str, dict[int, int]] = {"num_visited": {}, "num_distinct": {}}
         for start in range(0, len(order), self.batch_size):
             users = order[start : start + self.batch_size].tolist()
             output = self.model.recommend(
@@ -221,10 +222,35 @@ class Recommender:
             for user, row, row_scores in zip(users, items, output.scores.tolist(), strict=True):
                 item_ids[user] = [self.item_ids[item] for item in row if item >= 0]
                 scores[user] = row_scores[: len(item_ids[user])]
-            if output.get("num_visited") is not None:
-                visited |= dict(zip(users, output.num_visited.tolist(), strict=True))
-        num_visited = [visited[user] for user in range(len(batch))] if visited else None
-        return Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown, num_visited=num_visited)
+            for name, of_user in counts.items():
+                if output.get(name) is not None:
+                    of_user |= dict(zip(users, output[name].tolist(), strict=True))
+        told: dict[str, list[int]] = {
+            name: [of_user[user] for user in range(len(batch))] for name, of_user in counts.items() if of_user
+        }
+        return Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown, **told)
+
+    def score_items(self, histories: Sequence[Sequence[str]] | Sequence[str]) -> NDArray[np.float32]:
+        """
+        Exact log-probabilities of all items, which a search with beams approximates; for small catalogs or few users.
+
+        Args:
+            histories (`list[list[str]]` or `list[str]`):
+                Item ids per user, oldest first; as in `recommend`, unknown ids are ignored.
+
+        Returns:
+            `np.ndarray` of shape `(num_users, num_items)`, float32: columns in the order of `item_ids`.
+        """
+        known = inspect.signature(self.model.score_items).parameters
+        options = {"latent_aggregation": self.latent_aggregation} | self.search_options
+        options = {name: value for name, value in options.items() if name in known}
+        indices, _ = self._look_up(as_histories(histories))
+        length = self.model.config.max_history_length
+        parts = []
+        for start in range(0, len(indices), self.batch_size):
+            tokens = self._tokens([history[-length:] for history in indices[start : start + self.batch_size]])
+            parts.append(self.model.score_items(tokens, **options).float().cpu().numpy())
+        return np.concatenate(parts)
 
     def _rule(self, name: str, item_ids: ItemRule, *, num_users: int) -> list[list[int]] | None:
         """Item indices of a rule: one list for all users, or one for each."""

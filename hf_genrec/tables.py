@@ -39,13 +39,22 @@ def preparation_notes(metadata: Mapping[str, Any]) -> list[str]:
         metadata (`dict`): The content of `dataset.json`.
 
     Returns:
-        `list[str]`: sizes of the splits, everything that was skipped, and the published statistics.
+        `list[str]`: sizes of the splits, everything that was skipped, items held out of training, and the published
+            statistics.
     """
     splits = ", ".join(f"{name} {size:,}" for name, size in metadata["splits"].items())
     notes = [f"users per split: {splits}; training targets: {metadata['num_train_targets']:,}"]
     skipped = metadata["skipped"]
     notes += [f"skipped, {name}: {count:,}" for name, count in skipped.items() if isinstance(count, int) and count]
     notes += [f"first of the {name}: {text}" for name, text in skipped.items() if isinstance(text, str) and text]
+    cold = metadata.get("cold_items")
+    if cold is not None:
+        notes.append(
+            f"held out of training: {cold['num_items']:,} items, the newest by {cold['newest_by']}, with "
+            f"{cold['num_train_interactions']:,} training interactions of {cold['num_train_users']:,} users "
+            f"({cold['num_users_without_training']:,} are not trained on at all); they are the targets of "
+            f"{cold['num_validation_targets']:,} users at validation and {cold['num_test_targets']:,} at test"
+        )
     known = metadata["known_statistics"]
     if known is not None:
         notes.append(
@@ -98,6 +107,74 @@ def usage_table(statistics: Mapping[str, Any]) -> Table:
     return table
 
 
+def prefix_table(report: Mapping[str, Any]) -> Table:
+    """
+    How the items part and how alike they get, the more first codes they share.
+
+    Args:
+        report (`dict`): What [`id_report`] returned.
+
+    Returns:
+        `rich.table.Table`: one row per prefix length, the first one all pairs of items: chance.
+    """
+    table = Table(title="items that share their first codes", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("codes", "prefixes", "items", "most", "alone", "pairs", *_measure_names(report)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in report["prefixes"]:
+        table.add_row(
+            str(entry["length"]) if entry["length"] else "any",
+            f"{entry['num_prefixes']:,}",
+            f"{entry['mean_items']:,.1f}",
+            f"{entry['max_items']:,}",
+            f"{100 * entry['share_alone']:.1f} %",
+            f"{entry['num_pairs']:,}",
+            *(_measure_cell(name, entry[name]["at_least"]) for name in report["measures"]),
+        )
+    return table
+
+
+def position_table(report: Mapping[str, Any]) -> Table:
+    """
+    How each code of the tuple is used, and how alike items are that share it whatever their other codes are.
+
+    Args:
+        report (`dict`): What [`id_report`] returned.
+
+    Returns:
+        `rich.table.Table`: one row per level, the last one all pairs of items: chance.
+    """
+    title = f"items that share one code (codebook size {report['statistics']['codebook_size']})"
+    caption = "texts, users: mean cosine of embeddings and of sets of users; lift: shared users, 1 is chance"
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("level", "codes used", "usage", "perplexity", "pairs", *_measure_names(report)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for level, entry in enumerate(report["positions"]):
+        table.add_row(
+            str(level),
+            f"{entry['num_used']:,}",
+            f"{100 * entry['usage']:.1f} %",
+            f"{entry['perplexity']:.1f}",
+            f"{entry['num_pairs']:,}",
+            *(_measure_cell(name, entry[name]) for name in report["measures"]),
+        )
+    if report["measures"]:
+        chance = report["prefixes"][0]
+        cells = [_measure_cell(name, chance[name]["at_least"]) for name in report["measures"]]
+        table.add_row("any", "", "", "", f"{chance['num_pairs']:,}", *cells, style="dim")
+    return table
+
+
+_MEASURES = {"text": ("texts", ".3f"), "co_purchase": ("users", ".4f"), "lift": ("lift", ".1f")}
+
+
+def _measure_names(report: Mapping[str, Any]) -> list[str]:
+    return [_MEASURES[name][0] for name in report["measures"]]
+
+
+def _measure_cell(name: str, value: float | None) -> str:
+    return "-" if value is None else format(value, _MEASURES[name][1])
+
+
 def metrics_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = None) -> Table:
     """
     An evaluation record, baselines first and the model last.
@@ -123,6 +200,120 @@ def metrics_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = 
         cells = [_cell(values[name], values["intervals"].get(name)) for name in columns]
         table.add_row(system, *cells, style="bold" if system == "model" else None)
     return table
+
+
+def evaluation_tables(record: Mapping[str, Any]) -> list[Table | str]:
+    """
+    All that a reader of an evaluation should see.
+
+    Args:
+        record (`dict`): What [`evaluation_record`] returned.
+
+    Returns:
+        `list[rich.table.Table | str]`: [`metrics_table`], [`lists_table`], [`popularity_table`]; where several items
+        share an id [`shared_ids_table`]; lines about exact scores and about the text encoder behind the ids, where
+        they are known.
+    """
+    shown: list[Table | str] = [metrics_table(record), lists_table(record), popularity_table(record)]
+    model = record["model"]
+    if "corrected" in model:
+        shown.append(shared_ids_table(record))
+    if "exact_gap" in model:
+        gap = model["exact_gap"]
+        values = [f"{name} {value:.4f}" for name, value in gap.items() if name != "num_users"]
+        shown.append(f"search against exact scores, {gap['num_users']:,} users: {', '.join(values)}")
+    encoder = record.get("run", {}).get("encoder")
+    if encoder:
+        note = (
+            "" if PUBLISHED_ENCODER in encoder else f"; published rows use {PUBLISHED_ENCODER}, so compare with care"
+        )
+        shown.append(f"text encoder behind the ids: {encoder}{note}")
+    return shown
+
+
+PUBLISHED_ENCODER = "sentence-t5-base"
+
+
+def lists_table(record: Mapping[str, Any]) -> Table:
+    """
+    What the lists of each system are like: mrr, coverage, Gini, novelty, diversity and popularity lift.
+
+    Args:
+        record (`dict`): What [`evaluation_record`] returned.
+
+    Returns:
+        `rich.table.Table`: one row per system, the model last.
+    """
+    k = next(name for name in record["model"] if name.startswith("coverage@")).partition("@")[2]
+    names = ("mrr", "coverage", "gini", "novelty", "diversity", "popularity_lift")
+    columns = [f"{name}@{k}" for name in names if f"{name}@{k}" in record["model"]]
+    counts = [name for name in ("distinct_items", "num_visited") if name in record["model"]]
+    caption = "novelty in bits; lift: popularity of list / history - 1"
+    table = Table(title=f"the first {k} items of the lists", caption=caption, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("system", no_wrap=True)
+    for name in (*columns, *counts):
+        short = name.partition("@")[0].removeprefix("popularity_").removeprefix("num_").removesuffix("_items")
+        table.add_column(short, justify="right", no_wrap=True)
+    for system, values in _systems(record):
+        cells = [_number(values.get(name), digits=2 if "novelty" in name or "lift" in name else 4) for name in columns]
+        cells += [_number(values.get(name), digits=1) for name in counts]
+        table.add_row(system, *cells, style="bold" if system == "model" else None)
+    return table
+
+
+def popularity_table(record: Mapping[str, Any]) -> Table:
+    """
+    Recall by how often the target occurs in the training part.
+
+    Args:
+        record (`dict`): What [`evaluation_record`] returned.
+
+    Returns:
+        `rich.table.Table`: one row per system, the model last; one column per bucket that has users.
+    """
+    buckets = record["model"]["by_popularity"]
+    recall = next(name for name in buckets[0] if name.startswith("recall@"))
+    title = f"{recall} by the target's interactions in training"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("interactions\nusers", no_wrap=True)
+    for bucket in buckets:
+        table.add_column(f"{bucket['bucket']}\n{bucket['num_users']:,}", justify="right", no_wrap=True)
+    for system, values in _systems(record):
+        cells = [_number(bucket[recall], digits=4) for bucket in values["by_popularity"]]
+        table.add_row(system, *cells, style="bold" if system == "model" else None)
+    return table
+
+
+def shared_ids_table(record: Mapping[str, Any]) -> Table:
+    """
+    Three ways to count where several items share a semantic ID.
+
+    Args:
+        record (`dict`): What [`evaluation_record`] returned, of a model with shared ids.
+
+    Returns:
+        `rich.table.Table`: items as they stand in the lists, the expectation over the order of the items of an id, and
+        ids taken for items, which flatters.
+    """
+    model = record["model"]
+    names = [name for name in model["id_level"] if name.rpartition("@")[2] in ("5", "10")] or list(model["id_level"])
+    title = "several items share an id: three ways to count"
+    caption = f"{model['num_id_truncated']:,} users without a hit have lists of too few ids"
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("counted", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for label, values in (("items", model), ("corrected", model["corrected"]), ("ids", model["id_level"])):
+        table.add_row(label, *(_number(values[name], digits=4) for name in names))
+    return table
+
+
+def _systems(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [*record["baselines"].items(), ("model", record["model"])]
+
+
+def _number(value: float | None, *, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _cell(value: float, interval: Sequence[float] | None) -> str:
@@ -214,3 +405,48 @@ def recommendation_entries(
             }
         )
     return entries
+
+
+def rows_table(rows: Sequence[Sequence[str]], *, title: str, caption: str = "") -> Table:
+    """
+    Rows of strings, numbers on the right; what a cell says in brackets stands below its number.
+
+    Args:
+        rows (`list[list[str]]`): The header first, then the rows; the first column holds names.
+        title (`str`): The heading.
+        caption (`str`, *optional*, defaults to `""`): What stands below.
+
+    Returns:
+        `rich.table.Table`
+    """
+    table = Table(
+        title=title,
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    header, *body = rows
+    for column, name in enumerate(header):
+        is_name = column == 0
+        table.add_column(
+            name.replace("[", r"\[").replace(" ", "\n"),
+            justify="left" if is_name else "right",
+            no_wrap=not is_name,
+            overflow="fold",
+            min_width=min(10, max(len(row[0]) for row in rows)) if is_name else None,
+        )
+    for name, *cells in body:
+        table.add_row(name.replace("[", r"\["), *map(_lines_of, cells))
+    return table
+
+
+def _lines_of(cell: str) -> str:
+    """`0.0375 ± 0.0010 [0.0354, 0.0393]` on three short lines; the brackets are no markup."""
+    if cell.startswith("< 0."):
+        return f"<{cell[3:]}"
+    value, _, interval = cell.partition(" [")
+    decimals = 4 if interval.startswith(("+", "-")) else 3  # a difference is small
+    bounds = [f"{float(bound):.{decimals}f}".replace("0.", ".") for bound in interval.rstrip("]").split(", ") if bound]
+    return value.replace(" ±", "\n±") + (f"\n\\[{' '.join(bounds)}]" if bounds else "")

@@ -1,11 +1,27 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from model_invariants import make_model, tiny_config
+from rich.console import Console
 
 from hf_genrec.baselines import Popularity
-from hf_genrec.evaluation import evaluate_recommender, evaluation_record, record_table, write_record
+from hf_genrec.evaluation import (
+    EvaluationSettings,
+    evaluate_recommender,
+    evaluate_systems,
+    evaluate_users,
+    evaluation_record,
+    record_table,
+    write_record,
+)
 from hf_genrec.recommendations import Recommendations
+from hf_genrec.recommender import Recommender
+from hf_genrec.record_files import users_path, write_users
+from hf_genrec.tables import evaluation_tables
 
 
 SEQUENCES = {
@@ -44,7 +60,8 @@ def test_all_users_count_whether_hit_missed_or_invalid(prepared):
     assert metrics["recall@2"] == pytest.approx(2 / 3)
     assert metrics["ndcg@2"] == pytest.approx((1 + 1 / np.log2(3)) / 3)
     assert metrics["invalid_rate"] == pytest.approx(1 / 3)
-    assert set(metrics["intervals"]) == {"recall@1", "recall@2", "ndcg@1", "ndcg@2"}
+    assert metrics["mrr@2"] == pytest.approx((1 + 1 / 2) / 3)
+    assert set(metrics["intervals"]) == {f"{name}@{k}" for name in ("recall", "ndcg", "mrr") for k in (1, 2)}
     assert metrics["intervals"]["recall@1"] == [0.0, 1.0]
 
 
@@ -115,8 +132,8 @@ def test_record_holds_the_protocol_the_model_and_the_baselines(prepared):
 def test_default_cut_offs_are_those_of_the_published_tables(prepared):
     record = evaluation_record(Popularity.fit(prepared), prepared, baselines={})
 
-    names = [f"{name}@{k}" for name in ("recall", "ndcg") for k in (1, 5, 10, 20)]
-    assert list(record["model"])[:8] == names
+    names = [f"{name}@{k}" for name in ("recall", "ndcg", "mrr") for k in (1, 5, 10, 20)]
+    assert list(record["model"])[:12] == names
     assert list(record["model"]["intervals"]) == names
     assert record["model"]["invalid_rate"] == 0  # the whole catalog of 5 is as much as there is
 
@@ -149,3 +166,177 @@ def test_table_lists_the_model_last_with_chosen_columns(prepared):
 
     assert [row[0] for row in table] == ["system", "popularity", "item_knn", "model"]
     assert table[-1] == ["model", "0.3333 [0.0000, 1.0000]", "0.3333"]
+
+
+# The training part is a, b; b, c; and a, e: two times a and b, once c and e, never d.
+LISTS = {"c": ["d", "a"], "d": ["a", "b"], "b": ["c", "x"]}
+
+
+def test_properties_of_the_lists_are_those_of_the_training_part(prepared):
+    metrics = evaluate_recommender(Scripted(LISTS), prepared, ks=(1, 2))
+
+    surprise = np.log2(6) - np.log2([[1, 2], [2, 2]])  # an item never seen counts as seen once
+    assert metrics["coverage@2"] == 4 / 5
+    assert metrics["gini@2"] == pytest.approx((-2 + 2 + 4 * 2) / (5 * 5))  # 0, 1, 1, 1 and 2 times
+    assert metrics["novelty@2"] == pytest.approx((surprise[0].mean() + surprise[1].mean() + np.log2(6)) / 3)
+    assert metrics["diversity@2"] == pytest.approx((1 + (1 - 1 / 2)) / 2)  # the third user got one item
+    lifts = [1 / (5 / 3) - 1, 2 / (3 / 3) - 1, 1 / (5 / 3) - 1]  # histories a b c; b c d; a e b
+    assert metrics["popularity_lift@2"] == pytest.approx(np.mean(lifts))
+
+
+def test_users_are_grouped_by_how_often_the_target_was_seen(prepared):
+    buckets = evaluate_recommender(Scripted(ANSWERS), prepared, ks=(2,))["by_popularity"]
+
+    rare = {"bucket": "0", "num_users": 1, "recall@2": 1.0, "ndcg@2": 1.0}
+    seen = {"bucket": "1-5", "num_users": 2, "recall@2": 0.5, "ndcg@2": pytest.approx(0.5 / np.log2(3))}
+    assert buckets == [rare, seen]
+
+
+def test_nothing_recommended_is_told_as_none_and_shown_as_a_dash(prepared):
+    record = evaluation_record(Scripted(dict.fromkeys("bcd", [])), prepared, baselines={})
+
+    assert [record["model"][f"{name}@10"] for name in ("coverage", "gini", "diversity")] == [0, None, None]
+    assert " - " in shown(record)
+
+
+def shown(record):
+    console = Console(width=100)
+    with console.capture() as capture:
+        for table in evaluation_tables(record):
+            console.print(table)
+    return capture.get()
+
+
+def test_users_are_told_one_by_one_in_the_order_of_the_split(prepared):
+    users = evaluate_users(Scripted(ANSWERS), prepared, settings=EvaluationSettings(ks=(2,))).users
+
+    assert users.to_pydict() == {
+        "rank": [0, 1, -1],
+        "num_train": [0, 1, 2],
+        "history_length": [3, 3, 3],
+        "user_id": ["u", "v", "w"],
+        "target": ["d", "e", "a"],
+    }
+    assert set(users.schema.types[:3]) == {pa.int32()}
+
+
+def test_ranks_of_the_baselines_stand_beside_those_of_the_model(prepared):
+    baselines = {"other": Scripted({"c": ["a"], "d": ["e"], "b": ["a"]})}
+
+    found = evaluate_systems(Scripted(ANSWERS), prepared, baselines=baselines, settings=EvaluationSettings(ks=(2,)))
+
+    assert found.users["rank"].to_pylist() == [0, 1, -1]
+    assert found.users["rank_other"].to_pylist() == [-1, 0, 0]
+    assert found.record["baselines"]["other"]["recall@2"] == pytest.approx(2 / 3)
+
+
+def test_users_are_written_without_their_names_unless_asked_for(prepared, tmp_path):
+    users = evaluate_users(Scripted(ANSWERS), prepared).users
+    path = users_path(tmp_path / "toy.json")
+
+    write_users(users, path)
+    public = pq.read_table(path)
+    write_users(users, path, keep_names=True)
+
+    assert path == tmp_path / "toy_users.parquet"
+    assert public.column_names == ["rank", "num_train", "history_length"]
+    assert pq.read_table(path) == users
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+class SharedIds(Scripted):
+    """A model whose items a and b share an id, and d and e."""
+
+    decoding = "beam"
+    search_options = {}
+
+    def __init__(self, answers, *, num_beams, num_latents=0):
+        super().__init__(answers)
+        self.num_beams = num_beams
+        self.model = SimpleNamespace(config=SimpleNamespace(num_latent_tokens=num_latents))
+        self.items = pa.table({"item_id": list("abcde"), "codes": [[0, 1], [0, 1], [2, 0], [3, 3], [3, 3]]})
+
+
+def test_shared_ids_are_counted_in_three_ways(prepared):
+    lists = {"c": ["c", "d", "e", "a"], "d": ["a", "b", "d", "e"], "b": ["d", "e", "c"]}
+    recommender = SharedIds(lists, num_beams=4)
+
+    found = evaluate_users(recommender, prepared, settings=EvaluationSettings(ks=(1, 3)))
+
+    assert recommender.calls[0][1] == 4  # a longer list, to know three distinct ids
+    metrics = found.metrics  # the targets are d, e and a
+    assert metrics["recall@3"] == pytest.approx(1 / 3)
+    assert metrics["corrected"]["recall@3"] == pytest.approx((1 + 1 / 2) / 3)
+    assert metrics["corrected"]["ndcg@3"] == pytest.approx(((1 / np.log2(3) + 1 / 2) / 2 + 1 / 2 / 2) / 3)
+    assert set(metrics["corrected"]["intervals"]) == {"recall@1", "recall@3", "ndcg@1", "ndcg@3"}
+    assert metrics["id_level"]["recall@3"] == pytest.approx(2 / 3)
+    assert metrics["id_level"]["ndcg@3"] == pytest.approx(2 / np.log2(3) / 3)
+    assert metrics["num_id_truncated"] == 1
+    assert found.users["group_start"].to_pylist() == [1, 2, -1]
+    assert found.users["id_rank"].to_pylist() == [1, 1, -1]
+    assert found.users["group_size"].to_pylist() == [2, 2, 2]
+    assert found.users["rank"].to_pylist() == [1, -1, -1]  # e stands behind the cut-off
+    assert "three ways to count" in shown(evaluation_record(recommender, prepared, baselines={}, ks=(3,)))
+
+
+def test_lists_of_a_model_with_latents_are_not_lengthened(prepared):
+    recommender = SharedIds(LISTS, num_beams=4, num_latents=8)
+
+    evaluate_recommender(recommender, prepared, ks=(2,))
+
+    assert recommender.calls[0][1] == 2
+
+
+def test_where_seen_items_are_excluded_shared_ids_are_not_corrected_for(prepared):
+    assert "corrected" not in evaluate_recommender(SharedIds(LISTS, num_beams=5), prepared, ks=(2,), exclude_seen=True)
+
+
+def test_a_search_narrower_than_its_lists_is_refused(prepared):
+    with pytest.raises(ValueError, match="3 beams, fewer than the 4 items.*at least 4"):
+        evaluate_recommender(SharedIds(LISTS, num_beams=3), prepared, ks=(1, 4))
+    evaluate_recommender(SharedIds(LISTS, num_beams=5), prepared, ks=(1, 20))  # there are no more than 5 items
+
+
+class Scored(Scripted):
+    """Recommends from a table, and has exact scores that say otherwise."""
+
+    item_ids = list("abcde")
+
+    def score_items(self, histories):
+        assert all(len(history) == 3 for history in histories)
+        return np.tile(np.array([0.5, 0.25, 0.25, 0.125, 0], dtype=np.float32), (len(histories), 1))
+
+
+def test_lists_are_held_against_exact_scores_of_all_items(prepared):
+    recommender = Scored({"c": ["d", "a"], "d": ["c", "a"], "b": ["a", "b"]})  # the exact best two are a and b
+
+    gap = evaluate_recommender(recommender, prepared, ks=(2,), exact_sample=100)["exact_gap"]
+
+    expected = {"ndcg@2": 2 / 3, "exact_ndcg@2": 1 / 3, "overlap@2": (1 + 1 + 2) / 6}
+    assert gap == {"num_users": 3} | {name: pytest.approx(value) for name, value in expected.items()}
+
+
+def test_exact_scores_leave_out_seen_items_as_the_lists_do(prepared):
+    recommender = Scored({"c": ["d", "e"], "d": ["a", "e"], "b": ["c", "d"]})
+
+    gap = evaluate_recommender(recommender, prepared, ks=(2,), exact_sample=3, exclude_seen=True)["exact_gap"]
+
+    assert gap["overlap@2"] == 1.0  # unseen are d e, a e and c d
+
+
+def test_all_beams_of_a_model_find_what_exact_scores_find(make_prepared):
+    items = [f"i{number:02d}" for number in range(29)]
+    prepared = make_prepared({f"u{user}": [items[(5 * user + step) % 29] for step in range(6)] for user in range(11)})
+    recommender = Recommender(make_model(tiny_config(num_latent_tokens=3)), prepared.items, num_beams=3 * 29)
+
+    metrics = evaluate_recommender(recommender, prepared, ks=(10,), exact_sample=7, exclude_seen=True)
+
+    assert metrics["exact_gap"]["num_users"] == 7
+    assert metrics["exact_gap"]["overlap@10"] == 1.0
+    assert metrics["exact_gap"]["ndcg@10"] == pytest.approx(metrics["exact_gap"]["exact_ndcg@10"])
+    assert metrics["distinct_items"] == 29 - 5
+
+
+def test_exact_scores_need_a_model(prepared):
+    with pytest.raises(ValueError, match="`exact_sample` needs a recommender with `score_items`.*Popularity"):
+        evaluate_recommender(Popularity.fit(prepared), prepared, exact_sample=2)

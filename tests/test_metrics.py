@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from hf_genrec.metrics import (
     bootstrap_interval,
     is_invalid_list,
+    mrr_at_k,
+    mrr_per_user,
     ndcg_at_k,
     ndcg_per_user,
     ranks_of_targets,
     recall_at_k,
     recall_per_user,
 )
-from hf_genrec.ranking_metric import RankingMetric
 
 
 def test_rank_is_the_zero_based_position_of_the_target():
@@ -59,9 +60,38 @@ def test_users_without_a_hit_count_in_the_denominator():
 def test_values_per_user_are_zero_from_rank_k_on():
     np.testing.assert_array_equal(recall_per_user([0, 2, 3, -1], k=3), [1, 1, 0, 0])
     np.testing.assert_allclose(ndcg_per_user([0, 2, 3, -1], k=3), [1, 0.5, 0, 0])
+    np.testing.assert_allclose(mrr_per_user([0, 2, 3, -1], k=3), [1, 1 / 3, 0, 0])
 
 
-@pytest.mark.parametrize("metric", [recall_at_k, ndcg_at_k])
+@pytest.fixture(scope="module")
+def ranx():
+    """A library for the same numbers; compiled, as it is by default, its functions would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMBA_DISABLE_JIT", "1")
+        return pytest.importorskip("ranx")
+
+
+def test_numbers_equal_those_of_ranx(ranx):
+    draw = np.random.default_rng(5)
+    lists = np.stack([draw.permutation(31)[:13] for _ in range(17)])
+    targets = draw.integers(0, 31, size=17)
+    truth = ranx.Qrels({f"u{user}": {f"i{target}": 1} for user, target in enumerate(targets)})
+    run = ranx.Run(
+        {f"u{user}": {f"i{item}": -float(rank) for rank, item in enumerate(r)} for user, r in enumerate(lists)}
+    )
+    cuts = (1, 3, 5, 10)
+
+    expected = ranx.evaluate(truth, run, [f"{name}@{k}" for name in ("hit_rate", "ndcg", "mrr") for k in cuts])
+
+    ranks = ranks_of_targets(lists, targets)
+    metrics = {"hit_rate": recall_at_k, "ndcg": ndcg_at_k, "mrr": mrr_at_k}
+    assert 0 < expected["mrr@10"] < expected["ndcg@10"] < expected["hit_rate@10"] < 1
+    assert {f"{name}@{k}": metric(ranks, k=k) for name, metric in metrics.items() for k in cuts} == pytest.approx(
+        expected
+    )
+
+
+@pytest.mark.parametrize("metric", [recall_at_k, ndcg_at_k, mrr_at_k])
 def test_bad_arguments_of_a_metric_are_named(metric):
     with pytest.raises(ValueError, match="`k` must be at least 1, got 0"):
         metric([0], k=0)
@@ -124,18 +154,3 @@ def test_bad_arguments_of_the_bootstrap_are_named():
         bootstrap_interval([1.0], num_resamples=0)
     with pytest.raises(ValueError, match="at least one user"):
         bootstrap_interval([])
-
-
-def test_evaluate_metric_gives_the_same_numbers_in_batches():
-    metric = RankingMetric()
-    predictions = [["a", "b", "c"], ["c", "d"], ["d"], ["b", "a"], []]
-    references = ["b", "d", "d", "c", "a"]
-
-    metric.add_batch(predictions=predictions[:2], references=references[:2])
-    metric.add_batch(predictions=predictions[2:], references=references[2:])
-    result = metric.compute()
-
-    ranks = [1, 1, 0, -1, -1]
-    assert list(result) == [f"{name}@{k}" for k in (1, 5, 10, 20) for name in ("recall", "ndcg")]
-    assert result["recall@1"] == recall_at_k(ranks, k=1) == 0.2
-    assert result["ndcg@10"] == ndcg_at_k(ranks, k=10)

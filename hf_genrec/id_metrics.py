@@ -1,0 +1,243 @@
+"""
+Catalogs in which several items share a semantic ID: what a list is worth if an id counts for its items.
+
+A model cannot tell apart the items of one id: they stand together in its lists, in an order that is chance, and a
+metric that takes the id for the item flatters. Beside the item-level metric stand the *corrected* one, its expectation
+over that chance, and the *id-level* one, which takes the id for the item. Ranks and starts are 0-based, `-1` where a
+list has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True)
+class IdRanks:
+    """
+    Where each user's list holds the semantic ID of the target; all arrays of shape `(num_users,)`, int64.
+
+    Args:
+        id_rank (`np.ndarray`):
+            How many other ids stand before the target's id; `-1` if none of its items is in the list.
+        group_start (`np.ndarray`):
+            Position of the first item with the target's id; `-1` if there is none.
+        group_size (`np.ndarray`):
+            How many items of the catalog share the target's id, itself among them.
+        num_ids (`np.ndarray`):
+            How many distinct ids the list holds.
+    """
+
+    id_rank: NDArray[np.int64]
+    group_start: NDArray[np.int64]
+    group_size: NDArray[np.int64]
+    num_ids: NDArray[np.int64]
+
+
+def id_groups(codes: ArrayLike) -> NDArray[np.int64]:
+    """
+    Which items share a semantic ID.
+
+    Args:
+        codes (`np.ndarray` of shape `(num_items, num_levels)`):
+            Codes of each item.
+
+    Returns:
+        `np.ndarray` of shape `(num_items,)`, int64: number of the item's id, from 0; equal for equal codes.
+
+    Raises:
+        ValueError: If `codes` is no matrix.
+
+    Example:
+
+    ```python
+    >>> id_groups([[1, 2], [0, 3], [1, 2]])
+    array([1, 0, 1])
+
+    ```
+    """
+    code_array = np.asarray(codes)
+    if code_array.ndim != 2:
+        raise ValueError(f"`codes` must have shape (num_items, num_levels), got {code_array.shape}.")
+    groups = np.unique(code_array, axis=0, return_inverse=True)[1]
+    return groups.reshape(-1).astype(np.int64)
+
+
+def shared_id_groups(items: pa.Table) -> NDArray[np.int64] | None:
+    """
+    Which items of a model's table share a semantic ID, if any do.
+
+    Args:
+        items (`pa.Table`):
+            The item table of a model, with a column `codes` if its items have semantic IDs.
+
+    Returns:
+        `np.ndarray` of shape `(num_items,)` or `None`: as of [`id_groups`]; `None` where all ids are unique, or there
+        are none.
+
+    Example:
+
+    ```python
+    >>> shared_id_groups(pa.table({"item_id": ["soap", "comb"], "codes": [[3, 1], [3, 1]]}))
+    array([0, 0])
+    >>> shared_id_groups(pa.table({"item_id": ["soap", "comb"], "codes": [[3, 1], [3, 2]]})) is None
+    True
+
+    ```
+    """
+    if "codes" not in items.column_names or not items.num_rows:
+        return None
+    codes = items["codes"].combine_chunks()
+    groups = id_groups(codes.flatten().to_numpy(zero_copy_only=False).reshape(len(codes), -1))
+    return groups if groups.max() + 1 < len(groups) else None
+
+
+def rank_ids(lists: ArrayLike, targets: ArrayLike, *, groups: ArrayLike) -> IdRanks:
+    """
+    Where the semantic ID of each target stands.
+
+    Args:
+        lists (`np.ndarray` of shape `(num_users, list_length)`):
+            Item indices, best first, `-1` where a list is shorter.
+        targets (`np.ndarray` of shape `(num_users,)`):
+            Item index of each target.
+        groups (`np.ndarray` of shape `(num_items,)`):
+            Number of each item's id, see [`id_groups`].
+
+    Returns:
+        [`IdRanks`]
+
+    Raises:
+        ValueError: If there is not one list per target, or an index is none of the catalog.
+
+    Example:
+
+    ```python
+    >>> found = rank_ids([[4, 0, 1, 3]], [2], groups=[0, 1, 1, 0, 2])  # items 1 and 2 share an id, and so 0 and 3
+    >>> found.group_start, found.id_rank, found.group_size, found.num_ids
+    (array([2]), array([2]), array([2]), array([3]))
+
+    ```
+    """
+    items, target_items, group_of = (np.asarray(values, dtype=np.int64) for values in (lists, targets, groups))
+    if items.ndim != 2 or target_items.shape != items.shape[:1]:
+        raise ValueError(
+            f"`lists` must hold one row per target, got shapes {items.shape} and {target_items.shape} of `targets`."
+        )
+    smallest = min(items.min(initial=0) + 1, target_items.min(initial=0))
+    if smallest < 0 or max(items.max(initial=-1), target_items.max(initial=-1)) >= len(group_of):
+        raise ValueError(
+            f"`lists` and `targets` must hold item indices below {len(group_of)}, the number of items in `groups`."
+        )
+    ids = np.where(items >= 0, group_of[items], -1)  # (B, list_length)
+    is_first = _is_first_in_row(ids) & (ids >= 0)
+    is_target = ids == group_of[target_items][:, None]
+    is_found = is_target.any(axis=1)
+    start = np.where(is_found, is_target.argmax(axis=1) if ids.shape[1] else 0, -1)
+    before = np.where(np.arange(ids.shape[1]) < start[:, None], is_first, False).sum(axis=1)
+    return IdRanks(
+        id_rank=np.where(is_found, before, -1),
+        group_start=start,
+        group_size=np.bincount(group_of)[group_of[target_items]],
+        num_ids=is_first.sum(axis=1),
+    )
+
+
+def corrected_recall_per_user(group_start: ArrayLike, group_size: ArrayLike, *, k: int) -> NDArray[np.float64]:
+    """
+    Chance that the target is among the first `k`, if the items of its id stand in a random order.
+
+    With `g` items that take the positions from `p` on (1-based): `m / g` with `m = min(g, max(0, k - p + 1))`. Equal
+    to `recall_per_user` where no id is shared.
+
+    Args:
+        group_start (`np.ndarray` of shape `(num_users,)`):
+            0-based position of the first item with the target's id; `-1` if there is none.
+        group_size (`np.ndarray` of shape `(num_users,)`):
+            Items with the target's id, at least 1.
+        k (`int`):
+            Cut-off, at least 1.
+
+    Returns:
+        `np.ndarray` of shape `(num_users,)`, float64: in [0, 1].
+
+    Raises:
+        ValueError: If `k` is below 1 or the two arrays are no starts and sizes.
+
+    Source: `m / g` as in arXiv 2605.25330.
+
+    Example:
+
+    ```python
+    >>> corrected_recall_per_user([0, 8, 9, -1], [1, 4, 5, 2], k=10)
+    array([1. , 0.5, 0.2, 0. ])
+
+    ```
+    """
+    first, end, size = _span(group_start, group_size, k)
+    return (end - first) / size
+
+
+def corrected_ndcg_per_user(group_start: ArrayLike, group_size: ArrayLike, *, k: int) -> NDArray[np.float64]:
+    """
+    Expected discounted gain of the target, if the items of its id stand in a random order.
+
+    The mean of `1 / log2(position + 1)` over the 1-based positions of the `g` items of the id, 0 behind `k`. Equal to
+    `ndcg_per_user` where no id is shared.
+
+    Args:
+        group_start (`np.ndarray` of shape `(num_users,)`):
+            0-based position of the first item with the target's id; `-1` if there is none.
+        group_size (`np.ndarray` of shape `(num_users,)`):
+            Items with the target's id, at least 1.
+        k (`int`):
+            Cut-off, at least 1.
+
+    Returns:
+        `np.ndarray` of shape `(num_users,)`, float64: in [0, 1].
+
+    Raises:
+        ValueError: If `k` is below 1 or the two arrays are no starts and sizes.
+
+    Example:
+
+    ```python
+    >>> corrected_ndcg_per_user([0, 2, 2, -1], [1, 1, 4, 2], k=3)
+    array([1.   , 0.5  , 0.125, 0.   ])
+
+    ```
+    """
+    first, end, size = _span(group_start, group_size, k)
+    gain_before = np.append(0.0, np.cumsum(1 / np.log2(np.arange(k) + 2)))  # of the first 0 ... k positions together
+    return (gain_before[end] - gain_before[first]) / size
+
+
+def _span(
+    group_start: ArrayLike, group_size: ArrayLike, k: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """First position and end of each group, both cut off at `k`, and the size; an empty span for a miss."""
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1, got {k}.")
+    start, size = np.asarray(group_start, dtype=np.int64), np.asarray(group_size, dtype=np.int64)
+    if start.ndim != 1 or start.shape != size.shape or (start < -1).any() or (size < 1).any():
+        raise ValueError(
+            "`group_start` must be a vector of 0-based positions or -1 and `group_size` one of sizes of at least 1, "
+            f"got {start!r} and {size!r}."
+        )
+    is_found = start >= 0
+    return np.where(is_found, np.minimum(start, k), 0), np.where(is_found, np.minimum(start + size, k), 0), size
+
+
+def _is_first_in_row(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where a value stands for the first time in its row."""
+    order = np.argsort(values, axis=1, kind="stable")
+    in_order = np.take_along_axis(values, order, axis=1)
+    is_new = np.ones(values.shape, dtype=bool)
+    is_new[:, 1:] = in_order[:, 1:] != in_order[:, :-1]
+    is_first = np.empty_like(is_new)
+    np.put_along_axis(is_first, order, is_new, axis=1)
+    return is_first

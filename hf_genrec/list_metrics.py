@@ -1,0 +1,319 @@
+"""
+Whole lists in, what they are like out: how much of the catalog they show, how evenly, how popular and how alike.
+
+No target is needed. Lists are item indices, a matrix with one row per user, best first, `-1` where a list is shorter;
+`counts` says how often each item occurs in the training part. A user whose list is empty has no value (NaN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import ArrayLike, NDArray
+
+
+_CHUNK_PAIRS = 2**21  # pairs of items that are looked up at a time
+
+
+def item_indices(
+    lists: Sequence[Sequence[str]], *, item_ids: Sequence[str], k: int | None = None
+) -> NDArray[np.int64]:
+    """
+    Lists of item ids as a matrix of item indices.
+
+    Args:
+        lists (`list[list[str]]`):
+            Ranked item ids per user, lists of any length.
+        item_ids (`list[str]`):
+            The catalog; the position is the item index.
+        k (`int`, *optional*):
+            Keep the first `k` of each list. `None` keeps as many as the longest list has.
+
+    Returns:
+        `np.ndarray` of shape `(num_users, k)`, int64: `-1` at ids that are no items and behind the end of a list.
+
+    Raises:
+        ValueError: If `k` is below 1.
+
+    Example:
+
+    ```python
+    >>> item_indices([["comb", "soap"], ["rock"], []], item_ids=["soap", "brush", "comb"])
+    array([[ 2,  0],
+           [-1, -1],
+           [-1, -1]])
+
+    ```
+    """
+    if k is not None and k < 1:
+        raise ValueError(f"`k` must be at least 1 or None, got {k}.")
+    cut = lists if k is None else [row[:k] for row in lists]
+    lengths = np.fromiter(map(len, cut), dtype=np.int64, count=len(cut))
+    indices = np.full((len(cut), k or int(lengths.max(initial=0))), -1, dtype=np.int64)
+    flat = np.fromiter(chain.from_iterable(cut), dtype=object, count=int(lengths.sum()))
+    indices[np.arange(indices.shape[1]) < lengths[:, None]] = pd.Index(item_ids).get_indexer(flat)
+    return indices
+
+
+def history_matrix(histories: Sequence[Sequence[str]], *, item_ids: Sequence[str]) -> sp.csr_array:
+    """
+    How often each user took each item; unlike [`item_indices`] without room for the longest history in every row.
+
+    Args:
+        histories (`list[list[str]]`):
+            Item ids per user; ids that are no items are left out.
+        item_ids (`list[str]`):
+            The catalog; the position is the column.
+
+    Returns:
+        `scipy.sparse.csr_array` of shape `(num_users, num_items)`, int64.
+
+    Example:
+
+    ```python
+    >>> history_matrix([["comb", "soap", "comb"], ["rock"]], item_ids=["soap", "brush", "comb"]).toarray()
+    array([[1, 0, 2],
+           [0, 0, 0]])
+
+    ```
+    """
+    lengths = np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))
+    flat = np.fromiter(chain.from_iterable(histories), dtype=object, count=int(lengths.sum()))
+    items = pd.Index(item_ids).get_indexer(flat)
+    users = np.repeat(np.arange(len(lengths)), lengths)[items >= 0]
+    entries = (np.ones(len(users), dtype=np.int64), (users, items[items >= 0]))
+    return sp.coo_array(entries, shape=(len(histories), len(item_ids))).tocsr()
+
+
+def coverage(lists: ArrayLike, *, num_items: int) -> float:
+    """
+    Share of the catalog that is in anybody's list: `|union of the lists| / num_items`.
+
+    Args:
+        lists (`np.ndarray` of shape `(num_users, k)`):
+            Item indices, `-1` where there is none.
+        num_items (`int`):
+            Size of the catalog.
+
+    Returns:
+        `float`: a share in [0, 1].
+
+    Raises:
+        ValueError: If `lists` is no matrix of item indices.
+
+    Example:
+
+    ```python
+    >>> coverage([[0, 1], [1, -1]], num_items=4)
+    0.5
+
+    ```
+    """
+    return float((_num_recommended(lists, num_items) > 0).mean())
+
+
+def gini(lists: ArrayLike, *, num_items: int) -> float:
+    """
+    How unevenly the recommendations are spread over the catalog.
+
+    With `x_i` the number of lists that hold item `i`, in increasing order, `sum_i (2 i - N - 1) x_i / (N sum_i x_i)`
+    over `i = 1 ... N`: 0 if every item is recommended equally often, `1 - 1 / N` if only one is recommended.
+
+    Args:
+        lists (`np.ndarray` of shape `(num_users, k)`):
+            Item indices, `-1` where there is none.
+        num_items (`int`):
+            Size of the catalog, N.
+
+    Returns:
+        `float`: in [0, 1); NaN if nothing is recommended.
+
+    Raises:
+        ValueError: If `lists` is no matrix of item indices.
+
+    Example:
+
+    ```python
+    >>> gini([[0, 1], [2, 3]], num_items=4), gini([[2], [2]], num_items=4)
+    (0.0, 0.75)
+
+    ```
+    """
+    times = np.sort(_num_recommended(lists, num_items))
+    if not times.sum():
+        return float("nan")
+    weights = 2 * np.arange(1, num_items + 1) - num_items - 1
+    return float(weights @ times / (num_items * times.sum()))
+
+
+def novelty_per_user(lists: ArrayLike, *, counts: ArrayLike) -> NDArray[np.float64]:
+    """
+    Mean self-information of each list in bits: `-log2(count_i / sum_j count_j)` over its items.
+
+    An item without an interaction counts as if it had one, else its surprise would be infinite.
+
+    Args:
+        lists (`np.ndarray` of shape `(num_users, k)`):
+            Item indices, `-1` where there is none.
+        counts (`np.ndarray` of shape `(num_items,)`):
+            Interactions of each item in the training part.
+
+    Returns:
+        `np.ndarray` of shape `(num_users,)`, float64: bits; NaN where the list is empty.
+
+    Raises:
+        ValueError: If `lists` is no matrix of item indices, or there is no interaction.
+
+    Example:
+
+    ```python
+    >>> novelty_per_user([[0, 1], [2, -1]], counts=[4, 2, 2])
+    array([1.5, 2. ])
+
+    ```
+    """
+    count_array = np.asarray(counts, dtype=np.float64)
+    if not count_array.sum():
+        raise ValueError("`counts` must hold at least one interaction.")
+    bits = np.log2(count_array.sum()) - np.log2(np.maximum(count_array, 1))
+    return _mean_over_items(lists, bits)
+
+
+def popularity_lift_per_user(lists: ArrayLike, histories: sp.csr_array, *, counts: ArrayLike) -> NDArray[np.float64]:
+    """
+    How much more popular each list is than the user's own taste: mean count of the list over that of the history, - 1.
+
+    Args:
+        lists (`np.ndarray` of shape `(num_users, k)`):
+            Item indices, `-1` where there is none.
+        histories (`scipy.sparse.csr_array` of shape `(num_users, num_items)`):
+            How often each user took each item, see [`history_matrix`].
+        counts (`np.ndarray` of shape `(num_items,)`):
+            Interactions of each item in the training part.
+
+    Returns:
+        `np.ndarray` of shape `(num_users,)`, float64: 0 where both are equally popular, 1 where the list is twice as
+        popular; NaN for users without a list, a history or any interaction with the history's items in training.
+
+    Raises:
+        ValueError: If `lists` is no matrix of item indices.
+
+    Source: Abdollahpouri et al. 2020, section 3 (https://arxiv.org/abs/2007.12230), there over groups of users.
+
+    Example:
+
+    ```python
+    >>> histories = history_matrix([["b", "b", "c"], []], item_ids=["a", "b", "c"])
+    >>> popularity_lift_per_user([[0, 1], [2, 1]], histories, counts=[7, 2, 5])
+    array([0.5, nan])
+
+    ```
+    """
+    count_array = np.asarray(counts, dtype=np.float64)
+    listed, lengths = _mean_over_items(lists, count_array), histories.sum(axis=1)
+    taken = (histories @ count_array) / np.maximum(lengths, 1)
+    return np.divide(listed, taken, out=np.full(len(listed), np.nan), where=taken > 0) - 1
+
+
+def item_cosines(interactions: sp.sparray) -> sp.csr_array:
+    """
+    Which items are taken by the same users: the cosine of each pair of columns.
+
+    Args:
+        interactions (`scipy.sparse.sparray` of shape `(num_users, num_items)`):
+            1 where the user took the item in the training part.
+
+    Returns:
+        `scipy.sparse.csr_array` of shape `(num_items, num_items)`, float32: 0 for items without an interaction.
+
+    Example:
+
+    ```python
+    >>> item_cosines(sp.csr_array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]])).toarray()
+    array([[1. , 0.5, 0. ],
+           [0.5, 1. , 0. ],
+           [0. , 0. , 0. ]], dtype=float32)
+
+    ```
+    """
+    matrix = sp.csc_array(interactions, dtype=np.float32)
+    lengths = np.sqrt(matrix.power(2).sum(axis=0))
+    unit = matrix @ sp.diags_array(np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0))
+    cosines = sp.csr_array(unit.T @ unit)
+    np.minimum(cosines.data, 1, out=cosines.data)  # rounding goes beyond
+    cosines.sort_indices()
+    return cosines
+
+
+def diversity_per_user(lists: ArrayLike, *, cosines: sp.csr_array) -> NDArray[np.float64]:
+    """
+    How unlike the items of each list are: 1 - the mean of `cosines` over the pairs of the list.
+
+    Items are compared by who took them in training, not by their ids or texts, so that systems with other ids, or
+    with none, are measured alike.
+
+    Args:
+        lists (`np.ndarray` of shape `(num_users, k)`):
+            Item indices, `-1` where there is none.
+        cosines (`scipy.sparse.csr_array` of shape `(num_items, num_items)`):
+            What [`item_cosines`] returned.
+
+    Returns:
+        `np.ndarray` of shape `(num_users,)`, float64: in [0, 1]; NaN where the list has fewer than two items.
+
+    Raises:
+        ValueError: If `lists` is no matrix of item indices.
+
+    Source: Ziegler et al. 2005, section 3.3 (https://doi.org/10.1145/1060745.1060754).
+
+    Example:
+
+    ```python
+    >>> cosines = item_cosines(sp.csr_array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]]))
+    >>> diversity_per_user([[0, 1], [2, 0], [1, -1]], cosines=cosines)
+    array([0.5, 1. , nan])
+
+    ```
+    """
+    items = _check_lists(lists, cosines.shape[0])
+    first, second = np.triu_indices(items.shape[1], k=1)
+    diversity = np.full(len(items), np.nan)
+    num_chunk_users = max(1, _CHUNK_PAIRS // max(1, len(first)))
+    for start in range(0, len(items) if len(first) else 0, num_chunk_users):
+        rows = items[start : start + num_chunk_users]
+        left, right = rows[:, first], rows[:, second]
+        is_pair = (left >= 0) & (right >= 0)  # (B, num_pairs)
+        alike = np.zeros(is_pair.shape)
+        alike[is_pair] = np.asarray(cosines[left[is_pair], right[is_pair]]).ravel()
+        num_pairs = is_pair.sum(axis=1)
+        mean = np.divide(alike.sum(axis=1), num_pairs, out=np.full(len(rows), np.nan), where=num_pairs > 0)
+        diversity[start : start + num_chunk_users] = 1 - mean
+    return diversity
+
+
+def _check_lists(lists: ArrayLike, num_items: int) -> NDArray[np.int64]:
+    items = np.asarray(lists, dtype=np.int64)
+    if items.ndim != 2 or (items < -1).any() or (items >= num_items).any():
+        raise ValueError(
+            f"A matrix of item indices in [0, {num_items}), or -1 where there is no item, is expected; got shape "
+            f"{items.shape} with values from {items.min(initial=0)} to {items.max(initial=0)}."
+        )
+    return items
+
+
+def _num_recommended(lists: ArrayLike, num_items: int) -> NDArray[np.int64]:
+    items = _check_lists(lists, num_items)
+    return np.bincount(items[items >= 0], minlength=num_items)
+
+
+def _mean_over_items(lists: ArrayLike, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of `values` over the items of each row, NaN where it has none."""
+    items = _check_lists(lists, len(values))
+    is_item = items >= 0
+    total = np.where(is_item, values[items], 0.0).sum(axis=1)  # -1 reads the last value, which is not used
+    num_listed = is_item.sum(axis=1)
+    return np.divide(total, num_listed, out=np.full(len(items), np.nan), where=num_listed > 0)

@@ -1,0 +1,130 @@
+"""
+Evaluation records and per-user results as files: `FILE.json`, and beside it `FILE_users.parquet`; records as text.
+
+A reader sees the old file or the whole new one, never a part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+PERSONAL_COLUMNS = ("user_id", "target")
+
+
+def write_record(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """
+    Write a record as JSON.
+
+    Args:
+        record (`dict`):
+            An evaluation record.
+        path (`str` or `Path`):
+            The file; its folder is created where it is missing.
+
+    Raises:
+        ValueError: If the record holds a NaN or an infinity, which JSON does not know.
+    """
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    with _replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def users_path(path: str | os.PathLike[str]) -> Path:
+    """
+    Where the per-user results of a record are.
+
+    Args:
+        path (`str` or `Path`):
+            The record, a `.json` file.
+
+    Returns:
+        `Path`: the Parquet file beside it, there or not.
+
+    Example:
+
+    ```python
+    >>> users_path("run/evaluation.json").as_posix()
+    'run/evaluation_users.parquet'
+
+    ```
+    """
+    return Path(path).with_name(f"{Path(path).stem}_users.parquet")
+
+
+def write_users(users: pa.Table, path: str | os.PathLike[str], *, keep_names: bool = False) -> None:
+    """
+    Write per-user results as Parquet.
+
+    Args:
+        users (`pa.Table`):
+            One row per evaluated user, see [`~evaluation.Evaluation`].
+        path (`str` or `Path`):
+            The Parquet file; its folder is created where it is missing.
+        keep_names (`bool`, *optional*, defaults to `False`):
+            Whether `user_id` and `target` are written too. Without them the rows are ranks and counts, in the order
+            of the split, and may be published with the record.
+    """
+    if not keep_names:
+        users = users.drop_columns([name for name in PERSONAL_COLUMNS if name in users.column_names])
+    with _replaced(path) as partial:
+        pq.write_table(users, partial, compression="zstd")
+
+
+def record_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = None) -> list[list[str]]:
+    """
+    A record as a table of strings: the header, the baselines, and the model last.
+
+    Args:
+        record (`dict`):
+            What [`evaluation_record`] returned.
+        metrics (`list[str]`, *optional*):
+            The columns. `None` means every recall, ndcg and mrr of the record, then the invalid rate.
+
+    Returns:
+        `list[list[str]]`: rows of equal length, the first one the header. Each value is followed by its interval where
+        it has one.
+
+    Example:
+
+    ```python
+    >>> values = {"recall@5": 0.5, "invalid_rate": 0.0, "intervals": {"recall@5": [0.25, 0.75]}}
+    >>> record = {"model": values, "baselines": {"popularity": values}}
+    >>> for row in record_table(record):
+    ...     row
+    ['system', 'recall@5', 'invalid_rate']
+    ['popularity', '0.5000 [0.2500, 0.7500]', '0.0000']
+    ['model', '0.5000 [0.2500, 0.7500]', '0.0000']
+
+    ```
+    """
+    columns = [*record["model"]["intervals"], "invalid_rate"] if metrics is None else list(metrics)
+    systems = {**record["baselines"], "model": record["model"]}
+    rows = [[name, *(_cell(values, column) for column in columns)] for name, values in systems.items()]
+    return [["system", *columns], *rows]
+
+
+def _cell(values: Mapping[str, Any], column: str) -> str:
+    interval = values["intervals"].get(column)
+    suffix = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
+    return f"{values[column]:.4f}{suffix}"
+
+
+@contextmanager
+def _replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file that takes the place of `path` when the block ends without an error."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".record-") as folder:
+        partial = Path(folder) / target.name
+        yield partial
+        partial.replace(target)
