@@ -1,0 +1,391 @@
+"""
+Semantic IDs and probabilities of items in, what the decoding tree does to the probabilities out.
+
+The tree holds all prefixes of semantic IDs; its leaves are the items. Two items that share their first `k` of `m`
+codes are `2 * (m - k)` edges apart: siblings, which share all codes but the last, are at distance 2. A model that
+decodes along the tree multiplies the same `k` numbers into the probabilities of both, which pulls them together. The
+functions here measure by how much, for any model: NumPy arrays only, users in rows, items in columns.
+
+Source: Hou et al. 2026, section 3 and appendices B and C (https://huggingface.co/papers/2605.06331).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import logsumexp, xlogy
+
+
+def tree_distance(codes_a: NDArray[np.integer], codes_b: NDArray[np.integer]) -> NDArray[np.int64]:
+    """
+    Edges between two leaves of the tree of prefixes: twice the number of codes after the common prefix.
+
+    It is an ultrametric: of three items no two are farther apart than the farther of the other two pairs.
+
+    Args:
+        codes_a (`np.ndarray` of shape `(..., num_levels)`):
+            Semantic IDs.
+        codes_b (`np.ndarray` of shape `(..., num_levels)`):
+            Semantic IDs; the shapes are broadcast.
+
+    Returns:
+        `np.ndarray` of shape `(...)`: even numbers from 0 (equal codes) to `2 * num_levels`.
+
+    Raises:
+        ValueError: If the numbers of levels differ.
+
+    Example:
+
+    ```python
+    >>> tree_distance(np.array([[4, 1, 7], [4, 2, 7], [0, 1, 7]]), np.array([4, 1, 9])).tolist()
+    [2, 4, 6]
+
+    ```
+    """
+    codes_a, codes_b = np.asarray(codes_a), np.asarray(codes_b)
+    if codes_a.shape[-1:] != codes_b.shape[-1:]:
+        raise ValueError(
+            f"`codes_a` and `codes_b` must have the same number of levels, got shapes {codes_a.shape} and "
+            f"{codes_b.shape}."
+        )
+    num_shared = np.cumprod(codes_a == codes_b, axis=-1).sum(axis=-1)
+    return 2 * (codes_a.shape[-1] - num_shared)
+
+
+def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int = 0) -> dict[int, NDArray[np.int64]]:
+    """
+    Different pairs of items for each distance in the tree, drawn uniformly from all pairs at that distance.
+
+    Pairs are numbered, not listed: the draw takes time and memory of the catalog's size, not of its square. Pairs
+    that share all codes are left out.
+
+    Args:
+        codes (`np.ndarray` of shape `(num_items, num_levels)`):
+            Semantic IDs.
+        num_pairs (`int`, *optional*, defaults to 1024):
+            Pairs per distance, as in the paper; all of them where there are fewer.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the draw.
+
+    Returns:
+        `dict[int, np.ndarray]`: item indices `(n, 2)` by distance, the smallest distance first. Distances without a
+        pair are left out.
+
+    Raises:
+        ValueError: If `num_pairs` is below 1.
+
+    Example:
+
+    ```python
+    >>> pairs = sample_pairs(np.array([[0, 5], [3, 1], [0, 2]]), num_pairs=9)
+    >>> {distance: np.sort(rows).tolist() for distance, rows in pairs.items()}
+    {2: [[0, 2]], 4: [[1, 2], [0, 1]]}
+
+    ```
+    """
+    if num_pairs < 1:
+        raise ValueError(f"`num_pairs` must be at least 1, got {num_pairs}.")
+    tree = _SortedTree.of(codes)
+    num_levels = codes.shape[1]
+    pairs = {}
+    for shared in range(num_levels - 1, -1, -1):
+        behind = tree.ends(shared + 1)
+        counts = tree.ends(shared) - behind  # later items that share exactly so many codes with each
+        totals = np.cumsum(counts)
+        if totals[-1] == 0:
+            continue
+        drawn = np.random.default_rng([seed, num_levels - shared]).choice(
+            totals[-1], size=min(num_pairs, int(totals[-1])), replace=False, shuffle=False
+        )
+        drawn.sort()
+        first = np.searchsorted(totals, drawn, side="right")
+        second = behind[first] + drawn - (totals[first] - counts[first])
+        pairs[2 * (num_levels - shared)] = tree.order[np.stack([first, second], axis=1)]
+    return pairs
+
+
+def num_neighbours(codes: NDArray[np.integer]) -> dict[int, NDArray[np.int64]]:
+    """
+    How many items stand at each distance of each item.
+
+    Args:
+        codes (`np.ndarray` of shape `(num_items, num_levels)`):
+            Semantic IDs.
+
+    Returns:
+        `dict[int, np.ndarray]`: counts `(num_items,)` by distance from 2 to `2 * num_levels`; an item with the same
+        codes is at distance 0 and not counted.
+
+    Example:
+
+    ```python
+    >>> {distance: counts.tolist() for distance, counts in num_neighbours(np.array([[0, 5], [3, 1], [0, 2]])).items()}
+    {2: [1, 0, 1], 4: [1, 2, 1]}
+
+    ```
+    """
+    tree = _SortedTree.of(codes)
+    num_levels = codes.shape[1]
+    sizes = np.empty((num_levels + 1, len(codes)), dtype=np.int64)
+    for shared in range(num_levels + 1):
+        sizes[shared, tree.order] = tree.ends(shared) - tree.starts(shared)
+    return {2 * (num_levels - shared): sizes[shared] - sizes[shared + 1] for shared in range(num_levels - 1, -1, -1)}
+
+
+def pair_correlations(probabilities: NDArray[np.floating], pairs: NDArray[np.integer]) -> NDArray[np.float64]:
+    """
+    Pearson correlation over users of the probabilities of two items.
+
+    Args:
+        probabilities (`np.ndarray` of shape `(num_users, num_items)`):
+            Probabilities (the paper correlates these, not their logarithms).
+        pairs (`np.ndarray` of shape `(num_pairs, 2)`):
+            Columns of `probabilities`.
+
+    Returns:
+        `np.ndarray` of shape `(num_pairs,)`: NaN where an item has the same probability for all users.
+
+    Example:
+
+    ```python
+    >>> probabilities = np.array([[0.1, 0.2, 0.5], [0.2, 0.4, 0.5], [0.3, 0.6, 0.5]])
+    >>> pair_correlations(probabilities, np.array([[0, 1], [1, 2]])).round(6).tolist()
+    [1.0, nan]
+
+    ```
+    """
+    items, columns = np.unique(pairs, return_inverse=True)
+    values = np.asarray(probabilities)[:, items].astype(np.float64)
+    # rounding leaves a rest where all values are equal, so that is asked of the values themselves
+    is_constant = (values == values[:1]).all(axis=0)
+    values -= values.mean(axis=0)
+    norms = np.sqrt(np.einsum("ui,ui->i", values, values))
+    values /= np.where(is_constant | (norms == 0), np.nan, norms)
+    first, second = columns.reshape(pairs.shape).T
+    return np.clip(np.einsum("up,up->p", values[:, first], values[:, second]), -1.0, 1.0)
+
+
+def reversal_rates(scores: NDArray[np.floating], pairs: NDArray[np.integer]) -> NDArray[np.float64]:
+    """
+    Share of pairs of users who order two items oppositely.
+
+    The estimate of `2 P(D > 0) P(D < 0)` with `D` the difference of the two scores of a user, over all pairs of
+    different users. A pair of items that everybody orders alike has rate 0; users split in halves give about 1/2.
+
+    Args:
+        scores (`np.ndarray` of shape `(num_users, num_items)`):
+            Scores, probabilities or their logarithms.
+        pairs (`np.ndarray` of shape `(num_pairs, 2)`):
+            Columns of `scores`.
+
+    Returns:
+        `np.ndarray` of shape `(num_pairs,)`
+
+    Raises:
+        ValueError: If there are fewer than two users.
+
+    Source: Hou et al. 2026, lemma B.2 (https://huggingface.co/papers/2605.06331).
+
+    Example:
+
+    ```python
+    >>> scores = np.array([[0.1, 0.2], [0.4, 0.2], [0.3, 0.1]])  # one user against two: 2 of 3 pairs of users
+    >>> reversal_rates(scores, np.array([[0, 1]])).round(4).tolist()
+    [0.6667]
+
+    ```
+    """
+    num_users = len(scores)
+    if num_users < 2:
+        raise ValueError(f"`scores` must have at least two users, got {num_users}.")
+    difference = scores[:, pairs[:, 0]] - scores[:, pairs[:, 1]]
+    num_first, num_second = (difference > 0).sum(axis=0), (difference < 0).sum(axis=0)
+    return 2.0 * num_first * num_second / (num_users * (num_users - 1))
+
+
+@dataclass(frozen=True)
+class KendallTau:
+    """
+    Kendall's tau-b of distance and correlation.
+
+    Attributes:
+        tau (`float` or `None`):
+            0 where the tree does not matter, -1 where the correlation falls with every step in the tree; `None` where
+            there is nothing to compare (one distance, or no correlation that differs).
+        low (`float` or `None`): lower end of the 95 % bootstrap interval over pairs of items.
+        high (`float` or `None`): its upper end.
+    """
+
+    tau: float | None
+    low: float | None
+    high: float | None
+
+
+def kendall_tau(correlations: Mapping[int, NDArray[np.floating]], *, seed: int = 0) -> KendallTau:
+    """
+    Rank correlation of the distance of two items and the correlation of their probabilities.
+
+    Args:
+        correlations (`dict[int, np.ndarray]`):
+            Correlations of pairs by their distance. NaN are left out.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the bootstrap; resamples of pairs, 200 of them.
+
+    Returns:
+        [`KendallTau`]
+
+    Source: Hou et al. 2026, section 5.3 (https://huggingface.co/papers/2605.06331); the variant is ours: tau-b, since
+    distances are tied.
+
+    Example:
+
+    ```python
+    >>> kendall_tau({2: np.array([0.9, 0.8]), 4: np.array([0.5, 0.1])}).tau.__round__(4)
+    -0.8165
+
+    ```
+    """
+    values = np.concatenate([np.zeros(0), *correlations.values()])
+    distances = np.repeat([*correlations], [len(part) for part in correlations.values()])
+    is_known = ~np.isnan(values)
+    values, distances = values[is_known], distances[is_known]
+    if len(np.unique(values)) < 2 or len(np.unique(distances)) < 2:
+        return KendallTau(None, None, None)
+
+    def tau(a: NDArray[np.floating], b: NDArray[np.integer]) -> float:
+        return float(stats.kendalltau(a, b, variant="b").statistic)
+
+    with warnings.catch_warnings():  # resamples of very few pairs may be all alike
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        interval = stats.bootstrap(
+            (values, distances),
+            tau,
+            paired=True,
+            vectorized=False,
+            n_resamples=200,
+            method="percentile",
+            random_state=np.random.default_rng(seed),  # called `rng` since scipy 1.15, which knows both
+        ).confidence_interval
+    low, high = (None if np.isnan(end) else float(end) for end in interval)
+    return KendallTau(tau(values, distances), low, high)
+
+
+def latent_entropy(log_joint: NDArray[np.floating]) -> NDArray[np.float64]:
+    """
+    Entropy of the latent given the user, as a share of the most it could be.
+
+    Args:
+        log_joint (`np.ndarray` of shape `(num_users, num_latents, num_items)`):
+            Joint log-probabilities of latent and item, of all items. They are normalised per user.
+
+    Returns:
+        `np.ndarray` of shape `(num_users,)`: 1 where all latents are equally likely, 0 where one is certain.
+
+    Raises:
+        ValueError: If there are fewer than two latents.
+
+    Example:
+
+    ```python
+    >>> latent_entropy(np.log([[[0.3, 0.2], [0.1, 0.4]], [[0.5, 0.5], [1e-300, 1e-300]]])).round(6).tolist()
+    [1.0, 0.0]
+
+    ```
+    """
+    if log_joint.shape[1] < 2:
+        raise ValueError(f"`log_joint` must have at least two latents, got {log_joint.shape[1]}.")
+    latents = _normalised(log_joint).sum(axis=2)
+    return -xlogy(latents, latents).sum(axis=1) / np.log(log_joint.shape[1]) + 0.0
+
+
+def latent_information(log_joint: NDArray[np.floating]) -> NDArray[np.float64]:
+    """
+    Mutual information of latent and item given the user: what the latent says about the item.
+
+    It is 0 where the model gives every item the same probability whatever the latent, which is what a latent that is
+    drawn independently of the item teaches in the limit.
+
+    Args:
+        log_joint (`np.ndarray` of shape `(num_users, num_latents, num_items)`):
+            Joint log-probabilities of latent and item, of all items. They are normalised per user.
+
+    Returns:
+        `np.ndarray` of shape `(num_users,)`: in nats, from 0 to the entropy of the latent.
+
+    Example:
+
+    ```python
+    >>> independent, bound = np.full((2, 2), 0.25), np.eye(2) / 2 + 1e-300
+    >>> latent_information(np.log([independent, bound])).round(6).tolist()  # the latter is ln 2
+    [0.0, 0.693147]
+
+    ```
+    """
+    joint = _normalised(log_joint)
+    independent = joint.sum(axis=2, keepdims=True) * joint.sum(axis=1, keepdims=True)
+    information = xlogy(joint, joint / np.where(joint > 0, independent, 1.0)).sum(axis=(1, 2))
+    return np.maximum(information, 0.0)
+
+
+def best_latent_differs(best_latents: NDArray[np.integer], pairs: NDArray[np.integer]) -> NDArray[np.float64]:
+    """
+    Share of users for whom the best latent of one item is not that of the other.
+
+    A latent can only loosen the tie between two items where it differs.
+
+    Args:
+        best_latents (`np.ndarray` of shape `(num_users, num_items)`):
+            The latent with which each item has the highest joint probability.
+        pairs (`np.ndarray` of shape `(num_pairs, 2)`):
+            Columns of `best_latents`.
+
+    Returns:
+        `np.ndarray` of shape `(num_pairs,)`
+
+    Source: Hou et al. 2026, proposition C.2 (https://huggingface.co/papers/2605.06331).
+
+    Example:
+
+    ```python
+    >>> best_latent_differs(np.array([[3, 3], [3, 5]]), np.array([[0, 1]])).tolist()
+    [0.5]
+
+    ```
+    """
+    return (best_latents[:, pairs[:, 0]] != best_latents[:, pairs[:, 1]]).mean(axis=0)
+
+
+def _normalised(log_joint: NDArray[np.floating]) -> NDArray[np.float64]:
+    values = np.asarray(log_joint, dtype=np.float64)
+    return np.exp(values - logsumexp(values, axis=(1, 2), keepdims=True))
+
+
+@dataclass(frozen=True)
+class _SortedTree:
+    """Items in the order of their codes, and how many leading codes each shares with the next."""
+
+    order: NDArray[np.int64]
+    shared: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, codes: NDArray[np.integer]) -> _SortedTree:
+        if codes.ndim != 2 or 0 in codes.shape:
+            raise ValueError(f"`codes` must have shape (num_items, num_levels), got {codes.shape}.")
+        order = np.lexsort(codes.T[::-1])
+        sorted_codes = codes[order]
+        return cls(order, np.cumprod(sorted_codes[1:] == sorted_codes[:-1], axis=1).sum(axis=1))
+
+    def ends(self, num_shared: int) -> NDArray[np.int64]:
+        """For each item in order the place behind the last that shares its first `num_shared` codes."""
+        bounds = np.append(np.flatnonzero(self.shared < num_shared) + 1, len(self.order))
+        return bounds[np.searchsorted(bounds, np.arange(len(self.order)), side="right")]
+
+    def starts(self, num_shared: int) -> NDArray[np.int64]:
+        """For each item in order the place of the first that shares its first `num_shared` codes."""
+        bounds = np.insert(np.flatnonzero(self.shared < num_shared) + 1, 0, 0)
+        return bounds[np.searchsorted(bounds, np.arange(len(self.order)), side="right") - 1]
