@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_genrec.markdown_tables import markdown_table
 from hf_genrec.metrics import bootstrap_interval, ndcg_per_user
 
 
@@ -343,32 +344,6 @@ def _choice(records: Sequence[Mapping[str, Any]]) -> str:
     if not sentences:
         return "No default has been recorded for these figures."
     return "The defaults were chosen on the validation split. " + " ".join(sentences)
-
-
-def markdown_table(rows: Iterable[Sequence[str]], *, num_left: int) -> str:
-    """
-    Rows of cells as a Markdown table.
-
-    Args:
-        rows (`list[list[str]]`): Rows of equal length, the first one the header.
-        num_left (`int`): So many columns are aligned left, the others right.
-
-    Returns:
-        `str`
-
-    Example:
-
-    ```python
-    >>> print(markdown_table([["system", "beams"], ["A|B", "50"]], num_left=1))
-    | system | beams |
-    | --- | ---: |
-    | A\\|B | 50 |
-
-    ```
-    """
-    header, *body = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    rule = ["---"] * num_left + ["---:"] * (len(header) - num_left)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *body])
 
 
 # --- decoding speed --------------------------------------------------------------------------------------------------

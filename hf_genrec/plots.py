@@ -1,5 +1,5 @@
 """
-Named lines of points in, one PNG file out: the plots of the results page and of the benchmarks.
+Named lines of points or a report of ids in, one PNG file out: the plots of the results page and of the benchmarks.
 
 Needs the extra `plot`. No window and no global state of matplotlib is touched.
 """
@@ -10,6 +10,32 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class IntervalPanel:
+    """
+    One pair of axes with a point and its interval for each system.
+
+    Args:
+        title (`str`):
+            What stands above the axes.
+        points (`dict[str, tuple[float, float, float]]`):
+            Value, lower and upper end by the name of the system, drawn from top to bottom.
+        runs (`dict[str, list[float]]`, *optional*):
+            Values of the single runs of a system, drawn as small rings.
+        faded (`list[str]`, *optional*):
+            Systems that are drawn in grey.
+        reference (`str`, *optional*):
+            The system whose value is drawn as a line across all of them; `None` for none.
+    """
+
+    title: str
+    points: Mapping[str, tuple[float, float, float]]
+    runs: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    faded: Sequence[str] = ()
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +65,9 @@ def plot_lines(
     y_label: str,
     log_x: bool = False,
     log_y: bool = False,
+    x_ticks: Sequence[float] | None = None,
+    num_columns: int | None = None,
+    share_axes: bool = False,
 ) -> Path:
     """
     Draw panels side by side; a line of the same name looks the same in each.
@@ -56,6 +85,12 @@ def plot_lines(
             Whether the x axes are logarithmic.
         log_y (`bool`, *optional*, defaults to `False`):
             Whether the y axes are logarithmic.
+        x_ticks (`list[float]`, *optional*):
+            Where the x axes are labelled, with these very numbers; `None` leaves it to matplotlib.
+        num_columns (`int`, *optional*):
+            Panels in a row; `None` for all of them.
+        share_axes (`bool`, *optional*, defaults to `False`):
+            Whether all panels have the same limits. They then need one legend, and curves of many points suit them.
 
     Returns:
         `Path`: the file.
@@ -66,30 +101,239 @@ def plot_lines(
     """
     if not panels:
         raise ValueError("`panels` must hold at least one panel.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Plots need matplotlib: pip install "hf-genrec[plot]".') from error
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
-    figure = Figure(figsize=(1.2 + 4.2 * len(panels), 3.8), layout="constrained")
-    for column, (panel, axes) in enumerate(
-        zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True)
-    ):
+    num_columns = min(num_columns or len(panels), len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure = _new_figure(1.2 + 4.2 * num_columns, 3.8 * num_rows)
+    grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=share_axes, sharey=share_axes).ravel()
+    for unused in grid[len(panels) :]:
+        unused.set_visible(False)
+    for place, (panel, axes) in enumerate(zip(panels, grid, strict=False)):
         for name, points in panel.lines.items():
             if not points:
                 continue
             order = sorted(range(len(points)), key=lambda index: points[index][0])
             xs, ys = [points[index][0] for index in order], [points[index][1] for index in order]
             color = f"C{names.index(name) % 10}"
-            axes.plot(xs, ys, marker="o", color=color, label=name)
+            axes.plot(xs, ys, marker="." if share_axes else "o", color=color, label=name)
             if name in panel.intervals:
                 lows, highs = zip(*(panel.intervals[name][index] for index in order), strict=True)
                 axes.fill_between(xs, lows, highs, color=color, alpha=0.12, linewidth=0)
-        axes.set(title=panel.title, xlabel=x_label, ylabel=y_label if column == 0 else "")
+        is_lowest = not share_axes or place + num_columns >= len(panels)
+        axes.set(title=panel.title, xlabel=x_label if is_lowest else "")
+        axes.set_ylabel(y_label if place % num_columns == 0 else "")
         axes.set_xscale("log" if log_x else "linear")
         axes.set_yscale("log" if log_y else "linear")
+        if x_ticks is not None:
+            axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
+            axes.set_xticks([], minor=True)
         axes.grid(visible=True, which="both", alpha=0.25)
-        axes.legend(fontsize="small")
+        if not share_axes or place + 1 == len(panels):
+            axes.legend(fontsize="small")
+    return _save(figure, path)
+
+
+def plot_intervals(panels: Sequence[IntervalPanel], path: str | os.PathLike[str], *, x_label: str) -> Path:
+    """
+    Draw values with their intervals below each other, panels one under another.
+
+    Args:
+        panels (`list[IntervalPanel]`):
+            At least one.
+        path (`str` or `Path`):
+            The PNG file; its folder is created where it is missing.
+        x_label (`str`):
+            What is measured, with its unit.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+        ValueError: If there is no panel.
+    """
+    if not panels:
+        raise ValueError("`panels` must hold at least one panel.")
+    heights = [1.1 + 0.34 * len(panel.points) for panel in panels]
+    figure = _new_figure(7.6, sum(heights))
+    rows = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for panel, axes in zip(panels, rows, strict=True):
+        for row, (name, (value, low, high)) in enumerate(panel.points.items()):
+            color = _GREY if name in panel.faded else _DARK
+            axes.plot([low, high], [row, row], color=color, linewidth=2, solid_capstyle="butt")
+            axes.plot(value, row, marker="o", markersize=6, color=color)
+            singles = panel.runs.get(name, [])
+            axes.plot(singles, [row] * len(singles), "o", markersize=4, markerfacecolor="white", color=color, zorder=3)
+            end = max(high, value, *singles)
+            style = {"textcoords": "offset points", "va": "center", "size": 8, "color": color}
+            style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # above the line of the reference
+            axes.annotate(f"{value:.4f}", (end, row), (8, 0), **style)
+        if panel.reference is not None:
+            line = panel.points[panel.reference][0]
+            axes.axvline(line, color=_LIGHT, linestyle="--", linewidth=1.2, zorder=0)
+            axes.set_title(f"dashed: {panel.reference}", loc="right", fontsize="small", color=_LIGHT)
+        axes.margins(x=0.08)
+        axes.set_yticks(range(len(panel.points)), list(panel.points))
+        axes.set_ylim(len(panel.points) - 0.5, -0.7)  # the first on top
+        axes.set_title(panel.title, loc="left", fontsize="medium", fontweight="bold")
+        axes.set_axisbelow(True)
+        axes.grid(visible=True, axis="x", alpha=0.25)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    rows[-1].set_xlabel(x_label)
+    figure.get_layout_engine().set(h_pad=0.12)
+    return _save(figure, path)
+
+
+def plot_id_report(report: Mapping[str, Any], path: str | os.PathLike[str], *, title: str = "") -> Path:
+    """
+    Draw a report of semantic IDs: similarity by shared codes, usage of the codes, sizes of the groups.
+
+    Args:
+        report (`dict`):
+            What [`id_report`] returned, or the content of a `report.json`.
+        path (`str` or `Path`):
+            The PNG file; its folder is created where it is missing.
+        title (`str`, *optional*, defaults to `""`):
+            What stands above the panels.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    labels = {"text": "similarity of the texts", "lift": "similarity of the users (lift)"}
+    similarities = {name: label for name, label in labels.items() if name in report["measures"]}
+    num_rows, num_columns = {0: (1, 2), 1: (1, 3), 2: (2, 2)}[len(similarities)]
+    figure = _new_figure(5.2 * num_columns, 3.9 * num_rows)
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axes, (name, label) in zip(panels, similarities.items(), strict=False):
+        _draw_similarity(axes, report, name)
+        axes.set_title(label)
+    _draw_usage(panels[-2], report)
+    _draw_groups(panels[-1], report)
+    for axes in panels:
+        axes.set_axisbelow(True)
+        axes.grid(visible=True, alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[[0, -2]]:  # the two panels of similarities have the same lines
+        axes.legend(fontsize="small", frameon=False)
+    if title:
+        figure.suptitle(title, fontweight="bold")
+    return _save(figure, path)
+
+
+_DARK, _LIGHT, _GREY = "#1f5a94", "#e08a2e", "#777777"
+_MOST_NAMED = 8  # lines of a panel that a legend can name
+_FEW_PAIRS = 30  # a mean of fewer is drawn hollow
+_GROUP_SIZES = [(1, 1), (2, 2), (3, 5), (6, 20), (21, 100), (101, None)]
+
+
+def _draw_similarity(axes: Any, report: Mapping[str, Any], name: str) -> None:
+    prefixes = report["prefixes"]
+    chance = prefixes[0][name]["at_least"]
+    if chance is not None:
+        axes.axhline(chance, color=_GREY, linestyle="--", linewidth=1.2, label="any two items: chance")
+    deeper = [*(entry["num_pairs"] for entry in prefixes[1:]), 0]
+    counts = [entry["num_pairs"] - more for entry, more in zip(prefixes, deeper, strict=True)]
+    rows = [(entry["length"], entry[name]["exactly"], count) for entry, count in zip(prefixes, counts, strict=True)]
+    points = [(x, y) for x, y, count in rows if y is not None and count >= _FEW_PAIRS]
+    hollow = [(x, y) for x, y, count in rows if y is not None and count < _FEW_PAIRS]
+    axes.plot(*_columns(points), marker="o", color=_DARK, label="the first x codes are shared, not the next")
+    if hollow:
+        style = {"marker": "o", "linestyle": "none", "markerfacecolor": "white", "color": _DARK, "clip_on": False}
+        axes.plot(*_columns(hollow), **style, label=f"the same, fewer than {_FEW_PAIRS} pairs")
+    alone = [(place, entry[name]) for place, entry in enumerate(report["positions"], start=1)]
+    alone = [(place, value) for place, value in alone if value is not None]
+    axes.plot(
+        *_columns(alone), marker="D", markersize=4, linestyle="none", color=_LIGHT, label="the x-th code is shared"
+    )
+    axes.set_xlabel("x, the number or the place of the codes")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if name == "lift":
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("users shared / expected from popularity")
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_ylabel("mean cosine of embeddings")
+
+
+def _draw_usage(axes: Any, report: Mapping[str, Any]) -> None:
+    positions, size = report["positions"], report["statistics"]["codebook_size"]
+    for level, (entry, color) in enumerate(zip(positions, _shades(len(positions)), strict=True)):
+        counts = entry["code_counts"]
+        label = f"level {level}: {100 * entry['usage']:.0f} % used, perplexity {entry['perplexity']:.0f}"
+        axes.step(
+            range(1, len(counts) + 1),
+            counts,
+            where="mid",
+            color=color,
+            linewidth=1.4,
+            label=label if _is_named(level, len(positions)) else None,
+        )
+    mean = report["statistics"]["num_items"] / size
+    axes.axhline(mean, color=_GREY, linestyle="--", linewidth=1.2, label="all codes equally often")
+    axes.set(title="use of the codes", xlabel="codes, the most frequent first", ylabel="items with the code")
+    axes.set(xlim=(0, size + 1), yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _draw_groups(axes: Any, report: Mapping[str, Any]) -> None:
+    lengths = report["prefixes"][1:]
+    names = [str(entry["length"]) for entry in lengths]
+    starts = [0.0] * len(lengths)
+    for (low, high), color in zip(_GROUP_SIZES, _shades(len(_GROUP_SIZES))[::-1], strict=True):
+        widths = [_percent_in_groups(entry, low, high) for entry in lengths]
+        label = "alone" if high == 1 else f"{low}" if low == high else f"{low} to {high}" if high else f"{low} or more"
+        axes.barh(names, widths, left=starts, color=color, height=0.75, label=label)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set(
+        title="items with the same first codes", xlabel="% of the items, by the size of their group", xlim=(0, 100)
+    )
+    axes.set_ylabel("codes shared")
+    axes.legend(
+        fontsize="small",
+        frameon=False,
+        ncols=len(_GROUP_SIZES),
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.14),
+        columnspacing=1.0,
+        handlelength=1.0,
+    )
+
+
+def _percent_in_groups(entry: Mapping[str, Any], low: int, high: int | None) -> float:
+    items = {int(size): int(size) * count for size, count in entry["group_sizes"].items()}
+    wanted = sum(count for size, count in items.items() if size >= low and (high is None or size <= high))
+    return 100 * wanted / sum(items.values())
+
+
+def _is_named(place: int, num_lines: int) -> bool:
+    return num_lines <= _MOST_NAMED or place in (0, num_lines - 1)
+
+
+def _shades(num_colors: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](0.9 * place / max(num_colors - 1, 1)) for place in range(num_colors)]
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _new_figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Plots need matplotlib: pip install "hf-genrec[plot]".') from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, format="png", metadata={"Software": None})  # the same bytes for the same points

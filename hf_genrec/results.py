@@ -18,9 +18,15 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import pandas as pd
+
 from hf_genrec.decoding_results import popularity_blocks, speed_blocks, sweep_blocks
-from hf_genrec.evaluation import write_record
+from hf_genrec.evidence_results import baselines_of, difference_blocks, evidence_blocks
+from hf_genrec.markdown_tables import markdown_table
 from hf_genrec.parallel_results import parallel_blocks, training_blocks
+from hf_genrec.record_files import write_record
+from hf_genrec.systems import GROUP_FIELDS, group_of, seedless_key
+from hf_genrec.tree_results import synthetic_blocks, tree_blocks
 
 
 # What `run` must hold, and the JSON types it may have; `minutes` and `cpu_minutes` are those of the training.
@@ -97,15 +103,20 @@ def write_result(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> P
 def results_page(
     records: Iterable[Mapping[str, Any]],
     *,
+    users: Mapping[str, pd.DataFrame | None] | None = None,
+    pairs: Sequence[Mapping[str, Any]] = (),
     sweeps: Sequence[Mapping[str, Any]] = (),
     popularity: Sequence[Mapping[str, Any]] = (),
     decoding_speed: Mapping[str, Any] | None = None,
     catalog_speed: Mapping[str, Any] | None = None,
     parallel_speed: Mapping[str, Any] | None = None,
     training_speed: Mapping[str, Any] | None = None,
+    trees: Mapping[str, Mapping[str, Any]] | None = None,
+    synthetic: Mapping[str, Any] | None = None,
 ) -> str:
     """
-    All results as one page: a table per data set, protocol and split, then decoding, then the command of each run.
+    All results as one page: a table per data set, protocol and split, paired differences, decoding, and the command of
+    each run.
 
     Only what is comparable shares a table: the same data (by fingerprint), the same users and the same treatment of
     histories. Baselines come first, each once; then numbers that records quote under `published`, a list of objects
@@ -114,6 +125,10 @@ def results_page(
     Args:
         records (`list[dict]`):
             What [`load_records`] returned.
+        users (`dict[str, pd.DataFrame]`, *optional*):
+            Results per user by the name of the run, what [`~systems.load_users`] returned.
+        pairs (`list[dict]`, *optional*):
+            What [`~evidence_results.load_pairs`] returned.
         sweeps (`list[dict]`, *optional*):
             What [`~decoding_results.load_sweeps`] returned.
         popularity (`list[dict]`, *optional*):
@@ -126,6 +141,10 @@ def results_page(
             Figures of `scripts/benchmark_parallel.py`; `None` if there are none.
         training_speed (`dict`, *optional*):
             Figures of `scripts/benchmark_training.py --models parallel`; `None` if there are none.
+        trees (`dict[str, dict]`, *optional*):
+            Reports of `hf-genrec diagnose` by name.
+        synthetic (`dict`, *optional*):
+            What `scripts/synthetic_siblings.py` wrote; `None` if there is none.
 
     Returns:
         `str`: Markdown, the same for the same records in any order.
@@ -144,6 +163,9 @@ def results_page(
     blocks = [_INTRODUCTION]
     for _, group in itertools.groupby(ordered, key=_group_of):
         blocks += _section(list(group))
+    blocks += difference_blocks(pairs, ordered, users or {})
+    blocks += tree_blocks(trees or {})
+    blocks += synthetic_blocks(synthetic)
     blocks += sweep_blocks(sweeps)
     blocks += popularity_blocks(popularity)
     blocks += speed_blocks(decoding_speed, catalog_speed)
@@ -159,16 +181,20 @@ def results_page(
 
 _METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 _WITH_INTERVAL = ("recall@10", "ndcg@10")
-_HEADER = ["system", *_METRICS, "invalid", "encoder", "ids", "seed", "minutes", "run"]
+_SHOWN = (*_METRICS, "mrr@10")
+_HEADER = ["system", *_SHOWN, "invalid", "encoder", "ids", "seed", "minutes", "run"]
 _NONE = "–"
 _INTRODUCTION = """# Results
 
 This page is made by `python scripts/write_results.py` from the records in `hub_cards/`; edit neither by hand.
 
-Every item of the catalog is ranked for every user, one target per user, and users without a hit count. Recall and ndcg
-are shares in [0, 1]; in brackets stand bootstrap intervals over users. `invalid` is the share of users whose list is
-short, repeats an item or holds a foreign id. `ids` is the collision policy of the semantic IDs, their levels and the
-codes per level. Minutes are those of the training, by the clock.
+Every item of the catalog is ranked for every user, one target per user, and users without a hit count. Recall, ndcg
+and mrr are shares in [0, 1]; in brackets stand bootstrap intervals over users. `invalid` is the share of users whose
+list is short, repeats an item or holds a foreign id. `ids` is the collision policy of the semantic IDs, their levels
+and the codes per level. Minutes are those of the training, by the clock. A dash stands where a record does not tell.
+
+Items are counted, not ids. Where several items share an id (policy `keep`), a further table says what counting ids
+would claim, beside the expectation over the order of the items of an id.
 
 Published results of semantic-ID models embed item texts with sentence-t5-base. Rows with another encoder, such as
 all-MiniLM-L6-v2, are not comparable with them."""
@@ -188,7 +214,7 @@ def _check(record: Any, *, owner: str) -> None:
         raise ValueError(
             f"{owner}: `run.name` must be of small letters, digits, hyphens and underscores, got {run['name']!r}."
         )
-    missing = [name for name in (*_GROUP_FIELDS, "seed", "model", "baselines") if name not in record]
+    missing = [name for name in (*GROUP_FIELDS, "seed", "model", "baselines") if name not in record]
     if missing:
         raise ValueError(f"{owner} is no evaluation record: it lacks {', '.join(f'`{name}`' for name in missing)}.")
     for system, values in {**record["baselines"], "model": record["model"]}.items():
@@ -210,16 +236,8 @@ def _check_metrics(values: Mapping[str, Any], *, owner: str) -> None:
             raise ValueError(f"{owner}: `{name}` must have an interval, two numbers.")
 
 
-# Results that differ in one of these are not comparable.
-_GROUP_FIELDS = (
-    "protocol", "split", "fingerprint", "num_users", "num_items", "max_history_length", "max_users", "exclude_seen",
-    "confidence",
-)  # fmt: skip
-
-
 def _group_of(record: Mapping[str, Any]) -> tuple[str, ...]:
-    sample_seed = record["seed"] if record["max_users"] is not None else None
-    return (record["run"]["dataset"], *(str(record[name]) for name in _GROUP_FIELDS), str(sample_seed))
+    return (record["run"]["dataset"], *group_of(record))
 
 
 def _order_of(record: Mapping[str, Any]) -> tuple[str, str]:
@@ -242,14 +260,14 @@ def _section(records: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append("items of the history are not recommended")
     # Runs on the same data repeat its baselines: equal rows are one row.
     rows: dict[tuple[str, ...], None] = {}
-    for record in records:
-        rows |= {_row(name, values): None for name, values in record["baselines"].items()}
+    rows |= {_row(baseline.name, baseline.values): None for baseline in baselines_of(records)}
     for record in records:
         rows |= {_published_row(values): None for values in record["run"].get("published", [])}
     rows |= {_model_row(record): None for record in records}
     heading = f"## {first['run']['dataset']}, {first['protocol']}, {first['split']} split"
-    blocks = [heading, "; ".join(notes) + ".", _table([_HEADER, *rows])]
+    blocks = [heading, "; ".join(notes) + ".", _table_of_runs(rows)]
     blocks += _seeds_table(records)
+    blocks += evidence_blocks(records)
     if any(record["run"].get("curve") for record in records):
         name = curves_name(first["run"]["dataset"])
         blocks.append(f"![ndcg@10 on validation users while training](hub_cards/curves/{name}.png)")
@@ -279,31 +297,27 @@ def curves_name(dataset: str) -> str:
 
 def _seeds_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Means over the seeds of runs that differ in nothing else that a row shows; empty without such runs."""
-    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    key: tuple[str, ...]
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        columns = _model_columns(record["run"])
-        settings = {name: value for name, value in record["run"]["settings"].items() if name != "seed"}
-        key = (
-            json.dumps(settings, sort_keys=True),
-            record["run"]["system"],
-            columns.get("ids", _NONE),
-            columns.get("encoder", _NONE),
-        )
-        groups.setdefault(key, []).append(record)
+        groups.setdefault(seedless_key(record, record["run"]["name"]), []).append(record)
     rows = []
-    for key, group in groups.items():
+    for group in groups.values():
         num_seeds = len({record["run"]["seed"] for record in group})
         if num_seeds > 1:
+            run = group[0]["run"]
             cells = [_mean([record["model"][name] for record in group]) for name in _WITH_INTERVAL]
             validated = [record["run"].get("best_validation_ndcg@10") for record in group]
             cells.append(_NONE if None in validated else _mean(validated))
             minutes = statistics.fmean(record["run"]["minutes"] for record in group)
-            rows.append((*key[1:], str(num_seeds), *cells, f"{minutes:.1f}"))
+            names = (_model_columns(run).get(name, _NONE) for name in ("ids", "encoder"))
+            rows.append((run["system"], *names, str(num_seeds), *cells, f"{minutes:.1f}"))
     if not rows:
         return []
     header = ("system", "ids", "encoder", "seeds", *_WITH_INTERVAL, "validation ndcg@10", "minutes")
-    return ["Means over seeds, with the standard deviation between seeds:", _table([header, *rows], num_left=3)]
+    return [
+        "Means over seeds, with the standard deviation between seeds:",
+        markdown_table([header, *rows], num_left=3),
+    ]
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -312,7 +326,7 @@ def _mean(values: Sequence[float]) -> str:
 
 def _row(system: str, values: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
     cells = {"system": system} | dict(columns or {})
-    for name in _METRICS:
+    for name in _SHOWN:
         low_high = values["intervals"][name] if name in _WITH_INTERVAL and "intervals" in values else None
         cells[name] = _NONE if name not in values else f"{values[name]:.4f}"
         cells[name] += "" if low_high is None else f" [{low_high[0]:.4f}, {low_high[1]:.4f}]"
@@ -352,10 +366,5 @@ def _run_block(run: Mapping[str, Any]) -> str:
     return f"### {run['name']}\n\n{', '.join(notes)}{note}\n\n```bash\n{run['command']}\n```"
 
 
-def _table(rows: Iterable[Sequence[str]], *, num_left: int | None = None) -> str:
-    """Markdown; the results after the first column stand on the right, or all after the first `num_left`."""
-    header, *body = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    rule = ["---"] + ["---:"] * len(_METRICS) + ["---"] * (len(header) - 1 - len(_METRICS))
-    if num_left is not None:
-        rule = ["---"] * num_left + ["---:"] * (len(header) - num_left)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *body])
+def _table_of_runs(rows: Iterable[Sequence[str]]) -> str:
+    return markdown_table([_HEADER, *rows], num_right=len(_SHOWN))

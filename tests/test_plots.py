@@ -31,3 +31,26 @@ def test_missing_extra_is_named(tmp_path, monkeypatch):
 def test_plot_needs_a_panel(tmp_path):
     with pytest.raises(ValueError, match="`panels` must hold at least one"):
         plot_lines([], tmp_path / "a.png", **LABELS)
+
+
+def test_panels_wrap_into_rows_and_may_share_their_axes(tmp_path):
+    pytest.importorskip("matplotlib")
+    panels = [Panel(str(number), {"a": [(0.0, number), (1.0, 2.0)]}) for number in range(3)]
+
+    row = plot_lines(panels, tmp_path / "row.png", **LABELS).read_bytes()
+    grid = plot_lines(panels, tmp_path / "grid.png", **LABELS, num_columns=2).read_bytes()
+    shared = plot_lines(panels, tmp_path / "shared.png", **LABELS, num_columns=2, share_axes=True).read_bytes()
+
+    height, width = (slice(start, start + 4) for start in (20, 16))  # where a PNG file tells its size
+    assert grid[height] > row[height]
+    assert grid[width] < row[width]
+    assert shared != grid
+
+
+def test_ticks_stand_where_they_are_asked_for(tmp_path):
+    pytest.importorskip("matplotlib")
+    panel = Panel("", {"a": [(2.0, 0.0), (6.0, 1.0)]})
+
+    plain = plot_lines([panel], tmp_path / "plain.png", **LABELS).read_bytes()
+
+    assert plot_lines([panel], tmp_path / "ticks.png", **LABELS, x_ticks=[2, 4, 6]).read_bytes() != plain

@@ -3,8 +3,11 @@ import json
 import runpy
 import sys
 
+import pandas as pd
 import pytest
 
+from hf_genrec.evidence_results import load_pairs
+from hf_genrec.record_files import users_path
 from hf_genrec.results import RUN_FIELDS, load_records, results_page, write_result
 
 
@@ -67,6 +70,7 @@ def test_row_of_a_run_tells_metrics_settings_and_where_its_command_is():
         "0.0400",
         "0.0500 [0.0000, 0.1000]",
         "0.0600 [0.0000, 0.1200]",
+        "–",
         "0.0000",
         "all-MiniLM-L6-v2",
         "widen 3 × 256",
@@ -88,8 +92,8 @@ def test_baselines_of_a_data_set_are_listed_once_and_before_the_models():
 
     page = results_page([tiger, make_record()])
 
-    assert [row[0] for row in table_rows(page)] == ["popularity", "item_knn", "Latte", "TIGER"]
-    assert table_rows(page)[0][6:] == ["–"] * 5
+    assert [row[0] for row in table_rows(page)] == ["Popularity", "item-kNN", "Latte", "TIGER"]
+    assert table_rows(page)[0][7:] == ["–"] * 5
 
 
 def test_baselines_that_differ_are_both_listed():
@@ -97,7 +101,7 @@ def test_baselines_that_differ_are_both_listed():
 
     page = results_page([make_record(), other])
 
-    assert [row[0] for row in table_rows(page)] == ["popularity", "item_knn", "item_knn", "Latte", "Latte"]
+    assert [row[0] for row in table_rows(page)] == ["Popularity", "item-kNN", "item-kNN (other)", "Latte", "Latte"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +146,7 @@ def test_published_numbers_stand_between_baselines_and_models_with_their_source(
     rows = table_rows(results_page([make_record(run={"published": published})]))
 
     assert [row[0] for row in rows][2] == "TIGER, published (Rajput et al. 2023, table 1)"
-    assert rows[2][1:6] == ["–", "–", "0.0648", "0.0384", "–"]
+    assert rows[2][1:7] == ["–", "–", "0.0648", "0.0384", "–", "–"]
 
 
 def test_systems_without_texts_and_ids_leave_those_cells_empty():
@@ -150,7 +154,7 @@ def test_systems_without_texts_and_ids_leave_those_cells_empty():
 
     page = results_page([make_record("beauty-sasrec", system="SASRec", run=nothing)])
 
-    assert table_rows(page)[-1][6:9] == ["–", "–", "42"]
+    assert table_rows(page)[-1][7:10] == ["–", "–", "42"]
     assert "SASRec, Beauty, 7,654,321 parameters, [record]" in page
 
 
@@ -267,6 +271,19 @@ def test_script_writes_the_page(repository, tmp_path, monkeypatch, capsys):
     assert "1 records and 0 sweeps" in capsys.readouterr().out
 
 
+def test_script_reads_the_results_of_users_and_the_pairs(repository, tmp_path, monkeypatch):
+    records, users = pair_of_runs()
+    for record in records:
+        path = write_result(record, tmp_path / "records" / "results")
+        users[path.stem].astype("int32").to_parquet(users_path(path))
+    pairs = [pair(["a1", "a2"], ["b1"])]
+    (tmp_path / "records" / "comparisons.json").write_text(json.dumps(pairs), encoding="utf-8")
+
+    run_script(repository, monkeypatch, "--records", tmp_path / "records", "--output", tmp_path / "page.md")
+
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == results_page(records, users=users, pairs=pairs)
+
+
 def test_committed_page_is_made_from_the_committed_records(repository, tmp_path, monkeypatch):
     run_script(repository, monkeypatch, "--records", repository / "hub_cards", "--output", tmp_path / "page.md")
 
@@ -284,6 +301,132 @@ def test_only_runs_that_differ_in_nothing_but_the_seed_are_averaged():
 
     assert len(lines) == 1
     assert "| 2 | 0.0500 ± 0.0141 | 0.0600 ± 0.0141 |" in lines[0]
+
+
+def test_runs_that_are_decoded_in_another_way_are_not_averaged():
+    ways = [{"latent_aggregation": "max"}, {"latent_aggregation": "sum"}]
+    runs = [make_record(f"run{seed}", run={"seed": seed} | way) for seed, way in enumerate(ways)]
+
+    assert " ± " not in results_page(runs)
+
+
+def test_newer_records_tell_more_and_older_ones_show_a_dash():
+    old, new = make_record("old"), make_record("new", system="PSID")
+    new["model"] |= {"mrr@10": 0.02, "coverage@10": 0.5}
+    new["baselines"]["item_knn"]["mrr@10"] = 0.01
+
+    page = results_page([old, new])
+
+    assert [row[5] for row in table_rows(page)[:4]] == ["–", "0.0100", "–", "0.0200"]
+    assert "**What the lists are like**" in page
+    assert table_rows(page)[4:] == [["PSID", "0.5000", "–", "–", "–", "–", "0.0000", "–"]]
+
+
+def test_numbers_of_items_stand_beside_those_of_ids_where_ids_collide():
+    record = make_record(run={"policy": "keep"})
+    shares = {"recall@10": 0.04, "ndcg@10": 0.02}
+    record["model"] |= {"corrected": shares, "id_level": {"recall@10": 0.05, "ndcg@10": 0.03}}
+
+    rows = table_rows(results_page([record]))
+
+    assert ["Latte", "recall@10", "0.0500", "0.0400", "0.0500", "+25.0 %", "–"] in rows
+    assert ["Latte", "ndcg@10", "0.0600", "0.0200", "0.0300", "+50.0 %", "–"] in rows
+
+
+def pair_of_runs():
+    """Two seeds of each of two systems with the results of 4 users, and of the item-kNN."""
+    records, users = [], {}
+    for system, seed, ranks in [("A", 1, [0, 0, -1, -1]), ("A", 2, [0, 2, 2, -1]), ("B", 1, [0, -1, -1, -1])]:
+        name = f"{system.lower()}{seed}"
+        records.append(make_record(name, system=system, value=0.1 * seed, run={"seed": seed}, num_users=4))
+        users[name] = pd.DataFrame({"rank": ranks, "rank_item_knn": [2, 2, 2, -1]})
+    return records, users
+
+
+def pair(a, b, **fields):
+    return {"dataset": "Beauty", "a": a, "b": b, "metric": "ndcg@10"} | fields
+
+
+def rows_of_pairs(pairs, records, users):
+    page = results_page(records, pairs=pairs, users=users)
+    assert "## Paired differences" in page
+    (rows,) = [[row for row in table_rows(page) if len(row) == 10]]
+    return rows[1:]  # without the header
+
+
+def test_pair_of_runs_is_compared_over_its_users():
+    records, users = pair_of_runs()
+
+    ((title, *cells),) = rows_of_pairs([pair(["a1"], ["b1"], note="A against B, one seed")], records, users)
+
+    assert title == "A against B, one seed"
+    assert cells[:3] == ["Beauty", "ndcg@10", "1, 1"]
+    assert cells[5:] == ["+0.2500 [0.0000, +0.7500]".replace("[0", "[+0"), "1.000", "–", "–"]
+
+
+def test_pair_may_be_a_model_and_a_baseline():
+    records, users = pair_of_runs()
+
+    ((title, *cells),) = rows_of_pairs([pair(["a1", "a2"], ["item_knn"])], records, users)
+
+    assert title == "A against item-kNN"
+    assert cells[2:5] == ["2, –", "0.1800", "0.0500"]
+
+
+def test_pair_that_waits_for_a_run_is_named_below():
+    records, users = pair_of_runs()
+    pairs = [pair(["a1", "a3"], ["b1"]), pair(["b2"], ["item_knn"], note="B against item-kNN"), pair(["a1"], ["b1"])]
+
+    page = results_page(records, pairs=pairs, users=users)
+
+    assert "\n\nNot yet compared: a1, a3 against b1; B against item-kNN.\n\n" in page
+    assert "\n\nRecords that are missing: a3, b2.\n\n" in page
+    assert len(rows_of_pairs(pairs, records, users)) == 1
+    assert "a against b" not in results_page(records, pairs=pairs[:2], users=users)
+
+
+def test_baseline_stands_alone_and_at_the_second_place():
+    records, users = pair_of_runs()
+    pairs = [pair(["a1"], ["b1", "item_knn"]), pair(["item_knn"], ["a1"]), pair(["a1"], ["sasrec"])]
+
+    assert "Records that are missing: item_knn, sasrec." in results_page(records, pairs=pairs, users=users)
+
+
+def test_pair_without_results_of_users_has_means_only():
+    records, _ = pair_of_runs()
+
+    (row,) = rows_of_pairs([pair(["a1"], ["b1"])], records, {})
+
+    assert row[4:] == ["0.1300", "0.1300", "+0.0000", "–", "–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"split": "validation"}, "cannot be compared: `split`"), ({"run": {"dataset": "Toys"}}, "names runs on Toys")],
+)
+def test_pair_of_runs_that_are_not_comparable_is_refused(change, message):
+    records, users = pair_of_runs()
+    records[2] |= change | {"run": records[2]["run"] | change.get("run", {})}
+
+    with pytest.raises(ValueError, match=message):
+        results_page(records, pairs=[pair(["a1"], ["b1"])], users=users)
+
+
+def test_pairs_are_read_from_their_file_and_checked(tmp_path):
+    path = tmp_path / "comparisons.json"
+    assert load_pairs(path) == []
+
+    path.write_text(json.dumps([pair(["a"], ["b"])]), encoding="utf-8")
+    assert load_pairs(path) == [pair(["a"], ["b"])]
+
+    for content, message in [
+        ("[", "is no JSON"),
+        ('{"a": 1}', "must be a list"),
+        ('[{"a": ["x"]}]', "each pair must"),
+    ]:
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            load_pairs(path)
 
 
 def test_note_of_a_run_stands_above_its_command():

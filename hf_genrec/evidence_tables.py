@@ -1,0 +1,276 @@
+"""
+Systems and comparisons in, tables out as rows of strings.
+
+A sheet is a title and rows, the first row the header; what no system has is no sheet, and what one system lacks is a
+dash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_genrec.comparison import Comparison, Differences
+from hf_genrec.significance import PairedDifference
+from hf_genrec.systems import System
+
+
+NONE = "–"
+_METRICS = ("recall@10", "ndcg@10", "mrr@10")
+_COLLIDING = ("recall@10", "ndcg@10")
+# Titles and formats by the name in a record.
+_PROPERTIES = {
+    "coverage@10": ("coverage", ".4f"),
+    "gini@10": ("Gini", ".4f"),
+    "novelty@10": ("novelty", ".2f"),
+    "diversity@10": ("diversity", ".4f"),
+    "popularity_lift@10": ("popularity lift", "+.3f"),
+    "invalid_rate": ("invalid", ".4f"),
+    "seconds_per_user": ("seconds per user", ".5f"),
+}
+_GAP = {
+    "num_users": ("users", ",.0f"),
+    "ndcg@10": ("ndcg@10", ".4f"),
+    "exact_ndcg@10": ("exact ndcg@10", ".4f"),
+    "overlap@10": ("overlap@10", ".3f"),
+}
+_COLLISIONS_NOTE = (
+    "`expected` is the expectation over the order of the items of an id; `flattery` is how far counting ids is above "
+    "it; `short` counts users whose list holds neither the target's id nor 10 distinct ids."
+)
+_PROPERTIES_NOTE = (
+    "The first 10 items of each list. Coverage: share of the catalog that is in anybody's list. Gini: 0 where all "
+    "items are recommended equally often. Novelty, in bits: mean of -log2 of an item's share of the training part. "
+    "Diversity: how unlike the buyers of the items of a list are. Popularity lift: how much more popular the items of "
+    "the lists are than those of the histories."
+)
+_BEAMS_NOTE = "`items` is the mean number of distinct items among the beams; the rest is a sample of the users."
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """
+    One table.
+
+    Args:
+        title (`str`):
+            What stands above it.
+        rows (`list[list[str]]`):
+            The header first.
+        note (`str`, *optional*, defaults to `""`):
+            How its columns are to be read.
+    """
+
+    title: str
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def comparison_sheets(comparison: Comparison) -> list[Sheet]:
+    """
+    All tables of a comparison.
+
+    Args:
+        comparison ([`Comparison`]):
+            What [`compare_evaluations`] returned.
+
+    Returns:
+        `list[Sheet]`: the metrics with the paired differences, then what [`evidence_sheets`] tells.
+    """
+    wanted = [*_METRICS, *([] if comparison.metric in _METRICS else [comparison.metric])]
+    metrics = [name for name in wanted if any(name in system.values for system in comparison.systems)]
+    has_seeds = any(len(system.runs) > 1 for system in comparison.systems)
+    over_seeds = any(found.seeds is not None for found in comparison.differences.values())
+    header = ["system", *(["runs"] if has_seeds else []), *metrics, f"{comparison.metric}, difference", "p"]
+    rows = [header + (["difference over seeds", "p over seeds"] if over_seeds else [])]
+    for system in comparison.systems:
+        found = comparison.differences.get(system.name)
+        row = [system.name, *([str(len(system.runs) or NONE)] if has_seeds else [])]
+        row += [metric_cell(system, name) for name in metrics]
+        row += ["reference", NONE] if found is None else difference_cells(found)
+        if over_seeds:
+            row += [NONE, NONE] if found is None else paired_cells(found.seeds)
+        rows.append(row)
+    return [Sheet(title_of(comparison), rows), *evidence_sheets(comparison.systems)]
+
+
+def evidence_sheets(systems: Sequence[System]) -> list[Sheet]:
+    """
+    What systems do beyond the usual metrics, as far as their records tell.
+
+    Args:
+        systems (`list[System]`):
+            Comparable ones.
+
+    Returns:
+        `list[Sheet]`: up to four: what collisions of ids do to the metrics, what the lists are like, recall by the
+        target's popularity, and what the beam search misses.
+    """
+    sheets = [
+        Sheet("Where several items share an id", _collisions(systems), _COLLISIONS_NOTE),
+        Sheet("What the lists are like", _properties(systems), _PROPERTIES_NOTE),
+        Sheet("recall@10 by how often the target was taken in training (users)", _by_popularity(systems)),
+        Sheet("Beam search against exact scores", _beams(systems), _BEAMS_NOTE),
+    ]
+    return [sheet for sheet in sheets if len(sheet.rows) > 1]
+
+
+def metric_cell(system: System, name: str) -> str:
+    """
+    A metric with what is known of its uncertainty.
+
+    Args:
+        system ([`System`]):
+            Any.
+        name (`str`):
+            Name of the metric.
+
+    Returns:
+        `str`: the value, the standard deviation between seeds and the interval over users, as far as there are.
+
+    Example:
+
+    ```python
+    >>> values = {"ndcg@10": 0.0375, "intervals": {"ndcg@10": [0.0354, 0.0393]}}
+    >>> metric_cell(System("PSID", values), "ndcg@10"), metric_cell(System("PSID", values), "mrr@10")
+    ('0.0375 [0.0354, 0.0393]', '–')
+
+    ```
+    """
+    if name not in system.values:
+        return NONE
+    cell = number(system.values[name])
+    cell += f" ± {system.deviations[name]:.4f}" if name in system.deviations else ""
+    return cell + _brackets(system.values.get("intervals", {}).get(name), ".4f")
+
+
+def difference_cells(found: Differences) -> list[str]:
+    """
+    A difference over users with its interval, and its p-value.
+
+    Args:
+        found ([`Differences`]):
+            Without results per user there is the difference alone. The p-value is the corrected one where there is.
+
+    Returns:
+        `list[str]`: two cells.
+    """
+    if found.users is None:
+        return [f"{found.difference:+.4f}", NONE]
+    cells = paired_cells(found.users)
+    return cells if found.adjusted_p_value is None else [cells[0], _p_value(found.adjusted_p_value)]
+
+
+def paired_cells(found: PairedDifference | None) -> list[str]:
+    """
+    A paired difference with its interval, and its p-value.
+
+    Args:
+        found ([`PairedDifference`] or `None`):
+            What was found; `None` makes two dashes.
+
+    Returns:
+        `list[str]`: two cells.
+
+    Example:
+
+    ```python
+    >>> paired_cells(PairedDifference(0.0021, 0.0003, 0.004, 0.0214, 8317))
+    ['+0.0021 [+0.0003, +0.0040]', '0.021']
+
+    ```
+    """
+    if found is None:
+        return [NONE, NONE]
+    return [f"{found.difference:+.4f}{_brackets([found.low, found.high], '+.4f')}", _p_value(found.p_value)]
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def number(value: float | None, form: str = ".4f") -> str:
+    """
+    A number as a cell.
+
+    Args:
+        value (`float` or `None`):
+            The number.
+        form (`str`, *optional*, defaults to `".4f"`):
+            How it is written, for `format`.
+
+    Returns:
+        `str`: a dash where there is none.
+
+    Example:
+
+    ```python
+    >>> number(0.5), number(None)
+    ('0.5000', '–')
+
+    ```
+    """
+    return NONE if value is None else format(value, form)
+
+
+def _brackets(interval: Sequence[float] | None, form: str) -> str:
+    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def _collisions(systems: Sequence[System]) -> list[list[str]]:
+    rows = [["system", "metric", "items counted", "expected", "ids counted", "flattery", "short"]]
+    for system in systems:
+        if "corrected" not in system.values:
+            continue
+        for name in _COLLIDING:
+            expected = system.values["corrected"].get(name)
+            of_ids = system.values.get("id_level", {}).get(name)
+            flattery = f"{100 * (of_ids / expected - 1):+.1f} %" if expected and of_ids is not None else NONE
+            cells = [number(value) for value in (system.values.get(name), expected, of_ids)]
+            short = number(system.values.get("num_id_truncated"), ",.0f")
+            rows.append([system.name, name, *cells, flattery, short])
+    return rows
+
+
+def _properties(systems: Sequence[System]) -> list[list[str]]:
+    rows = [["system", *(title for title, _ in _PROPERTIES.values())]]
+    for system in systems:
+        if any("@" in name and name in system.values for name in _PROPERTIES):
+            cells = [number(system.values.get(name), form) for name, (_, form) in _PROPERTIES.items()]
+            rows.append([system.name, *cells])
+    return rows
+
+
+def _by_popularity(systems: Sequence[System]) -> list[list[str]]:
+    known = {system.name: system.values["by_popularity"] for system in systems if "by_popularity" in system.values}
+    sizes = {entry["bucket"]: entry["num_users"] for entries in known.values() for entry in entries}
+    rows = [["system", *(f"{bucket} ({size:,.0f})" for bucket, size in sizes.items())]]
+    for name, entries in known.items():
+        recalls = {entry["bucket"]: entry["recall@10"] for entry in entries}
+        rows.append([name, *(number(recalls.get(bucket)) for bucket in sizes)])
+    return rows
+
+
+def _beams(systems: Sequence[System]) -> list[list[str]]:
+    rows = [["system", "items", *(title for title, _ in _GAP.values())]]
+    for system in systems:
+        gap = system.values.get("exact_gap", {})
+        if gap or "distinct_items" in system.values:
+            cells = [number(gap.get(name), form) for name, (_, form) in _GAP.items()]
+            rows.append([system.name, number(system.values.get("distinct_items"), ".1f"), *cells])
+    return rows
+
+
+def title_of(comparison: Comparison) -> str:
+    """
+    Data set, protocol and split of a comparison.
+
+    Args:
+        comparison ([`Comparison`]):
+            What [`compare_evaluations`] returned.
+
+    Returns:
+        `str`
+    """
+    names = [comparison.conditions[name] for name in ("dataset", "protocol")]
+    return ", ".join([*(name for name in names if name), f"{comparison.conditions['split']} split"])
