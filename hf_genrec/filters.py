@@ -1,5 +1,5 @@
 """
-The steps between a log and its splits: order, de-duplication, k-core, minimum history, and counting.
+The steps between a log and its splits: order, de-duplication, k-core, minimum history, newest items, and counting.
 
 Tables of interactions have the columns `user_id`, `item_id` (strings, possibly dictionary-encoded) and `timestamp`
 (int64, milliseconds since the epoch, or null throughout). Every step takes a table and returns a new one.
@@ -169,6 +169,57 @@ def drop_short_histories(interactions: pa.Table, min_history: int) -> pa.Table:
         raise ValueError(f"`min_history` must be at least 0, got {min_history}.")
     users = _codes(interactions, "user_id")
     return interactions.filter(pa.array(np.bincount(users)[users] > min_history))
+
+
+def newest_items(interactions: pa.Table, share: float) -> pa.Array:
+    """
+    The items that came into a log last.
+
+    An item is as old as its first interaction. In a log without times it is as old as its earliest place: the least
+    number of items that any user took before it. Of equally old items the one that the log names first is older.
+
+    Args:
+        interactions (`pyarrow.Table`): what [`sort_by_time`] returned.
+        share (`float`): which part of the items, between 0 and 1; the number is rounded.
+
+    Returns:
+        `pyarrow.Array` of strings: ids of the newest items, the newest of all last.
+
+    Raises:
+        ValueError: If `share` is outside of its range or comes to no item or to all of them.
+
+    Example:
+
+    ```python
+    >>> table = pa.table({"user_id": ["u", "u", "v"], "item_id": ["a", "b", "c"], "timestamp": [5, 9, 7]})
+    >>> newest_items(table, 0.5).to_pylist()
+    ['c', 'b']
+
+    ```
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"`share` must lie between 0 and 1, got {share}.")
+    column = interactions["item_id"]
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    dictionary = encoded.unify_dictionaries().combine_chunks().dictionary
+    ages, items = _ages(interactions), _codes(interactions, "item_id")
+    first = np.full(len(dictionary), np.iinfo(np.int64).max)
+    np.minimum.at(first, items, ages)
+    present = np.unique(items)  # a filter leaves items in the dictionary that have no row any more
+    number = round(share * len(present))
+    if not 0 < number < len(present):
+        raise ValueError(f"`share` must leave items on both sides: {share:g} of {len(present)} items are {number}.")
+    order = present[np.lexsort((present, first[present]))]
+    return dictionary.take(pa.array(order[-number:])).cast(pa.string())
+
+
+def _ages(interactions: pa.Table) -> np.ndarray:
+    """The time of each row, or without times the number of rows of its user before it."""
+    if interactions["timestamp"].null_count < interactions.num_rows:
+        return interactions["timestamp"].to_numpy()
+    users = _codes(interactions, "user_id")
+    starts = np.flatnonzero(np.diff(users, prepend=-1))
+    return np.arange(len(users)) - np.repeat(starts, np.diff(starts, append=len(users)))
 
 
 def _codes(interactions: pa.Table, name: str) -> np.ndarray:

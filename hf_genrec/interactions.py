@@ -2,8 +2,9 @@
 A log of interactions and an items table in, a prepared folder out.
 
 The steps, in this order: read, drop text-less items (only if asked for), minimum rating, order in time,
-de-duplication, k-core, minimum history, leave-last-out splits. The statistics of every step go into `dataset.json`
-and, at level INFO, into the log. The folder's files are described in `prepared.py`.
+de-duplication, k-core, minimum history, leave-last-out splits, newest items held out of training (only if asked for).
+The statistics of every step go into `dataset.json` and, at level INFO, into the log. The folder's files are described
+in `prepared.py`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_genrec.filters import Statistics, drop_short_histories, sort_by_time, statistics_of
+from hf_genrec.filters import Statistics, drop_short_histories, newest_items, sort_by_time, statistics_of
 from hf_genrec.filters import deduplicate as deduplicate_rows
 from hf_genrec.filters import k_core as k_core_of
 from hf_genrec.item_readers import read_items
 from hf_genrec.items import DEFAULT_FIELDS
 from hf_genrec.log_readers import ReadTable, Source, read_interactions, read_sequences
-from hf_genrec.prepared import FORMAT_VERSION, PreparedDataset, fingerprint_of, replaced_folder, write_split
+from hf_genrec.prepared import COLD_NAME, FORMAT_VERSION, PreparedDataset, fingerprint_of, replaced_folder, write_split
 from hf_genrec.protocols import PROTOCOLS, Protocol
 from hf_genrec.text_files import OnError
 
@@ -78,6 +79,8 @@ def prepare(
     min_history: int | None = None,
     missing_text: MissingText = "error",
     keep_all_items: bool = False,
+    cold_items: float = 0.0,
+    strict: bool = True,
     on_error: OnError = "raise",
     source: str | None = None,
     overwrite: bool = False,
@@ -100,7 +103,7 @@ def prepare(
         protocol (`str`, *optional*, defaults to `"custom"`):
             A name in `PROTOCOLS`; it decides `deduplicate`, `k_core` and `min_history` where they are `None`.
         category (`str` or `None`, *optional*):
-            A category with published statistics; a difference from them is a warning and is recorded.
+            A category with published statistics, which the data must have (see `strict`).
         user (`str`, *optional*, defaults to `"user_id"`): Column of the users' ids in the log.
         item (`str`, *optional*, defaults to `"item_id"`): Column of the items' ids in the log.
         timestamp (`str` or `None`, *optional*, defaults to `"timestamp"`): Column of the times; `None` for file order.
@@ -117,6 +120,12 @@ def prepare(
             Items with no metadata or an empty text: stop, drop their interactions first of all, or use the id as text.
         keep_all_items (`bool`, *optional*, defaults to `False`):
             Whether items without a remaining interaction stay in the catalog.
+        cold_items (`float`, *optional*, defaults to 0.0):
+            Share of the items, the newest ones (see [`~filters.newest_items`]), that nobody is trained on: they leave
+            the training part and stay in the catalog, in the histories and among the targets of validation and test.
+        strict (`bool`, *optional*, defaults to `True`):
+            Whether a difference from the published statistics of `category` is an error; else it is a warning, and
+            recorded.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Malformed lines and repeated item ids: stop, or count, report and skip.
         source (`str` or `None`, *optional*): Where the data come from, for `dataset.json`; `None` names the file.
@@ -127,7 +136,8 @@ def prepare(
 
     Raises:
         ValueError: If arguments contradict each other, the data are malformed, an item has no text (with
-            `missing_text="error"`) or nothing is left after the filters.
+            `missing_text="error"`), nothing is left after the filters, or (with `strict`) the statistics are not the
+            published ones.
         FileExistsError: If `output_dir` is not empty and no prepared folder, or is one and `overwrite` is `False`.
     """
     if (interactions is None) == (sequences is None):
@@ -136,6 +146,8 @@ def prepare(
         raise ValueError(f'`missing_text` must be "error", "drop" or "keep", got {missing_text!r}.')
     if min_rating is not None and rating is None:
         raise ValueError("`min_rating` needs `rating`, the name of the column with the ratings.")
+    if not 0 <= cold_items < 1:
+        raise ValueError(f"`cold_items` is a share of the items from 0 to below 1, got {cold_items}.")
     rules = _rules(protocol, k_core=k_core, deduplicate=deduplicate, min_history=min_history)
     with replaced_folder(output_dir, marker="dataset.json", overwrite=overwrite) as folder:
         if sequences is not None:
@@ -166,8 +178,8 @@ def prepare(
             "category": category,
             "source": source or _name_of(interactions if sequences is None else sequences),
             "options": _options_of(rules) | options,
-            **_write_splits(folder, filtered),
-            "known_statistics": _compare(rules, category, filtered.statistics),
+            **_write_splits(folder, filtered, cold_items),
+            "known_statistics": _compare(rules, category, filtered.statistics, strict=strict),
             "skipped": _skips(log, "log") | _skips(catalog, "items") | filtered.skipped,
             "fingerprint": fingerprint_of(folder),
         }
@@ -298,7 +310,7 @@ def _write_items(
     pq.write_table(catalog.set_column(catalog.column_names.index("text"), "text", texts), folder / "items.parquet")
 
 
-def _write_splits(folder: Path, filtered: _Filtered) -> dict[str, Any]:
+def _write_splits(folder: Path, filtered: _Filtered, cold_items: float) -> dict[str, Any]:
     """Leave-last-out over the sorted table; returns the statistics, steps and sizes for `dataset.json`."""
     table = filtered.table.combine_chunks()
     users = table["user_id"].combine_chunks()
@@ -307,34 +319,71 @@ def _write_splits(folder: Path, filtered: _Filtered) -> dict[str, Any]:
     lengths = np.diff(starts, append=len(codes))
     last = starts + lengths - 1
     evaluated = lengths >= 3
-    train_ends = np.where(evaluated, last - 2, last)
+    train_lengths = np.where(evaluated, lengths - 2, lengths)
+    is_cold = _hold_out(folder, table, cold_items)
+    warm_before = np.append(0, np.cumsum(~is_cold))
+    warm_starts = warm_before[starts]
+    warm_lengths = warm_before[starts + train_lengths] - warm_starts
+    trained = np.flatnonzero(warm_lengths)
     rows = {
-        "train": (np.arange(len(starts)), train_ends),
-        "validation": (np.flatnonzero(evaluated), last - 1),
-        "test": (np.flatnonzero(evaluated), last),
+        "train": (trained, table.filter(pa.array(~is_cold)), warm_starts, warm_starts + warm_lengths - 1),
+        "validation": (np.flatnonzero(evaluated), table, starts, last - 1),
+        "test": (np.flatnonzero(evaluated), table, starts, last),
     }
-    for split, (kept, ends) in rows.items():
+    for split, (kept, source, begins, ends) in rows.items():
         write_split(
             folder / f"{split}.parquet",
             user_ids=users.take(pa.array(starts[kept])),
-            item_ids=table["item_id"].combine_chunks(),
-            timestamps=table["timestamp"].combine_chunks(),
-            starts=starts[kept],
+            item_ids=source["item_id"].combine_chunks(),
+            timestamps=source["timestamp"].combine_chunks(),
+            starts=begins[kept],
             ends=ends[kept],
         )
     filtered.skipped["users_without_evaluation"] = int((~evaluated).sum())
     if not evaluated.all():
         logger.warning("%d users have fewer than three interactions and are only trained on.", (~evaluated).sum())
+    held_out = None
+    if is_cold.any():
+        held_out = _count_cold(table, cold_items, is_cold, train_lengths - warm_lengths)
+        held_out["num_users_without_training"] = len(starts) - len(trained)
+        held_out["num_validation_targets"] = int(is_cold[(last - 1)[evaluated]].sum())
+        held_out["num_test_targets"] = int(is_cold[last[evaluated]].sum())
     return {
         "statistics": filtered.statistics,
         "steps": filtered.steps,
-        "splits": {split: len(kept) for split, (kept, _) in rows.items()},
-        "num_train_targets": int((train_ends - starts).sum()),
+        "splits": {split: len(kept) for split, (kept, *_) in rows.items()},
+        "num_train_targets": int(np.maximum(warm_lengths - 1, 0).sum()),
+        "cold_items": held_out,
     }
 
 
-def _compare(rules: Protocol, category: str | None, statistics: dict[str, Any]) -> dict[str, Any] | None:
-    """Published statistics beside ours; a difference is a warning."""
+def _hold_out(folder: Path, table: pa.Table, share: float) -> np.ndarray:
+    """Which rows are about items held out of training; the items are written down."""
+    if not share:
+        return np.zeros(table.num_rows, dtype=bool)
+    cold = newest_items(table, share)
+    pq.write_table(pa.table({"item_id": cold}), folder / COLD_NAME)
+    return pc.is_in(table["item_id"].cast(pa.string()), value_set=cold).to_numpy()
+
+
+def _count_cold(table: pa.Table, share: float, is_cold: np.ndarray, num_removed: np.ndarray) -> dict[str, Any]:
+    """What `dataset.json` says about items held out; `num_removed` is how much each user's training part lost."""
+    has_times = table["timestamp"].null_count < table.num_rows
+    if not has_times:
+        logger.warning("The log has no times: the newest items are those that come latest in all histories.")
+    return {
+        "share": share,
+        "newest_by": "time" if has_times else "place in the histories",
+        "num_items": statistics_of(table.filter(pa.array(is_cold))).num_items,
+        "num_train_interactions": int(num_removed.sum()),
+        "num_train_users": int((num_removed > 0).sum()),
+    }
+
+
+def _compare(
+    rules: Protocol, category: str | None, statistics: dict[str, Any], *, strict: bool
+) -> dict[str, Any] | None:
+    """Published statistics beside ours."""
     names = ("num_users", "num_items", "num_interactions")
     found = tuple(statistics[name] for name in names)
     if category is None:
@@ -343,5 +392,12 @@ def _compare(rules: Protocol, category: str | None, statistics: dict[str, Any]) 
     if expected is None:
         return None
     if expected != found:
-        logger.warning("%s of %s: published %s are %s, found %s.", category, rules.name, names, expected, found)
+        sizes = ["{:,} users, {:,} items, {:,} interactions".format(*numbers) for numbers in (expected, found)]
+        story = f"{category} under the protocol {rules.name} has {sizes[0]} as published; found {sizes[1]}."
+        if strict:
+            raise ValueError(
+                f"{story} Use the published files and the protocol's own filters, or name it otherwise: "
+                "`protocol` custom, or no `category`. `strict=False` (`--no-strict`) prepares the data all the same."
+            )
+        logger.warning("%s", story)
     return {"category": category, "expected": dict(zip(names, expected, strict=True)), "matches": expected == found}

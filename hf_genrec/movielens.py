@@ -134,6 +134,7 @@ def prepare_movielens(
     *,
     cache_dir: str | os.PathLike[str] | None = None,
     source: MovieLensSource = "auto",
+    cold_items: float = 0.0,
     overwrite: bool = False,
 ) -> PreparedDataset:
     """
@@ -149,6 +150,8 @@ def prepare_movielens(
             See [`download_movielens`].
         source (`"auto"`, `"grouplens"` or `"recbole"`, *optional*, defaults to `"auto"`):
             See [`download_movielens`].
+        cold_items (`float`, *optional*, defaults to 0.0):
+            Share of the items that nobody is trained on; see [`~interactions.prepare`].
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether an existing prepared folder is replaced.
 
@@ -167,6 +170,7 @@ def prepare_movielens(
         protocol="movielens",
         text_fields=TEXT_FIELDS,
         source="MovieLens-100K",
+        cold_items=cold_items,
         overwrite=overwrite,
     )
 

@@ -4,6 +4,7 @@ The prepared folder: what every later stage reads.
     dataset.json       protocol, source, options, statistics, counts of what was skipped, fingerprint
     items.parquet      item_id, title, text, then all other metadata; the row number is the item index
     train.parquet      user_id, history, target, timestamp; one row per user; likewise validation.parquet, test.parquet
+    cold_items.parquet item_id of the items that were held out of training; only where that was asked for
 
 Histories are full (cutting them is a matter of `sequences.py`), oldest first; `timestamp` is the target's, in
 milliseconds since the epoch, null where the source has no times. `datasets.load_dataset("parquet", data_files=...)`
@@ -30,7 +31,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hf_genrec.data_guards import check_splits
 
+
+COLD_NAME = "cold_items.parquet"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 SPLIT_SCHEMA = pa.schema(
@@ -97,9 +101,17 @@ class PreparedDataset:
         """`list[str]`: the catalog; the position is the item index."""
         return self.items["item_id"].to_pylist()
 
+    @cached_property
+    def cold_item_ids(self) -> list[str]:
+        """`list[str]`: the items of the catalog that were held out of training, the newest last; mostly none."""
+        path = self.folder / COLD_NAME
+        return pq.read_table(path)["item_id"].to_pylist() if path.is_file() else []
+
     def split(self, name: str) -> datasets.Dataset:
         """
-        The rows of one split.
+        The rows of one split, of a folder whose splits do not overlap.
+
+        What is in the files is checked once, when a split is first asked for.
 
         Args:
             name (`str`):
@@ -109,10 +121,12 @@ class PreparedDataset:
             `datasets.Dataset`: columns `user_id`, `history`, `target`, `timestamp`.
 
         Raises:
-            ValueError: If there is no split of that name.
+            ValueError: If there is no split of that name, the files are not those that were prepared, or training
+                holds a target of validation or test.
         """
         if name not in SPLITS:
             raise ValueError(f"`name` must be one of {', '.join(SPLITS)}, got {name!r}.")
+        self._check_files()
         return datasets.Dataset(pq.read_table(self.folder / f"{name}.parquet"), split=datasets.NamedSplit(name))
 
     def train_item_counts(self) -> np.ndarray:
@@ -120,8 +134,10 @@ class PreparedDataset:
         How often each item occurs in the training part.
 
         Returns:
-            `np.ndarray` of shape `(num_items,)`, int64: occurrences in the histories and targets of `train`.
+            `np.ndarray` of shape `(num_items,)`, int64: occurrences in the histories and targets of `train`; 0 for
+            items that are held out of training.
         """
+        self._check_files()
         table = pq.read_table(self.folder / "train.parquet", columns=["history", "target"])
         catalog = pa.array(self.item_ids, pa.string())
         counts = np.zeros(len(catalog), dtype=np.int64)
@@ -138,6 +154,23 @@ class PreparedDataset:
         """
         return fingerprint_of(self.folder)
 
+    def _check_files(self) -> None:
+        """The first call reads all files, later ones cost nothing."""
+        if "is_checked" in self.__dict__:
+            return
+        computed = self.compute_fingerprint()
+        if computed != self.fingerprint:
+            raise ValueError(
+                f"The files of {self.folder} are not those that were prepared: their fingerprint is {computed}, "
+                f"dataset.json says {self.fingerprint}. Prepare the log again with `hf-genrec prepare`."
+            )
+        tables = {
+            name: pq.read_table(self.folder / f"{name}.parquet", columns=["user_id", "history", "target"])
+            for name in SPLITS
+        }
+        check_splits(tables, self.item_ids, cold_item_ids=self.cold_item_ids, owner=str(self.folder))
+        self.__dict__["is_checked"] = True
+
 
 def fingerprint_of(folder: str | os.PathLike[str]) -> str:
     """
@@ -147,7 +180,8 @@ def fingerprint_of(folder: str | os.PathLike[str]) -> str:
         folder (`str` or `os.PathLike`): a folder with `items.parquet` and the splits.
 
     Returns:
-        `str`: the first 16 hexadecimal digits of a SHA-256 over the item ids in order and the columns of the splits.
+        `str`: the first 16 hexadecimal digits of a SHA-256 over the item ids in order, the columns of the splits and
+        the items held out of training.
     """
     folder = Path(folder)
     whole = hashlib.sha256()
@@ -156,6 +190,8 @@ def fingerprint_of(folder: str | os.PathLike[str]) -> str:
         file = pq.ParquetFile(folder / f"{split}.parquet")
         for column in SPLIT_SCHEMA.names:
             whole.update(_column_digest(file, column))
+    if (folder / COLD_NAME).is_file():
+        whole.update(_column_digest(pq.ParquetFile(folder / COLD_NAME), "item_id"))
     return whole.hexdigest()[:16]
 
 

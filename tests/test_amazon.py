@@ -159,22 +159,23 @@ def test_unknown_years_categories_and_benchmarks_are_refused(tmp_path, arguments
         prepare_amazon(tmp_path / "data", **{"year": 2023, "category": "Gift_Cards", **arguments})
 
 
-def test_statistics_that_differ_are_reported_and_fatal_when_strict(fixtures, tmp_path, caplog):
+def test_statistics_that_differ_are_fatal_unless_somebody_wants_them(fixtures, tmp_path, caplog):
     folder = tmp_path / "files"
     folder.mkdir()
     for name in ("reviews_Digital_Music_5.json", "meta_Digital_Music.json"):
         shutil.copy(fixtures / name, folder / name.replace("Digital_Music", "Beauty"))
     arguments = {"year": 2014, "category": "Beauty", "data_dir": folder, "cache_dir": tmp_path / "cache"}
 
-    prepared = prepare_amazon(tmp_path / "data", **arguments)
+    prepared = prepare_amazon(tmp_path / "data", strict=False, **arguments)
 
     assert not prepared.metadata["known_statistics"]["matches"]
     assert (
         "reviews_Beauty: published users, items and interactions are (22363, 12101, 198502), found (5, 5, 25)"
         in caplog.text
     )
-    with pytest.raises(ValueError, match="Beauty: published"):
-        prepare_amazon(tmp_path / "data", strict=True, overwrite=True, **arguments)
+    with pytest.raises(ValueError, match="Beauty under the protocol amazon2014 has 22,363 users"):
+        prepare_amazon(tmp_path / "other", **arguments)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

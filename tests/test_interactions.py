@@ -175,15 +175,29 @@ def test_a_protocol_decides_the_filters_and_can_be_overruled(tmp_path):
     assert prepared.metadata["options"]["max_history_length"] == 20
 
 
-def test_a_difference_from_published_statistics_is_a_warning_and_recorded(tmp_path, caplog):
+def test_a_difference_from_published_statistics_is_an_error_that_tells_both_and_the_way_out(tmp_path):
+    arguments = {"interactions": LOG, "items": ITEMS, "protocol": "amazon2014", "k_core": 2}
+    match = (
+        r"22,363 users, 12,101 items, 198,502 interactions as published; found 2 users, 3 items, 7 interactions\. "
+        r".*`protocol` custom, or no `category`\. `strict=False` \(`--no-strict`\)"
+    )
+
+    with pytest.raises(ValueError, match=match):
+        prepare(tmp_path / "data", category="Beauty", **arguments)
+
+    assert list(tmp_path.iterdir()) == []
+    assert prepare(tmp_path / "other", **arguments).metadata["known_statistics"] is None
+    assert prepare(tmp_path / "new", category="Books", **arguments).metadata["known_statistics"] is None
+
+
+def test_a_difference_from_published_statistics_is_recorded_where_it_is_wanted(tmp_path, caplog):
     arguments = {"interactions": LOG, "items": ITEMS, "protocol": "amazon2014", "k_core": 2}
 
-    prepared = prepare(tmp_path / "data", category="Beauty", **arguments)
+    prepared = prepare(tmp_path / "data", category="Beauty", strict=False, **arguments)
 
     expected = {"num_users": 22_363, "num_items": 12_101, "num_interactions": 198_502}
     assert prepared.metadata["known_statistics"] == {"category": "Beauty", "expected": expected, "matches": False}
-    assert "(22363, 12101, 198502)" in caplog.text
-    assert prepare(tmp_path / "other", **arguments).metadata["known_statistics"] is None
+    assert "Beauty under the protocol amazon2014 has 22,363 users" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -195,6 +209,7 @@ def test_a_difference_from_published_statistics_is_a_warning_and_recorded(tmp_pa
         ({"missing_text": "invent"}, "missing_text"),
         ({"min_rating": 3.0}, "`min_rating` needs `rating`"),
         ({"k_core": -1}, "k_core"),
+        ({"cold_items": 1.5}, "`cold_items` is a share"),
         ({"min_history": -1}, "min_history"),
     ],
 )

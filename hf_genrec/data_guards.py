@@ -1,0 +1,183 @@
+"""
+What must not have happened before a number is believed: splits that overlap, a run trained on other data.
+
+Splits come in as tables with the columns `user_id`, `history` and `target`, records as the content of JSON files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+logger = logging.getLogger(__name__)
+
+_ORDER = ("train", "validation", "test")
+
+
+def check_splits(
+    splits: Mapping[str, pa.Table], item_ids: Sequence[str], *, cold_item_ids: Sequence[str] = (), owner: str
+) -> None:
+    """
+    Whether each split ends before the next one begins to ask.
+
+    The history and target of a user in one split must be the beginning of the same user's history in every later
+    split, items held out of training aside: then no target of validation or test was trained on at its place.
+
+    Args:
+        splits (`dict[str, pyarrow.Table]`):
+            `train`, `validation` and `test`, with the columns `user_id`, `history` and `target`.
+        item_ids (`Sequence[str]`):
+            The catalog.
+        cold_item_ids (`Sequence[str]`, *optional*):
+            Items that must not occur in training at all.
+        owner (`str`):
+            Whose splits they are, for the error.
+
+    Raises:
+        ValueError: If a user has two rows in a split, a split reaches into a later one, or a cold item is trained on.
+
+    Example:
+
+    ```python
+    >>> def rows(history, target):
+    ...     return pa.table({"user_id": ["u"], "history": [history], "target": [target]})
+    >>> splits = {"train": rows(["a"], "b"), "validation": rows(["a"], "b"), "test": rows(["a", "b"], "c")}
+    >>> check_splits(splits, ["a", "b", "c"], owner="data")
+    Traceback (most recent call last):
+    ...
+    ValueError: In data the train split reaches into the validation split for 1 users ('u'): ...
+
+    ```
+    """
+    catalog = pa.array(item_ids, pa.string())
+    is_cold = pc.is_in(catalog, value_set=pa.array(cold_item_ids, pa.string())).to_numpy(zero_copy_only=False)
+    rows = {name: _flat(splits[name], catalog) for name in _ORDER}
+    for name in _ORDER:
+        _check_users(rows[name].users, f"the {name} split of {owner}")
+    trained = np.unique(rows["train"].items[rows["train"].items >= 0])
+    if is_cold[trained].any():
+        shown = _first(catalog.take(pa.array(trained[is_cold[trained]])))
+        raise ValueError(
+            f"In {owner} items that are held out of training occur in the train split ({shown}). "
+            "Prepare the log again with `hf-genrec prepare`."
+        )
+    for earlier, later in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        wrong = _overlaps(rows[earlier], rows[later], is_cold if earlier == "train" else np.zeros_like(is_cold))
+        if len(wrong):
+            raise ValueError(
+                f"In {owner} the {earlier} split reaches into the {later} split for {len(wrong)} users "
+                f"({_first(wrong)}): a user's sequence in the one must be the beginning of the history in the other, "
+                "or what is trained on is asked for. Prepare the log again with `hf-genrec prepare`."
+            )
+
+
+def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *, owner: str) -> None:
+    """
+    Whether a run may be evaluated on a data set: what it was trained on must not hold the targets.
+
+    A run is evaluated on the data it was trained on. A fine-tuned run, or a log that was prepared against a given
+    catalog (`--keep-all-items`), may differ: that is how a model meets new data, and a warning says what to mind.
+
+    Args:
+        training (`dict`):
+            Content of the run's `training.json`; empty where there is none, and then nothing is known.
+        metadata (`dict`):
+            Content of the prepared folder's `dataset.json`.
+        owner (`str`):
+            Name of the run, for messages.
+
+    Raises:
+        ValueError: If the run was trained on another data set and neither of the exceptions holds.
+    """
+    settings = training.get("settings", {})
+    found, expected = metadata["fingerprint"], settings.get("data_fingerprint", metadata["fingerprint"])
+    if found == expected:
+        return
+    story = f"{owner} was trained on the data {expected}, these are the data {found}"
+    if settings.get("from") is None and not metadata.get("options", {}).get("keep_all_items"):
+        raise ValueError(
+            f"{story}: the items are the same, but what is asked for here may have been trained on there. Evaluate on "
+            "the prepared folder of the training; prepare another log over these items with `--keep-all-items`."
+        )
+    logger.warning("%s. Where users of these are among the users of those, the numbers may be too high.", story)
+
+
+def check_learned_on(tokenized: Mapping[str, Any], metadata: Mapping[str, Any], *, owner: str) -> None:
+    """
+    Warn if codes were learned from the training items of another data set.
+
+    Args:
+        tokenized (`dict`): Content of the tokenized folder's `tokenizer.json`.
+        metadata (`dict`): Content of the prepared folder's `dataset.json`.
+        owner (`str`): Name of the tokenized folder, for the message.
+    """
+    learned = tokenized.get("data_fingerprint", metadata["fingerprint"])
+    if tokenized.get("settings", {}).get("fit_on") == "train" and learned != metadata["fingerprint"]:
+        logger.warning(
+            "The codes of %s were learned from the training items of the data %s, these are the data %s. Run "
+            "`hf-genrec tokenize` on these, or some codes know texts of items that are not trained on.",
+            owner,
+            learned,
+            metadata["fingerprint"],
+        )
+
+
+class _Rows(NamedTuple):
+    """Sequences (each history, then its target) one after the other, as item indices; -1 is no item."""
+
+    users: pa.ChunkedArray
+    items: np.ndarray
+    lengths: np.ndarray
+
+
+def _flat(split: pa.Table, catalog: pa.Array) -> _Rows:
+    lengths = pc.list_value_length(split["history"]).to_numpy().astype(np.int64) + 1
+    is_target = np.zeros(int(lengths.sum()), dtype=bool)
+    is_target[np.cumsum(lengths) - 1] = True
+    items = np.empty(len(is_target), dtype=np.int64)
+    for places, column in ((is_target, split["target"]), (~is_target, pc.list_flatten(split["history"]))):
+        items[places] = pc.fill_null(pc.index_in(column, value_set=catalog), -1).to_numpy()
+    return _Rows(split["user_id"], items, lengths)
+
+
+def _check_users(users: pa.ChunkedArray, where: str) -> None:
+    counts = pc.value_counts(users)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if len(repeated):
+        raise ValueError(
+            f"{len(repeated)} users have several rows in {where} ({_first(repeated)}): each must have one. "
+            "Prepare the log again with `hf-genrec prepare`."
+        )
+
+
+def _overlaps(earlier: _Rows, later: _Rows, is_cold: np.ndarray) -> pa.ChunkedArray:
+    """Users whose sequence of the earlier split is not the beginning of their later history without cold items."""
+    is_read = ~np.append(is_cold, False)[later.items]  # -1 reads the entry appended
+    is_read[np.cumsum(later.lengths) - 1] = False
+    read_before = np.append(0, np.cumsum(is_read))
+    later_ends = np.append(0, np.cumsum(later.lengths))
+    later_starts, later_lengths = read_before[later_ends[:-1]], np.diff(read_before[later_ends])
+    history = later.items[is_read]
+
+    match = pc.fill_null(pc.index_in(earlier.users, value_set=later.users), -1).to_numpy()
+    compared = np.flatnonzero(match >= 0)
+    too_long = earlier.lengths[compared] > later_lengths[match[compared]]
+    fitting = compared[~too_long]
+    sizes = earlier.lengths[fitting]
+    row_of = np.repeat(np.arange(len(fitting)), sizes)
+    place = np.arange(len(row_of)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    earlier_starts = np.cumsum(earlier.lengths) - earlier.lengths
+    mine = earlier.items[earlier_starts[fitting][row_of] + place]
+    theirs = history[later_starts[match[fitting]][row_of] + place]
+    differs = np.bincount(row_of[mine != theirs], minlength=len(fitting)) > 0
+    return earlier.users.take(pa.array(np.sort(np.append(compared[too_long], fitting[differs]))))
+
+
+def _first(ids: pa.Array | pa.ChunkedArray) -> str:
+    return ", ".join(map(repr, ids.slice(0, 5).to_pylist())) + (", ..." if len(ids) > 5 else "")
