@@ -17,11 +17,13 @@ from hf_genrec.modeling.catalog_genrec import Catalog
 from hf_genrec.modeling.configuration_acerec import ACERecConfig
 from hf_genrec.modeling.configuration_latte import LatteConfig
 from hf_genrec.modeling.configuration_rpg import RPGConfig
+from hf_genrec.modeling.configuration_sasrec import SASRecConfig
 from hf_genrec.modeling.logits_process_genrec import CatalogLogitsProcessor
 from hf_genrec.modeling.modeling_acerec import ACERecForItemGeneration
 from hf_genrec.modeling.modeling_latte import LatteForConditionalGeneration
 from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
-from hf_genrec.quantizers import ProductQuantizer, RandomCodes, ResidualKMeans
+from hf_genrec.modeling.modeling_sasrec import SASRecForItemGeneration
+from hf_genrec.quantizers import RQVAE, HierarchicalKMeans, ProductQuantizer, RandomCodes, ResidualKMeans
 from hf_genrec.recommendations import Recommendations
 from hf_genrec.recommender import Recommender
 from hf_genrec.semantic_ids import SemanticIds
@@ -39,6 +41,7 @@ LatteForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
 for _config_class, _model_class in (
     (RPGConfig, RPGForItemGeneration),
     (ACERecConfig, ACERecForItemGeneration),
+    (SASRecConfig, SASRecForItemGeneration),
 ):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
     AutoModel.register(_config_class, _model_class, exist_ok=True)
@@ -46,12 +49,14 @@ for _config_class, _model_class in (
     _model_class.register_for_auto_class("AutoModel")
 
 __all__ = [
+    "RQVAE",
     "ACERecConfig",
     "ACERecForItemGeneration",
     "Catalog",
     "CatalogLogitsProcessor",
     "GenRecTrainer",
     "GenRecTrainingArguments",
+    "HierarchicalKMeans",
     "ItemKNN",
     "LatteConfig",
     "LatteForConditionalGeneration",
@@ -64,6 +69,8 @@ __all__ = [
     "Recommendations",
     "Recommender",
     "ResidualKMeans",
+    "SASRecConfig",
+    "SASRecForItemGeneration",
     "SemanticIds",
     "Whitening",
     "build_tokenizer",

@@ -35,7 +35,7 @@ def model_card(config: Any, evaluation: Mapping[str, Any] | None = None) -> str:
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=None,
-        tags=["recommendation", "generative-recommendation", "semantic-ids", config.model_type],
+        tags=["recommendation", *_TAGS[config.has_codes], config.model_type],
     )
     template = resources.files("hf_genrec.hub_cards").joinpath("model_card.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
@@ -62,19 +62,21 @@ def system_name(config: Any) -> str:
         config: The model's config.
 
     Returns:
-        `str`: `"RPG"`, `"ACERec"`, `"Latte"` with latents, else `"TIGER/PSID"`: these two differ in their ids, not in
-            the network.
+        `str`: `"RPG"`, `"ACERec"`, `"SASRec"`, `"Latte"` with latents, else `"TIGER/PSID"`: these two differ in their
+            ids, not in the network.
     """
-    if config.model_type in _PARALLEL:
-        return _PARALLEL[config.model_type]
+    if config.model_type in _SYSTEMS:
+        return _SYSTEMS[config.model_type]
     return "Latte" if config.num_latent_tokens else "TIGER/PSID"
 
 
-_PARALLEL = {"rpg": "RPG", "acerec": "ACERec"}
+_SYSTEMS = {"rpg": "RPG", "acerec": "ACERec", "sasrec": "SASRec"}
+_TAGS = {True: ["generative-recommendation", "semantic-ids"], False: ["sequential-recommendation"]}
 _DECODING = {
     "latte": "writes the next item's\ntuple, kept inside the catalog at every step",
     "rpg": "predicts all codes of the\nnext item at once, with which every item of the catalog is scored",
     "acerec": "predicts all codes of the\nnext item at once, with which every item of the catalog is scored",
+    "sasrec": "scores every item of\nthe catalog",
 }
 
 
@@ -85,7 +87,10 @@ def _network(config: Any) -> str:
             f"{config.num_latent_tokens} latent tokens before a semantic ID, {config.history_attention} history "
             f"attention over\n  {config.history_unit}s"
         )
-    network = f"{config.num_layers} GPT-2 layers of width {config.d_model}, {config.projection} projection heads"
+    network = f"{config.num_layers} GPT-2 layers of width {config.d_model}, "
+    if config.model_type == "sasrec":
+        return network + "one item table for input and output"
+    network += f"{config.projection} projection heads"
     if config.model_type == "acerec":
         network += f";\n  {config.merger} merger to {config.num_merged_tokens} tokens an item, {config.anchor} anchor"
     return network

@@ -148,6 +148,40 @@ def output_on(as_json: bool) -> Iterator[Callable[..., None]]:
         yield show
 
 
+def name_values(option: str, words: list[str]) -> dict[str, Any]:
+    """
+    Settings as a dictionary; values are JSON or else strings.
+
+    Args:
+        option (`str`): The option they were given with, for the error.
+        words (`list[str]`): `NAME=VALUE` each.
+
+    Returns:
+        `dict[str, Any]`
+
+    Raises:
+        ValueError: If a word is no `NAME=VALUE`.
+
+    Example:
+
+    ```python
+    >>> name_values("--set", ["temperature=0.05", "merger=conv"])
+    {'temperature': 0.05, 'merger': 'conv'}
+
+    ```
+    """
+    fields: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"`{option}` takes NAME=VALUE, got {word!r}.")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
+
+
 def command_line() -> str:
     """
     The command as it was typed, for records.

@@ -4,11 +4,16 @@ The verbs that make data: `prepare`, `embed`, `tokenize`. Heavy modules are impo
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_genrec.command_line import AsJson, Overwrite, Prepared, app, one_of, output_on
+from hf_genrec.command_line import AsJson, Overwrite, Prepared, app, name_values, one_of, output_on
+
+
+if TYPE_CHECKING:
+    from hf_genrec.prepared import PreparedDataset
 
 
 @app.command("prepare")
@@ -45,6 +50,10 @@ def _prepare(
         str, typer.Option(callback=one_of("raise", "skip"), help="Malformed lines: raise, or skip and count.")
     ] = "raise",
     keep_all_items: Annotated[bool, typer.Option(help="Keep items without an interaction in the catalog.")] = False,
+    cold_items: Annotated[
+        float, typer.Option(min=0, help="Share of the items, the newest, that are held out of training.")
+    ] = 0.0,
+    strict: Annotated[bool, typer.Option(help="Stop where a category's published statistics are not met.")] = True,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -59,6 +68,7 @@ def _prepare(
       hf-genrec prepare --sequences sequences.tsv --items items.jsonl --output data
       hf-genrec prepare --movielens --output data
       hf-genrec prepare --amazon 2023 --category Video_Games --output data
+      hf-genrec prepare --movielens --cold-items 0.05 --output cold_data
     """
     kinds = {"--interactions": interactions, "--sequences": sequences, "--movielens": movielens, "--amazon": amazon}
     if sum(bool(value) for value in kinds.values()) != 1:
@@ -75,8 +85,9 @@ def _prepare(
         from hf_genrec.tables import preparation_notes, statistics_table
 
         rules: dict[str, Any] = {"missing_text": missing_text, "on_error": on_error, "overwrite": overwrite}
+        rules |= {"cold_items": cold_items, "strict": strict}
         if movielens:
-            prepared = prepare_movielens(output, overwrite=overwrite)
+            prepared = prepare_movielens(output, cold_items=cold_items, overwrite=overwrite)
         elif amazon:
             files: Any = None if benchmark == "none" else benchmark
             year: Any = amazon
@@ -161,16 +172,20 @@ def _tokenize(
     quantizer: Annotated[
         str | None,
         typer.Option(
-            callback=one_of("residual-kmeans", "opq", "pq", "random"),
-            help="residual-kmeans (Latte, PSID, TIGER), opq (RPG, ACERec), pq (no rotation) or random (a control).",
+            callback=one_of("residual-kmeans", "rqvae", "hierarchical-kmeans", "opq", "pq", "random"),
+            help="residual-kmeans (Latte, PSID, TIGER), rqvae (TIGER's own), hierarchical-kmeans, opq (RPG, ACERec), "
+            "pq (no rotation) or random (a control).",
             show_default="residual-kmeans",
         ),
     ] = None,
     levels: Annotated[
-        int | None, typer.Option(min=1, help="Codes per item.", show_default="3 for residual-kmeans, else 32")
+        int | None, typer.Option(min=1, help="Codes per item.", show_default="3; 32 for opq, pq and random")
     ] = None,
     codebook_size: Annotated[
-        int | None, typer.Option(help="Codes per level, a power of two.", show_default="256")
+        int | None,
+        typer.Option(
+            help="Codes per level, a power of two.", show_default="256; by the number of items for hierarchical-kmeans"
+        ),
     ] = None,
     policy: Annotated[
         str | None,
@@ -183,7 +198,7 @@ def _tokenize(
         typer.Option(
             min=0,
             help="Whitened principal components; 0 for none.",
-            show_default="192; 128 for opq and pq; 0 for random",
+            show_default="192 for residual-kmeans, 128 for opq and pq, else 0",
         ),
     ] = None,
     fit_on: Annotated[
@@ -196,6 +211,19 @@ def _tokenize(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the quantizer.", show_default="1234")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the quantizer, such as epochs=500."),
+    ] = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Also judge the ids: are items that share codes alike in texts (--embeddings) and in users? "
+            "Ids that exist already are judged as they are.",
+        ),
+    ] = False,
+    plot: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the report; needs --report.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -207,13 +235,19 @@ def _tokenize(
       hf-genrec tokenize data --embeddings embeddings --output ids
       hf-genrec tokenize data --embeddings embeddings --output tiger_ids --policy append
       hf-genrec tokenize data --embeddings embeddings --output rpg_ids --quantizer opq
+      hf-genrec tokenize data --embeddings embeddings --output rqvae_ids --quantizer rqvae --set sinkhorn_epsilon=0.003
       hf-genrec tokenize data --ids other_project.json --output ids --policy append
+      hf-genrec tokenize data --output ids --report --embeddings embeddings --plot ids.png
     """
-    if (embeddings is None) == (ids is None):
+    making = (ids, quantizer, levels, codebook_size, policy, whiten, fit_on, seed, options or None)
+    if plot is not None and not report:
+        raise ValueError("`--plot` draws a report: add `--report`.")
+    exists = _check_report(output, report=report and not overwrite, plot=plot, making=making)
+    if not exists and (embeddings is None) == (ids is None) and not (report and ids is not None):
         raise ValueError("Give either `--embeddings` or `--ids`.")
-    if ids is not None and (quantizer or levels or whiten is not None or fit_on or seed is not None):
+    if ids is not None and (quantizer or levels or whiten is not None or fit_on or seed is not None or options):
         raise ValueError(
-            "`--quantizer`, `--levels`, `--whiten`, `--fit-on` and `--seed` do not go with ready `--ids`."
+            "`--quantizer`, `--levels`, `--whiten`, `--fit-on`, `--seed` and `--set` do not go with ready `--ids`."
         )
     with output_on(as_json) as show:
         from hf_genrec.prepared import PreparedDataset
@@ -221,7 +255,9 @@ def _tokenize(
         from hf_genrec.tokenized import import_ids, load_tokenized, tokenize_items
 
         prepared = PreparedDataset.load(prepared_folder)
-        if ids is not None:
+        if exists:
+            pass  # nothing is made
+        elif ids is not None:
             import_ids(prepared, ids, output, policy=policy, codebook_size=codebook_size, overwrite=overwrite)
         else:
             wanted: dict[str, Any] = {"quantizer": quantizer or "residual-kmeans", "policy": policy}
@@ -231,11 +267,52 @@ def _tokenize(
                 embeddings or "",
                 output,
                 num_levels=levels,
-                codebook_size=codebook_size or 256,
+                codebook_size=codebook_size,
                 num_whitened=whiten,
+                options=name_values("--set", options or []),
                 overwrite=overwrite,
                 **wanted,
             )
         record = load_tokenized(output)[1]
+        result = {"folder": output} | record
+        if report:
+            shown, result["report"] = _report(prepared, output, embeddings=embeddings, plot=plot)
+            show(collision_table(record["statistics"]), *shown, result=result)
+            return
         tables = collision_table(record["statistics"]), usage_table(record["statistics"])
-        show(*tables, f"written to {output}", result={"folder": output} | record)
+        show(*tables, f"written to {output}", result=result)
+
+
+def _check_report(output: str, *, report: bool, plot: str | None, making: tuple[Any, ...]) -> bool:
+    """Whether there are ids that are judged as they are; refuses options that would have no effect."""
+    exists = report and (Path(output) / "tokenizer.json").is_file()
+    if exists and any(option is not None for option in making):
+        raise ValueError(
+            f"{output} exists already: `--report` judges it as it is. Drop the other options, or pass `--overwrite`."
+        )
+    if plot is not None and Path(plot).suffix != ".png":
+        raise ValueError(f"`--plot` must end in .png, got {plot!r}.")
+    return exists
+
+
+def _report(
+    prepared: PreparedDataset, folder: str, *, embeddings: str | None, plot: str | None
+) -> tuple[list[Any], dict[str, Any]]:
+    """What is to be shown of a report on a tokenized folder, and the report."""
+    from hf_genrec.id_report import REPORT_NAME, report_tokenized
+    from hf_genrec.plots import plot_id_report
+    from hf_genrec.tables import position_table, prefix_table
+
+    report = report_tokenized(folder, prepared, embeddings=embeddings)
+    shown: list[Any] = [prefix_table(report), position_table(report)]
+    if embeddings is None:
+        shown.append("the similarity of the texts is left out: it needs --embeddings")
+    else:
+        shown.append(f"embeddings of the texts: {report['encoder']}")
+    shown.append(f"written to {Path(folder) / REPORT_NAME}")
+    if plot is not None:
+        sizes = report["statistics"]
+        codes = f"{sizes['num_levels']} codes of {sizes['codebook_size']}"
+        title = f"{Path(folder).name}: {sizes['num_items']:,} items, {codes}"
+        shown.append(f"drawn to {plot_id_report(report, plot, title=title)}")
+    return shown, report

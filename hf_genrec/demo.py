@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from hf_genrec.evaluation import evaluation_record
+from hf_genrec.evaluation import EvaluationSettings, evaluate_systems
 from hf_genrec.movielens import prepare_movielens
 from hf_genrec.prepared import PreparedDataset
 from hf_genrec.recipes import QUICK_SCHEDULE, QUICK_SHAPE
@@ -30,11 +30,11 @@ from hf_genrec.runs import (
     is_finished,
     read_training,
     run_settings,
-    start_fresh,
     train_run,
     training_arguments,
     write_evaluation,
 )
+from hf_genrec.starting import start_fresh
 from hf_genrec.tables import (
     collision_table,
     metrics_table,
@@ -233,10 +233,10 @@ def _evaluated(
     is_there = record.get("run") == run and record.get("fingerprint") == prepared.fingerprint
     _heading(console, "5. Evaluation on the test split, films seen before excluded", is_there)
     if not is_there:
-        record = evaluation_record(
-            recommender, prepared, run=run, exclude_seen=EXCLUDE_SEEN, show_progress=console.is_terminal
-        )
-        write_evaluation(target, recommender.model.config, record)
+        how = EvaluationSettings(exclude_seen=EXCLUDE_SEEN, show_progress=console.is_terminal)
+        found = evaluate_systems(recommender, prepared, settings=how, run=run)
+        record = found.record
+        write_evaluation(target, recommender.model.config, record, users=found.users)
     return record
 
 

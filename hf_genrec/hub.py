@@ -15,16 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_genrec.cards import model_card
-from hf_genrec.evaluation import write_record
 from hf_genrec.recommender import check_items
-from hf_genrec.semantic_ids import SemanticIds
+from hf_genrec.record_files import users_path, write_record
+from hf_genrec.semantic_ids import SemanticIds, items_fingerprint
 from hf_genrec.vocabulary import build_tokenizer
 
 
 def save_recommender(
     folder: str | os.PathLike[str],
     model: Any,
-    semantic_ids: SemanticIds,
+    semantic_ids: SemanticIds | None,
     items: pa.Table,
     *,
     quantizer: str | os.PathLike[str] | None = None,
@@ -41,10 +41,10 @@ def save_recommender(
             Where to write; created where it is missing.
         model:
             A trained model whose catalog holds `semantic_ids`.
-        semantic_ids ([`SemanticIds`]):
-            The semantic-ID table.
+        semantic_ids ([`SemanticIds`] or `None`):
+            The semantic-ID table; `None` for a model without, as SASRec.
         items (`pa.Table`):
-            `item_id` in the order of `semantic_ids`, `title` and `text`.
+            `item_id` in the order of the model's items, `title` and `text`.
         quantizer (`str` or `Path`, *optional*):
             The folder that tokenizing wrote, to be kept as `quantizer/` so that new items can get codes.
         evaluation (`dict`, *optional*):
@@ -56,17 +56,21 @@ def save_recommender(
     Raises:
         ValueError: If model, semantic IDs and items do not belong together.
     """
+    if (semantic_ids is not None) != model.config.has_codes:
+        raise ValueError(
+            f"`semantic_ids` must be given for models with semantic IDs and be `None` for others; this is a "
+            f"{model.config.model_type!r} model, got {'none' if semantic_ids is None else 'a table'}."
+        )
     table = item_table(semantic_ids, items)
+    item_ids = table["item_id"].to_pylist()
     check_items(model, table)
-    model.config.items_fingerprint = semantic_ids.items_fingerprint
+    model.config.items_fingerprint = items_fingerprint(item_ids)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as name:
         partial = Path(name)
         model.save_pretrained(partial)
-        tokenizer = build_tokenizer(
-            semantic_ids.item_ids, model.config, max_history_length=model.config.max_history_length
-        )
+        tokenizer = build_tokenizer(item_ids, model.config, max_history_length=model.config.max_history_length)
         tokenizer.save_pretrained(partial)
         pq.write_table(table, partial / "items.parquet")
         if quantizer is not None:
@@ -75,6 +79,7 @@ def save_recommender(
             write_record(evaluation, partial / "evaluation.json")
         else:  # what an earlier save left speaks of other weights
             (target / "evaluation.json").unlink(missing_ok=True)
+        users_path(target / "evaluation.json").unlink(missing_ok=True)
         if not (target / "README.md").exists():
             (partial / "README.md").write_text(model_card(model.config, evaluation), encoding="utf-8")
         for path in sorted(partial.iterdir(), key=lambda path: path.suffix == ".safetensors"):
@@ -84,27 +89,28 @@ def save_recommender(
     return target
 
 
-def item_table(semantic_ids: SemanticIds, items: pa.Table) -> pa.Table:
+def item_table(semantic_ids: SemanticIds | None, items: pa.Table) -> pa.Table:
     """
     The `items.parquet` of a checkpoint: ids, codes and what people want to see.
 
     Args:
-        semantic_ids ([`SemanticIds`]): The semantic-ID table.
+        semantic_ids ([`SemanticIds`] or `None`): The semantic-ID table; `None` if the items have no codes.
         items (`pa.Table`): `item_id` in the same order, and further columns.
 
     Returns:
-        `pa.Table`: `item_id`, `codes`, then `title` and `text` where `items` has them.
+        `pa.Table`: `item_id`, `codes` where there are any, then `title` and `text` where `items` has them.
 
     Raises:
         ValueError: If the ids differ.
     """
-    if items["item_id"].to_pylist() != list(semantic_ids.item_ids):
+    if semantic_ids is not None and items["item_id"].to_pylist() != list(semantic_ids.item_ids):
         raise ValueError(
             f"The semantic IDs ({semantic_ids.num_items} items) and the item table ({items.num_rows} rows) do not "
             "list the same items in the same order. Tokenize the items of this data set."
         )
-    codes = pa.array(semantic_ids.codes.tolist(), pa.list_(pa.int16()))
-    table = pa.table({"item_id": items["item_id"].cast(pa.string()), "codes": codes})
+    table = pa.table({"item_id": items["item_id"].cast(pa.string())})
+    if semantic_ids is not None:
+        table = table.append_column("codes", pa.array(semantic_ids.codes.tolist(), pa.list_(pa.int16())))
     for name in ("title", "text"):
         if name in items.column_names:
             table = table.append_column(name, items[name])

@@ -106,9 +106,10 @@ def write_item_graph(
     """
     model = AutoModel.from_pretrained(folder)
     if not hasattr(model, "set_item_graph"):
+        reason = "writes codes one by one" if model.config.has_codes else "knows no codes"
         raise ValueError(
-            f"{folder} holds a {model.config.model_type!r} model, which writes codes one by one: an item graph is for "
-            "models that predict all codes at once."
+            f"{folder} holds a {model.config.model_type!r} model, which {reason}: an item graph is for models that "
+            "predict all codes at once."
         )
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     graph = build_item_graph(model, num_neighbors=num_neighbors, search=search)

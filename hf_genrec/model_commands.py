@@ -4,7 +4,6 @@ The verbs that make and use models: `train`, `evaluate`, `recommend`, `demo`. He
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +20,7 @@ from hf_genrec.command_line import (
     SearchOptions,
     app,
     command_line,
+    name_values,
     one_of,
     output_on,
 )
@@ -54,7 +54,7 @@ def _train(
     ctx: typer.Context,
     prepared_folder: Prepared,
     output: Annotated[str, typer.Option("--output", help="The run folder to write.", show_default=False)],
-    ids: Annotated[str | None, typer.Option(help="Folder that `hf-genrec tokenize` wrote.")] = None,
+    ids: Annotated[str | None, typer.Option(help="Folder that `hf-genrec tokenize` wrote; sasrec needs none.")] = None,
     origin: Annotated[
         str | None, typer.Option("--from", help="Fine-tune this run folder or Hub repository on the prepared log.")
     ] = None,
@@ -64,9 +64,9 @@ def _train(
     architecture: Annotated[
         str | None,
         typer.Option(
-            callback=one_of("latte", "rpg", "acerec"),
-            metavar="latte|rpg|acerec",
-            help="Kind of model: latte (also TIGER and PSID), or rpg and acerec for long ids.",
+            callback=one_of("latte", "rpg", "acerec", "sasrec"),
+            metavar="latte|rpg|acerec|sasrec",
+            help="Kind of model: latte (also TIGER and PSID), rpg and acerec for long ids, or sasrec without ids.",
             show_default="latte",
         ),
     ] = None,
@@ -141,13 +141,17 @@ def _train(
       hf-genrec train data --ids ids --output run --latents 0 --history-unit code
       hf-genrec train data --ids opq_ids --output run --architecture rpg --epochs 30
       hf-genrec train data --ids opq_ids --output run --architecture acerec --set alignment_weight=0
+      hf-genrec train data --output run --architecture sasrec
       hf-genrec train new_data --from run --output tuned --learning-rate 0.0003 --epochs 3
       accelerate launch scripts/train.py data --ids ids --output run
     """
     if prepared_folder.startswith("-"):
         raise ValueError(f"Name the prepared folder before {prepared_folder} and other options of the trainer.")
-    if (ids is None) == (origin is None):
+    is_new = ids is not None or (architecture == "sasrec" and origin is None)
+    if is_new == (origin is not None):
         raise ValueError("Give either `--ids` (a new model) or `--from` (a checkpoint to fine-tune).")
+    if ids is not None and architecture == "sasrec":
+        raise ValueError("SASRec has no semantic IDs: leave out `--ids`.")
     shape = {
         "num_latent_tokens": latents, "history_attention": history_attention, "history_unit": history_unit,
         "normalization": normalization, "d_model": d_model, "d_ff": d_ff, "d_kv": d_kv, "num_heads": heads,
@@ -171,7 +175,7 @@ def _train(
             resume,
             paper,
             architecture,
-            _given(shape) | _pairs("--set", fields or []),
+            _given(shape) | name_values("--set", fields or []),
             _given(schedule),
             targets,
             ctx.args,
@@ -203,7 +207,8 @@ def _run_training(
     """The record of the run; `None` in a process that is not the main one."""
     from hf_genrec import recipes
     from hf_genrec.prepared import PreparedDataset
-    from hf_genrec.runs import is_finished, read_training, start_fresh, start_from, train_run, training_arguments
+    from hf_genrec.runs import is_finished, read_training, train_run, training_arguments
+    from hf_genrec.starting import start_fresh, start_from
 
     if is_finished(output) and resume:
         typer.echo(f"The run in {output} is finished; nothing to resume.", err=True)
@@ -222,23 +227,9 @@ def _run_training(
         if shape.get("history_attention") == "bidirectional":  # which reads codes; `--history-unit item` is refused
             shape = {"history_unit": "code"} | shape
         shape = (recipes.PAPER_SHAPES if paper else recipes.SHAPES)[architecture] | shape
-        starting = start_fresh(prepared, ids or "", shape=shape, seed=args.seed, architecture=architecture)
+        starting = start_fresh(prepared, ids, shape=shape, seed=args.seed, architecture=architecture)
     record = train_run(prepared, starting, output, args, targets=targets, resume=resume, command=command_line())
     return record if args.process_index == 0 else None
-
-
-def _pairs(option: str, words: list[str]) -> dict[str, Any]:
-    """`["temperature=0.05", "merger=conv"]` as a dictionary; values are JSON or else strings."""
-    fields: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name.isidentifier():
-            raise ValueError(f"`{option}` takes NAME=VALUE, got {word!r}.")
-        try:
-            fields[name] = json.loads(value)
-        except ValueError:
-            fields[name] = value
-    return fields
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
@@ -258,53 +249,65 @@ def _evaluate(
     max_users: Annotated[int | None, typer.Option(min=1, help="A sample of this many users.")] = None,
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
     no_baselines: Annotated[bool, typer.Option("--no-baselines", help="Without popularity and item-kNN.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the sample and the bootstrap.")] = 0,
+    exact_sample: Annotated[
+        int, typer.Option(min=0, help="Score all items exactly for this many users: what does the search miss?")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the samples and the bootstrap.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
-    output: Annotated[str | None, typer.Option(help="Write the record to this JSON file too.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Write the record to this JSON file too, and ranks per user beside it.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Rank the whole catalog for every user and print recall and ndcg beside the baselines.
+    Rank the whole catalog for every user and print recall, ndcg and what the lists are like, beside the baselines.
 
-    An evaluation of all users on the test split is also written into the run folder, as evaluation.json.
+    An evaluation of all users on the test split is also written into the run folder, as evaluation.json and, one row
+    per user, evaluation_users.parquet.
 
     \b
     Examples:
       hf-genrec evaluate run data
       hf-genrec evaluate run data --split validation --max-users 2000 --beams 20
+      hf-genrec evaluate run data --exact-sample 200
       hf-genrec evaluate user/repository data --json > record.json
     """
     with output_on(as_json) as show:
-        from hf_genrec.evaluation import evaluation_record, write_record
+        from hf_genrec.data_guards import check_trained_on
+        from hf_genrec.evaluation import EvaluationSettings, evaluate_systems
         from hf_genrec.prepared import PreparedDataset
         from hf_genrec.recommender import Recommender
-        from hf_genrec.runs import check_model_name, check_same_catalog, evaluation_run, write_evaluation
-        from hf_genrec.tables import metrics_table
+        from hf_genrec.record_files import users_path, write_record, write_users
+        from hf_genrec.runs import evaluation_run, read_training, write_evaluation
+        from hf_genrec.starting import check_model_name, check_same_catalog
+        from hf_genrec.tables import evaluation_tables
 
         check_model_name(model)
         prepared = PreparedDataset.load(prepared_folder)
         decoding: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
-        options = _given({"decoding": search}) | _pairs("--search", search_words or [])
+        options = _given({"decoding": search}) | name_values("--search", search_words or [])
         recommender = Recommender.from_pretrained(
             model, batch_size=batch_size, device=device, search_options=options, **decoding
         )
         check_same_catalog(recommender.item_ids, prepared, owner=f"The checkpoint {model}")
-        record = evaluation_record(
-            recommender,
-            prepared,
-            baselines={} if no_baselines else None,
-            run=evaluation_run(model, decoding=recommender.decoding, **decoding) | {"search_options": options},
+        check_trained_on(read_training(model), prepared.metadata, owner=f"The run {model}")
+        settings = EvaluationSettings(
             split=split,
             max_users=max_users,
             seed=seed,
             exclude_seen=exclude_seen,
+            exact_sample=exact_sample,
             show_progress=True,
         )
+        run = evaluation_run(model, decoding=recommender.decoding, **decoding) | {"search_options": options}
+        baselines: dict[str, Any] | None = {} if no_baselines else None
+        found = evaluate_systems(recommender, prepared, settings=settings, baselines=baselines, run=run)
         if output is not None:
-            write_record(record, output)
+            write_record(found.record, output)
+            write_users(found.users, users_path(output))
         if split == "test" and max_users is None and not exclude_seen and Path(model).is_dir():
-            write_evaluation(model, recommender.model.config, record)
-        show(metrics_table(record), result=record)
+            write_evaluation(model, recommender.model.config, found.record, users=found.users)
+        show(*evaluation_tables(found.record), result=found.record)
 
 
 @app.command("recommend", cls=_ManyItems)
@@ -358,13 +361,13 @@ def _recommend(
         batch = [[item_id for item_id in history or [] if item_id]]
     with output_on(as_json) as show:
         from hf_genrec.recommender import Recommender
-        from hf_genrec.runs import check_model_name
+        from hf_genrec.starting import check_model_name
         from hf_genrec.tables import recommendation_entries, recommendations_table
 
         decoding: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
         check_model_name(model)
         recommender = Recommender.from_pretrained(model, device=device, **decoding)
-        search_options = _given({"decoding": search}) | _pairs("--search", search_words or [])
+        search_options = _given({"decoding": search}) | name_values("--search", search_words or [])
         search_options |= {"diversity": diversity} if diversity else {}
         if sample_seed is not None:
             search_options["sample_seed"] = sample_seed
@@ -408,7 +411,7 @@ def _graph(
     """
     with output_on(as_json) as show:
         from hf_genrec.item_graph import write_item_graph
-        from hf_genrec.runs import check_model_name
+        from hf_genrec.starting import check_model_name
 
         check_model_name(model)
         if not Path(model).is_dir():

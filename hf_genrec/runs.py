@@ -1,5 +1,5 @@
 """
-A prepared and a tokenized folder in, a run folder out: the Hub folder, `training.json` and `checkpoints/`.
+A prepared data set and a model to train in, a run folder out: the Hub folder, `training.json` and `checkpoints/`.
 
 A run is finished when its `training.json` exists. Until then `checkpoints/run.json` says what is being
 trained, so that a run is only continued with the settings it was begun with.
@@ -16,175 +16,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, AutoModel, HfArgumentParser, PreTrainedConfig, set_seed
+from transformers import HfArgumentParser
 from transformers.trainer_callback import ProgressCallback
-from transformers.utils import cached_file
 
 from hf_genrec.cards import model_card
-from hf_genrec.evaluation import write_record
 from hf_genrec.hub import save_recommender
 from hf_genrec.prepared import PreparedDataset
-from hf_genrec.recommender import check_items
-from hf_genrec.semantic_ids import SemanticIds
-from hf_genrec.tokenized import QUANTIZER_NAME, load_tokenized
+from hf_genrec.record_files import users_path, write_record, write_users
+from hf_genrec.starting import Starting
+from hf_genrec.tokenized import QUANTIZER_NAME
 from hf_genrec.training import GenRecTrainer, GenRecTrainingArguments, Stopwatch, make_trainer
 
 
 logger = logging.getLogger(__name__)
 
-_NOT_TO_SET = {"num_items", "num_levels", "codebook_size"}  # they follow from the tokenized folder
-
 CHECKPOINTS_NAME = "checkpoints"
 TRAINING_NAME = "training.json"
 EVALUATION_NAME = "evaluation.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Starting:
-    """
-    What a run begins with.
-
-    Attributes:
-        model (`PreTrainedModel`): fresh or from a checkpoint; its catalog is filled.
-        semantic_ids ([`SemanticIds`]): the table in the catalog.
-        quantizer (`Path` or `None`): the folder to pass on.
-        origin (`str` or `None`): the checkpoint it comes from.
-    """
-
-    model: Any
-    semantic_ids: SemanticIds
-    quantizer: Path | None
-    origin: str | None = None
-
-
-def start_fresh(
-    prepared: PreparedDataset,
-    tokenized: str | os.PathLike[str],
-    *,
-    shape: Mapping[str, Any],
-    seed: int,
-    architecture: str = "latte",
-) -> Starting:
-    """
-    A new model over a tokenized folder.
-
-    Args:
-        prepared ([`PreparedDataset`]): The data set.
-        tokenized (`str` or `Path`): The tokenized folder of the same items.
-        shape (`dict`): Fields of the architecture's config; sizes of the catalog come from the folder.
-        seed (`int`): Seed of the weights.
-        architecture (`str`, *optional*, defaults to `"latte"`):
-            A model type that is registered with the Auto classes: `"latte"`, `"rpg"` or `"acerec"`.
-
-    Returns:
-        [`Starting`]
-
-    Raises:
-        ValueError: If the folder is about other items, `shape` has an unknown or wrong field, or ids collide in a
-            model that needs unique ones.
-    """
-    semantic_ids, _ = load_tokenized(tokenized)
-    check_same_catalog(semantic_ids.item_ids, prepared, owner=f"The tokenized folder {tokenized}")
-    config_class: Any = CONFIG_MAPPING[architecture]
-    known = {field.name for field in dataclasses.fields(config_class)} - _NOT_TO_SET
-    unknown = set(shape) - (known - {field.name for field in dataclasses.fields(PreTrainedConfig)})
-    if unknown:
-        raise ValueError(f"`shape` has fields that no {config_class.__name__} has: {', '.join(sorted(unknown))}.")
-    set_seed(seed)
-    sizes = {name: getattr(semantic_ids, name) for name in _NOT_TO_SET}
-    try:
-        config = config_class(**sizes, **shape)
-    except StrictDataclassError as error:
-        raise ValueError(f"`shape` has a value of the wrong type: {error}") from error
-    model: Any = AutoModel.from_config(config)
-    model.set_catalog(torch.from_numpy(semantic_ids.codes.copy()))
-    _count_items(model, prepared)
-    quantizer = Path(tokenized) / QUANTIZER_NAME
-    return Starting(model, semantic_ids, quantizer if quantizer.is_dir() else None)
-
-
-def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]) -> Starting:
-    """
-    A checkpoint to fine-tune on another log over the same catalog.
-
-    Args:
-        prepared ([`PreparedDataset`]): The new log, prepared against the checkpoint's items.
-        folder_or_repo (`str` or `Path`): A run folder or a Hub repository.
-
-    Returns:
-        [`Starting`]: weights and semantic IDs are the checkpoint's.
-
-    Raises:
-        ValueError: If the catalogs differ.
-        OSError: If there is no such checkpoint.
-    """
-    path = os.fspath(folder_or_repo)
-    check_model_name(path)
-    model: Any = AutoModel.from_pretrained(path)
-    items = pq.read_table(cached_file(path, "items.parquet"))
-    check_items(model, items)
-    check_same_catalog(items["item_id"].to_pylist(), prepared, owner=f"The checkpoint {path}")
-    semantic_ids = SemanticIds(
-        item_ids=tuple(prepared.item_ids),
-        codes=model.item_codes.cpu().numpy().astype("int64"),
-        codebook_size=model.config.codebook_size,
-        policy="keep",
-    )
-    _count_items(model, prepared)
-    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=f"{QUANTIZER_NAME}/*"))
-    quantizer = folder / QUANTIZER_NAME
-    return Starting(model.float(), semantic_ids, quantizer if quantizer.is_dir() else None, origin=path)
-
-
-def _count_items(model: Any, prepared: PreparedDataset) -> None:
-    """Tell a model that corrects for popularity how often each item occurs in training."""
-    if hasattr(model, "set_item_counts"):
-        model.set_item_counts(torch.from_numpy(prepared.train_item_counts()))
-
-
-def check_model_name(name: str) -> None:
-    """
-    Whether a name can be a model's: a misspelt folder should not be looked up on the Hub.
-
-    Args:
-        name (`str`): A folder or `user/repository`.
-
-    Raises:
-        FileNotFoundError: If it is no folder and cannot be a repository.
-    """
-    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(name).exists()):
-        raise FileNotFoundError(f"There is no run folder {name}.")
-
-
-def check_same_catalog(item_ids: Sequence[str], prepared: PreparedDataset, *, owner: str) -> None:
-    """
-    Whether something was made for the items of a data set, in their order.
-
-    Args:
-        item_ids (`Sequence[str]`): Its items.
-        prepared ([`PreparedDataset`]): The data set.
-        owner (`str`): What it is, for the error.
-
-    Raises:
-        ValueError: If they differ; the message says how.
-    """
-    mine, theirs = list(item_ids), prepared.item_ids
-    if mine == theirs:
-        return
-    only_mine, only_theirs = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
-    if only_mine or only_theirs:
-        how = f"{len(only_mine)} items only there {only_mine[:5]}, {len(only_theirs)} only here {only_theirs[:5]}"
-    else:
-        how = "the same items in another order"
-    raise ValueError(
-        f"{owner} ({len(mine)} items) is not about the catalog of {prepared.folder} ({len(theirs)} items): {how}. "
-        "Use the data it was made from, or prepare the log with `--keep-all-items` and the checkpoint's items.parquet "
-        "as `--items`."
-    )
 
 
 class _Parser(HfArgumentParser):
@@ -322,7 +172,7 @@ def run_settings(
     return {
         "data_fingerprint": prepared.fingerprint,
         "protocol": prepared.metadata["protocol"],
-        "semantic_ids_fingerprint": starting.semantic_ids.fingerprint,
+        "semantic_ids_fingerprint": starting.semantic_ids and starting.semantic_ids.fingerprint,
         "from": starting.origin,
         "targets": targets,
         "seed": args.seed,
@@ -371,7 +221,8 @@ def evaluation_run(
 
     Returns:
         `dict`: `model`, `num_beams` (not of exact scores), `latent_aggregation`, `decoding`, and where the folder has
-            them `command`, `seed`, `minutes`, `num_parameters` of the training and the digest of the `weights`.
+            them `command`, `seed`, `minutes`, `num_parameters` of the training, `trained_on` (the fingerprint of its
+            data), the digest of the `weights` and the `encoder` of the texts behind the ids.
     """
     training = read_training(folder)
     weights = Path(folder) / "model.safetensors"
@@ -385,27 +236,38 @@ def evaluation_run(
     }
     if training:
         run["seed"] = training["settings"]["seed"]
+        run["trained_on"] = training["settings"]["data_fingerprint"]
+    encoder = Path(folder) / QUANTIZER_NAME / "encoder.json"
+    if encoder.is_file():
+        run["encoder"] = json.loads(encoder.read_text(encoding="utf-8"))["model"]
     if weights.is_file():
         with weights.open("rb") as file:
             run["weights"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return run
 
 
-def write_evaluation(folder: str | os.PathLike[str], config: Any, record: Mapping[str, Any]) -> None:
+def write_evaluation(
+    folder: str | os.PathLike[str], config: Any, record: Mapping[str, Any], *, users: pa.Table | None = None
+) -> None:
     """
-    Put an evaluation into a run folder: `evaluation.json`, and the card unless somebody edited it.
+    Put an evaluation into a run folder: `evaluation.json`, `evaluation_users.parquet`, and the card unless somebody
+    edited it.
 
     Args:
         folder (`str` or `Path`): The run folder.
         config: The model's config.
         record (`dict`): The evaluation record.
+        users (`pa.Table`, *optional*): Its results per user; `None` removes those of an earlier evaluation.
     """
     folder = Path(folder)
     path, card = folder / EVALUATION_NAME, folder / "README.md"
     old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if card.is_file() and card.read_text(encoding="utf-8") in (model_card(config), model_card(config, old)):
         card.write_text(model_card(config, record), encoding="utf-8")
+    users_path(path).unlink(missing_ok=True)  # a record never stands beside another one's users
     write_record(record, path)
+    if users is not None:
+        write_users(users, users_path(path), keep_names=True)
 
 
 class TrainingProgress(ProgressCallback):

@@ -110,7 +110,9 @@ class SemanticIds:
             policy (`str`):
                 `"append"` adds a level that counts (TIGER); `"candidates"` reassigns among the nearest centroids
                 (PSID) and fails where none is free; `"widen"` is the same but looks further; `"rematch"` hands out the
-                last level anew (ZCR); `"keep"` changes nothing. See `hf_genrec.collisions`.
+                last level anew (ZCR); `"keep"` changes nothing: to a model, items that share an id are the same, so
+                it gives them one score and lists them next to each other, in the order of the catalog. See
+                `hf_genrec.collisions`.
             embeddings (`np.ndarray` of shape `(num_items, dim)`, *optional*):
                 What the codes were computed from; for `"candidates"`, `"widen"` and `"rematch"`.
             codebooks (`np.ndarray` of shape `(num_levels, codebook_size, dim)`, *optional*):
@@ -164,7 +166,7 @@ class SemanticIds:
             codebook_size (`int`, *optional*):
                 Codes per level. `None` takes the largest code plus one.
             policy (`str`, *optional*, defaults to `"keep"`):
-                `"keep"` or `"append"`; the others need centroids.
+                `"keep"` or `"append"`, see [`SemanticIds.from_codes`]; the others need centroids.
 
         Returns:
             [`SemanticIds`]: the imported table.
@@ -300,8 +302,8 @@ class SemanticIds:
             - `group_sizes`: `{items sharing a tuple: number of such tuples}`;
 
             and `levels`, one entry per level after the policy with `num_used` codes, `usage` (their share of
-            `codebook_size`) and `perplexity` (the exponential of the entropy; `codebook_size` if all are equally
-            frequent).
+            `codebook_size`), `perplexity` (the exponential of the entropy; `codebook_size` if all are equally
+            frequent) and `num_prefixes`, distinct tuples of the codes up to this level.
 
         Example:
 
@@ -321,7 +323,10 @@ class SemanticIds:
             "num_changed": int((kept != self._raw).any(axis=1).sum()),
             "before": _collision_statistics(self._raw),
             "after": _collision_statistics(self.codes),
-            "levels": [_level_statistics(level, codebook_size=self.codebook_size) for level in self.codes.T],
+            "levels": [
+                _level_statistics(level, codebook_size=self.codebook_size) | {"num_prefixes": num_prefixes}
+                for level, num_prefixes in zip(self.codes.T, _num_prefixes(self.codes), strict=True)
+            ],
         }
 
     @property
@@ -438,6 +443,15 @@ def _level_statistics(level: np.ndarray, *, codebook_size: int) -> dict[str, flo
     shares = counts / counts.sum()
     perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
     return {"num_used": len(counts), "usage": len(counts) / codebook_size, "perplexity": perplexity}
+
+
+def _num_prefixes(codes: np.ndarray) -> list[int]:
+    """Distinct tuples of the first code, the first two, ...; later levels part the groups of earlier ones."""
+    groups, numbers = np.zeros(len(codes), dtype=np.int64), []
+    for level in codes.T:
+        groups = np.unique(groups * (int(codes.max()) + 1) + level, return_inverse=True)[1].ravel()
+        numbers.append(int(groups.max()) + 1)
+    return numbers
 
 
 def _to_list_array(codes: np.ndarray) -> pa.ListArray:

@@ -2,14 +2,16 @@
 A prepared folder in, the two folders between data and model out: the embeddings file and the tokenized folder.
 
     embeddings.safetensors   one tensor `embeddings` (num_items, dim); its header names the encoder and the items
-    tokenizer.json           settings, fingerprints and statistics
+    tokenizer.json           settings, fingerprints and statistics, and under `fit` how well the codes fit
     semantic_ids.parquet     the semantic-ID table
     quantizer/               config.json, quantizer.safetensors, whitening.safetensors, encoder.json: for new items
+                             (of an RQ-VAE model.safetensors and training.json)
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -23,7 +25,15 @@ from safetensors.numpy import save_file
 
 from hf_genrec.embeddings import Whitening, embed_texts, encoder_identity, load_matrix
 from hf_genrec.prepared import PreparedDataset, replaced_folder
-from hf_genrec.quantizers import ProductQuantizer, Quantizer, RandomCodes, ResidualKMeans
+from hf_genrec.quantizers import (
+    RQVAE,
+    HierarchicalKMeans,
+    ProductQuantizer,
+    Quantizer,
+    RandomCodes,
+    ResidualKMeans,
+    relative_errors,
+)
 from hf_genrec.semantic_ids import CollisionPolicy, SemanticIds, items_fingerprint
 
 
@@ -34,10 +44,14 @@ RECORD_NAME = "tokenizer.json"
 IDS_NAME = "semantic_ids.parquet"
 QUANTIZER_NAME = "quantizer"
 
-QuantizerName = Literal["residual-kmeans", "opq", "pq", "random"]
+QuantizerName = Literal["residual-kmeans", "rqvae", "hierarchical-kmeans", "opq", "pq", "random"]
 
-# Levels and whitened components if none are given: those of Latte's and RPG's papers.
-_DEFAULT_SIZES = {"residual-kmeans": (3, 192), "opq": (32, 128), "pq": (32, 128), "random": (32, 0)}
+# Levels and whitened components if none are given: those of Latte's, TIGER's and RPG's papers.
+_DEFAULT_SIZES = {
+    "residual-kmeans": (3, 192), "rqvae": (3, 0), "hierarchical-kmeans": (3, 0), "opq": (32, 128), "pq": (32, 128),
+    "random": (32, 0),
+}  # fmt: skip
+_TUPLES_PER_ITEM = 8  # of hierarchical k-means, whose clusters differ in size
 _LONGEST_UNIQUE = 8  # codes; longer ids hardly collide, and too many tuples lie near each of them to be tried
 
 
@@ -177,11 +191,12 @@ def tokenize_items(
     *,
     quantizer: QuantizerName = "residual-kmeans",
     num_levels: int | None = None,
-    codebook_size: int = 256,
+    codebook_size: int | None = None,
     policy: CollisionPolicy | None = None,
     num_whitened: int | None = None,
     fit_on: Literal["train", "all"] = "train",
     num_candidates: int = 5,
+    options: Mapping[str, Any] | None = None,
     seed: int = 1234,
     overwrite: bool = False,
     show_progress: bool = True,
@@ -197,28 +212,32 @@ def tokenize_items(
         output_dir (`str` or `Path`):
             The tokenized folder; it appears whole or not at all.
         quantizer (`str`, *optional*, defaults to `"residual-kmeans"`):
-            `"residual-kmeans"` ([`ResidualKMeans`], for Latte, PSID and TIGER), `"opq"` ([`ProductQuantizer`], for
-            RPG and ACERec), `"pq"` (the same without a rotation) or `"random"` ([`RandomCodes`], a control).
+            `"residual-kmeans"` ([`ResidualKMeans`], for Latte, PSID and TIGER), `"rqvae"` ([`RQVAE`], TIGER's own),
+            `"hierarchical-kmeans"` ([`HierarchicalKMeans`]), `"opq"` ([`ProductQuantizer`], for RPG and ACERec),
+            `"pq"` (the same without a rotation) or `"random"` ([`RandomCodes`], a control).
         num_levels (`int`, *optional*):
-            Codes per item. `None` is 3 for residual k-means (Latte), else 32 (RPG, which has 4 to 64).
-        codebook_size (`int`, *optional*, defaults to 256):
-            Codes per level.
+            Codes per item. `None` is 32 for product quantization and random codes (RPG, which has 4 to 64), else 3.
+        codebook_size (`int`, *optional*):
+            Codes per level. `None` is 256; for hierarchical k-means the smallest power of two whose tuples are at
+            least eight times as many as the items: few collisions, and every level has something to tell apart.
         policy (`str`, *optional*):
             What is done about collisions; see [`SemanticIds.from_codes`]. `None` is `"keep"` for more than 8 codes,
-            else `"widen"` (`"append"` for random codes, which have no centroids).
+            else `"widen"` (`"append"` for hierarchical k-means and random codes, which have no codebooks).
         num_whitened (`int`, *optional*):
             Principal components to whiten to, at most what dimensions and items allow; 0 for the plain embeddings.
-            `None` is what the papers take: 192 for residual k-means, 128 for product quantization; 0 for random codes.
+            `None` is what the papers take: 192 for residual k-means, 128 for product quantization, else 0.
         fit_on (`"train"` or `"all"`, *optional*, defaults to `"train"`):
             Which items whitening and quantizer learn from: those of the training part, or all as the paper does.
         num_candidates (`int`, *optional*, defaults to 5):
             Centroids per level that `"candidates"` tries and `"widen"` begins with.
+        options (`Mapping[str, Any]`, *optional*):
+            Further arguments of the quantizer's class, such as `{"sinkhorn_epsilon": 0.003}` for `"rqvae"`.
         seed (`int`, *optional*, defaults to 1234):
             Seed of the quantizer.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether an existing tokenized folder is replaced.
         show_progress (`bool`, *optional*, defaults to `True`):
-            Whether long training of a product quantizer shows a progress bar.
+            Whether long training shows a progress bar.
 
     Returns:
         [`SemanticIds`]: the table that was written.
@@ -238,13 +257,16 @@ def tokenize_items(
     if num_whitened < 0:
         raise ValueError(f"`num_whitened` must be at least 0, got {num_whitened}.")
     policy = policy or _default_policy(quantizer, num_levels=num_levels)
-    learner = _new_quantizer(quantizer, num_levels=num_levels, codebook_size=codebook_size, seed=seed)
+    num_items = len(prepared.item_ids)
+    if codebook_size is None:
+        codebook_size = _default_codebook_size(quantizer, num_levels=num_levels, num_items=num_items)
+    sizes = {"num_levels": num_levels, "codebook_size": codebook_size, "seed": seed}
+    learner = _new_quantizer(quantizer, sizes=sizes, options=options or {})
     settings = {
         "quantizer": quantizer, "num_levels": num_levels, "codebook_size": codebook_size, "policy": policy,
         "num_whitened": num_whitened, "fit_on": fit_on, "num_candidates": num_candidates, "seed": seed,
-    }  # fmt: skip
+    } | ({"options": dict(options)} if options else {})  # fmt: skip
     matrix, encoder = read_embeddings(embeddings, prepared)
-    num_items = len(prepared.item_ids)
     rows = np.flatnonzero(prepared.train_item_counts() > 0) if fit_on == "train" else np.arange(num_items)
     with replaced_folder(output_dir, marker=RECORD_NAME, overwrite=overwrite) as folder:
         (folder / QUANTIZER_NAME).mkdir()
@@ -262,11 +284,12 @@ def tokenize_items(
             codes,
             codebook_size=codebook_size,
             policy=policy,
-            embeddings=points,
-            codebooks=None if policy == "keep" or isinstance(learner, RandomCodes) else learner.codebooks,
+            embeddings=learner.latents(points) if isinstance(learner, RQVAE) else points,
+            codebooks=None if policy in ("keep", "append") else getattr(learner, "codebooks", None),
             num_candidates=num_candidates,
         )
-        _write_tokenized(folder, prepared, semantic_ids, settings | {"embeddings": _digest_of(matrix)})
+        report = _fit_report(learner, points, codes, fitted=rows)
+        _write_tokenized(folder, prepared, semantic_ids, settings | {"embeddings": _digest_of(matrix)}, fit=report)
     return semantic_ids
 
 
@@ -288,6 +311,8 @@ def import_ids(
         output_dir (`str` or `Path`): The tokenized folder.
         policy (`str`, *optional*):
             `"append"` or `"keep"`; the others need centroids. `None` appends a code, but keeps ids of more than 8.
+            With `"keep"` items may share an id; every model takes such a table and lists them together, see
+            [`SemanticIds.from_codes`].
         codebook_size (`int`, *optional*): Codes per level; `None` takes the largest code plus one.
         overwrite (`bool`, *optional*, defaults to `False`): Whether an existing tokenized folder is replaced.
 
@@ -337,25 +362,61 @@ _ENCODER_KEYS = ("model", "revision", "identity")
 def _default_policy(quantizer: QuantizerName, *, num_levels: int) -> CollisionPolicy:
     if num_levels > _LONGEST_UNIQUE:
         return "keep"
-    return "append" if quantizer == "random" else "widen"
+    return "append" if quantizer in ("random", "hierarchical-kmeans") else "widen"
 
 
-def _new_quantizer(name: QuantizerName, *, num_levels: int, codebook_size: int, seed: int) -> Quantizer:
-    if name == "residual-kmeans":
-        return ResidualKMeans(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
-    if name == "random":
-        return RandomCodes(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
-    return ProductQuantizer(num_levels=num_levels, codebook_size=codebook_size, seed=seed, rotate=name == "opq")
+def _default_codebook_size(quantizer: QuantizerName, *, num_levels: int, num_items: int) -> int:
+    if quantizer != "hierarchical-kmeans":
+        return 256
+    fitting = (2**bits for bits in range(1, 15) if 2 ** (bits * num_levels) >= _TUPLES_PER_ITEM * num_items)
+    return next(fitting, 2**15)
+
+
+_CLASSES: dict[str, type[Quantizer]] = {
+    "residual-kmeans": ResidualKMeans, "rqvae": RQVAE, "hierarchical-kmeans": HierarchicalKMeans,
+    "opq": ProductQuantizer, "pq": ProductQuantizer, "random": RandomCodes,
+}  # fmt: skip
+
+
+def _new_quantizer(name: QuantizerName, *, sizes: Mapping[str, Any], options: Mapping[str, Any]) -> Quantizer:
+    fixed: dict[str, Any] = {**sizes, **({"rotate": name == "opq"} if name in ("opq", "pq") else {})}
+    allowed = [option for option in inspect.signature(_CLASSES[name]).parameters if option not in fixed]
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        raise ValueError(
+            f"The quantizer {name!r} has no option {', '.join(map(repr, unknown))}; "
+            + (f"it has {', '.join(allowed)}." if allowed else "it has none.")
+        )
+    try:
+        return _CLASSES[name](**fixed, **options)
+    except TypeError as error:
+        raise ValueError(f"An option of the quantizer {name!r} has the wrong type: {error}.") from error
 
 
 def _fit(quantizer: Quantizer, points: np.ndarray, *, show_progress: bool) -> Quantizer:
-    if isinstance(quantizer, ProductQuantizer):
-        return quantizer.fit(points, show_progress=show_progress)
-    return quantizer.fit(points)
+    if isinstance(quantizer, (ResidualKMeans, RandomCodes)):
+        return quantizer.fit(points)
+    return quantizer.fit(points, show_progress=show_progress)
+
+
+def _fit_report(quantizer: Quantizer, points: np.ndarray, codes: np.ndarray, *, fitted: np.ndarray) -> dict[str, Any]:
+    """Relative squared errors per level, of the rows that the quantizer learned from and of the others."""
+    others = np.setdiff1d(np.arange(len(points)), fitted)
+    report = {
+        "num_rows": len(fitted),
+        "relative_error": relative_errors(quantizer, points[fitted], codes[fitted]),
+        "relative_error_of_others": relative_errors(quantizer, points[others], codes[others]),
+    }
+    return report | ({"training": quantizer.report} if isinstance(quantizer, RQVAE) else {})
 
 
 def _write_tokenized(
-    folder: Path, prepared: PreparedDataset, semantic_ids: SemanticIds, settings: Mapping[str, Any]
+    folder: Path,
+    prepared: PreparedDataset,
+    semantic_ids: SemanticIds,
+    settings: Mapping[str, Any],
+    *,
+    fit: Mapping[str, Any] | None = None,
 ) -> None:
     semantic_ids.save(folder / IDS_NAME)
     record = {
@@ -365,7 +426,7 @@ def _write_tokenized(
         "catalog_fingerprint": semantic_ids.catalog_fingerprint,
         "statistics": semantic_ids.statistics(),
     }
-    _write_json(folder / RECORD_NAME, record)
+    _write_json(folder / RECORD_NAME, record | ({} if fit is None else {"fit": dict(fit)}))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

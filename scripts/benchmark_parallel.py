@@ -42,7 +42,7 @@ from hf_genrec.modeling.configuration_rpg import RPGConfig
 from hf_genrec.modeling.item_graph_genrec import GRAPH_FILE
 from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
 from hf_genrec.plots import Panel, plot_lines
-from hf_genrec.runs import check_same_catalog
+from hf_genrec.starting import check_same_catalog
 
 
 TOP_K = 10

@@ -21,18 +21,18 @@ from rich.console import Console
 
 from hf_genrec import recipes
 from hf_genrec.amazon import prepare_amazon
-from hf_genrec.evaluation import evaluation_record
+from hf_genrec.evaluation import EvaluationSettings, evaluate_systems
 from hf_genrec.prepared import PreparedDataset
 from hf_genrec.recommender import Recommender
 from hf_genrec.runs import (
     evaluation_run,
     is_finished,
     read_training,
-    start_fresh,
     train_run,
     training_arguments,
     write_evaluation,
 )
+from hf_genrec.starting import start_fresh
 from hf_genrec.tables import collision_table, metrics_table, statistics_table
 from hf_genrec.tokenized import embed_items, embeddings_path, load_tokenized, tokenize_items
 
@@ -105,7 +105,8 @@ def main(
 def prepared_category(folder: Path, category: str, data_dir: str | None, missing_text: Any) -> PreparedDataset:
     """The category's prepared folder, made if it is not there."""
     if not (folder / "dataset.json").is_file():
-        return prepare_amazon(folder, year=2023, category=category, data_dir=data_dir, missing_text=missing_text)
+        options: dict[str, Any] = {"missing_text": missing_text, "strict": missing_text != "drop"}
+        return prepare_amazon(folder, year=2023, category=category, data_dir=data_dir, **options)
     prepared = PreparedDataset.load(folder)
     if prepared.metadata["category"] != category:
         raise typer.BadParameter(f"{folder} holds {prepared.metadata['category']}. Choose another `--output`.")
@@ -115,15 +116,15 @@ def prepared_category(folder: Path, category: str, data_dir: str | None, missing
 def tested(run: Path, prepared: PreparedDataset, beams: int, aggregation: str, baselines: bool) -> dict[str, Any]:
     """The evaluation record of the test split, written into the run folder."""
     recommender = Recommender.from_pretrained(run, num_beams=beams, latent_aggregation=aggregation, batch_size=16)
-    record = evaluation_record(
+    found = evaluate_systems(
         recommender,
         prepared,
+        settings=EvaluationSettings(show_progress=True),
         baselines=None if baselines else {},
         run=evaluation_run(run, num_beams=beams, latent_aggregation=aggregation),
-        show_progress=True,
     )
-    write_evaluation(run, recommender.model.config, record)
-    return record
+    write_evaluation(run, recommender.model.config, found.record, users=found.users)
+    return found.record
 
 
 if __name__ == "__main__":

@@ -12,8 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hf_genrec import PreparedDataset, Recommender, evaluation_record
+from hf_genrec import PreparedDataset, Recommender
 from hf_genrec.cards import system_name
+from hf_genrec.data_guards import check_trained_on
+from hf_genrec.evaluation import EvaluationSettings, evaluate_systems
+from hf_genrec.record_files import users_path, write_users
 from hf_genrec.results import write_result
 from hf_genrec.runs import evaluation_run, read_training, write_evaluation
 from hf_genrec.tokenized import load_tokenized
@@ -25,12 +28,19 @@ def main() -> None:
         print(f"{arguments.name} has its record in {arguments.records}; nothing to do.")
         return
     prepared = PreparedDataset.load(arguments.prepared)
+    check_trained_on(read_training(arguments.run), prepared.metadata, owner=f"The run {arguments.run}")
     decoding = {"num_beams": arguments.beams, "latent_aggregation": arguments.latent_aggregation}
     recommender = Recommender.from_pretrained(arguments.run, **decoding)
+    check_ids(arguments, recommender)
     run = evaluation_run(arguments.run, decoding=recommender.decoding, **decoding)
-    evaluation = evaluation_record(recommender, prepared, run=run, show_progress=True)
-    write_evaluation(arguments.run, recommender.model.config, evaluation)
-    path = write_result(evaluation | {"run": evaluation["run"] | run_facts(arguments, recommender)}, arguments.records)
+    settings = EvaluationSettings(show_progress=True, exact_sample=arguments.exact_sample)
+    found = evaluate_systems(recommender, prepared, settings=settings, run=run)
+    if not arguments.keep_evaluation:
+        write_evaluation(arguments.run, recommender.model.config, found.record, users=found.users)
+    facts = run_facts(arguments, recommender)
+    record_path = arguments.records / f"{arguments.name}.json"
+    write_users(found.users, users_path(record_path))  # first: a run whose record exists is skipped
+    path = write_result(found.record | {"run": found.record["run"] | facts}, arguments.records)
     print(f"written to {path}")
 
 
@@ -38,29 +48,42 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder that `hf-genrec train` wrote")
     parser.add_argument("prepared", help="folder that `hf-genrec prepare` wrote")
-    parser.add_argument("--ids", required=True, help="folder that `hf-genrec tokenize` wrote")
+    parser.add_argument("--ids", help="folder that `hf-genrec tokenize` wrote; for models with semantic IDs")
     parser.add_argument("--name", required=True, help="name of the record: small letters, digits, - and _")
     parser.add_argument("--dataset", required=True, help="name of the data set on the page")
     parser.add_argument("--system", help="name of the system (default: from the model)")
-    parser.add_argument("--encoder", required=True, help="text encoder behind the ids")
+    parser.add_argument("--encoder", help="text encoder behind the ids; for models with semantic IDs")
     parser.add_argument("--beams", type=int, default=50, help="beams per user, where there are beams (default 50)")
+    parser.add_argument("--exact-sample", type=int, default=0, help="users scored exactly too (default 0)")
     parser.add_argument("--latent-aggregation", default="max", choices=["max", "sum"])
+    parser.add_argument(
+        "--keep-evaluation", action="store_true", help="do not write an evaluation into the run's folder"
+    )
     parser.add_argument("--records", type=Path, default=Path("hub_cards/results"), help="folder of records")
     return parser.parse_args()
 
 
+def check_ids(arguments: argparse.Namespace, recommender: Recommender) -> None:
+    """A record names the ids and their encoder if, and only if, the model has ids."""
+    has_codes = recommender.model.config.has_codes
+    for name in ("ids", "encoder"):
+        if (getattr(arguments, name) is not None) != has_codes:
+            raise SystemExit(
+                f"{arguments.run} has {'' if has_codes else 'no '}semantic IDs: "
+                f"{'name' if has_codes else 'leave out'} --{name}."
+            )
+
+
 def run_facts(arguments: argparse.Namespace, recommender: Recommender) -> dict:
     """What the results page tells about a run, beyond its evaluation."""
-    semantic_ids, _ = load_tokenized(arguments.ids)
+    semantic_ids = None if arguments.ids is None else load_tokenized(arguments.ids)[0]
     training = read_training(arguments.run)
     return {
         "name": arguments.name,
         "system": arguments.system or system_name(recommender.model.config),
         "dataset": arguments.dataset,
         "encoder": arguments.encoder,
-        "policy": semantic_ids.policy,
-        "num_levels": semantic_ids.num_levels,
-        "codebook_size": semantic_ids.codebook_size,
+        **{name: getattr(semantic_ids, name, None) for name in ("policy", "num_levels", "codebook_size")},
         "cpu_minutes": training.get("cpu_minutes"),
         "best_validation_ndcg@10": training["best_metric"],
         "curve": validation_curve(training["log_history"]),

@@ -36,7 +36,8 @@ from hf_genrec.metrics import bootstrap_interval, ndcg_per_user, ranks_of_target
 from hf_genrec.modeling.beam_search_genrec import beam_search
 from hf_genrec.modeling.ranking_genrec import rank_items
 from hf_genrec.plots import Panel, plot_lines
-from hf_genrec.runs import check_same_catalog, evaluation_run
+from hf_genrec.runs import evaluation_run
+from hf_genrec.starting import check_same_catalog
 
 
 TOP_K = 10

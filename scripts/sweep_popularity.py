@@ -26,7 +26,8 @@ from hf_genrec import PreparedDataset, Recommender
 from hf_genrec.cards import system_name
 from hf_genrec.evaluation import write_record
 from hf_genrec.metrics import bootstrap_interval, ndcg_per_user, ranks_of_targets, recall_per_user
-from hf_genrec.runs import check_same_catalog, evaluation_run
+from hf_genrec.runs import evaluation_run
+from hf_genrec.starting import check_same_catalog
 
 
 def main() -> None:

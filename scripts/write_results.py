@@ -4,8 +4,10 @@ The results page from its records.
     python scripts/write_results.py
     python scripts/write_results.py --records hub_cards --output RESULTS.md
 
-Trained runs in `results/`, beam sweeps in `beams/`, corrections of popularity in `popularity/`, and the benchmarks
-`decoding_speed.json` and `catalog_speed.json`; what does not exist is left out of the page.
+Trained runs in `results/` (beside each record its results per user), pairs of runs to be compared in
+`comparisons.json`, reports of `hf-genrec diagnose` in `trees/`, the experiment in `synthetic_siblings.json`, beam
+sweeps in `beams/`, corrections of popularity in `popularity/`, and the benchmarks in files named `..._speed.json`;
+what does not exist is left out of the page.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_genrec.decoding_results import load_sweeps
+from hf_genrec.evidence_results import load_pairs
+from hf_genrec.record_files import users_path
 from hf_genrec.results import load_records, results_page
+from hf_genrec.systems import load_users
 
 
 def main() -> None:
@@ -28,6 +33,8 @@ def main() -> None:
     sweeps = load_sweeps(arguments.records / "beams")
     page = results_page(
         records,
+        users=read_users(records, arguments.records / "results"),
+        pairs=load_pairs(arguments.records / "comparisons.json"),
         sweeps=sweeps,
         popularity=[
             json.loads(path.read_text("utf-8")) for path in sorted(arguments.records.glob("popularity/*.json"))
@@ -36,9 +43,16 @@ def main() -> None:
         catalog_speed=read_figures(arguments.records / "catalog_speed.json"),
         parallel_speed=read_figures(arguments.records / "parallel_speed.json"),
         training_speed=read_figures(arguments.records / "parallel_training_speed.json"),
+        trees={path.stem: json.loads(path.read_text("utf-8")) for path in arguments.records.glob("trees/*.json")},
+        synthetic=read_figures(arguments.records / "synthetic_siblings.json"),
     )
     arguments.output.write_text(page, encoding="utf-8")
     print(f"{len(records)} records and {len(sweeps)} sweeps, written to {arguments.output}")
+
+
+def read_users(records: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    sizes = {record["run"]["name"]: record["num_users"] for record in records}
+    return {name: load_users(users_path(folder / f"{name}.json"), num_users=size) for name, size in sizes.items()}
 
 
 def read_figures(path: Path) -> dict[str, Any] | None:

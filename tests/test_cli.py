@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -246,8 +247,8 @@ def test_checkpoint_is_tuned_on_a_new_log_of_its_catalog_only(shop, tmp_path):
 
 
 def test_evaluation_has_the_model_beside_the_baselines(shop):
-    record = result_of("evaluate", shop / "run", shop / "data", "--beams", "5", "--batch-size", "7")
-    names = {f"{name}@{k}" for name in ("recall", "ndcg") for k in (1, 5, 10, 20)}
+    record = result_of("evaluate", shop / "run", shop / "data", "--beams", "20", "--batch-size", "7")
+    names = {f"{name}@{k}" for name in ("recall", "ndcg", "mrr") for k in (1, 5, 10, 20)}
 
     assert (record["protocol"], record["split"], record["num_users"]) == ("custom", "test", NUM_USERS)
     for values in (record["model"], record["baselines"]["popularity"], record["baselines"]["item_knn"]):
@@ -255,18 +256,33 @@ def test_evaluation_has_the_model_beside_the_baselines(shop):
         assert set(values["intervals"]) == names
     assert record["model"]["invalid_rate"] == 0
     assert json.loads((shop / "run" / "evaluation.json").read_text(encoding="utf-8")) == record
+    users = pq.read_table(shop / "run" / "evaluation_users.parquet")
+    assert (users["rank"].to_numpy() == 0).mean() == record["model"]["recall@1"]
+    assert (users["rank_item_knn"].to_numpy() == 0).mean() == record["baselines"]["item_knn"]["recall@1"]
+    assert {"user_id", "target"} <= set(users.column_names)
     assert "This checkpoint was not evaluated" not in (shop / "run" / "README.md").read_text(encoding="utf-8")
 
 
 def test_sample_of_users_does_not_replace_the_evaluation(shop, tmp_path):
-    words = ["evaluate", shop / "run", shop / "data", "--beams", "5", "--no-baselines", "--split", "validation"]
+    words = ["evaluate", shop / "run", shop / "data", "--beams", "20", "--no-baselines", "--split", "validation"]
 
-    result = run(*words, "--max-users", "5", "--output", tmp_path / "record.json")
+    result = run(*words, "--max-users", "5", "--exact-sample", "3", "--output", tmp_path / "record.json")
 
     assert result.exit_code == 0, result.stderr
     assert "ndcg@10" in result.stdout
     record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
     assert (record["num_users"], record["split"], record["baselines"]) == (5, "validation", {})
+    assert record["model"]["exact_gap"]["num_users"] == 3
+    for shown in ("coverage", "interactions", "exact_ndcg@10", "published rows use", "sentence-t5-base"):
+        assert shown in result.stdout
+    users = pq.read_table(tmp_path / "record_users.parquet")
+    assert users.column_names == ["rank", "num_train", "history_length"]  # nothing that names a user
+
+
+def test_fewer_beams_than_the_lists_have_items_are_an_error(shop):
+    assert "Give it at least 20 (`num_beams`, `--beams`)" in error_of(
+        "evaluate", shop / "run", shop / "data", "--beams", 19
+    )
 
 
 def test_recommend_names_titles_scores_and_unknown_ids(shop):

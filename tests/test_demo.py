@@ -17,7 +17,7 @@ SETTINGS = {
         "num_layers": 1, "num_decoder_layers": 1,
     },
     "schedule": {"num_train_epochs": 1, "eval_num_beams": 5, "precision": "fp32", "disable_tqdm": True},
-    "test_beams": 5,
+    "test_beams": 13,
 }  # fmt: skip
 
 

@@ -171,8 +171,9 @@ def test_table_without_titles_is_enough(semantic_ids):
 
 
 def test_saving_new_weights_removes_the_evaluation_of_the_old_ones(tmp_path, model, semantic_ids, items):
-    (tmp_path / "evaluation.json").write_text("{}", encoding="utf-8")
+    for name in ("evaluation.json", "evaluation_users.parquet"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
 
     folder = save_recommender(tmp_path, model, semantic_ids, items)
 
-    assert not (folder / "evaluation.json").exists()
+    assert not list(folder.glob("evaluation*"))

@@ -36,6 +36,11 @@ def work(make_prepared, tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def script(load_script):
+    return load_script("run_table")
+
+
 def run(repository, script, *words):
     command = [sys.executable, repository / "scripts" / script, *words]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
@@ -87,11 +92,86 @@ def test_a_row_with_a_missing_field_is_refused(work, repository):
     assert "a row must have encoder, ids, name, system, train; got name." in process.stderr
 
 
-def test_tables_of_the_repository_have_distinct_names_and_known_settings(repository, load_script):
-    script = load_script("run_table")
+def write_rows(path, *rows):
+    table = {"dataset": "Toy", "prepared": "data", "seeds": [3], "rows": rows}
+    path.write_text(json.dumps(table), encoding="utf-8")
+    return path
+
+
+TRAINED = {"name": "toy", "system": "Latte", "ids": "ids", "encoder": "none", "train": ["--epochs", "2"]}
+
+
+def words_of(command):
+    """What stands behind the program (and, for a script, behind its name)."""
+    return " ".join(command[1:] if command[1] == "train" else command[2:])
+
+
+def test_a_row_without_ids_names_none(script, tmp_path):
+    row = {"name": "toy", "system": "SASRec", "ids": None, "encoder": None, "train": ["--architecture", "sasrec"]}
+
+    (run,) = script.read_table(write_rows(tmp_path / "table.json", row))
+    train, record = map(words_of, run.commands(tmp_path))
+
+    assert train == "train data --output runs/toy_seed3 --architecture sasrec --seed 3 --resume"
+    assert record == (f"runs/toy_seed3 data --name toy_seed3 --dataset Toy --system SASRec --records {tmp_path}")
+
+
+def test_a_row_that_reads_the_run_of_another_trains_that_one_and_keeps_its_evaluation(script, tmp_path):
+    other = {"name": "sum", "system": "Summed", "run_of": "toy", "record": ["--latent-aggregation", "sum"]}
+    table = write_rows(tmp_path / "table.json", other, TRAINED)
+
+    summed, trained = (list(map(words_of, run.commands(tmp_path))) for run in script.read_table(table))
+
+    assert summed[0] == trained[0] == "train data --ids ids --output runs/toy_seed3 --epochs 2 --seed 3 --resume"
+    assert summed[1] == (
+        "runs/toy_seed3 data --ids ids --name sum_seed3 --dataset Toy --system Summed --encoder none "
+        f"--keep-evaluation --latent-aggregation sum --records {tmp_path}"
+    )
+    assert "--keep-evaluation" not in trained[1]
+
+
+def test_runs_are_read_another_way_after_all_are_trained(script, tmp_path, monkeypatch):
+    other = {"name": "sum", "system": "Summed", "run_of": "toy", "record": []}
+    table = write_rows(tmp_path / "table.json", other, TRAINED)
+    filled = []
+    monkeypatch.setattr(script, "fill", lambda run, *_: filled.append(run.name) or 0)
+    monkeypatch.setattr(sys, "argv", ["run_table.py", str(table), "--work", str(tmp_path)])
+
+    script.main()
+
+    assert filled == ["toy_seed3", "sum_seed3"]
+
+
+@pytest.mark.parametrize(
+    ("row", "match"),
+    [
+        ({"name": "sum", "system": "Summed", "run_of": "absent", "record": []}, "a row that is trained, got 'absent'"),
+        ({"name": "sum", "system": "Summed", "run_of": "toy"}, "must have name, record, run_of, system; got name"),
+        (TRAINED | {"run_of": "toy"}, "must have name, record, run_of, system"),
+        (TRAINED | {"epochs": 3}, "must have encoder, ids, name, system, train; got encoder, epochs"),
+        (TRAINED, "two rows have the same name"),
+    ],
+)
+def test_rows_that_make_no_sense_are_refused(script, tmp_path, row, match):
+    with pytest.raises(SystemExit, match=match):
+        script.read_table(write_rows(tmp_path / "table.json", TRAINED, row))
+
+
+def test_tables_of_the_repository_have_distinct_names_and_known_settings(repository, script):
     tables = sorted((repository / "scripts" / "tables").glob("*.json"))
 
     names = [run.name for table in tables for run in script.read_table(table)]
 
     assert tables
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("table", ["beauty_evidence", "scientific_latents"])
+def test_the_ids_of_the_table_of_evidence_are_made_by_one_command(repository, script, table):
+    made = (repository / "scripts" / "evidence.mk").read_text(encoding="utf-8")
+
+    runs = script.read_table(repository / "scripts" / "tables" / f"{table}.json")
+
+    assert f"scripts/tables/{table}.json" in made
+    for folder in {run.row["ids"] for run in runs} - {None}:
+        assert f"$(WORK)/{folder}:" in made

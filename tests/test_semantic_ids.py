@@ -95,7 +95,9 @@ def test_statistics_count_moved_items(space):
 def test_perplexity_is_the_codebook_size_for_even_use():
     ids = SemanticIds.from_codes(["a", "b", "c"], np.array([[0], [2], [1]]), codebook_size=3, policy="keep")
 
-    assert ids.statistics()["levels"] == [{"num_used": 3, "usage": 1.0, "perplexity": pytest.approx(3)}]
+    assert ids.statistics()["levels"] == [
+        {"num_used": 3, "usage": 1.0, "perplexity": pytest.approx(3), "num_prefixes": 3}
+    ]
 
 
 def test_json_round_trip_in_catalog_order(tmp_path):

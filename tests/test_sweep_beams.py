@@ -60,10 +60,10 @@ def settings_of(row):
 
 
 def test_rows_are_what_the_evaluation_of_the_run_gives(sweep, prepared, tmp_path):
-    record = sweep("--beams", 4, 12)
+    record = sweep("--beams", 11, 12)
 
     assert [settings_of(row) for row in record["rows"]] == [
-        ("test", 4, "max", 0),
+        ("test", 11, "max", 0),
         ("test", 12, "max", 0),
         ("test", None, "max", 0),
     ]
@@ -73,7 +73,7 @@ def test_rows_are_what_the_evaluation_of_the_run_gives(sweep, prepared, tmp_path
         for name in ("ndcg@10", "recall@10"):
             assert row[name] == pytest.approx(values[name])
             assert row["intervals"][name] == pytest.approx(values["intervals"][name])
-    assert [row["num_distinct_items"] for row in record["rows"]] == [4.0, 12.0, None]
+    assert [row["num_distinct_items"] for row in record["rows"]] == [11.0, 12.0, None]
     assert [row["num_users"] for row in record["rows"]] == [NUM_USERS + 1, NUM_USERS + 1, 5]
     assert (tmp_path / "beams" / "tiny.png").read_bytes().startswith(b"\x89PNG")
 

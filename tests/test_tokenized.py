@@ -14,7 +14,8 @@ from hf_genrec.tokenized import import_ids, load_tokenized, tokenize_items
 
 
 NUM_ITEMS, DIM = 47, 14
-QUANTIZERS = ["residual-kmeans", "opq", "pq", "random"]
+QUANTIZERS = ["residual-kmeans", "rqvae", "hierarchical-kmeans", "opq", "pq", "random"]
+QUICK = {"rqvae": {"epochs": 2, "hidden_sizes": [9], "latent_dim": 4}}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def test_saved_folder_gives_new_items_the_codes_of_the_table(prepared, matrix, t
         codebook_size=8,
         num_whitened=10,
         policy="keep",
+        options=QUICK.get(quantizer),
     )
 
     ids, record = load_tokenized(tmp_path / "ids")
@@ -53,6 +55,7 @@ def test_saved_folder_gives_new_items_the_codes_of_the_table(prepared, matrix, t
     codes = load_quantizer(tmp_path / "ids" / "quantizer").encode(points)
     np.testing.assert_array_equal(codes, ids.codes)
     assert record["settings"]["quantizer"] == quantizer
+    assert record["fit"]["num_rows"] == 43
     if quantizer != "random":  # which hashes the last bit too, and whitening equal rows may differ in it
         assert record["statistics"]["after"]["group_sizes"]["2"] >= 1
 
@@ -61,6 +64,8 @@ def test_saved_folder_gives_new_items_the_codes_of_the_table(prepared, matrix, t
     ("quantizer", "sizes", "expected"),
     [
         ("residual-kmeans", {}, (3, 192, "widen")),
+        ("rqvae", {"options": QUICK["rqvae"]}, (3, 0, "widen")),
+        ("hierarchical-kmeans", {}, (3, 0, "append")),
         ("opq", {"num_levels": 2}, (2, 128, "widen")),
         ("pq", {"num_levels": 14, "num_whitened": 0}, (14, 0, "keep")),
         ("random", {"num_levels": 8}, (8, 0, "append")),
@@ -73,6 +78,41 @@ def test_sizes_and_policy_follow_from_the_quantizer(prepared, matrix, tmp_path, 
     settings = load_tokenized(tmp_path / "ids")[1]["settings"]
     assert (settings["num_levels"], settings["num_whitened"], settings["policy"]) == expected
     assert ids.is_unique == (expected[2] != "keep")
+
+
+@pytest.mark.parametrize(("num_levels", "codebook_size"), [(1, 512), (2, 32), (3, 8)])
+def test_tree_has_tuples_for_eight_times_the_items_unless_told_otherwise(
+    prepared, matrix, tmp_path, num_levels, codebook_size
+):
+    tokenize_items(prepared, matrix, tmp_path / "ids", quantizer="hierarchical-kmeans", num_levels=num_levels)
+
+    assert load_tokenized(tmp_path / "ids")[1]["settings"]["codebook_size"] == codebook_size
+
+
+def test_record_tells_how_well_the_codes_fit_level_by_level(prepared, matrix, tmp_path):
+    wanted = {"num_levels": 3, "codebook_size": 8, "num_whitened": 0, "policy": "keep"}
+    ids = tokenize_items(prepared, matrix, tmp_path / "ids", **wanted)
+
+    rows, quantizer = np.load(matrix), load_quantizer(tmp_path / "ids" / "quantizer")
+    fit = load_tokenized(tmp_path / "ids")[1]["fit"]
+    for name, part in (("relative_error", slice(43)), ("relative_error_of_others", slice(43, 47))):
+        found, residuals = [], rows[part]
+        for level, centroids in enumerate(quantizer.codebooks):
+            residuals = residuals - centroids[ids.codes[part, level]]
+            found.append((residuals**2).sum() / ((rows[part] - rows[part].mean(axis=0)) ** 2).sum())
+        np.testing.assert_allclose(fit[name], found, rtol=1e-4)
+
+
+def test_record_of_an_rqvae_tells_its_options_and_its_training(prepared, matrix, tmp_path):
+    options = QUICK["rqvae"] | {"validation_share": 0.2, "evaluate_every": 1}
+    tokenize_items(prepared, matrix, tmp_path / "ids", quantizer="rqvae", codebook_size=8, options=options)
+
+    record = load_tokenized(tmp_path / "ids")[1]
+    assert record["settings"]["options"] == options
+    training = record["fit"]["training"]
+    assert (training["num_rows"], training["num_validation_rows"]) == (34, 9)
+    assert [entry["epoch"] for entry in training["history"]] == [1, 2]
+    assert load_quantizer(tmp_path / "ids" / "quantizer").report == training
 
 
 def test_product_codes_learn_from_the_items_of_training_unless_told_otherwise(prepared, matrix, tmp_path):
@@ -98,7 +138,11 @@ def test_columns_that_cannot_be_cut_leave_no_folder(prepared, matrix, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"quantizer": "vq"}, "one of residual-kmeans, opq, pq, random, got 'vq'"),
+        ({"quantizer": "vq"}, "one of residual-kmeans, rqvae, hierarchical-kmeans, opq, pq, random, got 'vq'"),
+        ({"quantizer": "rqvae", "options": {"epoch": 3}}, "no option 'epoch'; it has hidden_sizes, latent_dim"),
+        ({"quantizer": "rqvae", "options": {"seed": 3}}, "no option 'seed'"),
+        ({"options": {"beam_size": "x"}}, "wrong type"),
+        ({"quantizer": "hierarchical-kmeans", "policy": "widen"}, "use 'append'"),
         ({"quantizer": "random", "num_levels": 3, "policy": "widen"}, "use 'append'"),
         ({"quantizer": "pq", "num_levels": 14, "num_whitened": 0, "policy": "widen"}, "keep the collisions"),
         ({"num_whitened": -1}, "num_whitened"),
@@ -131,7 +175,21 @@ def test_command_refuses_a_quantizer_it_does_not_know(prepared, matrix, tmp_path
     result = CliRunner().invoke(app, [str(word) for word in words])
 
     assert result.exit_code == 2
-    assert "residual-kmeans, opq, pq, random" in result.stderr
+    assert "residual-kmeans, rqvae, hierarchical-kmeans" in result.stderr
+
+
+def test_command_takes_options_of_the_quantizer(prepared, matrix, tmp_path):
+    words = ["tokenize", prepared.folder, "--embeddings", matrix, "--output", tmp_path / "ids", "--quantizer", "rqvae"]
+    options = ["--codebook-size", "8", "--set", "epochs=2", "--set", "hidden_sizes=[9]", "--set", "optimizer=adagrad"]
+
+    result = CliRunner().invoke(app, [str(word) for word in [*words, *options, "--json"]])
+
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["settings"]["options"] == {"epochs": 2, "hidden_sizes": [9], "optimizer": "adagrad"}
+    assert found["fit"]["training"]["epochs"] == 2
+    saved = json.loads((tmp_path / "ids" / "quantizer" / "training.json").read_text(encoding="utf-8"))
+    assert saved["arguments"]["optimizer"] == "adagrad"
 
 
 def test_long_imported_ids_are_kept_as_they_are_and_short_ones_get_a_code(prepared, tmp_path):
