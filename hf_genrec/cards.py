@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from hf_genrec.evaluation import record_table
+from hf_genrec.record_files import record_table, shown_cut
 
 
 def model_card(config: Any, evaluation: Mapping[str, Any] | None = None) -> str:
@@ -99,10 +99,12 @@ def _network(config: Any) -> str:
 def _evaluation_section(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
         return "This checkpoint was not evaluated."
-    header, *rows = record_table(evaluation, metrics=["recall@10", "ndcg@10", "invalid_rate"])
+    cut = shown_cut(evaluation["model"], metric="recall")
+    confidence = f"{100 * evaluation['confidence']:g} % " if "confidence" in evaluation else ""
+    header, *rows = record_table(evaluation, metrics=[f"recall@{cut}", f"ndcg@{cut}", "invalid_rate"])
     lines = [
         f"Protocol {evaluation['protocol']}, {evaluation['split']} split, {evaluation['num_users']:,} users, full "
-        f"ranking over {evaluation['num_items']:,} items; in brackets 95 % bootstrap intervals over users.",
+        f"ranking over {evaluation['num_items']:,} items; in brackets {confidence}bootstrap intervals over users.",
         "",
         "| " + " | ".join(header) + " |",
         "|" + " --- |" * len(header),

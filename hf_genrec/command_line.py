@@ -34,8 +34,17 @@ class _Verbs(TyperGroup):
         except (ValueError, OSError, ImportError, SafetensorError) as error:
             if logging.getLogger("hf_genrec").isEnabledFor(logging.DEBUG):
                 traceback.print_exc()
-            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"Error: {' '.join(_message(error).split())}", err=True)
             raise typer.Exit(_WRONG_INPUT) from None
+
+
+def _message(error: Exception) -> str:
+    """What the system says of a file in words, without its number."""
+    if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return f"There is no file {error.filename}."
+    return f"{error.filename}: {error.strerror}."
 
 
 app = typer.Typer(

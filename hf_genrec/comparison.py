@@ -38,6 +38,9 @@ class Differences:
     """
     How far one system is from another.
 
+    Where several items share an id, recall and ndcg are compared in their expectation over the order of these items,
+    see [`~systems.System.user_values`].
+
     Args:
         difference (`float`):
             Difference of the metric, the mean over seeds.
@@ -87,9 +90,9 @@ class Comparison:
         Returns:
             `dict`: `metric`, `against`, `conditions`, `systems` and `differences`.
         """
-        systems = [{**vars(system), "runs": len(system.runs), "ranks": None} for system in self.systems]
+        systems = [{**vars(system), "runs": len(system.runs)} for system in self.systems]
         for system in systems:
-            del system["ranks"]
+            del system["ranks"], system["groups"]
         differences = {name: asdict(difference) for name, difference in self.differences.items()}
         return {**vars(self), "systems": systems, "differences": differences}
 
@@ -107,6 +110,8 @@ def compare_evaluations(
     Put systems side by side: their metrics, and how far each is from one of them.
 
     Evaluations of one name are one system. Without a name, those whose records differ in nothing but the seed are.
+    Systems stand by falling values of the lists as they are, which of items that share an id depend on the order of
+    the catalog; differences do not, see [`Differences`].
 
     Args:
         evaluations (`list[StoredEvaluation]`):
@@ -187,7 +192,7 @@ def difference_of(
     shared = sorted(own.keys() & other.keys())
     if len(shared) > 1:
         seeds = seed_difference([own[key] for key in shared], [other[key] for key in shared], confidence=confidence)
-    return Differences(system.values[metric] - reference.values[metric], users, seeds)
+    return Differences(system.expected(metric) - reference.expected(metric), users, seeds)
 
 
 def check_comparable(evaluations: Sequence[StoredEvaluation]) -> None:
@@ -277,6 +282,7 @@ def _reference(systems: Sequence[System], against: str | None, *, first: str) ->
 
 
 def _with_adjusted(differences: dict[str, Differences]) -> dict[str, Differences]:
-    tested = {name: found.users.p_value for name, found in differences.items() if found.users is not None}
+    p_values = {name: None if found.users is None else found.users.p_value for name, found in differences.items()}
+    tested = {name: p_value for name, p_value in p_values.items() if p_value is not None}
     adjusted = dict(zip(tested, holm_adjusted(list(tested.values())), strict=True))
     return {name: replace(found, adjusted_p_value=adjusted.get(name)) for name, found in differences.items()}

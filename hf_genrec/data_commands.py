@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @app.command("prepare")
 def _prepare(
+    ctx: typer.Context,
     output: Annotated[str, typer.Option("--output", help="The prepared folder to write.", show_default=False)],
     interactions: Annotated[str | None, typer.Option(help="Log: .csv, .tsv, .jsonl (also .gz) or .parquet.")] = None,
     sequences: Annotated[str | None, typer.Option(help="Ready-made sequences: user<TAB>item item ...")] = None,
@@ -51,7 +52,12 @@ def _prepare(
     ] = "raise",
     keep_all_items: Annotated[bool, typer.Option(help="Keep items without an interaction in the catalog.")] = False,
     cold_items: Annotated[
-        float, typer.Option(min=0, help="Share of the items, the newest, that are held out of training.")
+        float,
+        typer.Option(
+            min=0,
+            max=0.99,
+            help="Share of the items, the newest, that are held out of training; 0.02 to 0.2 is usual.",
+        ),
     ] = 0.0,
     strict: Annotated[bool, typer.Option(help="Stop where a category's published statistics are not met.")] = True,
     overwrite: Overwrite = False,
@@ -75,6 +81,7 @@ def _prepare(
         raise ValueError(f"Give exactly one of {', '.join(kinds)}.")
     if amazon and not category:
         raise ValueError("`--amazon` needs `--category`, such as Video_Games.")
+    _check_options(ctx, kind=next(kind for kind, value in kinds.items() if value), year=amazon)
     if (interactions or sequences) and not items:
         raise ValueError("`--items` is missing: the table with the items' titles and texts.")
     with output_on(as_json) as show:
@@ -118,6 +125,30 @@ def _prepare(
             )
         tables = statistics_table(prepared.metadata), *preparation_notes(prepared.metadata), f"written to {output}"
         show(*tables, result={"folder": output} | prepared.metadata)
+
+
+_OF_A_LOG = {"user_column", "item_column", "timestamp_column", "rating_column", "min_rating"}
+_OF_AMAZON = {"data_dir", "benchmark"}
+_OF_A_TABLE = {
+    "items", "items_id", "title_field", "text_fields", "protocol", "k_core", "deduplicate", "min_history",
+    "keep_all_items",
+}  # fmt: skip
+_WITHOUT_EFFECT = {
+    "--interactions": _OF_AMAZON,
+    "--sequences": _OF_AMAZON | _OF_A_LOG,
+    "--movielens": _OF_AMAZON | _OF_A_LOG | _OF_A_TABLE | {"category", "missing_text", "on_error", "strict"},
+    "--amazon": _OF_A_LOG | _OF_A_TABLE,
+}
+
+
+def _check_options(ctx: typer.Context, *, kind: str, year: int | None) -> None:
+    """Refuses options that would have no effect on this kind of data."""
+    ignored = _WITHOUT_EFFECT[kind] | ({"benchmark"} if year == 2014 else set())
+    given = {name for name in ignored if getattr(ctx.get_parameter_source(name), "name", None) == "COMMANDLINE"}
+    words = [f"`{option.opts[0]}`" for option in ctx.command.params if option.name in given]
+    if words:
+        data = f"{kind} {year}" if year else kind
+        raise ValueError(f"{', '.join(words)} would have no effect with `{data}`: leave out what does not belong.")
 
 
 @app.command("embed")
@@ -243,6 +274,11 @@ def _tokenize(
     if plot is not None and not report:
         raise ValueError("`--plot` draws a report: add `--report`.")
     exists = _check_report(output, report=report and not overwrite, plot=plot, making=making)
+    if report and not (exists or overwrite) and embeddings is None and ids is None:
+        raise ValueError(
+            f"{output} holds no ids to report on (no tokenizer.json): check the name, or make ids with "
+            "`--embeddings` or `--ids`."
+        )
     if not exists and (embeddings is None) == (ids is None) and not (report and ids is not None):
         raise ValueError("Give either `--embeddings` or `--ids`.")
     if ids is not None and (quantizer or levels or whiten is not None or fit_on or seed is not None or options):
@@ -279,7 +315,7 @@ def _tokenize(
             shown, result["report"] = _report(prepared, output, embeddings=embeddings, plot=plot)
             show(collision_table(record["statistics"]), *shown, result=result)
             return
-        tables = collision_table(record["statistics"]), usage_table(record["statistics"])
+        tables = collision_table(record["statistics"]), usage_table(record["statistics"], fit=record.get("fit"))
         show(*tables, f"written to {output}", result=result)
 
 
@@ -312,7 +348,7 @@ def _report(
     shown.append(f"written to {Path(folder) / REPORT_NAME}")
     if plot is not None:
         sizes = report["statistics"]
-        codes = f"{sizes['num_levels']} codes of {sizes['codebook_size']}"
+        codes = f"{sizes['num_levels']} levels of {sizes['codebook_size']:,} codes"
         title = f"{Path(folder).name}: {sizes['num_items']:,} items, {codes}"
         shown.append(f"drawn to {plot_id_report(report, plot, title=title)}")
     return shown, report

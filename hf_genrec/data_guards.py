@@ -82,7 +82,8 @@ def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *
     Whether a run may be evaluated on a data set: what it was trained on must not hold the targets.
 
     A run is evaluated on the data it was trained on. A fine-tuned run, or a log that was prepared against a given
-    catalog (`--keep-all-items`), may differ: that is how a model meets new data, and a warning says what to mind.
+    catalog (`--keep-all-items`), may differ: that is how a model meets new data, and a warning says what to mind. So
+    it does where the checkpoint that a run was fine-tuned from has seen other data.
 
     Args:
         training (`dict`):
@@ -95,17 +96,42 @@ def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *
     Raises:
         ValueError: If the run was trained on another data set and neither of the exceptions holds.
     """
-    settings = training.get("settings", {})
-    found, expected = metadata["fingerprint"], settings.get("data_fingerprint", metadata["fingerprint"])
-    if found == expected:
+    settings, found = training.get("settings", {}), metadata["fingerprint"]
+    others = [fingerprint for fingerprint in trained_on(training) if fingerprint != found]
+    if not others:
         return
-    story = f"{owner} was trained on the data {expected}, these are the data {found}"
+    story = f"{owner} was trained on the data {', '.join(others)}, these are the data {found}"
     if settings.get("from") is None and not metadata.get("options", {}).get("keep_all_items"):
         raise ValueError(
             f"{story}: the items are the same, but what is asked for here may have been trained on there. Evaluate on "
             "the prepared folder of the training; prepare another log over these items with `--keep-all-items`."
         )
     logger.warning("%s. Where users of these are among the users of those, the numbers may be too high.", story)
+
+
+def trained_on(training: Mapping[str, Any]) -> list[str]:
+    """
+    Every data set that a run's weights have seen: its own, and before it those of the checkpoint it began with.
+
+    Args:
+        training (`dict`): Content of the run's `training.json`; empty where there is none.
+
+    Returns:
+        `list[str]`: their fingerprints, the run's own last; empty where nothing is known.
+
+    Example:
+
+    ```python
+    >>> trained_on({"settings": {"data_fingerprint": "ba7", "from": "base", "trained_on": ["f00", "ba7"]}})
+    ['f00', 'ba7']
+    >>> trained_on({"settings": {"data_fingerprint": "f00", "from": None}})
+    ['f00']
+
+    ```
+    """
+    settings = training.get("settings", {})
+    own = [settings["data_fingerprint"]] if "data_fingerprint" in settings else []
+    return list(settings.get("trained_on", own))
 
 
 def check_learned_on(tokenized: Mapping[str, Any], metadata: Mapping[str, Any], *, owner: str) -> None:

@@ -324,7 +324,7 @@ def _difference_to_exact(record: Mapping[str, Any], row: Row) -> str:
     mine, theirs = (ndcg_per_user(values, k=10) for values in ranks)
     zeros = np.zeros(row["sample"]["num_users"] - len(users))  # users without a hit in either
     differences = np.concatenate([mine - theirs, zeros])
-    low, high = bootstrap_interval(differences)
+    low, high = bootstrap_interval(differences, is_share=False)
     return f"{differences.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
 
 

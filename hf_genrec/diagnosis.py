@@ -74,7 +74,8 @@ def diagnose(
             What of a Latte model is called the probability of an item: the `"sum"` over its latents, which is one, or
             the `"max"`.
         num_latent_users (`int`, *optional*, defaults to 32):
-            Users for whom entropy and information of the latent are computed, from the scores of the whole catalog.
+            Of these users how many, drawn with the seed, entropy and information of the latent are computed for, from
+            the scores of the whole catalog.
         show_progress (`bool`, *optional*, defaults to `False`):
             Whether progress bars are shown.
 
@@ -82,7 +83,9 @@ def diagnose(
         `dict`: what was measured, and `models`, by name: `model_type`, `tree_of` (whose tree), `tree` (`num_levels`,
         mean `num_neighbours` by distance, `targets_with_sibling`), `kendall_tau` with its `interval`, `by_distance`
         (a row per distance: `num_pairs`, `correlation` and `reversal_rate`, each with `mean`, `low` and `high` (95 %
-        of its mean over pairs), and `quantiles`), and where there are latents `latents`.
+        spread of its mean over pairs of items, users fixed), and `quantiles`), and where there are latents `latents`.
+        The `interval` of tau is a spread over pairs of items too; trees of different depth are not comparable by it,
+        see [`~tree_diagnostics.KendallTau`].
 
     Raises:
         ValueError: If a number is out of range, a catalog is another one, or the first model has no tree.
@@ -263,10 +266,12 @@ def _latent_tables(report: Mapping[str, Any]) -> list[Table]:
     for name in ("latents", "entropy", "nats on the item", "best differs at 2", "at most"):
         table.add_column(name, justify="right")
     for name, model in models.items():
-        differs = [row["best_latent_differs"] for row in model["by_distance"]]
+        differs = {row["distance"]: row["best_latent_differs"] for row in model["by_distance"]}
         latents = model["latents"]
         measured = [f"{latents['normalized_entropy']:.4f}", f"{latents['mutual_information']:.2g}"]
-        table.add_row(name, str(latents["num_latents"]), *measured, _number(differs[0]), _number(max(differs)))
+        table.add_row(
+            name, str(latents["num_latents"]), *measured, _number(differs.get(2)), _number(max(differs.values()))
+        )
     return [table]
 
 
@@ -286,10 +291,10 @@ class _Users:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def batches(self, num_users: int, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """`input_ids` and `attention_mask` of the first users, on the model's device."""
-        for start in range(0, num_users, size):
-            rows: list[Any] = [self._rows[row] for row in range(start, min(start + size, num_users))]
+    def batches(self, users: NDArray[np.integer], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """`input_ids` and `attention_mask` of some users, on the model's device."""
+        for start in range(0, len(users), size):
+            rows: list[Any] = [self._rows[row] for row in users[start : start + size].tolist()]
             batch = self._collate(rows)
             yield batch["input_ids"].to(self.model.device), batch["attention_mask"].to(self.model.device)
             self.progress(len(batch["input_ids"]))
@@ -300,7 +305,7 @@ class _Users:
         scores = np.empty((len(self), len(items)), dtype=np.float32)
         latents = np.empty(scores.shape, dtype=np.int16) if self.model.config.num_latent_tokens else None
         start = 0
-        for input_ids, mask in self.batches(len(self), USERS_AT_A_TIME):
+        for input_ids, mask in self.batches(np.arange(len(self)), USERS_AT_A_TIME):
             rows = slice(start, start + len(input_ids))
             start = rows.stop
             if hasattr(self.model, "score_paths"):
@@ -361,16 +366,18 @@ def _measure(
     tau = kendall_tau(correlations, seed=seed)
     measured: dict[str, Any] = {"kendall_tau": tau.tau, "interval": [tau.low, tau.high], "by_distance": rows}
     if latents is not None:
-        measured["latents"] = _latents(users, min(num_latent_users, len(users)))
+        size = min(num_latent_users, len(users))
+        sample = np.random.default_rng([seed, 1]).choice(len(users), size, replace=False)
+        measured["latents"] = _latents(users, np.sort(sample))
     return measured
 
 
-def _latents(users: _Users, num_users: int) -> dict[str, Any]:
-    """How evenly the latents are used, and what they say about the item."""
+def _latents(users: _Users, sample: NDArray[np.integer]) -> dict[str, Any]:
+    """How evenly the latents are used by a sample of the users, and what they say about the item."""
     shares, entropies, informations = [], [], []
     catalog = users.model.catalog
     items = catalog.item_at(torch.arange(catalog.num_ids, device=catalog.device))  # of items that share an id one
-    for input_ids, mask in users.batches(num_users, 1):
+    for input_ids, mask in users.batches(sample, 1):
         joint = users.model.score_paths(input_ids, mask, items=items).double().cpu().numpy()
         weights = np.exp(joint - joint.max()).sum(axis=2)
         shares.append(weights / weights.sum())
@@ -379,7 +386,7 @@ def _latents(users: _Users, num_users: int) -> dict[str, Any]:
     information = float(np.concatenate(informations).mean())
     return {
         "num_latents": joint.shape[1],
-        "num_users": num_users,
+        "num_users": len(sample),
         "shares": np.concatenate(shares).mean(axis=0).tolist(),
         "normalized_entropy": float(np.concatenate(entropies).mean()),
         "mutual_information": information,
@@ -387,7 +394,7 @@ def _latents(users: _Users, num_users: int) -> dict[str, Any]:
 
 
 def _summary(values: NDArray[np.float64]) -> dict[str, Any]:
-    """Mean with its 95 % interval over pairs, and quantiles, of what is no NaN."""
+    """Mean with its 95 % spread over pairs of items, users fixed, and quantiles, of what is no NaN."""
     known = values[~np.isnan(values)]
     if not len(known):
         return {"mean": None, "low": None, "high": None, "num_undefined": len(values), "quantiles": {}}

@@ -25,6 +25,7 @@ from hf_genrec.interactions import PreparedDataset
 from hf_genrec.metrics import is_invalid_list, ranks_of_targets
 from hf_genrec.recommendations import Recommendations, Recommender
 from hf_genrec.record_files import record_table, write_record
+from hf_genrec.searches import check_beams, check_exact_order, length_to_ask_for
 from hf_genrec.system_metrics import (
     Asked,
     TrainingPart,
@@ -180,7 +181,8 @@ def evaluate_recommender(
         `dict`: with one value each
 
         - `recall@k`, `ndcg@k` and `mrr@k` for each cut-off, and `intervals` with `[low, high]` for them;
-        - `invalid_rate`, `num_unknown` (history entries that are no items), `seconds_per_user`;
+        - `invalid_rate`, `num_unknown` (history entries that are no items), `seconds_per_user` (of the lists asked
+          for, which may be longer than `max(ks)`, see below);
         - of the lists' first 10 items `coverage@10`, `gini@10`, `novelty@10`, `diversity@10`, `popularity_lift@10`,
           see [`hf_genrec.list_metrics`]; `None` where no user has a value;
         - `by_popularity`: recall and ndcg by how often the target occurs in the training part;
@@ -189,13 +191,14 @@ def evaluate_recommender(
         - where several items share an id and seen items are not excluded: `corrected` and `id_level`, each with
           `recall@k` and `ndcg@k` and the former with `intervals`, see [`hf_genrec.id_metrics`], and
           `num_id_truncated`, users whose list had neither the target's id nor 10 distinct ids. Longer lists are asked
-          for then, where that does not change the search;
+          for then, where that does not change the search (see [`~searches.length_to_ask_for`]);
         - `exact_gap` if it was asked for: `num_users`, `ndcg@10` of the lists and `exact_ndcg@10` of exact scores for
           them, and `overlap@10`, the share of the best 10 items that the lists hold.
 
     Raises:
         ValueError: If `ks` is empty, the split has no users, the recommender searches with fewer beams than the lists
-            shall have items, or exact scores are asked of a recommender without `score_items`.
+            shall have items, or exact scores are asked of a recommender without `score_items` or with search options
+            that rank by something else.
     """
     settings = EvaluationSettings(
         split=split,
@@ -251,8 +254,9 @@ def evaluation_record(
         show_progress (`bool`, *optional*, defaults to `False`): Whether a progress bar is shown for the model.
 
     Returns:
-        `dict`: `protocol`, `split`, `num_users`, `num_items`, `fingerprint` of the data, the settings, `model` and
-        `baselines` (name to metrics, see [`evaluate_recommender`]), and `run` where it was given.
+        `dict`: `protocol`, `split`, `num_users`, `num_items`, `fingerprint` of the data, `cold_items` (`share` and
+        `num_items` of those held out of training, or `None`), the settings, `model` and `baselines` (name to metrics,
+        see [`evaluate_recommender`]), `baseline_settings`, and `run` where it was given.
 
     Raises:
         ValueError: As [`evaluate_recommender`].
@@ -328,12 +332,14 @@ def evaluate_systems(
         evaluation = _evaluate(system, asked, training, others)
         metrics[name] = evaluation.metrics
         users = users.append_column(f"rank_{name}", evaluation.users["rank"])
+    cold = prepared.metadata.get("cold_items")
     kept = ("split", "max_history_length", "max_users", "seed", "exclude_seen", "confidence")
     record = {
         "protocol": prepared.metadata["protocol"],
         "num_users": len(asked.targets),
         "num_items": len(prepared.item_ids),
         "fingerprint": prepared.fingerprint,
+        "cold_items": cold and {name: cold[name] for name in ("share", "num_items")},
         "top_k": max(settings.ks),
         **{name: getattr(settings, name) for name in kept},
         "model": model.metrics,
@@ -364,10 +370,12 @@ def _evaluate(
     recommender: Recommender, asked: Asked, training: TrainingPart, settings: EvaluationSettings
 ) -> Evaluation:
     top_k = max(settings.ks)
-    _check_beams(recommender, min(top_k, len(training.item_ids)))
+    check_beams(recommender, min(top_k, len(training.item_ids)))
+    if settings.exact_sample:
+        check_exact_order(recommender)
     items: Any = getattr(recommender, "items", None)  # a model's table; baselines have none
     groups = shared_id_groups(items) if isinstance(items, pa.Table) and not settings.exclude_seen else None
-    length = top_k if groups is None else _length_to_ask_for(recommender, top_k)
+    length = top_k if groups is None else length_to_ask_for(recommender, top_k)
     start = time.perf_counter()
     found = _recommend_in_batches(recommender, asked.histories, length, settings)
     seconds = time.perf_counter() - start
@@ -407,38 +415,6 @@ def _evaluate(
     return Evaluation(metrics, pa.table(table | {"user_id": asked.user_ids, "target": asked.targets}))
 
 
-def _check_beams(recommender: Any, top_k: int) -> None:
-    """A search narrower than the lists is widened for some users, so that its numbers belong to no width."""
-    num_beams = _num_beams(recommender)
-    if num_beams is not None and num_beams < top_k:
-        raise ValueError(
-            f"The recommender searches with {num_beams} beams, fewer than the {top_k} items that `ks` asks for: "
-            f"`recommend` would widen the search, and the numbers would not be those of {num_beams} beams. Give it at "
-            f"least {top_k} (`num_beams`, `--beams`), or smaller `ks`."
-        )
-
-
-def _num_beams(recommender: Any) -> int | None:
-    """Width of a model's beam search; `None` for other recommenders."""
-    if getattr(recommender, "decoding", None) != "beam":
-        return None
-    return recommender.search_options.get("num_beams", recommender.num_beams)
-
-
-def _length_to_ask_for(recommender: Any, top_k: int) -> int:
-    """
-    Lists as long as they may be without another search: the first `top_k` distinct ids need more items than `top_k`.
-
-    Beams without latents are as many ids; with latents several may be one id, and longer lists would widen the search.
-    """
-    num_beams = _num_beams(recommender)
-    if num_beams is not None:
-        length = top_k if getattr(recommender.model.config, "num_latent_tokens", 0) else num_beams
-    else:
-        length = 5 * top_k if getattr(recommender, "decoding", None) == "exact" else top_k
-    return max(top_k, min(length, recommender.items.num_rows))
-
-
 def _recommend_in_batches(
     recommender: Recommender, histories: list[list[str]], top_k: int, settings: EvaluationSettings
 ) -> Recommendations:
@@ -473,9 +449,7 @@ def _num_distinct_items(histories: list[list[str]], catalog: list[str]) -> NDArr
     return np.bincount(users, minlength=len(histories))
 
 
-def _fit_baselines(
-    prepared: PreparedDataset, *, seed: int
-) -> tuple[dict[str, Recommender], dict[str, dict[str, float]]]:
+def _fit_baselines(prepared: PreparedDataset, *, seed: int) -> tuple[dict[str, Recommender], dict[str, Any]]:
     knn = ItemKNN.tune(prepared, seed=seed)
     systems: dict[str, Recommender] = {"popularity": Popularity.fit(prepared), "item_knn": knn}
-    return systems, {"item_knn": {"alpha": knn.alpha, "decay": knn.decay}}
+    return systems, {"item_knn": {"alpha": knn.alpha, "decay": knn.decay, "tuned_on": "validation"}}

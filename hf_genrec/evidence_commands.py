@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_genrec.command_line import AsJson, app, command_line, one_of, output_on
+from hf_genrec.command_line import AsJson, Prepared, app, command_line, one_of, output_on
 
 
 @app.command("compare")
@@ -17,8 +17,8 @@ def _compare(
     evaluations: Annotated[
         list[str],
         typer.Argument(
-            metavar="[NAME=]EVALUATION ...",
-            help="Run folders with an evaluation.json, or JSON files of `evaluate --output`.",
+            metavar="EVALUATION",
+            help="Run folders with an evaluation.json, or JSON files of `evaluate --output`; NAME=... names one.",
             show_default=False,
         ),
     ],
@@ -78,17 +78,14 @@ def _compare(
 
 @app.command("diagnose")
 def _diagnose(
-    folders: Annotated[
+    runs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="[NAME=]RUN ... PREPARED",
-            help="Run folders or Hub repositories, and last the folder that `hf-genrec prepare` wrote.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="RUN", help="Run folders or Hub repositories; NAME=... names one.", show_default=False),
     ],
+    prepared_folder: Prepared,
     reference: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]RUN", help="A model without a tree, such as SASRec, binned by the first run's."),
+        typer.Option(metavar="RUN", help="A model without a tree, such as SASRec, binned by the first run's."),
     ] = None,
     users: Annotated[int, typer.Option(min=2, help="Users of the test split, a sample.")] = 512,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of items per distance, a sample.")] = 1024,
@@ -113,8 +110,6 @@ def _diagnose(
       hf-genrec diagnose run data
       hf-genrec diagnose PSID=psid Latte=latte data --reference SASRec=sasrec --plot tree.png --output tree.json
     """
-    if len(folders) < 2:
-        raise ValueError("`diagnose` needs at least one run and, last, the prepared folder.")
     if plot is not None and Path(plot).suffix != ".png":
         raise ValueError(f"`--plot` must end in .png, got {plot!r}.")
     if output is not None and Path(output).suffix != ".json":
@@ -126,8 +121,8 @@ def _diagnose(
         from hf_genrec.training import keep_freed_memory
 
         keep_freed_memory()  # the walk through the tree makes and frees large tensors for every user
-        prepared = PreparedDataset.load(folders[-1])
-        systems, runs = load_systems([*folders[:-1], *(reference or [])], device=device)
+        prepared = PreparedDataset.load(prepared_folder)
+        systems, loaded = load_systems([*runs, *(reference or [])], device=device)
         report = diagnose(
             systems,
             prepared,
@@ -137,7 +132,7 @@ def _diagnose(
             latent_aggregation=latent_aggregation,
             show_progress=True,
         )
-        report |= {"command": command_line(), "runs": runs}
+        report |= {"command": command_line(), "runs": loaded}
         if output is not None:
             write_record(report, output)
         if plot is not None:

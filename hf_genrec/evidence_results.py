@@ -15,6 +15,7 @@ from typing import Any
 from hf_genrec.comparison import Comparison, check_comparable, check_same_users, difference_of
 from hf_genrec.evidence_tables import (
     NONE,
+    PUBLISHED_ENCODERS,
     Sheet,
     comparison_sheets,
     difference_cells,
@@ -74,13 +75,19 @@ def comparison_note(comparison: Comparison) -> str:
         f"fingerprint `{comparison.conditions['fingerprint']}`.",
         f"In brackets {confidence} bootstrap intervals over users; ± is the standard deviation between seeds.",
         f"Differences are paired, user by user, against {comparison.against}; p is that of the sign-flip permutation "
-        "test after Holm's correction for the comparisons of this table.",
+        "test after Holm's correction for the comparisons of this table. It takes the trained models as given: what "
+        "another seed would do is told over seeds alone. Intervals and `p over seeds` are not corrected.",
     ]
+    if any(group is not None for system in comparison.systems for group in system.groups):
+        notes.append(
+            "Where several items share an id, differences of recall and ndcg are those of the expectation over the "
+            "order of the items of an id, while the columns of metrics count the items of the lists as decoded."
+        )
     lacking = [name for name, found in comparison.differences.items() if found.users is None]
     if lacking:
         notes.append(f"No intervals of the difference without results per user: {', '.join(lacking)}.")
     if encoders:
-        notes.append(f"Text encoder behind the ids: {', '.join(encoders)}; published rows use sentence-t5-base.")
+        notes.append(f"Text encoder behind the ids: {', '.join(encoders)}; {PUBLISHED_ENCODERS}.")
     return " ".join(notes)
 
 
@@ -234,7 +241,7 @@ def difference_blocks(
         `list[str]`: blocks of Markdown; empty without pairs.
 
     Raises:
-        ValueError: If the runs of a pair are not comparable.
+        ValueError: If the runs of a pair are not comparable, or are several with other seeds on either side.
     """
     if not pairs:
         return []
@@ -249,10 +256,12 @@ def difference_blocks(
 
 
 _NUM_RESAMPLES = 1999  # of each of many pairs
-_PAIRS_NOTE = """The same users, and where there are several the same seeds. `difference` is a - b with a bootstrap
-interval over users (each user's values averaged over the seeds first) and the p-value of a sign-flip permutation test:
-it takes the trained models as given. `over seeds` is the interval of the paired t-test over seeds: it tells what
-another seed may change. The p-values are not corrected for being several."""
+_PAIRS_NOTE = """The same users, and where there are several runs the same seeds. `difference` is a - b with a
+bootstrap interval over users (each user's values averaged over the seeds first) and the p-value of a sign-flip
+permutation test: it takes the trained models as given. `over seeds` is the interval of the paired t-test over seeds:
+it tells what another seed may change, and there is none where all seeds differ by the same. Neither intervals nor
+p-values are corrected for being several. Where several items share an id, recall and ndcg are here, a and b included,
+their expectation over a random order of the items of an id: the order in the lists is that of the catalog."""
 
 
 def _missing(pair: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -280,15 +289,28 @@ def _pair_row(
         raise ValueError(f"A pair of `dataset` {pair['dataset']!r} names runs on {', '.join(sorted(others))}.")
     a = _system(evaluations["a"])
     b = _system(evaluations["b"]) if runs["b"] else _baseline(evaluations["a"], pair["b"][0])
+    if runs["b"]:
+        _check_same_seeds(runs)
     title = pair.get("note") or f"{a.name} against {b.name}"
     cells = [title, pair["dataset"], metric, f"{len(a.runs)}, {len(b.runs) or NONE}"]
-    cells += [number(a.values.get(metric)), number(b.values.get(metric))]
+    cells += [number(own.expected(metric) if metric in own.values else None) for own in (a, b)]
     if metric not in a.values or metric not in b.values:
         return [*cells, *[NONE] * 4]
     found = difference_of(
         a, b, metric=metric, confidence=evaluations["a"][0].record["confidence"], num_resamples=_NUM_RESAMPLES
     )
     return [*cells, *difference_cells(found), *paired_cells(found.seeds)]
+
+
+def _check_same_seeds(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse to compare means over other seeds, whose difference would be that of the seeds too."""
+    seeds = {side: sorted(record["run"]["seed"] for record in runs[side]) for side in "ab"}
+    if max(map(len, seeds.values())) > 1 and seeds["a"] != seeds["b"]:
+        names = {side: ", ".join(record["run"]["name"] for record in runs[side]) for side in "ab"}
+        raise ValueError(
+            f"A pair must have the same seeds on both sides, got {seeds['a']} of {names['a']} against {seeds['b']} of "
+            f"{names['b']}: name runs of the same seeds."
+        )
 
 
 def _system(evaluations: Sequence[StoredEvaluation]) -> System:

@@ -7,39 +7,41 @@ dash.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hf_genrec.comparison import Comparison, Differences
+from hf_genrec.record_files import shown_cut
 from hf_genrec.significance import PairedDifference
 from hf_genrec.systems import System
 
 
 NONE = "–"
-_METRICS = ("recall@10", "ndcg@10", "mrr@10")
-_COLLIDING = ("recall@10", "ndcg@10")
-# Titles and formats by the name in a record.
+PUBLISHED_ENCODERS = "published rows use mostly sentence-t5-base, some an API encoder"
+# Titles and formats by the name in a record, {k} being the cut-off that is shown.
 _PROPERTIES = {
-    "coverage@10": ("coverage", ".4f"),
-    "gini@10": ("Gini", ".4f"),
-    "novelty@10": ("novelty", ".2f"),
-    "diversity@10": ("diversity", ".4f"),
-    "popularity_lift@10": ("popularity lift", "+.3f"),
+    "coverage@{k}": ("coverage", ".4f"),
+    "gini@{k}": ("Gini", ".4f"),
+    "novelty@{k}": ("novelty", ".2f"),
+    "diversity@{k}": ("diversity", ".4f"),
+    "popularity_lift@{k}": ("popularity lift", "+.3f"),
     "invalid_rate": ("invalid", ".4f"),
     "seconds_per_user": ("seconds per user", ".5f"),
 }
 _GAP = {
     "num_users": ("users", ",.0f"),
-    "ndcg@10": ("ndcg@10", ".4f"),
-    "exact_ndcg@10": ("exact ndcg@10", ".4f"),
-    "overlap@10": ("overlap@10", ".3f"),
+    "ndcg@{k}": ("ndcg@{k}", ".4f"),
+    "exact_ndcg@{k}": ("exact ndcg@{k}", ".4f"),
+    "overlap@{k}": ("overlap@{k}", ".3f"),
 }
 _COLLISIONS_NOTE = (
-    "`expected` is the expectation over the order of the items of an id; `flattery` is how far counting ids is above "
-    "it; `short` counts users whose list holds neither the target's id nor 10 distinct ids."
+    "`items counted` are those of the lists as decoded, the items of an id in the order of the catalog; `expected` is "
+    "the expectation over a random order of the items of an id; `flattery` is how far counting ids is above it; "
+    "`short` counts users whose list holds neither the target's id nor as many distinct ids."
 )
 _PROPERTIES_NOTE = (
-    "The first 10 items of each list. Coverage: share of the catalog that is in anybody's list. Gini: 0 where all "
+    "The first {k} items of each list. Coverage: share of the catalog that is in anybody's list. Gini: 0 where all "
     "items are recommended equally often. Novelty, in bits: mean of -log2 of an item's share of the training part. "
     "Diversity: how unlike the buyers of the items of a list are. Popularity lift: how much more popular the items of "
     "the lists are than those of the histories."
@@ -77,7 +79,8 @@ def comparison_sheets(comparison: Comparison) -> list[Sheet]:
     Returns:
         `list[Sheet]`: the metrics with the paired differences, then what [`evidence_sheets`] tells.
     """
-    wanted = [*_METRICS, *([] if comparison.metric in _METRICS else [comparison.metric])]
+    cut = _cut([system.values for system in comparison.systems], "recall")
+    wanted = dict.fromkeys([f"recall@{cut}", f"ndcg@{cut}", f"mrr@{cut}", comparison.metric])
     metrics = [name for name in wanted if any(name in system.values for system in comparison.systems)]
     has_seeds = any(len(system.runs) > 1 for system in comparison.systems)
     over_seeds = any(found.seeds is not None for found in comparison.differences.values())
@@ -108,8 +111,8 @@ def evidence_sheets(systems: Sequence[System]) -> list[Sheet]:
     """
     sheets = [
         Sheet("Where several items share an id", _collisions(systems), _COLLISIONS_NOTE),
-        Sheet("What the lists are like", _properties(systems), _PROPERTIES_NOTE),
-        Sheet("recall@10 by how often the target was taken in training (users)", _by_popularity(systems)),
+        _properties(systems),
+        _by_popularity(systems),
         Sheet("Beam search against exact scores", _beams(systems), _BEAMS_NOTE),
     ]
     return [sheet for sheet in sheets if len(sheet.rows) > 1]
@@ -167,7 +170,7 @@ def paired_cells(found: PairedDifference | None) -> list[str]:
 
     Args:
         found ([`PairedDifference`] or `None`):
-            What was found; `None` makes two dashes.
+            What was found; `None` makes two dashes, and a p-value that is none a dash.
 
     Returns:
         `list[str]`: two cells.
@@ -177,15 +180,20 @@ def paired_cells(found: PairedDifference | None) -> list[str]:
     ```python
     >>> paired_cells(PairedDifference(0.0021, 0.0003, 0.004, 0.0214, 8317))
     ['+0.0021 [+0.0003, +0.0040]', '0.021']
+    >>> paired_cells(PairedDifference(0.0021, None, None, None, 3))
+    ['+0.0021', '–']
 
     ```
     """
     if found is None:
         return [NONE, NONE]
-    return [f"{found.difference:+.4f}{_brackets([found.low, found.high], '+.4f')}", _p_value(found.p_value)]
+    interval = None if found.low is None or found.high is None else [found.low, found.high]
+    return [f"{found.difference:+.4f}{_brackets(interval, '+.4f')}", _p_value(found.p_value)]
 
 
-def _p_value(value: float) -> str:
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return NONE
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -217,12 +225,17 @@ def _brackets(interval: Sequence[float] | None, form: str) -> str:
     return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
+def _cut(values: Iterable[Mapping[str, Any]], metric: str) -> int:
+    return shown_cut([name for names in values for name in names], metric=metric)
+
+
 def _collisions(systems: Sequence[System]) -> list[list[str]]:
     rows = [["system", "metric", "items counted", "expected", "ids counted", "flattery", "short"]]
     for system in systems:
         if "corrected" not in system.values:
             continue
-        for name in _COLLIDING:
+        cut = shown_cut(system.values["corrected"], metric="recall")
+        for name in (f"recall@{cut}", f"ndcg@{cut}"):
             expected = system.values["corrected"].get(name)
             of_ids = system.values.get("id_level", {}).get(name)
             flattery = f"{100 * (of_ids / expected - 1):+.1f} %" if expected and of_ids is not None else NONE
@@ -232,31 +245,34 @@ def _collisions(systems: Sequence[System]) -> list[list[str]]:
     return rows
 
 
-def _properties(systems: Sequence[System]) -> list[list[str]]:
+def _properties(systems: Sequence[System]) -> Sheet:
+    cut = _cut([system.values for system in systems], "coverage")
+    forms = {name.format(k=cut): form for name, (_, form) in _PROPERTIES.items()}
     rows = [["system", *(title for title, _ in _PROPERTIES.values())]]
     for system in systems:
-        if any("@" in name and name in system.values for name in _PROPERTIES):
-            cells = [number(system.values.get(name), form) for name, (_, form) in _PROPERTIES.items()]
-            rows.append([system.name, *cells])
-    return rows
+        if any("@" in name and name in system.values for name in forms):
+            rows.append([system.name, *(number(system.values.get(name), form) for name, form in forms.items())])
+    return Sheet("What the lists are like", rows, _PROPERTIES_NOTE.format(k=cut))
 
 
-def _by_popularity(systems: Sequence[System]) -> list[list[str]]:
+def _by_popularity(systems: Sequence[System]) -> Sheet:
     known = {system.name: system.values["by_popularity"] for system in systems if "by_popularity" in system.values}
+    recall = f"recall@{_cut([entry for entries in known.values() for entry in entries], 'recall')}"
     sizes = {entry["bucket"]: entry["num_users"] for entries in known.values() for entry in entries}
     rows = [["system", *(f"{bucket} ({size:,.0f})" for bucket, size in sizes.items())]]
     for name, entries in known.items():
-        recalls = {entry["bucket"]: entry["recall@10"] for entry in entries}
+        recalls = {entry["bucket"]: entry.get(recall) for entry in entries}
         rows.append([name, *(number(recalls.get(bucket)) for bucket in sizes)])
-    return rows
+    return Sheet(f"{recall} by how often the target was taken in training (users)", rows)
 
 
 def _beams(systems: Sequence[System]) -> list[list[str]]:
-    rows = [["system", "items", *(title for title, _ in _GAP.values())]]
+    cut = _cut([system.values.get("exact_gap", {}) for system in systems], "ndcg")
+    rows = [["system", "items", *(title.format(k=cut) for title, _ in _GAP.values())]]
     for system in systems:
         gap = system.values.get("exact_gap", {})
         if gap or "distinct_items" in system.values:
-            cells = [number(gap.get(name), form) for name, (_, form) in _GAP.items()]
+            cells = [number(gap.get(name.format(k=cut)), form) for name, (_, form) in _GAP.items()]
             rows.append([system.name, number(system.values.get("distinct_items"), ".1f"), *cells])
     return rows
 

@@ -1,10 +1,11 @@
 """
 Catalogs in which several items share a semantic ID: what a list is worth if an id counts for its items.
 
-A model cannot tell apart the items of one id: they stand together in its lists, in an order that is chance, and a
-metric that takes the id for the item flatters. Beside the item-level metric stand the *corrected* one, its expectation
-over that chance, and the *id-level* one, which takes the id for the item. Ranks and starts are 0-based, `-1` where a
-list has none.
+A model cannot tell apart the items of one id: they stand together in its lists, in the order of the catalog, which is
+none of the model's and may lean to popular items; and a metric that takes the id for the item flatters. Beside the
+item-level metric of the lists as they are stand the *corrected* one, its expectation if the items of an id stood in a
+random order, and the *id-level* one, which takes the id for the item. Ranks and starts are 0-based, `-1` where a list
+has none.
 """
 
 from __future__ import annotations

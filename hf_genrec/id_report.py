@@ -103,14 +103,14 @@ def report_tokenized(
 
     Returns:
         `dict[str, Any]`: what [`id_report`] returned, and `data_fingerprint`, `catalog_fingerprint` and `encoder`
-        (the model of the embeddings; `None` without).
+        (the model of the embeddings; `None` without), and `fit`, how well the codes fit, if the folder tells.
 
     Raises:
         ValueError: If ids or embeddings are of other items than the data set's.
         FileNotFoundError: If it is no tokenized folder, or there are no such embeddings.
     """
     folder = Path(folder)
-    semantic_ids, _ = load_tokenized(folder)
+    semantic_ids, record = load_tokenized(folder)
     if semantic_ids.items_fingerprint != items_fingerprint(prepared.item_ids):
         raise ValueError(f"{folder} holds the ids of other items than those of {prepared.folder}. Tokenize again.")
     matrix, encoder = (None, {}) if embeddings is None else read_embeddings(embeddings, prepared)
@@ -120,6 +120,7 @@ def report_tokenized(
         "encoder": None if embeddings is None else encoder.get("model", f"matrix {Path(embeddings).name}"),
     }
     report |= id_report(semantic_ids, embeddings=matrix, taken=interaction_matrix(prepared, prepared.item_ids))
+    report |= {"fit": record["fit"]} if "fit" in record else {}
     partial = folder / f".{REPORT_NAME}.{os.getpid()}"
     partial.write_text(json.dumps(report, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(folder / REPORT_NAME)

@@ -103,7 +103,8 @@ def prepare(
         protocol (`str`, *optional*, defaults to `"custom"`):
             A name in `PROTOCOLS`; it decides `deduplicate`, `k_core` and `min_history` where they are `None`.
         category (`str` or `None`, *optional*):
-            A category with published statistics, which the data must have (see `strict`).
+            A category with published statistics, which the data must have (see `strict`). A warning says where a
+            protocol has published statistics and none is about the data.
         user (`str`, *optional*, defaults to `"user_id"`): Column of the users' ids in the log.
         item (`str`, *optional*, defaults to `"item_id"`): Column of the items' ids in the log.
         timestamp (`str` or `None`, *optional*, defaults to `"timestamp"`): Column of the times; `None` for file order.
@@ -390,6 +391,7 @@ def _compare(
         category = next((known for known, sizes in rules.known_statistics.items() if sizes == found), None)
     expected = rules.known_statistics.get(category or "")
     if expected is None:
+        _warn_of_nothing_to_compare(rules, category)
         return None
     if expected != found:
         sizes = ["{:,} users, {:,} items, {:,} interactions".format(*numbers) for numbers in (expected, found)]
@@ -401,3 +403,14 @@ def _compare(
             )
         logger.warning("%s", story)
     return {"category": category, "expected": dict(zip(names, expected, strict=True)), "matches": expected == found}
+
+
+def _warn_of_nothing_to_compare(rules: Protocol, category: str | None) -> None:
+    """A misspelt category would pass for one that was compared."""
+    if not rules.known_statistics:
+        return
+    if category is None:
+        story = f"No `category` is named: nothing was compared with published statistics of {rules.name}"
+    else:
+        story = f"There are no published statistics for category {category!r} of {rules.name}"
+    logger.warning("%s; known: %s.", story, ", ".join(rules.known_statistics))

@@ -284,14 +284,23 @@ def is_invalid_list(
 
 
 def bootstrap_interval(
-    values: ArrayLike, *, confidence: float = 0.95, num_resamples: int = 1000, seed: int = 0
+    values: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    is_share: bool = True,
 ) -> tuple[float, float]:
     """
     Percentile bootstrap interval of the mean of per-user values.
 
     Users are drawn with replacement. How often each distinct value is drawn is multinomial, so a resample costs one
     draw per distinct value (21 for ndcg@20) instead of one per user; the distribution is the same. The difference of
-    two systems' values on the same users gives a paired interval.
+    two systems' values on the same users gives a paired interval (with `is_share=False`).
+
+    Resamples of users who all have 0 are all 0, which would claim certainty. The mean of values in [0, 1] is at most
+    the share of users above 0, so there the upper end is that of the exact binomial interval (Clopper and Pearson) of
+    that share; where all users have 1, the lower end is that of the share of users with 1.
 
     Args:
         values (`np.ndarray` of shape `(num_users,)`):
@@ -302,6 +311,8 @@ def bootstrap_interval(
             How many resamples are drawn, at least 1.
         seed (`int`, *optional*, defaults to 0):
             Seed of the draws.
+        is_share (`bool`, *optional*, defaults to `True`):
+            Whether values lie in [0, 1], as those of recall, ndcg and mrr do; `False` for differences.
 
     Returns:
         `tuple[float, float]`: lower and upper end.
@@ -317,6 +328,9 @@ def bootstrap_interval(
     >>> low, high = bootstrap_interval([0.0, 1.0] * 50)
     >>> low < 0.5 < high
     True
+    >>> low, high = bootstrap_interval([0.0] * 100)
+    >>> low, round(high, 4)
+    (0.0, 0.0362)
 
     ```
     """
@@ -328,6 +342,11 @@ def bootstrap_interval(
     num_users = int(counts.sum())
     if num_users == 0:
         raise ValueError("`values` must hold at least one user.")
+    if is_share and len(distinct) == 1 and distinct[0] in (0.0, 1.0):
+        from scipy import stats  # seldom needed, and slow to import
+
+        exact = stats.binomtest(int(distinct[0]) * num_users, num_users).proportion_ci(confidence, method="exact")
+        return float(exact.low), float(exact.high)
     generator, rows = np.random.default_rng(seed), max(1, _CHUNK // len(distinct))
     sizes = [min(rows, num_resamples - start) for start in range(0, num_resamples, rows)]
     sums = [generator.multinomial(num_users, counts / num_users, size=size) @ distinct for size in sizes]

@@ -4,6 +4,7 @@ The verbs that make and use models: `train`, `evaluate`, `recommend`, `demo`. He
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -158,6 +159,7 @@ def _train(
         "num_layers": layers, "num_decoder_layers": decoder_layers, "dropout_rate": dropout,
         "label_smoothing": label_smoothing, "max_history_length": max_history,
     }  # fmt: skip
+    _check_shape(_given(shape), architecture or "latte", origin)
     schedule = {
         "num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "learning_rate": learning_rate,
         "eval_num_beams": beams, "latent_aggregation": latent_aggregation, "early_stopping_patience": early_stopping,
@@ -191,6 +193,26 @@ def _train(
         )
 
 
+_OPTIONS = {
+    "num_latent_tokens": "--latents", "num_heads": "--heads", "num_layers": "--layers",
+    "num_decoder_layers": "--decoder-layers", "dropout_rate": "--dropout", "max_history_length": "--max-history",
+}  # fmt: skip
+
+
+def _check_shape(given: dict[str, Any], architecture: str, origin: str | None) -> None:
+    """Refuses options of the shape that this kind of model does not have, by their names."""
+    from transformers import CONFIG_MAPPING
+
+    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[architecture])} if origin is None else set()
+    wrong = [f"`{_OPTIONS.get(name, '--' + name.replace('_', '-'))}`" for name in given if name not in known]
+    if wrong and origin is not None:
+        raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {', '.join(wrong)}.")
+    if wrong:
+        raise ValueError(
+            f"The architecture {architecture} has no {', '.join(wrong)}: leave out what it does not have."
+        )
+
+
 def _run_training(
     prepared_folder: str,
     output: str,
@@ -207,22 +229,25 @@ def _run_training(
     """The record of the run; `None` in a process that is not the main one."""
     from hf_genrec import recipes
     from hf_genrec.prepared import PreparedDataset
-    from hf_genrec.runs import is_finished, read_training, train_run, training_arguments
+    from hf_genrec.runs import check_same_run, is_finished, read_training, train_run, training_arguments
     from hf_genrec.starting import start_fresh, start_from
 
-    if is_finished(output) and resume:
-        typer.echo(f"The run in {output} is finished; nothing to resume.", err=True)
-        return read_training(output) if os.environ.get("RANK", "0") == "0" else None
     if origin is not None and (shape or paper or architecture):
         wrong = ", ".join(sorted(shape)) or ("--paper" if paper else "--architecture")
         raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {wrong}.")
     prepared = PreparedDataset.load(prepared_folder)
+    schedules = recipes.PAPER_SCHEDULES if paper else recipes.SCHEDULES
+    if is_finished(output) and resume:
+        settings = schedules[architecture or "latte"] | schedule
+        seed = training_arguments(output, settings=settings, options=options).seed
+        check_same_run(output, _asked_for(prepared, ids, origin, architecture) | {"seed": seed})
+        typer.echo(f"The run in {output} is finished; nothing to resume.", err=True)
+        return read_training(output) if os.environ.get("RANK", "0") == "0" else None
     if origin is not None:
         starting = start_from(prepared, origin)
         architecture = starting.model.config.model_type
     architecture = architecture or "latte"
-    settings = (recipes.PAPER_SCHEDULES if paper else recipes.SCHEDULES)[architecture] | schedule
-    args = training_arguments(output, settings=settings, options=options)
+    args = training_arguments(output, settings=schedules[architecture] | schedule, options=options)
     if origin is None:
         if shape.get("history_attention") == "bidirectional":  # which reads codes; `--history-unit item` is refused
             shape = {"history_unit": "code"} | shape
@@ -230,6 +255,17 @@ def _run_training(
         starting = start_fresh(prepared, ids, shape=shape, seed=args.seed, architecture=architecture)
     record = train_run(prepared, starting, output, args, targets=targets, resume=resume, command=command_line())
     return record if args.process_index == 0 else None
+
+
+def _asked_for(prepared: Any, ids: str | None, origin: str | None, architecture: str | None) -> dict[str, Any]:
+    """What can be said of a run before a model is made or loaded, as in its settings."""
+    from hf_genrec.tokenized import load_tokenized
+
+    asked = {"data_fingerprint": prepared.fingerprint, "from": origin}
+    if origin is not None:  # ids and architecture are the checkpoint's
+        return asked
+    fingerprint = None if ids is None else load_tokenized(ids)[0].fingerprint
+    return asked | {"semantic_ids_fingerprint": fingerprint, "architecture": architecture or "latte"}
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
@@ -307,7 +343,10 @@ def _evaluate(
             write_users(found.users, users_path(output))
         if split == "test" and max_users is None and not exclude_seen and Path(model).is_dir():
             write_evaluation(model, recommender.model.config, found.record, users=found.users)
-        show(*evaluation_tables(found.record), result=found.record)
+        notes = []
+        if split == "validation" and baselines is None:
+            notes.append("item_knn was tuned on users of this split: its numbers here are higher than they should be.")
+        show(*evaluation_tables(found.record), *notes, result=found.record)
 
 
 @app.command("recommend", cls=_ManyItems)

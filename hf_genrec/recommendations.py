@@ -24,8 +24,8 @@ class Recommendations:
         num_visited (`list[int]`, *optional*):
             How many items were scored for each user, where the model tells it.
         num_distinct (`list[int]`, *optional*):
-            How many distinct items (semantic IDs, where several items share one) the beams of each user held, where
-            there are beams.
+            How many distinct items the beams of each user held, where there are beams: of each semantic ID all items
+            that share it.
 
     Raises:
         ValueError: If the two lists do not have one score per item.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,31 @@ def record_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = N
     systems = {**record["baselines"], "model": record["model"]}
     rows = [[name, *(_cell(values, column) for column in columns)] for name, values in systems.items()]
     return [["system", *columns], *rows]
+
+
+def shown_cut(names: Iterable[str], *, metric: str) -> int:
+    """
+    Which of the cut-offs of a metric is shown where there is room for one.
+
+    Args:
+        names (`list[str]`):
+            Names of a record, such as `"recall@5"`; others are passed over.
+        metric (`str`):
+            What stands before the `@`.
+
+    Returns:
+        `int`: the largest up to 10; the smallest if all are larger, and 10 if there is none.
+
+    Example:
+
+    ```python
+    >>> shown_cut(["recall@1", "recall@5", "recall@20", "invalid_rate"], metric="recall")
+    5
+
+    ```
+    """
+    cuts = [int(name.partition("@")[2]) for name in names if name.startswith(f"{metric}@")]
+    return max((cut for cut in cuts if cut <= 10), default=min(cuts, default=10))
 
 
 def _cell(values: Mapping[str, Any], column: str) -> str:

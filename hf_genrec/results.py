@@ -193,11 +193,12 @@ and mrr are shares in [0, 1]; in brackets stand bootstrap intervals over users. 
 list is short, repeats an item or holds a foreign id. `ids` is the collision policy of the semantic IDs, their levels
 and the codes per level. Minutes are those of the training, by the clock. A dash stands where a record does not tell.
 
-Items are counted, not ids. Where several items share an id (policy `keep`), a further table says what counting ids
-would claim, beside the expectation over the order of the items of an id.
+Items are counted, not ids. Where several items share an id (policy `keep`), the main table counts them in the order
+in which they were decoded, within an id that of the catalog; a further table says what counting ids would claim,
+beside the expectation over a random order of the items of an id, which is also what the paired differences compare.
 
-Published results of semantic-ID models embed item texts with sentence-t5-base. Rows with another encoder, such as
-all-MiniLM-L6-v2, are not comparable with them."""
+Published results of semantic-ID models embed item texts mostly with sentence-t5-base, some with an API encoder. Rows
+with another encoder, such as all-MiniLM-L6-v2, are not comparable with them."""
 
 
 def _check(record: Any, *, owner: str) -> None:

@@ -22,6 +22,7 @@ from transformers import HfArgumentParser
 from transformers.trainer_callback import ProgressCallback
 
 from hf_genrec.cards import model_card
+from hf_genrec.data_guards import trained_on
 from hf_genrec.hub import save_recommender
 from hf_genrec.prepared import PreparedDataset
 from hf_genrec.record_files import users_path, write_record, write_users
@@ -160,7 +161,8 @@ def run_settings(
         targets (`str`, *optional*, defaults to `"all"`): `"all"` or `"last"`.
 
     Returns:
-        `dict`: JSON-ready; two runs with equal settings on one machine end with equal weights.
+        `dict`: JSON-ready; two runs with equal settings on one machine end with equal weights. A run that begins with
+            a checkpoint has `trained_on`, the fingerprints of all data its weights will have seen, where known.
     """
     defaults = json.loads(GenRecTrainingArguments(output_dir=args.output_dir).to_json_string())
     training = {
@@ -169,6 +171,7 @@ def run_settings(
         if name not in _NO_SETTINGS and value != defaults.get(name)
     }
     config = starting.model.config.to_diff_dict()
+    seen = [*(name for name in starting.trained_on if name != prepared.fingerprint), prepared.fingerprint]
     return {
         "data_fingerprint": prepared.fingerprint,
         "protocol": prepared.metadata["protocol"],
@@ -178,7 +181,7 @@ def run_settings(
         "seed": args.seed,
         "model": {name: value for name, value in config.items() if name not in _NO_SHAPE},
         "training": training,
-    }
+    } | ({"trained_on": seen} if starting.trained_on else {})
 
 
 def is_finished(folder: str | os.PathLike[str]) -> bool:
@@ -207,6 +210,26 @@ def read_training(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return json.loads((Path(folder) / TRAINING_NAME).read_text(encoding="utf-8")) if is_finished(folder) else {}
 
 
+def check_same_run(folder: str | os.PathLike[str], expected: Mapping[str, Any]) -> None:
+    """
+    Whether a finished run is the one that is asked for: its folder may hold what an earlier command made.
+
+    Args:
+        folder (`str` or `Path`): The folder of a finished run.
+        expected (`dict`): Settings to be compared, by their names in [`run_settings`]; and `architecture`.
+
+    Raises:
+        ValueError: If a setting differs; the message names it and both values.
+    """
+    settings = read_training(folder)["settings"]
+    shown = _differences(settings | {"architecture": settings["model"].get("model_type")}, expected)
+    if shown:
+        raise ValueError(
+            f"The run in {folder} is finished and is another one than asked for: {shown}. Repeat its settings, or "
+            "choose another folder."
+        )
+
+
 def evaluation_run(
     folder: str | os.PathLike[str], *, num_beams: int, latent_aggregation: str, decoding: str = "beam"
 ) -> dict[str, Any]:
@@ -221,8 +244,9 @@ def evaluation_run(
 
     Returns:
         `dict`: `model`, `num_beams` (not of exact scores), `latent_aggregation`, `decoding`, and where the folder has
-            them `command`, `seed`, `minutes`, `num_parameters` of the training, `trained_on` (the fingerprint of its
-            data), the digest of the `weights` and the `encoder` of the texts behind the ids.
+            them `command`, `seed`, `minutes`, `num_parameters` of the training, `trained_on` (a list of the
+            fingerprints of its data, those of the checkpoint it began with first), the digest of the `weights` and
+            the `encoder` of the texts behind the ids.
     """
     training = read_training(folder)
     weights = Path(folder) / "model.safetensors"
@@ -236,7 +260,7 @@ def evaluation_run(
     }
     if training:
         run["seed"] = training["settings"]["seed"]
-        run["trained_on"] = training["settings"]["data_fingerprint"]
+        run["trained_on"] = trained_on(training)
     encoder = Path(folder) / QUANTIZER_NAME / "encoder.json"
     if encoder.is_file():
         run["encoder"] = json.loads(encoder.read_text(encoding="utf-8"))["model"]
@@ -322,11 +346,18 @@ def _checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: boo
         )
     begun = json.loads((folder / CHECKPOINTS_NAME / "run.json").read_text(encoding="utf-8"))
     now = json.loads(json.dumps(dict(settings)))
-    differing = [name for name in now if now[name] != begun.get(name)]
-    if differing:
-        shown = "; ".join(f"{name} was {begun.get(name)}, is {now[name]}" for name in differing)
+    if "trained_on" not in begun:  # before runs wrote it down
+        now.pop("trained_on", None)
+    shown = _differences(begun, now)
+    if shown:
         raise ValueError(f"The run in {folder} was begun with other settings: {shown}. Repeat them, or start anew.")
     return str(whole[-1])
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if value != before.get(name)
+    )
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -30,20 +30,21 @@ class PairedDifference:
     Args:
         difference (`float`):
             Mean of the values minus mean of the reference's; above 0 where the system is better.
-        low (`float`):
-            Lower end of the interval of the difference.
-        high (`float`):
+        low (`float` or `None`):
+            Lower end of the interval of the difference; `None`, like the next two, where a t-test has no spread to go
+            by, as all differences are equal.
+        high (`float` or `None`):
             Upper end of the interval of the difference.
-        p_value (`float`):
+        p_value (`float` or `None`):
             Two-sided: how often chance alone makes a difference as large as this one.
         num_pairs (`int`):
             Users or seeds.
     """
 
     difference: float
-    low: float
-    high: float
-    p_value: float
+    low: float | None
+    high: float | None
+    p_value: float | None
     num_pairs: int
 
 
@@ -91,7 +92,10 @@ def paired_difference(
     if test not in ("permutation", "t"):
         raise ValueError(f'`test` must be "permutation" or "t", got {test!r}.')
     differences = _differences(values, reference, least=2 if test == "t" else 1)
-    low, high = bootstrap_interval(differences, confidence=confidence, num_resamples=num_resamples, seed=seed)
+    low, high = bootstrap_interval(
+        differences, confidence=confidence, num_resamples=num_resamples, seed=seed, is_share=False
+    )
+    p_value: float | None
     if test == "permutation":
         p_value = sign_flip_p_value(differences, num_resamples=num_resamples, seed=seed)
     else:
@@ -104,7 +108,8 @@ def seed_difference(values: ArrayLike, reference: ArrayLike, *, confidence: floa
     Difference of two means over the same seeds of training, with the interval of the paired t-test.
 
     Unlike [`paired_difference`], which takes the trained models as given, this tells what another seed would change.
-    With two or three seeds the interval is wide; that is what so few seeds can tell.
+    With two or three seeds the interval is wide; that is what so few seeds can tell. Seeds that all differ by the same
+    tell nothing of what another one would do: then there is neither interval nor p-value.
 
     Args:
         values (`list[float]`):
@@ -229,11 +234,12 @@ def _differences(values: ArrayLike, reference: ArrayLike, *, least: int) -> NDAr
     return differences
 
 
-def _t_test(differences: NDArray[np.float64], confidence: float) -> tuple[float, float, float]:
-    """Interval and p-value; without any spread the interval is a point, and chance has no say."""
-    mean = float(differences.mean())
-    if np.ptp(differences) == 0:
-        return mean, mean, 1.0 if mean == 0 else 0.0
+def _t_test(
+    differences: NDArray[np.float64], confidence: float
+) -> tuple[float, float, float] | tuple[None, None, None]:
+    """Interval and p-value; nothing without a spread beyond rounding, since the test goes by nothing else."""
+    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
+        return None, None, None
     test = stats.ttest_1samp(differences, 0.0)
     interval = test.confidence_interval(confidence)
     return float(interval.low), float(interval.high), float(test.pvalue)

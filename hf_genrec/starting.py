@@ -6,6 +6,7 @@ checkpoint to fine-tune. Whatever was made for other items is refused.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, set_seed
 from transformers.utils import cached_file
 
-from hf_genrec.data_guards import check_learned_on
+from hf_genrec.data_guards import check_learned_on, trained_on
 from hf_genrec.prepared import PreparedDataset
 from hf_genrec.recommender import check_items
 from hf_genrec.semantic_ids import SemanticIds
@@ -38,12 +39,14 @@ class Starting:
         semantic_ids ([`SemanticIds`] or `None`): the table in the catalog; `None` for a model without.
         quantizer (`Path` or `None`): the folder to pass on.
         origin (`str` or `None`): the checkpoint it comes from.
+        trained_on (`tuple[str, ...]`): fingerprints of the data that checkpoint was trained on, as far as known.
     """
 
     model: Any
     semantic_ids: SemanticIds | None
     quantizer: Path | None
     origin: str | None = None
+    trained_on: tuple[str, ...] = ()
 
 
 def start_fresh(
@@ -109,7 +112,8 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
         folder_or_repo (`str` or `Path`): A run folder or a Hub repository.
 
     Returns:
-        [`Starting`]: weights and semantic IDs are the checkpoint's.
+        [`Starting`]: weights and semantic IDs are the checkpoint's. What data it was trained on is read from the
+            `training.json` of a run folder; of a repository nothing is known.
 
     Raises:
         ValueError: If the catalogs differ.
@@ -122,8 +126,9 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
     check_items(model, items)
     check_same_catalog(items["item_id"].to_pylist(), prepared, owner=f"The checkpoint {path}")
     _count_items(model, prepared)
+    seen = _data_of(Path(path))
     if not model.config.has_codes:
-        return Starting(model.float(), None, None, origin=path)
+        return Starting(model.float(), None, None, origin=path, trained_on=seen)
     semantic_ids = SemanticIds(
         item_ids=tuple(prepared.item_ids),
         codes=model.item_codes.cpu().numpy().astype("int64"),
@@ -131,8 +136,14 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
         policy="keep",
     )
     folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=f"{QUANTIZER_NAME}/*"))
-    quantizer = folder / QUANTIZER_NAME
-    return Starting(model.float(), semantic_ids, quantizer if quantizer.is_dir() else None, origin=path)
+    quantizer = folder / QUANTIZER_NAME if (folder / QUANTIZER_NAME).is_dir() else None
+    return Starting(model.float(), semantic_ids, quantizer, origin=path, trained_on=seen)
+
+
+def _data_of(folder: Path) -> tuple[str, ...]:
+    """What `training.json` says that the weights have seen; a folder that our training did not write has none."""
+    training = folder / "training.json"
+    return tuple(trained_on(json.loads(training.read_text(encoding="utf-8")))) if training.is_file() else ()
 
 
 def _count_items(model: Any, prepared: PreparedDataset) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
@@ -97,7 +96,7 @@ class TrainingPart:
         Returns:
             `np.ndarray` of shape `(len(targets),)`, int64: 0 for an id that is no item.
         """
-        items = _indices(targets, self.item_ids)
+        items = item_indices([targets], item_ids=self.item_ids)[0]
         return np.where(items >= 0, self.counts[items], 0)
 
 
@@ -170,7 +169,9 @@ def rank_shared_ids(
     Returns:
         [`IdRanks`]
     """
-    return rank_ids(item_indices(lists, item_ids=item_ids), _indices(targets, item_ids), groups=groups)
+    return rank_ids(
+        item_indices(lists, item_ids=item_ids), item_indices([targets], item_ids=item_ids)[0], groups=groups
+    )
 
 
 def shared_id_values(
@@ -239,7 +240,7 @@ def exact_gap(
     users = np.sort(np.random.default_rng(seed).choice(len(asked.targets), size=size, replace=False))
     item_ids = list(recommender.item_ids)
     found = item_indices([lists[user] for user in users], item_ids=item_ids, k=k)
-    targets = _indices([asked.targets[user] for user in users], item_ids)
+    targets = item_indices([[asked.targets[user] for user in users]], item_ids=item_ids)[0]
     best = np.empty((size, min(k, len(item_ids))), dtype=np.int64)
     num_chunk_users = max(1, _CHUNK_CELLS // len(item_ids))
     for start in range(0, size, num_chunk_users):
@@ -291,10 +292,6 @@ def by_popularity(ranks: NDArray[np.int64], num_train: NDArray[np.int64], *, k: 
 
 
 _BUCKETS = {"0": 0, "1-5": 1, "6-10": 6, "11-15": 11, "16-20": 16, "21+": 21}  # and the least count in each
-
-
-def _indices(item_ids: Sequence[str], catalog: Sequence[str]) -> NDArray[np.int64]:
-    return pd.Index(catalog).get_indexer(np.array(item_ids, dtype=object))
 
 
 def _means(values: dict[str, NDArray[np.float64]]) -> dict[str, Any]:

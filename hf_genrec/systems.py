@@ -1,5 +1,5 @@
 """
-StoredEvaluation records and the results of their users in, systems out: a model with its seeds, or a baseline.
+Evaluation records and the results of their users in, systems out: a model with its seeds, or a baseline.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from hf_genrec.id_metrics import corrected_ndcg_per_user, corrected_recall_per_user
 from hf_genrec.metrics import bootstrap_interval, mrr_per_user, ndcg_per_user, recall_per_user
 from hf_genrec.record_files import users_path
 
@@ -34,6 +35,7 @@ _KINDS = (
     "search_options",
 )  # fmt: skip
 _PER_USER = {"recall": recall_per_user, "ndcg": ndcg_per_user, "mrr": mrr_per_user}
+_CORRECTED_PER_USER = {"recall": corrected_recall_per_user, "ndcg": corrected_ndcg_per_user}
 _METRIC = re.compile(r"(recall|ndcg|mrr)@([1-9]\d*)")
 
 
@@ -51,7 +53,7 @@ class StoredEvaluation:
             What [`evaluation_record`] returned.
         users (`pd.DataFrame` or `None`):
             One row per user in the order of the split, with `rank` (0-based, -1 without a hit), `num_train` and
-            `history_length`.
+            `history_length`; where several items share an id also `group_start` and `group_size`.
     """
 
     name: str | None
@@ -86,6 +88,9 @@ class System:
             The metrics of each run.
         ranks (`list[np.ndarray]`):
             Per run the ranks of all users; empty where they were not kept.
+        groups (`list[tuple[np.ndarray, np.ndarray] or None]`):
+            Per run of `ranks` where several items share an id the position of the first item with the target's id and
+            their number, else `None`.
     """
 
     name: str
@@ -98,10 +103,14 @@ class System:
     is_baseline: bool = False
     runs: Sequence[Mapping[str, Any]] = ()
     ranks: Sequence[NDArray[np.int64]] = ()
+    groups: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]] | None] = ()
 
     def user_values(self, metric: str) -> NDArray[np.float64]:
         """
         Each user's value of a metric, the mean over the runs.
+
+        Where several items share an id, recall and ndcg are the expectation over a random order of the items of an id:
+        their order in the lists is that of the catalog, which no system found. Mrr is that of the lists.
 
         Args:
             metric (`str`): `"recall@k"`, `"ndcg@k"` or `"mrr@k"`.
@@ -109,11 +118,26 @@ class System:
         Returns:
             `np.ndarray` of shape `(num_users,)`, float64.
         """
-        return np.mean([user_values(ranks, metric) for ranks in self.ranks], axis=0)
+        groups = self.groups or [None] * len(self.ranks)
+        return np.mean(
+            [user_values(ranks, metric, group=group) for ranks, group in zip(self.ranks, groups, strict=True)], axis=0
+        )
+
+    def expected(self, metric: str) -> float:
+        """
+        What is compared of a system: the mean of [`~System.user_values`], as far as records tell.
+
+        Args:
+            metric (`str`): Name of a metric of the records.
+
+        Returns:
+            `float`: the mean over the runs of the `corrected` metric where a record has it, else of the metric itself.
+        """
+        return statistics.fmean(_expected(values, metric) for values in (self.runs or [self.values]))
 
     def by_seed(self, metric: str) -> dict[int, float]:
         """
-        A metric of each run by its seed.
+        A metric of each run by its seed, the expectation where several items share an id.
 
         Args:
             metric (`str`): Name of a metric of the records.
@@ -123,7 +147,7 @@ class System:
         """
         if len(set(self.seeds)) != len(self.runs):
             return {}
-        return {seed: run[metric] for seed, run in zip(self.seeds, self.runs, strict=True)}
+        return {seed: _expected(run, metric) for seed, run in zip(self.seeds, self.runs, strict=True)}
 
 
 def load_evaluation(word: str | os.PathLike[str]) -> StoredEvaluation:
@@ -190,7 +214,13 @@ def load_users(path: str | os.PathLike[str], *, num_users: int) -> pd.DataFrame 
     return users
 
 
-def user_values(ranks: ArrayLike, metric: str) -> NDArray[np.float64]:
+def _expected(values: Mapping[str, Any], metric: str) -> float:
+    return values.get("corrected", {}).get(metric, values[metric])
+
+
+def user_values(
+    ranks: ArrayLike, metric: str, *, group: tuple[ArrayLike, ArrayLike] | None = None
+) -> NDArray[np.float64]:
     """
     One value per user of a metric that is a mean over users.
 
@@ -199,6 +229,9 @@ def user_values(ranks: ArrayLike, metric: str) -> NDArray[np.float64]:
             0-based rank of each target; `-1` if it was not recommended.
         metric (`str`):
             `"recall@k"`, `"ndcg@k"` or `"mrr@k"` with a number for k.
+        group (`tuple[np.ndarray, np.ndarray]`, *optional*):
+            Position of the first item with the target's id (-1 if there is none) and how many items have it, both of
+            shape `(num_users,)`. Recall and ndcg are then the expectation over the order of these items.
 
     Returns:
         `np.ndarray` of shape `(num_users,)`, float64.
@@ -211,12 +244,16 @@ def user_values(ranks: ArrayLike, metric: str) -> NDArray[np.float64]:
     ```python
     >>> user_values([0, 4, -1, 2], "ndcg@3")
     array([1. , 0. , 0. , 0.5])
+    >>> user_values([0, 4, -1, 2], "ndcg@3", group=([0, 3, -1, 2], [2, 3, 1, 4]))
+    array([0.81546488, 0.        , 0.        , 0.125     ])
 
     ```
     """
     found = _METRIC.fullmatch(metric)
     if found is None:
         raise ValueError(f"`metric` must be recall@k, ndcg@k or mrr@k, such as ndcg@10; got {metric!r}.")
+    if group is not None and found[1] in _CORRECTED_PER_USER:
+        return _CORRECTED_PER_USER[found[1]](*group, k=int(found[2]))
     return _PER_USER[found[1]](ranks, k=int(found[2]))
 
 
@@ -290,7 +327,8 @@ def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
     """
     runs = [evaluation.record["model"] for evaluation in group]
     seeds = [evaluation.record.get("run", {}).get("seed") for evaluation in group]
-    ranks = [evaluation.users["rank"].to_numpy(np.int64) for evaluation in group if evaluation.users is not None]
+    users = [evaluation.users for evaluation in group if evaluation.users is not None]
+    is_complete = len(users) == len(group)
     system = System(
         name,
         values=runs[0],
@@ -300,19 +338,27 @@ def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
         ids=_ids_of(group[0]),
         is_baseline=_system_name(group[0]).partition(",")[0] in BASELINES.values(),
         runs=runs,
-        ranks=ranks if len(ranks) == len(group) else [],
+        ranks=[table["rank"].to_numpy(np.int64) for table in users] if is_complete else [],
+        groups=[_groups_of(table) for table in users] if is_complete else [],
     )
     if len(group) == 1:
         return system
     values = mean_of(runs)
     confidence = group[0].record["confidence"]
+    as_listed = replace(system, groups=[])  # `values` are those of the lists, and so are their intervals
     values["intervals"] = {
-        metric: list(bootstrap_interval(system.user_values(metric), confidence=confidence))
+        metric: list(bootstrap_interval(as_listed.user_values(metric), confidence=confidence))
         for metric in values
         if system.ranks and _METRIC.fullmatch(metric)
     }
     deviations = {key: statistics.stdev(run[key] for run in runs) for key in values if isinstance(values[key], float)}
     return replace(system, values=values, deviations=deviations)
+
+
+def _groups_of(users: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    if not {"group_start", "group_size"} <= set(users):
+        return None
+    return users["group_start"].to_numpy(np.int64), users["group_size"].to_numpy(np.int64)
 
 
 def mean_of(values: Sequence[Any]) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from hf_genrec.evidence_tables import PUBLISHED_ENCODERS
+
 
 def statistics_table(metadata: Mapping[str, Any]) -> Table:
     """
@@ -55,6 +57,14 @@ def preparation_notes(metadata: Mapping[str, Any]) -> list[str]:
             f"({cold['num_users_without_training']:,} are not trained on at all); they are the targets of "
             f"{cold['num_validation_targets']:,} users at validation and {cold['num_test_targets']:,} at test"
         )
+        evaluated = metadata["splits"]["validation"] + metadata["splits"]["test"]
+        num_trainable = metadata["statistics"]["num_interactions"] - evaluated
+        if 2 * cold["num_train_interactions"] > num_trainable:
+            left = num_trainable - cold["num_train_interactions"]
+            notes.append(
+                f"warning: only {left:,} of {num_trainable:,} training interactions are left to train on: hold out "
+                "fewer items"
+            )
     known = metadata["known_statistics"]
     if known is not None:
         notes.append(
@@ -87,24 +97,42 @@ def collision_table(statistics: Mapping[str, Any]) -> Table:
     return table
 
 
-def usage_table(statistics: Mapping[str, Any]) -> Table:
+def usage_table(statistics: Mapping[str, Any], *, fit: Mapping[str, Any] | None = None) -> Table:
     """
-    How the codes of each level are used.
+    How the codes of each level are used, and how well they fit.
 
     Args:
         statistics (`dict`): What [`SemanticIds.statistics`] returned.
+        fit (`dict`, *optional*):
+            `fit` of a `tokenizer.json`: the column `error` is the squared error of the levels up to this one over the
+            variance, of the items that were learned from, and `others` that of the other items.
 
     Returns:
         `rich.table.Table`
     """
     table = Table(title=f"codebook size {statistics['codebook_size']}")
-    for name in ("level", "codes used", "usage", "perplexity"):
+    errors = _errors(fit)
+    for name in ("level", "codes used", "usage", "perplexity", *errors):
         table.add_column(name, justify="right")
     for level, values in enumerate(statistics["levels"]):
         table.add_row(
-            str(level), f"{values['num_used']:,}", f"{100 * values['usage']:.1f} %", f"{values['perplexity']:.1f}"
+            str(level + 1),
+            f"{values['num_used']:,}",
+            f"{100 * values['usage']:.1f} %",
+            f"{values['perplexity']:.1f}",
+            *(_error_cell(column, level) for column in errors.values()),
         )
     return table
+
+
+def _errors(fit: Mapping[str, Any] | None) -> dict[str, Sequence[float]]:
+    """Columns of errors by level, of what is known."""
+    columns = {"error": "relative_error", "others": "relative_error_of_others"}
+    return {name: fit[key] for name, key in columns.items() if fit is not None and fit.get(key) is not None}
+
+
+def _error_cell(errors: Sequence[float], level: int) -> str:
+    return f"{errors[level]:.3f}" if level < len(errors) else "-"  # an appended code rebuilds nothing
 
 
 def prefix_table(report: Mapping[str, Any]) -> Table:
@@ -146,21 +174,23 @@ def position_table(report: Mapping[str, Any]) -> Table:
     title = f"items that share one code (codebook size {report['statistics']['codebook_size']})"
     caption = "texts, users: mean cosine of embeddings and of sets of users; lift: shared users, 1 is chance"
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("level", "codes used", "usage", "perplexity", "pairs", *_measure_names(report)):
+    errors = _errors(report.get("fit"))
+    for name in ("level", "codes used", "usage", "perplexity", *errors, "pairs", *_measure_names(report)):
         table.add_column(name, justify="right", no_wrap=True)
     for level, entry in enumerate(report["positions"]):
         table.add_row(
-            str(level),
+            str(level + 1),
             f"{entry['num_used']:,}",
             f"{100 * entry['usage']:.1f} %",
             f"{entry['perplexity']:.1f}",
+            *(_error_cell(column, level) for column in errors.values()),
             f"{entry['num_pairs']:,}",
             *(_measure_cell(name, entry[name]) for name in report["measures"]),
         )
     if report["measures"]:
         chance = report["prefixes"][0]
         cells = [_measure_cell(name, chance[name]["at_least"]) for name in report["measures"]]
-        table.add_row("any", "", "", "", f"{chance['num_pairs']:,}", *cells, style="dim")
+        table.add_row("any", "", "", "", *[""] * len(errors), f"{chance['num_pairs']:,}", *cells, style="dim")
     return table
 
 
@@ -224,9 +254,7 @@ def evaluation_tables(record: Mapping[str, Any]) -> list[Table | str]:
         shown.append(f"search against exact scores, {gap['num_users']:,} users: {', '.join(values)}")
     encoder = record.get("run", {}).get("encoder")
     if encoder:
-        note = (
-            "" if PUBLISHED_ENCODER in encoder else f"; published rows use {PUBLISHED_ENCODER}, so compare with care"
-        )
+        note = "" if PUBLISHED_ENCODER in encoder else f"; {PUBLISHED_ENCODERS}: compare with care"
         shown.append(f"text encoder behind the ids: {encoder}{note}")
     return shown
 

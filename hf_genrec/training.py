@@ -81,7 +81,10 @@ class GenRecTrainingArguments(TrainingArguments):
     window_stride: int | None = field(
         default=None, metadata={"help": "Items between two windows of a long history; half the history if not given."}
     )
-    eval_num_beams: int = field(default=20, metadata={"help": "Beams of the evaluations during training."})
+    eval_num_beams: int = field(
+        default=20,
+        metadata={"help": "Beams of the evaluations during training, at least the 10 items of their lists."},
+    )
     latent_aggregation: str = field(default="max", metadata={"help": "Score of an item over latents: max or sum."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better metric before training stops; None for never."}
@@ -433,9 +436,11 @@ def make_trainer(
         [`GenRecTrainer`]
 
     Raises:
-        ValueError: If the model's catalog has another size than the data set, or there is nothing to train on.
+        ValueError: If the model's catalog has another size than the data set, there is nothing to train on, or the
+            beams of the validation are fewer than the items of its lists.
     """
     config: Any = model.config
+    _check_beams(model, args)
     if config.num_items != len(prepared.item_ids):
         raise ValueError(
             f"The model's catalog has {config.num_items} items, the data set {len(prepared.item_ids)}: "
@@ -478,3 +483,14 @@ def make_trainer(
         data_collator=SequenceCollator(pad_token_id=config.pad_token_id),
         callbacks=callbacks,
     )
+
+
+def _check_beams(model: Any, args: GenRecTrainingArguments) -> None:
+    """Fewer beams than the ten items of a list find too few items: the search would widen, and measure another one."""
+    least = min(10, model.config.num_items)
+    is_searched = getattr(model, "default_decoding", "beam") == "beam" and args.eval_strategy != IntervalStrategy.NO
+    if is_searched and args.eval_num_beams < least:
+        raise ValueError(
+            f"`eval_num_beams` must be at least {least}, as many as the lists of the validation have items, got "
+            f"{args.eval_num_beams}."
+        )

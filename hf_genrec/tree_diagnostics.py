@@ -213,11 +213,16 @@ class KendallTau:
     """
     Kendall's tau-b of distance and correlation.
 
+    It cannot reach -1, since distances are tied: its floor, where the correlation falls with every step in the tree,
+    is `-sqrt(1 - t)` with `t` the share of ties, that is of two pairs of items at the same distance: close to -0.816
+    for three distances of equally many pairs of items and -0.866 for four. So taus of trees of different depth are not
+    comparable.
+
     Attributes:
         tau (`float` or `None`):
-            0 where the tree does not matter, -1 where the correlation falls with every step in the tree; `None` where
-            there is nothing to compare (one distance, or no correlation that differs).
-        low (`float` or `None`): lower end of the 95 % bootstrap interval over pairs of items.
+            0 where the tree does not matter, below it where correlation falls with distance; `None` where there is
+            nothing to compare (one distance, or no correlation that differs).
+        low (`float` or `None`): lower end of its 95 % spread over pairs of items (a bootstrap), users fixed.
         high (`float` or `None`): its upper end.
     """
 
@@ -229,6 +234,9 @@ class KendallTau:
 def kendall_tau(correlations: Mapping[int, NDArray[np.floating]], *, seed: int = 0) -> KendallTau:
     """
     Rank correlation of the distance of two items and the correlation of their probabilities.
+
+    The interval is the spread over pairs of items. The users, from whom the correlations come, stay the same in all
+    resamples: what other users would change is not in it.
 
     Args:
         correlations (`dict[int, np.ndarray]`):

@@ -72,11 +72,13 @@ def synthetic_blocks(record: Mapping[str, Any] | None) -> list[str]:
     cells: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for run in sorted(record["runs"], key=lambda run: (run["width"], run["seed"])):
         cells.setdefault((run["system"], run["width"]), []).append(run)
-    header = ["system", "width", "parameters", "learnt", "at step", "order", "divergence", "correlation", "reversed"]
+    shared = shared_step(record["runs"])
+    measured = [f"order at step {shared}", f"divergence at step {shared}"]
+    header = ["system", "width", "parameters", "learnt", "from step", *measured]
     rows: list[Sequence[str]] = [header]
     for (system, width), runs in sorted(cells.items()):
         steps = sorted(run["learned_step"] for run in runs if run["learned_step"] is not None)
-        last = [run["measurements"][-1] for run in runs]
+        there = [measured_at(run, shared) for run in runs]
         rows.append(
             [
                 system,
@@ -84,21 +86,58 @@ def synthetic_blocks(record: Mapping[str, Any] | None) -> list[str]:
                 f"{runs[0]['num_parameters']:,}",
                 f"{len(steps)} of {len(runs)}",
                 ", ".join(map(str, steps)) or "–",
-                f"{np.mean([entry['order'] for entry in last]):.2f}",
-                f"{np.mean([entry['divergence'] for entry in last]):.3f}",
-                f"{np.mean([run['correlation'] for run in runs]):.2f}",
-                f"{np.mean([run['reversal_rate'] for run in runs]):.2f}",
+                f"{np.mean([entry['order'] for entry in there]):.2f}",
+                f"{np.mean([entry['divergence'] for entry in there]):.3f}",
             ]
         )
     settings = record["settings"]
     return [
         _SYNTHETIC_INTRODUCTION,
         f"At most {settings['steps']} steps of {settings['users']} new users, {settings['triples']} triples, learning "
-        f"rate {settings['learning_rate']:g} for all, measured every {settings['every']} steps; means over seeds.",
+        f"rate {settings['learning_rate']:g} for all, measured every {settings['every']} steps; means over seeds. A "
+        f"run ends once {settings['stays']} measurements in a row were right, so runs have different lengths; `order` "
+        f"and `divergence` are those at step {shared}, the last that all runs have measured.",
         markdown_table(rows, num_left=1),
         "![Triples in the order that the user likes, by step](hub_cards/curves/synthetic_siblings.png)",
         f"`{record['command']}`",
     ]
+
+
+def shared_step(runs: Sequence[Mapping[str, Any]]) -> int:
+    """
+    The last step at which all runs of the synthetic experiment were measured.
+
+    Args:
+        runs (`list[dict]`):
+            At least one, each with `measurements`.
+
+    Returns:
+        `int`
+
+    Example:
+
+    ```python
+    >>> short, long = ({"measurements": [{"step": step} for step in steps]} for steps in ((0, 5), (0, 5, 10)))
+    >>> shared_step([short, long])
+    5
+
+    ```
+    """
+    return min(run["measurements"][-1]["step"] for run in runs)
+
+
+def measured_at(run: Mapping[str, Any], step: int) -> Mapping[str, Any]:
+    """
+    The measurement of a run of the synthetic experiment at a step.
+
+    Args:
+        run (`dict`): The run.
+        step (`int`): One of its steps.
+
+    Returns:
+        `dict`: `order`, `divergence` and the rest.
+    """
+    return next(entry for entry in run["measurements"] if entry["step"] == step)
 
 
 def _figure(value: float | None, interval: Sequence[float | None] | None = None) -> str:
@@ -132,7 +171,10 @@ _TREE_INTRODUCTION = """## The decoding tree
 Two items that share all codes but the last are siblings, at distance 2 in the tree of semantic IDs; two more for each
 further code that differs. `correlation` is that of the probabilities of two items over users, `reversed` the share of
 pairs of users who order the two items oppositely; both are means over pairs. Kendall's tau-b of distance and
-correlation is 0 where the tree does not matter and -1 where it decides all; its interval is a bootstrap over pairs.
+correlation is 0 where the tree does not matter and falls where correlation does with distance. It cannot reach -1, as
+distances are tied: its floor is -sqrt(1 - share of ties), -0.816 for three distances of equally many pairs, -0.866 for
+four; so trees of different depth are not comparable by it. In brackets stands its spread over pairs of items (95 % of
+resamples) with the users fixed, which leaves out what other users would change.
 Models that decode along no tree are binned by that of the first model: what they show comes from the items, not from
 decoding. `latent entropy` is a share of the most it could be; `information` is the mutual information of latent and
 item given the user, 0 where all latents say the same."""
@@ -141,7 +183,6 @@ _SYNTHETIC_INTRODUCTION = """## Siblings that different users like
 An invented world: two groups of users, and triples of items of which group A likes the first, group B the third, and
 the second lies between for both. The items of a triple are siblings, so only the last code, given the user, can tell
 them apart; in the aligned tree, the control, siblings are liked by the same users. `learnt` counts the seeds of which
-95 % of held-out users and triples were in the true order, for good from `at step` on. `order` is that share at the
-end, in the group in which it is lower; `divergence` (nats) is that of all probabilities from the true ones;
-`correlation` and `reversed` are those of the first and third item of the triples, in truth -1 and 0.5. Every step
-brings new users, so nothing is learnt by heart."""
+95 % of held-out users and triples were in the true order for at least 8 measurements in a row, until the run ended;
+`from step` is the first of these. `order` is that share, in the group in which it is lower; `divergence` (nats) is
+that of all probabilities from the true ones. Every step brings new users, so nothing is learnt by heart."""

@@ -270,19 +270,25 @@ def sampled_items(
     return pad(items, missing, value=-1), pad(scores, missing, value=-float("inf"))
 
 
-def num_distinct_leaves(beams: Beams) -> torch.LongTensor:
+def num_distinct_items(catalog: Catalog, beams: Beams) -> torch.LongTensor:
     """
-    How many leaves of the trie the living beams of each user end at: several latents may lead to the same.
+    How many items the living beams of each user end at: several latents may lead to the same id, and an id to several
+    items.
 
     Args:
+        catalog ([`Catalog`]): The trie that `beams` refer to.
         beams ([`Beams`]): Result of a search.
 
     Returns:
-        `torch.LongTensor` of shape `(batch_size,)`
+        `torch.LongTensor` of shape `(batch_size,)`: all items of the ids, also those that a rule keeps off the lists.
     """
     leaves = beams.leaves.masked_fill(beams.scores == -float("inf"), -1).sort(dim=1).values
     is_first = torch.nn.functional.pad(leaves[:, 1:] != leaves[:, :-1], (1, 0), value=True)
-    return (is_first & (leaves >= 0)).sum(1)
+    is_counted = is_first & (leaves >= 0)
+    if catalog.is_unique:
+        return is_counted.sum(1)
+    sizes = catalog.first_item(catalog.num_levels).diff()
+    return sizes[leaves.clamp_min(0)].masked_fill(~is_counted, 0).sum(1)
 
 
 def reordered(beams: Beams, order: torch.Tensor, *, num_latents: int) -> Beams:
@@ -354,7 +360,7 @@ __all__ = [
     "describe_paths",
     "item_penalties",
     "list_items",
-    "num_distinct_leaves",
+    "num_distinct_items",
     "prior_penalties",
     "rank_ids",
     "rank_items",

@@ -21,7 +21,7 @@ from .ranking_genrec import (
     BeamPath,
     describe_paths,
     list_items,
-    num_distinct_leaves,
+    num_distinct_items,
     prior_penalties,
     rank_ids,
     reordered,
@@ -50,7 +50,7 @@ class RecommendOutput(ModelOutput):
         paths (`list[list[BeamPath]]`, *optional*): Per user the beams of the items in `item_tokens`.
         pruned (`list[list[BeamPath]]`, *optional*): Per user the best continuations at each step that were not kept.
         num_distinct (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            How many distinct semantic IDs the beams of each user ended at; with unique ids, distinct items.
+            How many distinct items the beams of each user ended at: of each semantic ID all items that share it.
     """
 
     item_tokens: torch.LongTensor | None = None
@@ -234,7 +234,7 @@ class RecommendMixin(ScoringMixin):
             is_done = ~is_short if num_beams < options.most_beams(config) else torch.ones_like(is_short)
             done = users[is_done]
             output.item_tokens[done], output.scores[done] = tokens[is_done], scores[is_done]
-            output.num_distinct[done] = num_distinct_leaves(beams)[is_done]
+            output.num_distinct[done] = num_distinct_items(self.catalog, beams)[is_done]
             if options.return_paths:
                 paths, pruned = describe_paths(config, self.catalog, beams, tokens)
                 for row in is_done.nonzero()[:, 0].tolist():

@@ -3,7 +3,8 @@ From semantic IDs to items, where several items may share an id.
 
 A search ends at leaves of the trie, which are ids; what is recommended are items. An id stands for all its items: they
 have its score, since a model that sees codes alone cannot tell them apart, and they stand next to each other, the
-lowest index first. Where all ids are unique a leaf is an item and nothing here costs more than that look-up.
+lowest index first. That order is the catalog's, not a random one: where the catalog lists popular items first, so do
+the lists. Where all ids are unique a leaf is an item and nothing here costs more than that look-up.
 """
 
 import torch

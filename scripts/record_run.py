@@ -10,6 +10,7 @@ the page from the records.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from hf_genrec import PreparedDataset, Recommender
@@ -19,7 +20,7 @@ from hf_genrec.evaluation import EvaluationSettings, evaluate_systems
 from hf_genrec.record_files import users_path, write_users
 from hf_genrec.results import write_result
 from hf_genrec.runs import evaluation_run, read_training, write_evaluation
-from hf_genrec.tokenized import load_tokenized
+from hf_genrec.tokenized import QUANTIZER_NAME, load_tokenized
 
 
 def main() -> None:
@@ -64,14 +65,34 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check_ids(arguments: argparse.Namespace, recommender: Recommender) -> None:
-    """A record names the ids and their encoder if, and only if, the model has ids."""
+    """A record names the ids and their encoder if, and only if, the model has ids, and those it was trained on."""
     has_codes = recommender.model.config.has_codes
+    training = read_training(arguments.run)
+    if not training:
+        raise SystemExit(
+            f"{arguments.run} is no finished run (it has no training.json): train it, or name its folder."
+        )
     for name in ("ids", "encoder"):
         if (getattr(arguments, name) is not None) != has_codes:
             raise SystemExit(
                 f"{arguments.run} has {'' if has_codes else 'no '}semantic IDs: "
                 f"{'name' if has_codes else 'leave out'} --{name}."
             )
+    if not has_codes:
+        return
+    found, trained = load_tokenized(arguments.ids)[0].fingerprint, training["settings"]["semantic_ids_fingerprint"]
+    if found != trained:
+        raise SystemExit(
+            f"{arguments.run} was trained on the ids {trained}, those of --ids {arguments.ids} are {found}: name the "
+            "folder of the training."
+        )
+    identity = arguments.run / QUANTIZER_NAME / "encoder.json"
+    known = json.loads(identity.read_text(encoding="utf-8")).get("model") if identity.is_file() else None
+    is_model = known is not None and not known.startswith("matrix ")  # a file of embeddings tells no encoder
+    if is_model and Path(known).name != Path(arguments.encoder).name:  # with or without its organisation
+        raise SystemExit(
+            f"The ids of {arguments.run} were made with the encoder {known}, got --encoder {arguments.encoder}."
+        )
 
 
 def run_facts(arguments: argparse.Namespace, recommender: Recommender) -> dict:

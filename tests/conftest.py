@@ -51,7 +51,7 @@ def load_script() -> Iterator[Callable[[str], ModuleType]]:
 
     yield load
     for name in names:
-        del sys.modules[name]
+        sys.modules.pop(name, None)  # a script may have been loaded twice
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from hf_genrec.semantic_ids import SemanticIds
 
 NUM_ITEMS, NUM_USERS = 23, 31
 SHAPE = ["--d-model", "16", "--d-ff", "24", "--d-kv", "8", "--heads", "2", "--layers", "1", "--decoder-layers", "1"]
-TRAIN = [*SHAPE, "--latents", "3", "--batch-size", "64", "--beams", "5", "--precision", "fp32"]
+TRAIN = [*SHAPE, "--latents", "3", "--batch-size", "64", "--beams", "10", "--precision", "fp32"]
 
 
 def run(*words: object):
@@ -127,6 +127,23 @@ def test_malformed_lines_are_skipped_and_counted_if_asked_for(shop, tmp_path):
         (["prepare", "--output", "x"], "exactly one of --interactions, --sequences, --movielens, --amazon"),
         (["prepare", "--output", "x", "--interactions", "log.csv"], "`--items` is missing"),
         (["prepare", "--output", "x", "--amazon", "2023"], "needs `--category`"),
+        (
+            ["prepare", "--output", "x", "--movielens", "--k-core", "3", "--min-history", "2", "--no-strict"],
+            "`--k-core`, `--min-history`, `--strict` would have no effect with `--movielens`",
+        ),
+        (
+            ["prepare", "--output", "x", "--amazon", "2014", "--category", "Beauty", "--benchmark", "last_out"],
+            "`--benchmark` would have no effect with `--amazon 2014`",
+        ),
+        (
+            ["prepare", "--output", "x", "--amazon", "2023", "--category", "Beauty", "--user-column", "user_id"],
+            "`--user-column` would have no effect with `--amazon 2023`",
+        ),
+        (["prepare", "--output", "x", "--sequences", "y", "--min-rating", "3"], "`--min-rating` would have no effect"),
+        (["prepare", "--output", "x", "--sequences", "nope.tsv", "--items", "y"], "There is no file nope.tsv."),
+        (["prepare", "--output", "x", "--sequences", ".", "--items", "y"], ".: Is a directory."),
+        (["compare", "nowhere"], "There is no file nowhere."),
+        (["tokenize", "x", "--output", "misspelt", "--report"], "misspelt holds no ids to report on"),
         (["tokenize", "x", "--output", "y"], "either `--embeddings` or `--ids`"),
         (["train", "x", "--output", "y"], "either `--ids`"),
         (["train", "x", "--output", "y", "--ids", "z"], "x is no prepared folder"),
@@ -150,6 +167,10 @@ def test_tokenize_prints_collisions_and_usage(shop, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert "distinct ids" in result.stdout
     assert "perplexity" in result.stdout
+    fit = json.loads((tmp_path / "ids" / "tokenizer.json").read_text(encoding="utf-8"))["fit"]
+    rows = [line.replace("│", " ").split() for line in result.stdout.splitlines() if "%" in line][-3:]
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert [row[-1] for row in rows] == [*(f"{error:.3f}" for error in fit["relative_error"]), "-"]
     assert SemanticIds.load(tmp_path / "ids" / "semantic_ids.parquet").num_levels == 3
     assert not (tmp_path / "ids" / "quantizer" / "whitening.safetensors").exists()
 
@@ -192,6 +213,13 @@ def test_unknown_and_wrong_training_options_are_named(shop, tmp_path):
     assert "invalid float value: 'much'" in error_of(*words, "--weight-decay", "much")
     assert "before --weight-decay" in error_of("train", "--weight-decay", "1", *words[1:])
     assert "output-dir" in error_of(*words, "--output-dir", "elsewhere")
+    assert "`eval_num_beams` must be at least 10" in error_of(*words, "--beams", "3")
+    assert "rpg has no `--decoder-layers`, `--dropout`:" in error_of(
+        *words, "--architecture", "rpg", "--decoder-layers", 2, "--dropout", 0, "--max-history", 7
+    )
+    assert "does not go with `--d-model`, `--heads`" in error_of(
+        "train", shop / "data", "--from", shop / "run", "--d-model", 8, "--heads", 2, *words[4:]
+    )
     assert "checkpoint" in error_of("train", shop / "data", "--from", shop / "run", "--d-model", 8, *words[4:])
     assert not (tmp_path / "run").exists()
 
@@ -202,13 +230,19 @@ def test_settings_lose_to_words_of_the_command_line():
     assert (args.learning_rate, args.output_dir, args.report_to) == (0.25, os.path.join("run", "checkpoints"), [])
 
 
-def test_finished_run_says_so(shop):
+def test_finished_run_says_so(shop, tmp_path):
     words = ["train", shop / "data", "--ids", shop / "ids", "--output", shop / "run", *TRAIN]
 
     assert "is finished" in error_of(*words)
     resumed = run(*words, "--resume")
     assert resumed.exit_code == 0
     assert "nothing to resume" in resumed.stderr
+    result_of(
+        "tokenize", shop / "data", "--embeddings", shop / "emb", "--codebook-size", "4", "--output", tmp_path / "x"
+    )
+    message = error_of(*words[:2], "--ids", tmp_path / "x", *words[4:6], "--resume", "--architecture", "rpg")
+    assert "semantic_ids_fingerprint was " in message
+    assert message.endswith("architecture was latte, is rpg. Repeat its settings, or choose another folder.")
 
 
 def test_interrupted_run_resumes_to_the_same_recommendations(shop, tmp_path):

@@ -6,7 +6,7 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from test_cli import COLUMNS, error_of, result_of, write_log
+from test_cli import COLUMNS, error_of, result_of, run, write_log
 
 from hf_genrec import PreparedDataset, SemanticIds, save_recommender
 from hf_genrec.results import load_records
@@ -72,6 +72,28 @@ def test_run_is_tuned_on_another_log_over_its_items(shop, tmp_path):
     assert record["settings"]["from"] == str(shop / "run")
 
 
+def test_finished_run_is_another_one_where_what_is_asked_for_differs(shop, tmp_path):
+    words = ["--architecture", "sasrec", *TINY, "--output", shop / "run", "--resume"]
+    log = ["--interactions", write_log(tmp_path / "log.csv", num_users=29), *COLUMNS]
+    result_of("prepare", *log, "--items", shop / "items.jsonl", "--output", tmp_path / "data")
+
+    assert result_of("train", shop / "data", *words)["folder"] == str(shop / "run")
+    assert "finished and is another one than asked for: seed was 42, is 7." in error_of(
+        "train", shop / "data", *words, "--seed", 7
+    )
+    assert "data_fingerprint was " in error_of("train", tmp_path / "data", *words)
+    assert "from was None, is base" in error_of("train", shop / "data", "--from", "base", *words[-3:])
+
+
+def test_baseline_tuned_on_the_users_that_are_evaluated_is_told_of(shop):
+    words = ["evaluate", shop / "run", shop / "data", "--max-users", "5"]
+
+    told, validated = "item_knn was tuned on users of this split", ["--split", "validation"]
+    assert told in " ".join(run(*words, *validated).stdout.split())
+    assert told not in " ".join(run(*words).stdout.split())
+    assert told not in " ".join(run(*words, *validated, "--no-baselines").stdout.split())
+
+
 def test_what_needs_codes_is_refused(shop, tmp_path):
     train = ["train", shop / "data", "--output", tmp_path / "run"]
 
@@ -81,7 +103,7 @@ def test_what_needs_codes_is_refused(shop, tmp_path):
     assert "Give either `--ids`" in error_of(*train)
     assert "Give either `--ids`" in error_of(*train, "--architecture", "rpg")
     assert "does not go with --architecture" in error_of(*train, "--from", shop / "run", "--architecture", "sasrec")
-    assert "`shape` has fields that no SASRecConfig has: num_decoder_layers" in error_of(
+    assert "The architecture sasrec has no `--decoder-layers`" in error_of(
         *train, "--architecture", "sasrec", "--decoder-layers", "2"
     )
     assert "which knows no codes" in error_of("graph", shop / "run")

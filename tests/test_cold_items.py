@@ -11,12 +11,13 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from hf_genrec.cli import app
+from hf_genrec.data_guards import check_trained_on
 from hf_genrec.filters import newest_items, sort_by_time
 from hf_genrec.interactions import prepare
 from hf_genrec.prepared import PreparedDataset
 from hf_genrec.recommender import Recommender
-from hf_genrec.runs import train_run, training_arguments
-from hf_genrec.starting import start_fresh
+from hf_genrec.runs import evaluation_run, read_training, run_settings, train_run, training_arguments
+from hf_genrec.starting import start_fresh, start_from
 from hf_genrec.tables import preparation_notes
 from hf_genrec.tokenized import load_tokenized, tokenize_items
 
@@ -130,7 +131,14 @@ def test_what_is_held_out_is_counted_and_named_by_the_fingerprint(tmp_path, capl
     assert "held out of training: 2 items, the newest by time, with 3 training interactions of 3 users (1 are" in (
         " ".join(preparation_notes(cold.metadata))
     )
+    assert "left to train on" not in " ".join(preparation_notes(cold.metadata))
     assert "no times" not in caplog.text
+
+
+def test_holding_out_most_of_the_training_part_is_warned_of(tmp_path):
+    colder = prepare(tmp_path / "colder", interactions=LOG, items=ITEMS, cold_items=0.6)
+
+    assert "only 3 of 7 training interactions are left to train on" in preparation_notes(colder.metadata)[-1]
 
 
 def test_items_held_out_are_part_of_the_fingerprint_even_where_nobody_would_be_trained_on_them(tmp_path):
@@ -215,7 +223,9 @@ def test_a_run_of_the_cold_data_is_not_evaluated_on_the_whole_ones(trained):
 
     fine, refused = evaluate("cold"), evaluate("whole")
 
-    assert json.loads(fine.stdout)["run"]["trained_on"] == PreparedDataset.load(trained / "cold").fingerprint
+    record, cold = json.loads(fine.stdout), PreparedDataset.load(trained / "cold")
+    assert record["run"]["trained_on"] == [cold.fingerprint]
+    assert record["cold_items"] == {"share": 0.25, "num_items": 3}
     assert (refused.exit_code, "prepare another log over these items with `--keep-all-items`" in refused.stderr) == (
         2,
         True,
@@ -229,3 +239,40 @@ def test_codes_of_other_training_items_are_warned_of_when_a_model_starts(trained
     start_fresh(PreparedDataset.load(trained / "whole"), trained / "ids", shape=SHAPE, seed=0)
 
     assert "ids were learned from the training items of the data" in caplog.text
+
+
+@pytest.fixture
+def tuned(trained, tmp_path):
+    """A run that goes on from `run` with the whole data, for two steps."""
+    whole = PreparedDataset.load(trained / "whole")
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    args = training_arguments(tmp_path / "tuned", settings=settings)
+    return train_run(whole, start_from(whole, trained / "run"), tmp_path / "tuned", args), tmp_path / "tuned", args
+
+
+def test_run_tells_of_all_data_that_its_weights_have_seen(trained, tuned, caplog):
+    cold, whole = (PreparedDataset.load(trained / name) for name in ("cold", "whole"))
+    record, folder, args = tuned
+
+    assert record["settings"]["trained_on"] == [cold.fingerprint, whole.fingerprint]
+    run = evaluation_run(folder, num_beams=20, latent_aggregation="max")
+    assert run["trained_on"] == [cold.fingerprint, whole.fingerprint]
+    again = start_from(cold, folder)
+    assert run_settings(cold, again, args)["trained_on"] == [whole.fingerprint, cold.fingerprint]
+    assert "trained_on" not in read_training(trained / "run")["settings"]
+    check_trained_on(record, whole.metadata, owner="The run")
+    assert f"The run was trained on the data {cold.fingerprint}, these are" in caplog.text
+
+
+def test_tuning_begun_before_runs_told_of_their_data_is_resumed(trained, tuned):
+    whole = PreparedDataset.load(trained / "whole")
+    _, folder, args = tuned
+    (folder / "training.json").unlink()
+    begun = json.loads((folder / "checkpoints" / "run.json").read_text(encoding="utf-8"))
+    assert begun.pop("trained_on")
+    (folder / "checkpoints" / "run.json").write_text(json.dumps(begun), encoding="utf-8")
+
+    record = train_run(whole, start_from(whole, trained / "run"), folder, args, resume=True)
+
+    assert record["resumed_from"] == "checkpoint-2"
+    assert len(record["settings"]["trained_on"]) == 2

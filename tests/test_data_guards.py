@@ -182,6 +182,17 @@ def test_a_run_may_meet_new_data_over_its_catalog_with_a_warning(caplog, origin,
     assert "The run x was trained on the data f00, these are the data ba7" in caplog.text
 
 
+@pytest.mark.parametrize(("seen", "warns"), [(["ba7"], 0), (["f00", "ba7"], 1), (["f00", "c0c", "ba7"], 1)])
+def test_data_that_the_checkpoint_before_was_trained_on_are_warned_of(caplog, seen, warns):
+    training = training_of("ba7", "base")
+    training["settings"]["trained_on"] = seen
+
+    check_trained_on(training, {"fingerprint": "ba7"}, owner="The run x")
+
+    assert len(caplog.records) == warns
+    assert all(name in caplog.text for name in seen if warns)
+
+
 @pytest.mark.parametrize(("fit_on", "learned", "warns"), [("train", "f00", 0), ("train", "ba7", 1), ("all", "ba7", 0)])
 def test_codes_learned_from_other_training_items_are_warned_of(caplog, fit_on, learned, warns):
     tokenized = {"settings": {"fit_on": fit_on}, "data_fingerprint": learned}

@@ -16,7 +16,7 @@ SETTINGS = {
         "history_attention": "causal", "num_latent_tokens": 3, "d_model": 16, "d_ff": 24, "d_kv": 8, "num_heads": 2,
         "num_layers": 1, "num_decoder_layers": 1,
     },
-    "schedule": {"num_train_epochs": 1, "eval_num_beams": 5, "precision": "fp32", "disable_tqdm": True},
+    "schedule": {"num_train_epochs": 1, "eval_num_beams": 10, "precision": "fp32", "disable_tqdm": True},
     "test_beams": 13,
 }  # fmt: skip
 

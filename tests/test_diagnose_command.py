@@ -19,7 +19,7 @@ from hf_genrec import (
     save_recommender,
 )
 from hf_genrec.cli import app
-from hf_genrec.diagnosis import diagnose, has_tree
+from hf_genrec.diagnosis import diagnose, diagnosis_tables, has_tree
 from hf_genrec.tree_diagnostics import tree_distance
 
 
@@ -98,12 +98,25 @@ def test_report_holds_what_a_naive_computation_gives(prepared, psid, latte, aggr
     assert "latents" not in report["models"]["PSID"]
 
 
+def test_latents_without_siblings_leave_their_place_empty():
+    latents = {"num_latents": 3, "normalized_entropy": 1.0, "mutual_information": 0.0}
+    model = {"tree_of": "", "kendall_tau": None, "latents": latents}
+    rows = [
+        {"distance": 4, "best_latent_differs": 0.25, "correlation": {"mean": 0.5}, "reversal_rate": {"mean": 0.5}},
+    ]
+    report = {"num_users": 5, "num_pairs": 7, "models": {"Latte": model | {"by_distance": rows}}}
+
+    table = diagnosis_tables(report)[-1]
+
+    assert [list(column.cells)[0] for column in table.columns][-2:] == ["-", "0.250"]
+
+
 def test_latents_are_those_of_the_joint_distribution(prepared, latte):
-    report = diagnose({"Latte": latte}, prepared, num_latent_users=5)["models"]["Latte"]
+    report = diagnose({"Latte": latte}, prepared, num_latent_users=11)["models"]["Latte"]
 
     first = latte.model.config.first_item_token
     entropies, informations, shares = [], [], []
-    for history in prepared.split("test")["history"][:5]:
+    for history in prepared.split("test")["history"]:
         tokens = torch.tensor([[first + ITEM_IDS.index(item) for item in history[-5:]]])
         joint = latte.model.score_paths(tokens)[0].double().exp()
         joint = joint / joint.sum()
@@ -114,8 +127,23 @@ def test_latents_are_those_of_the_joint_distribution(prepared, latte):
     assert report["latents"]["normalized_entropy"] == pytest.approx(float(torch.stack(entropies).mean()))
     assert report["latents"]["mutual_information"] == pytest.approx(float(torch.stack(informations).mean()), abs=1e-7)
     assert report["latents"]["shares"] == pytest.approx(torch.stack(shares).mean(0).tolist())
-    assert report["latents"]["num_users"] == 5
+    assert report["latents"]["num_users"] == 11
     assert all(0 <= row["best_latent_differs"] <= 1 for row in report["by_distance"])
+
+
+def test_users_of_the_latents_are_drawn_by_the_seed_not_the_first(prepared, latte):
+    reports = [diagnose({"Latte": latte}, prepared, num_latent_users=2, seed=seed) for seed in (0, 0, 1)]
+
+    shares = [report["models"]["Latte"]["latents"]["shares"] for report in reports]
+    first = latte.model.config.first_item_token
+    joints = []
+    for history in prepared.split("test")["history"][:2]:
+        tokens = torch.tensor([[first + ITEM_IDS.index(item) for item in history[-5:]]])
+        joints.append(latte.model.score_paths(tokens)[0].double().exp().sum(1))
+    of_the_first = torch.stack([joint / joint.sum() for joint in joints]).mean(0).tolist()
+    assert reports[0]["models"]["Latte"]["latents"]["num_users"] == 2
+    assert shares[0] == shares[1] != shares[2]
+    assert of_the_first not in (pytest.approx(shares[0], abs=1e-9), pytest.approx(shares[2], abs=1e-9))
 
 
 def test_tree_is_described_by_its_neighbours_and_the_targets(prepared, psid):
@@ -209,7 +237,7 @@ def test_command_writes_the_report_and_the_figure(tmp_path, prepared, folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{run}"], "at least one run and, last, the prepared folder"),
+        (["{data}"], "Missing argument"),
         (["{run}", "{run}", "{data}"], "Two runs are called 'run'"),
         (["{data}/missing", "{data}"], "There is no run folder"),
         (["{run}", "{data}", "--plot", "tree.pdf"], "`--plot` must end in .png"),

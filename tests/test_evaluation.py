@@ -122,7 +122,9 @@ def test_record_holds_the_protocol_the_model_and_the_baselines(prepared):
     assert record["top_k"] == 2
     assert list(record["baselines"]) == ["popularity", "item_knn"]
     assert set(record["baselines"]["item_knn"]) == set(record["model"])
-    assert set(record["baseline_settings"]["item_knn"]) == {"alpha", "decay"}
+    assert set(record["baseline_settings"]["item_knn"]) == {"alpha", "decay", "tuned_on"}
+    assert record["baseline_settings"]["item_knn"]["tuned_on"] == "validation"
+    assert record["cold_items"] is None
     assert record["run"] == {"minutes": 3}
     assert record["baselines"]["popularity"] | {"seconds_per_user": 0} == evaluate_recommender(
         Popularity.fit(prepared), prepared, ks=(1, 2)
@@ -287,6 +289,25 @@ def test_lists_of_a_model_with_latents_are_not_lengthened(prepared):
     assert recommender.calls[0][1] == 2
 
 
+@pytest.mark.parametrize("options", [{"diversity": 0.5}, {"num_rescored": 4}, {"num_groups": 2}, {"sample_seed": 0}])
+def test_lists_that_depend_on_their_length_are_not_lengthened(prepared, options):
+    recommender = SharedIds(LISTS, num_beams=4)
+    recommender.search_options = options
+
+    evaluate_recommender(recommender, prepared, ks=(2,))
+
+    assert recommender.calls[0][1] == 2
+
+
+def test_lists_are_lengthened_where_such_options_are_off(prepared):
+    recommender = SharedIds(LISTS, num_beams=4)
+    recommender.search_options = {"diversity": 0.0, "num_rescored": 0, "num_groups": 1, "sample_seed": None}
+
+    evaluate_recommender(recommender, prepared, ks=(2,))
+
+    assert recommender.calls[0][1] == 4
+
+
 def test_where_seen_items_are_excluded_shared_ids_are_not_corrected_for(prepared):
     assert "corrected" not in evaluate_recommender(SharedIds(LISTS, num_beams=5), prepared, ks=(2,), exclude_seen=True)
 
@@ -340,3 +361,25 @@ def test_all_beams_of_a_model_find_what_exact_scores_find(make_prepared):
 def test_exact_scores_need_a_model(prepared):
     with pytest.raises(ValueError, match="`exact_sample` needs a recommender with `score_items`.*Popularity"):
         evaluate_recommender(Popularity.fit(prepared), prepared, exact_sample=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"diversity": 0.5}, {"num_groups": 2}, {"sample_seed": 0}, {"prior_correction": 0.4, "item_prior": np.ones(5)}],
+)
+def test_lists_ranked_by_something_else_are_not_held_against_exact_scores(prepared, options):
+    recommender = Scored(LISTS)
+    recommender.search_options = options
+
+    with pytest.raises(ValueError, match=", ".join(f"`{name}`" for name in options)):
+        evaluate_recommender(recommender, prepared, ks=(2,), exact_sample=3)
+
+    assert recommender.calls == []
+    assert "exact_gap" not in evaluate_recommender(recommender, prepared, ks=(2,))
+
+
+def test_options_of_the_search_alone_go_with_exact_scores(prepared):
+    recommender = Scored(LISTS)
+    recommender.search_options = {"diversity": 0, "num_groups": 1, "sample_seed": None, "num_rescored": 20}
+
+    assert evaluate_recommender(recommender, prepared, ks=(2,), exact_sample=3)["exact_gap"]["num_users"] == 3

@@ -42,6 +42,7 @@ ROOMS = [
     "id_report",
     "ranking_metric",
     "record_files",
+    "searches",
     "system_metrics",
     "evaluation",
     "item_graph",

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hf_genrec.cli import app
 from hf_genrec.id_report import id_report, report_tokenized
-from hf_genrec.plots import plot_id_report
+from hf_genrec.plots import _scale_positive, plot_id_report
 from hf_genrec.semantic_ids import SemanticIds
 from hf_genrec.tables import position_table, prefix_table
 from hf_genrec.tokenized import import_ids, load_tokenized
@@ -185,6 +185,19 @@ def test_report_lies_beside_the_ids_and_the_folder_still_opens(prepared, files):
     assert names == ["report.json", "semantic_ids.parquet", "tokenizer.json"]
 
 
+def test_report_tells_how_well_the_codes_fit(prepared, files):
+    words = ["--embeddings", files / "matrix.npy", "--levels", "2", "--codebook-size", "4", "--whiten", "0"]
+
+    made = run("tokenize", prepared.folder, *words, "--policy", "append", "--output", files / "ids", "--report")
+
+    assert made.exit_code == 0, made.stderr
+    fit = json.loads((files / "ids" / "tokenizer.json").read_text(encoding="utf-8"))["fit"]
+    report = json.loads((files / "ids" / "report.json").read_text(encoding="utf-8"))
+    assert report["fit"] == fit
+    errors = [f"{error:.3f}" for error in fit["relative_error"]]
+    assert list(position_table(report).columns[4].cells) == [*errors, "-", ""]
+
+
 def test_ids_of_another_catalog_are_refused(prepared, make_prepared, files):
     import_ids(prepared, files / "other.json", files / "ids")
     other = make_prepared({"u": NAMES[:5]})
@@ -217,9 +230,29 @@ def test_command_draws_the_report(prepared, files):
     assert result.exit_code == 0, result.stderr
     assert (files / "new" / "ids.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((files / "ids" / "report.json").read_text(encoding="utf-8"))
-    title = f"ids: 12 items, 3 codes of {written['statistics']['codebook_size']}"
+    title = f"ids: 12 items, 3 levels of {written['statistics']['codebook_size']} codes"
     again = plot_id_report(written, files / "again.png", title=title)
     assert again.read_bytes() == (files / "new" / "ids.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "ticks"),
+    [
+        ([0.9, 8.0, 25.0, 1.0], "log", ["1", "2", "5", "10", "20"]),
+        ([0.0, 1.0, 70.0], "symlog", ["0", "1", "2", "5", "10", "20", "50"]),
+        ([1.0, 12_000.0], "log", ["1", "10", "100", "1,000", "10,000"]),
+        ([4.0, 6.0, 12.0], "linear", ["0", "3", "6", "9", "12", "15"]),
+        ([0.8, 1.1], "linear", ["0", "0.25", "0.5", "0.75", "1", "1.25"]),
+    ],
+)
+def test_axes_of_ratios_and_counts_have_readable_labels(values, scale, ticks):
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+
+    _scale_positive(axes, values, whole=min(values) >= 1)
+
+    assert axes.get_yscale() == scale
+    assert [label.get_text() for label in axes.get_yticklabels()] == ticks
+    assert axes.yaxis.get_minorticklocs().size == 0
 
 
 def test_drawing_shows_what_was_measured(tmp_path):
@@ -261,5 +294,6 @@ def test_tables_show_chance_and_a_dash_where_there_is_no_pair():
 
     cells = [list(column.cells) for column in prefixes.columns]
     assert cells[0] == ["any", "1", "2"]
+    assert list(positions.columns[0].cells) == ["1", "2", "any"]
     assert cells[-1] == ["1.000", "1.000", "-"]
     assert [list(column.cells)[-1] for column in positions.columns] == ["any", "", "", "", "66", "1.000"]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pyarrow as pa
 import pytest
@@ -188,6 +189,28 @@ def test_a_difference_from_published_statistics_is_an_error_that_tells_both_and_
     assert list(tmp_path.iterdir()) == []
     assert prepare(tmp_path / "other", **arguments).metadata["known_statistics"] is None
     assert prepare(tmp_path / "new", category="Books", **arguments).metadata["known_statistics"] is None
+
+
+@pytest.mark.parametrize(
+    ("category", "protocol", "match"),
+    [
+        (
+            "Beautty",
+            "amazon2014",
+            "no published statistics for category 'Beautty' of amazon2014; known: Beauty, Sports",
+        ),
+        (None, "amazon2014", "No `category` is named: .* of amazon2014; known: Beauty, "),
+        ("Beautty", "amazon2018", None),
+        (None, "custom", None),
+    ],
+)
+def test_data_that_no_published_statistics_are_about_are_warned_of(tmp_path, caplog, category, protocol, match):
+    prepare(tmp_path / "data", interactions=LOG, items=ITEMS, protocol=protocol, category=category, k_core=2)
+
+    if match is None:
+        assert "published" not in caplog.text
+    else:
+        assert re.search(match, caplog.text)
 
 
 def test_a_difference_from_published_statistics_is_recorded_where_it_is_wanted(tmp_path, caplog):

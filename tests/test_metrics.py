@@ -138,6 +138,19 @@ def test_bootstrap_interval_depends_on_seed_and_confidence_only():
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
+def test_interval_of_users_without_a_hit_is_the_exact_one():
+    low, high = bootstrap_interval([0.0] * 30, confidence=0.9)
+
+    assert low == 0.0
+    assert (1 - high) ** 30 == pytest.approx(0.05)  # so rare is it that users above 0 are missed
+    assert bootstrap_interval([1.0] * 30, confidence=0.9) == (pytest.approx(1 - high), 1.0)
+
+
+def test_interval_of_differences_that_are_all_zero_is_a_point():
+    assert bootstrap_interval([0.0] * 30, is_share=False) == (0.0, 0.0)
+    assert bootstrap_interval([1.0] * 30, is_share=False) == (1.0, 1.0)
+
+
 def test_bootstrap_interval_of_many_users_takes_no_time():
     ranks = np.random.default_rng(0).integers(-1, 20, size=100_003)
     start = time.perf_counter()

@@ -73,6 +73,17 @@ def test_as_many_beams_as_centroids_find_the_best_of_all_tuples(embeddings):
     np.testing.assert_array_equal(codes, np.column_stack(np.unravel_index(best, (8, 8))))
 
 
+@pytest.mark.parametrize(("codebook_size", "num_levels"), [(2, 1), (2, 2), (4, 1)])
+def test_more_beams_than_tuples_find_the_best_of_all_tuples(embeddings, codebook_size, num_levels):
+    quantizer = ResidualKMeans(num_levels=num_levels, codebook_size=codebook_size, beam_size=5).fit(embeddings)
+
+    codes = quantizer.encode(embeddings)
+
+    tuples = np.indices((codebook_size,) * num_levels).reshape(num_levels, -1).T
+    distances = ((embeddings[:, None] - quantizer.decode(tuples)) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(codes, tuples[distances.argmin(axis=1)])
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 29])
 def test_codes_do_not_depend_on_the_batch(embeddings, quantizer, batch_size):
     batches = [quantizer.encode(embeddings[i : i + batch_size]) for i in range(0, 31, batch_size)]

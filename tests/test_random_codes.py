@@ -79,9 +79,7 @@ def test_unknown_type_other_type_and_no_folder_are_errors(tmp_path):
         ProductQuantizer.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"quantizer_type": "vq"}), encoding="utf-8")
 
-    with pytest.raises(
-        ValueError, match="'vq'; known are residual_kmeans, rqvae, .*random"
-    ):
+    with pytest.raises(ValueError, match="'vq'; known are residual_kmeans, rqvae, .*random"):
         load_quantizer(tmp_path)
     with pytest.raises(FileNotFoundError):
         load_quantizer(tmp_path / "nowhere")

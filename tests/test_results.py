@@ -276,7 +276,7 @@ def test_script_reads_the_results_of_users_and_the_pairs(repository, tmp_path, m
     for record in records:
         path = write_result(record, tmp_path / "records" / "results")
         users[path.stem].astype("int32").to_parquet(users_path(path))
-    pairs = [pair(["a1", "a2"], ["b1"])]
+    pairs = [pair(["a1", "a2"], ["item_knn"]), pair(["a1"], ["b1"])]
     (tmp_path / "records" / "comparisons.json").write_text(json.dumps(pairs), encoding="utf-8")
 
     run_script(repository, monkeypatch, "--records", tmp_path / "records", "--output", tmp_path / "page.md")
@@ -390,6 +390,36 @@ def test_baseline_stands_alone_and_at_the_second_place():
     pairs = [pair(["a1"], ["b1", "item_knn"]), pair(["item_knn"], ["a1"]), pair(["a1"], ["sasrec"])]
 
     assert "Records that are missing: item_knn, sasrec." in results_page(records, pairs=pairs, users=users)
+
+
+@pytest.mark.parametrize(("a", "b"), [(["a1", "a2"], ["b1"]), (["a1", "a2"], ["b1", "b3"]), (["b1"], ["a1", "a2"])])
+def test_pair_of_other_seeds_is_refused(a, b):
+    records, users = pair_of_runs()
+    records.append(make_record("b3", system="B", run={"seed": 3}, num_users=4))
+
+    with pytest.raises(ValueError, match=r"same seeds on both sides, got \[.*\] of .* against \[.*\] of"):
+        results_page(records, pairs=[pair(a, b)], users=users)
+
+
+def test_single_runs_of_different_seeds_may_be_compared():
+    records, users = pair_of_runs()
+
+    assert rows_of_pairs([pair(["a2"], ["b1"])], records, users)[0][3] == "1, 1"
+
+
+def test_pair_whose_items_share_ids_is_compared_in_their_expectation():
+    records, users = pair_of_runs()
+    records[0]["model"]["corrected"] = {"recall@10": 0.25, "ndcg@10": 0.125}
+    users["a1"]["group_start"], users["a1"]["group_size"] = [0, -1, -1, -1], [2, 1, 1, 1]
+
+    (by_recall, by_ndcg) = rows_of_pairs(
+        [pair(["a1"], ["b1"], metric="recall@10"), pair(["a1"], ["b1"])], records, users
+    )
+
+    assert by_recall[4:6] == ["0.2500", "0.1200"]
+    assert by_recall[6].startswith("+0.0000")  # the whole group stands among the first ten
+    assert by_ndcg[4:6] == ["0.1250", "0.1300"]
+    assert by_ndcg[6].startswith("-0.0461")  # (1 + 1 / log2(3)) / 2 - 1 of one of four users
 
 
 def test_pair_without_results_of_users_has_means_only():

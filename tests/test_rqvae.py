@@ -174,6 +174,28 @@ def test_training_reconstructs_better_and_keeps_the_best_weights(embeddings):
     assert found[-1] == pytest.approx(report["relative_error"], rel=1e-4)
 
 
+def test_last_epoch_is_looked_at_and_its_weights_kept(embeddings):
+    fitted = RQVAE(**SHORT | {"epochs": 5, "evaluate_every": 3}).fit(embeddings, show_progress=False)
+
+    assert [entry["epoch"] for entry in fitted.report["history"]] == [3, 5]
+    assert fitted.report["best_epoch"] == 5
+    rows = embeddings[np.sort(np.random.default_rng(1234).permutation(301)[:30])]
+    found = relative_errors(fitted, rows, fitted.encode(rows))
+    assert found[-1] == pytest.approx(fitted.report["relative_error"], rel=1e-4)
+
+
+def test_a_single_row_held_out_has_no_relative_error(embeddings):
+    report = RQVAE(**SHORT | {"validation_share": 0.02}).fit(embeddings[:50], show_progress=False).report
+
+    assert (report["num_validation_rows"], report["relative_error"]) == (1, None)
+    assert [entry["relative_error"] for entry in report["history"]] == [None, None, None]
+    assert report["best_epoch"] in (2, 4, 6)
+
+
+def test_last_epoch_is_looked_at_once(quantizer):
+    assert [entry["epoch"] for entry in quantizer.report["history"]] == [2, 4, 6]
+
+
 def test_training_stops_when_rows_held_out_no_longer_improve():
     noise = np.random.default_rng(3).normal(size=(101, 13)).astype(np.float32)  # nothing to generalise
 

@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from hf_genrec import SemanticIds
 from hf_genrec.results import curves_name, load_records, results_page
-from hf_genrec.tokenized import import_ids
+from hf_genrec.tokenized import import_ids, load_tokenized
 
 
 ITEM_IDS = [f"item-{number:02}" for number in range(13)]
@@ -166,12 +167,92 @@ def test_tables_of_the_repository_have_distinct_names_and_known_settings(reposit
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("table", ["beauty_evidence", "scientific_latents"])
-def test_the_ids_of_the_table_of_evidence_are_made_by_one_command(repository, script, table):
-    made = (repository / "scripts" / "evidence.mk").read_text(encoding="utf-8")
+@pytest.fixture
+def evidence(repository, tmp_path):
+    """Runs `scripts/evidence.mk` on programs that only note their words; some of them fail."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
 
-    runs = script.read_table(repository / "scripts" / "tables" / f"{table}.json")
+    def run(*, failing="nothing"):
+        for name in ("python", "hf-genrec"):
+            program = tmp_path / "bin" / name
+            program.parent.mkdir(exist_ok=True)
+            fails = f'case "$*" in *{failing}*) exit 1;; esac'
+            program.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/log\n{fails}\n', encoding="utf-8")
+            program.chmod(0o755)
+        work = tmp_path / "work"
+        work.mkdir()
+        for ending in ("json", "png"):  # of the diagnosis
+            (work / f"amazon_2014_beauty.{ending}").touch()
+        words = {"DATA": "data", "WORK": work, "BIN": tmp_path / "bin", "CARDS": tmp_path / "cards"}
+        made = subprocess.run(
+            ["make", "-f", "scripts/evidence.mk", *(f"{name}={value}" for name, value in words.items())],
+            cwd=repository, capture_output=True, check=False,
+        )  # fmt: skip
+        return made.returncode, (tmp_path / "log").read_text(encoding="utf-8").splitlines()
 
-    assert f"scripts/tables/{table}.json" in made
-    for folder in {run.row["ids"] for run in runs} - {None}:
-        assert f"$(WORK)/{folder}:" in made
+    return run
+
+
+def test_one_command_makes_all_ids_tables_and_plots_and_last_the_page(repository, script, evidence, tmp_path):
+    status, lines = evidence()
+
+    tables = sorted((repository / "scripts" / "tables").glob("*.json"))
+    ids = {run.row["ids"] for table in tables for run in script.read_table(table)} - {None}
+    made = [line.rsplit("/", 1)[-1] for line in lines if line.startswith("tokenize")]
+    assert status == 0
+    assert sorted(made) == sorted(ids)
+    for table in tables:
+        assert sum(f"run_table.py scripts/tables/{table.name} " in line for line in lines) == 1
+    assert sum(line.startswith("diagnose PSID=runs/beauty_psid_own_seed1 ") for line in lines) == 1
+    assert (tmp_path / "cards" / "trees" / "amazon_2014_beauty.png").is_file()
+    assert [line.split()[0] for line in lines[-3:]] == [
+        f"scripts/{name}.py" for name in ("synthetic_siblings", "plot_curves", "write_results")
+    ]
+
+
+@pytest.mark.parametrize("failing", ["tables/beauty_evidence", "output */work/scientific_opq32"])
+def test_what_fails_keeps_neither_the_rest_nor_the_page_from_being_made(evidence, failing):
+    status, lines = evidence(failing=failing.replace(" ", "\\ "))
+
+    assert status != 0
+    assert any("tables/beauty_parallel.json" in line for line in lines)
+    assert lines[-1].startswith("scripts/write_results.py")
+
+
+@pytest.fixture
+def trained_on(work, load_script):
+    """Checks the ids of a record of a run, given the fingerprint of the run's ids and the model of its encoder."""
+    record_run = load_script("record_run")
+
+    def check(fingerprint, *, model=None, encoder="none"):
+        folder = work / "run"
+        (folder / "quantizer").mkdir(parents=True)
+        training = {"settings": {"semantic_ids_fingerprint": fingerprint}}
+        (folder / "training.json").write_text(json.dumps(training), encoding="utf-8")
+        (folder / "quantizer" / "encoder.json").write_text(json.dumps({"model": model}), encoding="utf-8")
+        arguments = SimpleNamespace(run=folder, ids=str(work / "ids"), encoder=encoder)
+        config = SimpleNamespace(has_codes=True)
+        record_run.check_ids(arguments, SimpleNamespace(model=SimpleNamespace(config=config)))
+
+    return check
+
+
+def test_a_record_names_the_ids_of_the_training_and_no_others(work, trained_on):
+    fingerprint = load_tokenized(work / "ids")[0].fingerprint
+
+    with pytest.raises(SystemExit, match=f"trained on the ids f00, those of --ids .*ids are {fingerprint}"):
+        trained_on("f00")
+
+
+@pytest.mark.parametrize(
+    ("model", "encoder"),
+    [(None, "none"), ("matrix a.npy", "any"), ("a-b", "x/a-b"), ("x/a-b", "a-b"), ("x/a-b", "x/a-b")],
+)
+def test_a_record_names_the_encoder_of_its_run(work, trained_on, model, encoder):
+    trained_on(load_tokenized(work / "ids")[0].fingerprint, model=model, encoder=encoder)
+
+
+def test_a_record_names_no_other_encoder_than_its_run(work, trained_on):
+    with pytest.raises(SystemExit, match="made with the encoder x/a-b, got --encoder x/a-c"):
+        trained_on(load_tokenized(work / "ids")[0].fingerprint, model="x/a-b", encoder="x/a-c")

@@ -199,6 +199,20 @@ def test_groups_of_beams_list_all_items_of_their_ids(model, histories):
     assert [sorted(row) for row in listed(model, output)] == [list(range(12))] * 3
 
 
+def test_distinct_items_are_all_items_of_the_ids_at_the_beams(model, histories):
+    some, all_ids = (model.recommend(*histories, top_k=1, num_beams=beams) for beams in (2, 50))
+
+    sizes = {tuple(CODES[group[0]].tolist()): len(group) for group in GROUPS}
+    assert all_ids.num_distinct.tolist() == [12, 12, 12]
+    alone = make_shared(torch.tensor([[0, 1], [2, 0], [3, 3]]))
+    assert alone.recommend(*histories_of(alone.config, USERS), top_k=1).num_distinct.tolist() == [3, 3, 3]
+    if not model.config.num_latent_tokens:  # else two beams may be one id
+        assert all(
+            count in {a + b for a in sizes.values() for b in sizes.values()} for count in some.num_distinct.tolist()
+        )
+        assert some.num_distinct.max() > 2
+
+
 def test_paths_name_every_listed_item_of_their_id():
     model = make_shared(num_latent_tokens=0)
     histories = histories_of(model.config, (4,))

@@ -103,6 +103,15 @@ def test_seeds_give_the_interval_of_the_paired_t_test():
     assert found.num_pairs == 3
 
 
+@pytest.mark.parametrize("reference", [[0.1, 0.2, 0.3], [0.2, 0.3, 0.4]])
+def test_seeds_that_all_differ_by_the_same_give_no_interval(reference):
+    found = seed_difference([0.2, 0.3, 0.4], reference)
+
+    assert found.difference == pytest.approx(0.2 - reference[0])
+    assert (found.low, found.high, found.p_value, found.num_pairs) == (None, None, None, 3)
+    assert paired_difference([0.2, 0.3, 0.4], reference, test="t").p_value is None
+
+
 def test_holm_multiplies_the_smallest_most_and_keeps_the_order():
     assert holm_adjusted([0.5, 0.125, 0.25]) == [0.5, 0.375, 0.5]
     assert holm_adjusted([0.75, 0.75]) == [1.0, 1.0]

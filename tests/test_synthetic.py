@@ -159,12 +159,21 @@ def test_experiment_of_other_settings_needs_another_file(experiment):
 
 
 def test_pattern_is_learnt_where_it_stays(script):
-    orders = [0.1, 0.96, 0.9, 0.95, 1.0]
+    def steps_of(orders):
+        return script.learning_steps([{"step": 10 * place, "order": order} for place, order in enumerate(orders)])
 
-    steps = script.learning_steps([{"step": 10 * place, "order": order} for place, order in enumerate(orders)])
+    assert script.STAYS == 8
+    assert steps_of([0.1, 0.96, 0.9, 0.95, *[1.0] * 7]) == {"first_learned_step": 10, "learned_step": 30}
+    assert steps_of([0.1, 0.96, 0.9, 0.95, *[1.0] * 6]) == {"first_learned_step": 10, "learned_step": None}
+    assert steps_of([1.0] * 8) == {"first_learned_step": 0, "learned_step": 0}
+    assert steps_of([0.9]) == {"first_learned_step": None, "learned_step": None}
 
-    assert steps == {"first_learned_step": 10, "learned_step": 30}
-    assert script.learning_steps([{"step": 0, "order": 0.9}]) == {"first_learned_step": None, "learned_step": None}
+
+def test_committed_runs_have_the_steps_of_their_measurements(script, repository):
+    record = json.loads((repository / "hub_cards" / "synthetic_siblings.json").read_text(encoding="utf-8"))
+
+    for run in record["runs"]:
+        assert script.learning_steps(run["measurements"]).items() <= run.items()
 
 
 def test_sasrec_learns_the_pattern_within_a_hundred_steps(experiment):

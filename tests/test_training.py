@@ -14,7 +14,15 @@ from model_invariants import make_model, tiny_config
 from safetensors.torch import load_file
 from transformers import TrainerState
 
-from hf_genrec import GenRecTrainingArguments, Recommender, SemanticIds, evaluate_recommender, make_trainer
+from hf_genrec import (
+    GenRecTrainingArguments,
+    Recommender,
+    SASRecConfig,
+    SASRecForItemGeneration,
+    SemanticIds,
+    evaluate_recommender,
+    make_trainer,
+)
 from hf_genrec.training import Stopwatch, TargetBatchSampler, validation_rows
 
 
@@ -268,6 +276,19 @@ def test_accumulated_steps_train_like_one_large_step(circle, tmp_path):
 def test_training_arguments_out_of_range_are_refused_before_anything_runs(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, **changes)
+
+
+def test_validation_needs_as_many_beams_as_its_lists_have_items(circle, tmp_path):
+    looks = {"eval_strategy": "epoch", "eval_num_beams": 9}
+    model = circle_model()
+
+    with pytest.raises(ValueError, match="`eval_num_beams` must be at least 10, .* got 9"):
+        make_trainer(model, circle, arguments(tmp_path, **looks))
+
+    make_trainer(model, circle, arguments(tmp_path, **looks | {"eval_num_beams": 10}))
+    make_trainer(model, circle, arguments(tmp_path, **looks | {"eval_strategy": "no"}))
+    sasrec = make_model(SASRecConfig(num_items=NUM_ITEMS, d_model=8), model_class=SASRecForItemGeneration)
+    make_trainer(sasrec, circle, arguments(tmp_path, **looks))  # which scores all items
 
 
 def test_half_precision_asked_for_by_its_own_flag_is_not_overruled(monkeypatch, tmp_path):

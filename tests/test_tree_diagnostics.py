@@ -159,6 +159,16 @@ def test_kendall_is_tau_b_of_concordant_pairs_and_leaves_unknown_ones_out():
     assert found == kendall_tau(correlations)
 
 
+@pytest.mark.parametrize("num_distances", [3, 4])
+def test_kendall_of_ties_stops_above_minus_one(num_distances):
+    falling = -np.arange(num_distances * 50.0).reshape(num_distances, 50)
+
+    found = kendall_tau({2 * place: values for place, values in enumerate(falling, 1)})
+
+    share_of_ties = (50 - 1) / (num_distances * 50 - 1)
+    assert found.tau == pytest.approx(-math.sqrt(1 - share_of_ties))
+
+
 def test_kendall_is_unknown_where_there_is_one_distance_or_nothing_differs():
     assert kendall_tau({2: np.array([0.1, 0.5])}).tau is None
     assert kendall_tau({2: np.array([0.5]), 4: np.array([0.5])}).tau is None

@@ -25,7 +25,7 @@ REPORT = {
 }
 
 
-def run_of(system, width, seed, step):
+def run_of(system, width, seed, step, *, orders=(0.1, 0.5, 0.75)):
     return {
         "system": system,
         "width": width,
@@ -34,7 +34,7 @@ def run_of(system, width, seed, step):
         "learned_step": step,
         "correlation": 0.5,
         "reversal_rate": 0.25,
-        "measurements": [{"order": 0.1, "divergence": 9.0}, {"order": 0.5, "divergence": 0.25}],
+        "measurements": [{"step": 5 * n, "order": order, "divergence": order / 2} for n, order in enumerate(orders)],
     }
 
 
@@ -49,11 +49,13 @@ def test_tree_is_a_table_with_its_conditions_and_its_figure():
 
 
 def test_experiment_is_a_table_over_seeds():
-    settings = {"steps": 100, "users": 4, "triples": 3, "learning_rate": 0.003, "every": 5}
-    runs = [run_of("SASRec", 8, 2, 40), run_of("Latte", 16, 1, None), run_of("SASRec", 8, 1, 60)]
+    settings = {"steps": 100, "users": 4, "triples": 3, "learning_rate": 0.003, "every": 5, "stays": 8}
+    runs = [run_of("SASRec", 8, 2, 40, orders=(0.2, 1.0)), run_of("Latte", 16, 1, None), run_of("SASRec", 8, 1, 60)]
 
     text = "\n".join(synthetic_blocks({"settings": settings, "command": "python x", "runs": runs}))
 
-    assert "| SASRec | 8 | 1,234 | 2 of 2 | 40, 60 | 0.50 | 0.250 | 0.50 | 0.25 |" in text
-    assert "| Latte | 16 | 1,234 | 0 of 1 | – | 0.50 | 0.250 | 0.50 | 0.25 |" in text
+    assert "| from step | order at step 5 | divergence at step 5 |\n" in text
+    assert "| SASRec | 8 | 1,234 | 2 of 2 | 40, 60 | 0.75 | 0.375 |\n" in text
+    assert "| Latte | 16 | 1,234 | 0 of 1 | – | 0.50 | 0.250 |\n" in text  # not 0.75, which it reached at step 10
+    assert "ends once 8 measurements in a row were right" in text
     assert synthetic_blocks(None) == synthetic_blocks({"settings": settings, "command": "", "runs": []}) == []

@@ -190,7 +190,8 @@ class ResidualKMeans:
     def _new_quantizer(self, dim: int) -> faiss.ResidualQuantizer:
         quantizer = faiss.ResidualQuantizer(dim, self.num_levels, self._num_bits)
         quantizer.train_type = faiss.ResidualQuantizer.Train_progressive_dim
-        quantizer.max_beam_size = self.beam_size
+        # With fewer tuples than beams faiss would read the codes of one row out of those of another.
+        quantizer.max_beam_size = min(self.beam_size, self.codebook_size**self.num_levels)
         quantizer.cp.seed = self.seed
         quantizer.cp.min_points_per_centroid = 1  # silences faiss' advice on stderr; `fit` checks the number of rows
         return quantizer

@@ -71,7 +71,8 @@ class RQVAE:
         optimizer (`str`, *optional*, defaults to `"adamw_torch"`): A Trainer's `optim`; TIGER takes `"adagrad"`.
         weight_decay (`float`, *optional*, defaults to 0.0): Of the optimizer.
         validation_share (`float`, *optional*, defaults to 0.1): Share of rows held out; 0 trains all epochs on all.
-        evaluate_every (`int`, *optional*, defaults to 10): Epochs between two looks at the rows held out.
+        evaluate_every (`int`, *optional*, defaults to 10): Epochs between looks at the rows held out; the last
+            epoch is looked at too.
         patience (`int`, *optional*, defaults to 5): Looks without an improvement before training ends.
         device (`str`, *optional*, defaults to `"cpu"`): `"cpu"` or `"cuda"`, for training.
 
@@ -144,8 +145,8 @@ class RQVAE:
         Train encoder, codebooks and decoder, on one thread.
 
         Afterwards `report` tells how training went: `num_rows`, `num_validation_rows`, `epochs`, `best_epoch`,
-        `relative_error` (of the rows held out; squared error over their variance), `history` (a list of both
-        at every look) and `num_restarts` of dead codes.
+        `relative_error` (of the rows held out; squared error over their variance, `None` for a single row),
+        `history` (a list of both at every look) and `num_restarts` of dead codes.
 
         Args:
             embeddings (`np.ndarray` of shape `(num_rows, dim)`):
@@ -319,17 +320,18 @@ class RQVAE:
                 train_dataset=rows,
                 eval_dataset=validation,
                 data_collator=_as_they_are,
-                compute_metrics=_relative_error,
+                compute_metrics=_errors,
                 callbacks=callbacks,
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         history = [
-            {"epoch": round(entry["epoch"]), "relative_error": entry["eval_relative_error"]}
+            {"epoch": round(entry["epoch"]), "relative_error": entry.get("eval_relative_error")}
             for entry in trainer.state.log_history
-            if "eval_relative_error" in entry
+            if "eval_error" in entry
         ]
-        best = min(history, key=lambda entry: entry["relative_error"], default={})
+        errors = [entry["eval_error"] for entry in trainer.state.log_history if "eval_error" in entry]
+        best = history[errors.index(min(errors))] if history else {}
         return {
             "num_rows": len(rows),
             "num_validation_rows": 0 if validation is None else len(validation),
@@ -347,7 +349,7 @@ class RQVAE:
             every = steps_per_epoch * min(schedule["evaluate_every"], schedule["epochs"])
             looks = {
                 "eval_strategy": "steps", "eval_steps": every, "save_strategy": "best", "save_total_limit": 1,
-                "save_only_model": True, "load_best_model_at_end": True, "metric_for_best_model": "relative_error",
+                "save_only_model": True, "load_best_model_at_end": True, "metric_for_best_model": "error",
                 "greater_is_better": False,
             }  # fmt: skip
         return TrainingArguments(
@@ -419,7 +421,8 @@ class _Progress(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if self._bar is not None:
-            self._bar.set_postfix(held_out_error=f"{metrics['eval_relative_error']:.4f}", refresh=False)
+            shown = metrics.get("eval_relative_error", metrics["eval_error"])
+            self._bar.set_postfix(held_out_error=f"{shown:.4f}", refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
@@ -481,8 +484,10 @@ def _as_they_are(batch: Any) -> dict[str, torch.Tensor]:
     return batch  # `_Rows` makes whole batches
 
 
-def _relative_error(prediction: EvalPrediction) -> dict[str, float]:
+def _errors(prediction: EvalPrediction) -> dict[str, float]:
+    """The squared error of the rows held out, and that over their variance; a single row has none."""
     reconstruction, rows = prediction.predictions[0], np.asarray(prediction.label_ids)
     error = np.square(reconstruction - rows, dtype=np.float64).sum()
     spread = np.square(rows - rows.mean(axis=0), dtype=np.float64).sum()
-    return {"relative_error": float(error / spread) if spread > 0 else float(error)}
+    relative = {"relative_error": float(error / spread)} if spread > 0 else {}
+    return {"error": float(error), **relative}
