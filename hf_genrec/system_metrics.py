@@ -117,7 +117,7 @@ def rank_values(ranks: NDArray[np.int64], *, ks: Sequence[int], confidence: floa
 
     ```python
     >>> rank_values(np.array([0, 0]), ks=(1,), confidence=0.95, seed=0)["intervals"]
-    {'recall@1': [1.0, 1.0], 'ndcg@1': [1.0, 1.0], 'mrr@1': [1.0, 1.0]}
+    {'recall@1': [0.158..., 1.0], 'ndcg@1': [0.158..., 1.0], 'mrr@1': [0.158..., 1.0]}
 
     ```
     """
