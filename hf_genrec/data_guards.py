@@ -83,7 +83,8 @@ def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *
 
     A run is evaluated on the data it was trained on. A fine-tuned run, or a log that was prepared against a given
     catalog (`--keep-all-items`), may differ: that is how a model meets new data, and a warning says what to mind. So
-    it does where the checkpoint that a run was fine-tuned from has seen other data.
+    it does where the checkpoint that a run was fine-tuned from has seen other data. With a cold-start split other data
+    are an error in every case: the items held out may have been trained on there.
 
     Args:
         training (`dict`):
@@ -94,13 +95,19 @@ def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *
             Name of the run, for messages.
 
     Raises:
-        ValueError: If the run was trained on another data set and neither of the exceptions holds.
+        ValueError: If the run was trained on another data set and neither of the exceptions holds, or the data set has
+            items held out of training.
     """
     settings, found = training.get("settings", {}), metadata["fingerprint"]
     others = [fingerprint for fingerprint in trained_on(training) if fingerprint != found]
     if not others:
         return
     story = f"{owner} was trained on the data {', '.join(others)}, these are the data {found}"
+    if metadata.get("cold_items"):
+        raise ValueError(
+            f"{story}, which hold items out of training: they may have been trained on "
+            "there. Train a new model on these data alone."
+        )
     if settings.get("from") is None and not metadata.get("options", {}).get("keep_all_items"):
         raise ValueError(
             f"{story}: the items are the same, but what is asked for here may have been trained on there. Evaluate on "

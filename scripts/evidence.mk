@@ -1,4 +1,4 @@
-# Every number of the results page: prepared data, ids, all runs of the tables, the diagnosis of trained trees, the
+# The results page but for speeds and beam sweeps: prepared data, ids, all runs of the tables, the diagnosis of trained trees, the
 # experiment on an invented world, the plots, and last the page.
 #
 #     make -f scripts/evidence.mk DATA=folder WORK=folder JOBS=2

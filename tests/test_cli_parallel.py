@@ -83,7 +83,7 @@ def test_settings_of_the_config_are_set_by_name_and_wrong_ones_are_told(parallel
     for wrong in ("num_levels=3", "dtype=float16"):
         assert f"no ACERecConfig has: {wrong.partition('=')[0]}" in error_of(*words, "--set", wrong)
     assert "value of the wrong type" in error_of(*words, "--set", "temperature=cold")
-    assert "no ACERecConfig has: num_decoder_layers" in error_of(*words, "--decoder-layers", "2")
+    assert "has no `--decoder-layers`" in error_of(*words, "--decoder-layers", "2")
     assert "must be one of" in error_of(
         "train", data, "--ids", folder / "ids", "--output", tmp_path, "--architecture", "gru"
     )

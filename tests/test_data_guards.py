@@ -193,6 +193,14 @@ def test_data_that_the_checkpoint_before_was_trained_on_are_warned_of(caplog, se
     assert all(name in caplog.text for name in seen if warns)
 
 
+def test_items_held_out_of_training_are_no_use_after_training_on_other_data():
+    training = {"settings": {"data_fingerprint": "cold", "from": "base", "trained_on": ["all", "cold"]}}
+    metadata = {"fingerprint": "cold", "cold_items": {"share": 0.2}}
+
+    with pytest.raises(ValueError, match="trained on the data all, .* hold items out of training"):
+        check_trained_on(training, metadata, owner="run")
+
+
 @pytest.mark.parametrize(("fit_on", "learned", "warns"), [("train", "f00", 0), ("train", "ba7", 1), ("all", "ba7", 0)])
 def test_codes_learned_from_other_training_items_are_warned_of(caplog, fit_on, learned, warns):
     tokenized = {"settings": {"fit_on": fit_on}, "data_fingerprint": learned}
