@@ -5,15 +5,22 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test test-slow style quality
+.PHONY: demo space test test-slow style quality
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/hf-genrec demo
 
+# The page in a browser, at http://127.0.0.1:7860: the quick start's model, made first if it is missing, or REPO.
+space: $(VENV)/.space-installed
+ifndef REPO
+	@test -f demo/model/evaluation.json || $(BIN)/hf-genrec demo
+endif
+	$(BIN)/python spaces_demo/app.py $(or $(REPO),demo/model)
+
 test: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
-test-slow: $(VENV)/.dev-installed
+test-slow: $(VENV)/.dev-installed $(VENV)/.space-installed
 	$(BIN)/python -m pytest -q -m slow
 
 style: $(VENV)/.dev-installed
@@ -31,6 +38,10 @@ $(BIN)/python:
 
 $(VENV)/.demo-installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[embeddings,plot]'
+	@touch $@
+
+$(VENV)/.space-installed: pyproject.toml constraints.txt spaces_demo/requirements.txt | $(VENV)/.demo-installed
+	$(PIP_INSTALL) --requirement spaces_demo/requirements.txt
 	@touch $@
 
 $(VENV)/.dev-installed: pyproject.toml constraints.txt | $(BIN)/python
