@@ -12,7 +12,10 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoModelForSeq2SeqLM
+from transformers import AutoModel, AutoModelForSeq2SeqLM, pipeline
+
+
+ITEM_IDS = [f"item-{number}" for number in range(7)]
 
 
 def recommended(model) -> dict[str, list]:
@@ -25,7 +28,7 @@ def recommended(model) -> dict[str, list]:
 
 def save(folder: Path) -> None:
     """Write a model with random weights over seven items and its answers."""
-    from hf_genrec import LatteConfig, LatteForConditionalGeneration
+    from hf_genrec import LatteConfig, LatteForConditionalGeneration, build_tokenizer
 
     torch.manual_seed(0)
     codes = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 2, 3], [1, 1, 1], [1, 3, 0], [2, 0, 2], [3, 3, 3]])
@@ -36,6 +39,7 @@ def save(folder: Path) -> None:
     model = LatteForConditionalGeneration(config)
     model.set_catalog(codes)
     model.save_pretrained(folder)
+    build_tokenizer(ITEM_IDS, config).save_pretrained(folder)
     (folder / "expected.json").write_text(json.dumps(recommended(model)), encoding="utf-8")
 
 
@@ -49,6 +53,13 @@ def load(folder: Path, *, trust_remote_code: bool) -> None:
             sys.exit(f"{auto_class.__name__} recommends {found['items']}, the saved model {expected['items']}.")
         torch.testing.assert_close(found["scores"], expected["scores"])
         print(f"{auto_class.__name__}: {type(model).__module__} recommends the same items.")
+    recommend = pipeline("next-item-recommendation", model=str(folder), trust_remote_code=trust_remote_code)
+    lists = recommend([["item-1", "item-4", "item-6"], ["item-0"], []], top_k=5)
+    found = [[entry["item_id"] for entry in answer] for answer in lists]
+    first = model.config.first_item_token
+    if found != [[ITEM_IDS[token - first] for token in row] for row in expected["items"]]:
+        sys.exit(f"The pipeline recommends {found}, the saved model tokens {expected['items']}.")
+    print(f"pipeline: {type(recommend).__module__} recommends the same items.")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import hashlib
 
 import torch
 
+from .checkpoint_genrec import CheckpointMixin
 from .item_tokens_genrec import ItemTokensMixin
 
 
@@ -362,7 +363,7 @@ def _lexicographic_order(codes: torch.Tensor, codebook_size: int) -> torch.LongT
     return order
 
 
-class CatalogMixin(ItemTokensMixin):
+class CatalogMixin(CheckpointMixin, ItemTokensMixin):
     """
     The semantic-ID table of a model: a buffer `item_codes` in its checkpoint, checked on loading, and the trie over
     it. Items may share a semantic ID: a model gives them one score, and lists them next to each other.

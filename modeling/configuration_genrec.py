@@ -11,6 +11,7 @@ is looked up in the catalog. Items stand last, so a grown catalog moves no other
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 @strict
@@ -70,6 +71,9 @@ class GenRecConfig(PreTrainedConfig):
     eos_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
+        if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # the package knows the task: `pipeline` must not ask for the permission to run the repository's code
+            kwargs.pop("custom_pipelines", None)
         fewest = 1 if self.has_codes else 0
         sizes = (("num_items", 1), ("num_levels", fewest), ("codebook_size", fewest), ("num_latent_tokens", 0))
         for name, least in sizes:

@@ -13,11 +13,12 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention
 from transformers.pytorch_utils import Conv1D
 
 from .block_encoder_genrec import BlockEncoder, PackedHistories
+from .checkpoint_genrec import CheckpointMixin
 from .dropout_genrec import use_byte_dropout
 from .item_tokens_genrec import ItemTokensMixin
 
 
-class HistoryPreTrainedModel(ItemTokensMixin, PreTrainedModel):
+class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
     """
     A model that reads histories of items with a [`BlockEncoder`].
 

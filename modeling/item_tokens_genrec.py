@@ -1,6 +1,48 @@
-"""What a batch of tokens says: which places hold an item that counts, and which have a target."""
+"""What a batch says: its histories of item ids; of its tokens, which count as items and which have a target."""
+
+from collections.abc import Sequence
 
 import torch
+
+
+def as_histories(histories: Sequence[Sequence[str]] | Sequence[str]) -> list[list[str]]:
+    """
+    A batch of histories, whether one flat history or a batch was given.
+
+    Args:
+        histories (`list[list[str]]` or `list[str]`):
+            Item ids, oldest first. An empty list is one user without a history.
+
+    Returns:
+        `list[list[str]]`: one list per user.
+
+    Raises:
+        TypeError: If `histories` is one string, mixes strings and lists, or holds ids that are no strings.
+
+    Example:
+
+    ```python
+    >>> as_histories(["soap", "brush"])
+    [['soap', 'brush']]
+    >>> as_histories([["soap"], []]), as_histories([])
+    ([['soap'], []], [[]])
+
+    ```
+    """
+    if isinstance(histories, str):
+        raise TypeError(
+            f"`histories` must be a list of item ids or a list of such lists, got the string {histories!r}."
+        )
+    is_string = [isinstance(entry, str) for entry in histories]
+    if any(is_string) and not all(is_string):
+        raise TypeError("`histories` must be a list of item ids or a list of such lists, got a mixture of both.")
+    if all(is_string):
+        return [[str(item_id) for item_id in histories]]
+    for history in histories:
+        wrong = [item_id for item_id in history if not isinstance(item_id, str)]
+        if wrong:
+            raise TypeError(f"Item ids must be strings, got {wrong[0]!r} of type {type(wrong[0]).__name__}.")
+    return [list(history) for history in histories]
 
 
 class ItemTokensMixin:
@@ -53,4 +95,4 @@ class ItemTokensMixin:
         return is_target
 
 
-__all__ = ["ItemTokensMixin"]
+__all__ = ["ItemTokensMixin", "as_histories"]

@@ -60,6 +60,8 @@ class SASRecForItemGeneration(ItemRecommendMixin, HistoryPreTrainedModel):
 
     def __init__(self, config: SASRecConfig):
         super().__init__(config)
+        # filled in when the model is saved: the ids of the items whose rows the token table holds
+        self.register_buffer("items_digest", torch.zeros(8, dtype=torch.uint8))
         self._finish_init()
 
     def item_embeddings(self) -> torch.Tensor:

@@ -1,0 +1,177 @@
+"""
+What ties a model to the other files of its folder: safetensors weights, the item ids, the pipeline.
+
+A folder or the name of a repository comes in; a model whose weights are those that its config describes goes out, or
+an error that names both sides. Saving takes the code of the pipeline along.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+
+if TYPE_CHECKING:  # not needed at run time: saving and loading follow this line and so carry the file of the pipeline
+    from .pipeline_genrec import NextItemPipeline  # noqa: F401
+
+
+TASK = "next-item-recommendation"
+# what `transformers.pipeline` reads in the config of a repository to find the class of a task that it does not know
+CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_genrec.NextItemPipeline", "pt": ["AutoModel"]}}
+
+
+def items_fingerprint(item_ids: Iterable[str]) -> str:
+    """
+    Fingerprint of item ids and their order.
+
+    Args:
+        item_ids (`Iterable[str]`):
+            The ids in row order.
+
+    Returns:
+        `str`: the first 16 hex digits of the SHA-256 of the ids as a JSON list.
+
+    Example:
+
+    ```python
+    >>> items_fingerprint(["a", "b"]) == items_fingerprint(["b", "a"])
+    False
+
+    ```
+    """
+    return hashlib.sha256(json.dumps(list(item_ids)).encode()).hexdigest()[:16]
+
+
+def item_ids_of(tokenizer, config) -> list[str]:
+    """
+    The item ids that a tokenizer holds, if they are those of a model.
+
+    Args:
+        tokenizer: The tokenizer of the model's folder.
+        config: The model's config.
+
+    Returns:
+        `list[str]`: ids in row order; item `i` is token `config.first_item_token + i`.
+
+    Raises:
+        ValueError: If the tokenizer holds more or fewer tokens than the model knows, or other items, or these in
+            another order.
+    """
+    first, end = config.first_item_token, config.first_item_token + config.num_items
+    if len(tokenizer) != end:
+        raise ValueError(
+            f"The tokenizer (tokenizer.json) holds {len(tokenizer)} tokens, the model (config.json) {end}: {first} "
+            f"and one for each of {config.num_items} items. Use the tokenizer that was written beside these weights."
+        )
+    item_ids = tokenizer.convert_ids_to_tokens(range(first, end))
+    found = items_fingerprint(item_ids)
+    if config.items_fingerprint not in (None, found):
+        raise ValueError(
+            f"The items of the tokenizer (tokenizer.json, fingerprint {found}) are not those that the model was saved "
+            f"with, in their order (config.json, `items_fingerprint` {config.items_fingerprint}). Use the tokenizer "
+            "that was written beside these weights."
+        )
+    return item_ids
+
+
+class CheckpointMixin:
+    """
+    Loading that refuses what does not belong together, and saving that takes the pipeline along.
+
+    A model without semantic IDs may have a buffer `items_digest`, 8 bytes: the items fingerprint as it was when the
+    weights were saved. It does for these weights what the semantic-ID table does for others: the rows of an item table
+    and weights whose rows mean other items are told apart.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        As in transformers, with safetensors weights only, which must be those that the config describes.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`): A folder or the name of a repository.
+            *args: See `PreTrainedModel.from_pretrained`.
+            **kwargs: See `PreTrainedModel.from_pretrained`. With `ignore_mismatched_sizes` weights may be missing.
+
+        Returns:
+            The model, or the model and its loading info.
+
+        Raises:
+            ValueError: If weights are missing, left over or of other items than the config records, or if other files
+                than safetensors are asked for.
+        """
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError(
+                f"{cls.__name__} reads its weights from safetensors files only: other formats can run code. Leave out "
+                "`use_safetensors=False`, and save old weights again with `save_pretrained`."
+            )
+        wants_info = kwargs.pop("output_loading_info", False)
+        own = {"use_safetensors": True, "output_loading_info": True}
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **(kwargs | own))
+        if "items_digest" in info["missing_keys"]:  # saved before there was one
+            model.items_digest.zero_()
+        _check_weights(
+            model, pretrained_model_name_or_path, info, may_differ=bool(kwargs.get("ignore_mismatched_sizes"))
+        )
+        _check_digest(model, pretrained_model_name_or_path)
+        # where the table of titles is: the name of a repository alone does not say at which revision
+        model._hub_arguments = {
+            name: kwargs[name] for name in ("revision", "cache_dir", "local_files_only") if name in kwargs
+        }
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """
+        As in transformers; in addition `pipeline` finds the class of the task in the folder.
+
+        Args:
+            save_directory (`str` or `Path`): Where to write.
+            *args: See `PreTrainedModel.save_pretrained`.
+            **kwargs: See `PreTrainedModel.save_pretrained`.
+        """
+        self.config.custom_pipelines = {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}
+        digest = getattr(self, "items_digest", None)
+        if digest is not None and self.config.items_fingerprint is not None:
+            digest.copy_(_digest_of(self.config.items_fingerprint))
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _digest_of(fingerprint: str) -> torch.Tensor:
+    return torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)
+
+
+def _check_weights(model, source, info, *, may_differ: bool) -> None:
+    """That all weights were there and none was left over; `item_codes` and the digest have checks of their own."""
+    own = {"item_codes", "items_digest"}
+    found = {
+        "lack": [] if may_differ else sorted(set(info["missing_keys"]) - own),
+        "hold what the model has no place for:": sorted(info["unexpected_keys"]),
+    }
+    told = [f"{what} {_shown(names)}" for what, names in found.items() if names]
+    if told:
+        raise ValueError(
+            f"The weights of {source} (model.safetensors) are not those of its config.json: for a "
+            f"{type(model).__name__} with these settings they {' and '.join(told)}. Use both files of one save."
+        )
+
+
+def _check_digest(model, source) -> None:
+    digest, recorded = getattr(model, "items_digest", None), model.config.items_fingerprint
+    if digest is None or digest.device.type == "meta" or not bool(digest.any()) or recorded is None:
+        return
+    found = bytes(digest.tolist()).hex()
+    if found != recorded:
+        raise ValueError(
+            f"The weights of {source} (model.safetensors) were saved for items with fingerprint {found}, its "
+            f"config.json records `items_fingerprint` {recorded}: the rows of these weights mean other items. Use "
+            "both files of one save."
+        )
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
+
+
+__all__ = ["CUSTOM_PIPELINES", "TASK", "CheckpointMixin", "item_ids_of", "items_fingerprint"]

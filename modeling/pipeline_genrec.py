@@ -1,0 +1,229 @@
+"""
+`pipeline("next-item-recommendation", model=REPO, trust_remote_code=True)`: item ids in, ranked items with titles out.
+
+The file is shipped beside the weights, so it works without the package; importing the package registers the task, and
+then nothing has to be trusted. Titles come from `items.parquet`, fetched when the first list is shown.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import logging
+import types
+from typing import Any
+
+import torch
+from transformers import Pipeline
+from transformers.utils import cached_file
+
+from .checkpoint_genrec import item_ids_of
+from .item_tokens_genrec import as_histories
+
+
+logger = logging.getLogger(__name__)
+
+OWN_OPTIONS = {"input_ids", "attention_mask", "return_paths"}  # arguments of `recommend` that are no options of a call
+
+
+class NextItemPipeline(Pipeline):
+    """
+    Recommends the next items for histories of item ids.
+
+    Options, at construction for all calls or in one call: `top_k` (length of the lists, 10 by default),
+    `exclude_seen` (whether items of the history are left out), `exclude_items` and `allow_items` (lists of ids for
+    all histories), and every other argument of the model's `recommend()` such as `num_beams`.
+
+    Args:
+        model: A model with `recommend()`.
+        tokenizer: The tokenizer of its folder.
+        batch_size (`int`, defaults to 64): Histories that are computed at a time.
+        local_files_only (`bool`, defaults to `False`): Whether titles are looked for on this machine only.
+        **kwargs: `device` and what else transformers hands to a pipeline; options for all calls.
+
+    Raises:
+        ValueError: If the tokenizer is missing or does not hold the items of the model in their order, or an option
+            is out of range.
+        TypeError: If there is no such option.
+    """
+
+    model: Any  # a model with `recommend()`, which transformers' own type has not
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, model, tokenizer=None, *, batch_size: int = 64, local_files_only: bool = False, **kwargs):
+        if tokenizer is None:
+            raise ValueError("`tokenizer` is needed: it holds the item ids. Give the one of the model's folder.")
+        self._item_ids = item_ids_of(tokenizer, model.config)
+        first = model.config.first_item_token
+        self._token_of = {item_id: token for token, item_id in enumerate(self._item_ids, first)}
+        self._local_files_only = local_files_only
+        self._titles: list[str] | None = None
+        self._has_looked_for_titles = False
+        super().__init__(model=model, tokenizer=tokenizer, batch_size=batch_size, **kwargs)
+
+    def __call__(self, histories, **options):
+        """
+        The best next items.
+
+        Args:
+            histories (`list[str]` or `list[list[str]]`):
+                Item ids, oldest first. A list of strings is one history, an empty one included; a list of lists is a
+                batch. Also a generator of histories or a `torch.utils.data.Dataset`, answered one by one. Unknown ids
+                are left out and counted in a warning; a history without any known id is an empty one.
+            **options: See the class; `batch_size` too.
+
+        Returns:
+            `list[dict]` for one history, best first: `item_id`, `score` (a log-probability) and, where the folder has
+            an `items.parquet` with titles, `title`. `list[list[dict]]` for a batch, an iterator for a generator.
+
+        Raises:
+            ValueError: If an option is out of range or a rule holds unknown ids.
+            TypeError: If ids are no strings or there is no such option.
+        """
+        if isinstance(histories, types.GeneratorType | torch.utils.data.Dataset):
+            return super().__call__(histories, **options)
+        batch = as_histories(histories)
+        is_one = all(isinstance(entry, str) for entry in histories)
+        answers = super().__call__(self._known(batch), **options)
+        return answers[0] if is_one else answers
+
+    def _known(self, batch: list[list[str]]) -> list[list[str]]:
+        """The histories without unknown ids, which are counted and logged once."""
+        known = [[item_id for item_id in history if item_id in self._token_of] for history in batch]
+        unknown = [item_id for history in batch for item_id in history if item_id not in self._token_of]
+        if unknown:
+            num_emptied = sum(bool(before) and not after for before, after in zip(batch, known, strict=True))
+            logger.warning(
+                "%d history items are not in the catalog and are ignored: %s.%s",
+                len(unknown),
+                _shown(unknown),
+                f" {num_emptied} histories have no item left and are answered as empty ones." if num_emptied else "",
+            )
+        return known
+
+    def _sanitize_parameters(
+        self, *, top_k=None, exclude_seen=None, exclude_items=None, allow_items=None, **search_options
+    ):
+        known = set(inspect.signature(self.model.recommend).parameters) - OWN_OPTIONS
+        wrong = sorted(set(search_options) - known)
+        if wrong:
+            raise TypeError(
+                f"There is no option {', '.join(f'`{name}`' for name in wrong)}: those of a "
+                f"{type(self.model).__name__} are {', '.join(sorted(known | {'exclude_seen'}))}."
+            )
+        forward = dict(search_options)
+        if top_k is not None:
+            if top_k < 1:
+                raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+            forward["top_k"] = min(top_k, len(self._item_ids))
+        for name, rule in (("exclude_items", exclude_items), ("allow_items", allow_items)):
+            if rule is not None:
+                forward[name] = self._rule(name, rule)
+        return ({} if exclude_seen is None else {"exclude_seen": exclude_seen}), forward, {}
+
+    def _rule(self, name: str, item_ids) -> torch.LongTensor:
+        if isinstance(item_ids, str) or not all(isinstance(item_id, str) for item_id in item_ids):
+            raise TypeError(
+                f"`{name}` must be one list of item ids, which holds for all histories of the call, got {item_ids!r}."
+            )
+        unknown = [item_id for item_id in item_ids if item_id not in self._token_of]
+        if unknown:
+            raise ValueError(f"`{name}` holds ids that are not in the catalog: {_shown(unknown)}.")
+        return torch.tensor([self._token_of[item_id] for item_id in item_ids], dtype=torch.long)
+
+    def preprocess(self, history, *, exclude_seen: bool = False) -> dict[str, torch.Tensor]:
+        """
+        Tokens of one history; a batch of them is padded by transformers.
+
+        Args:
+            history (`list[str]`): Item ids, oldest first.
+            exclude_seen (`bool`, defaults to `False`): Whether all of them are handed over as `seen_items` too.
+
+        Returns:
+            `dict[str, torch.LongTensor]`: `input_ids` `(1, history_length)`, the latest items, at least a pad token.
+        """
+        (known,) = self._known(as_histories(list(history)))
+        pad = self.model.config.pad_token_id
+        tokens = torch.tensor([[self._token_of[item_id] for item_id in known] or [pad]], dtype=torch.long)
+        inputs = {"input_ids": tokens[:, -self.model.config.max_history_length :]}
+        return inputs | ({"seen_items": tokens} if exclude_seen else {})
+
+    def _forward(self, model_inputs, *, exclude_items=None, **options) -> dict[str, torch.Tensor]:
+        seen = model_inputs.get("seen_items")
+        if seen is not None and exclude_items is not None:
+            shared = exclude_items.to(seen.device).expand(len(seen), -1)
+            exclude_items = torch.cat([seen, shared], dim=1)
+        elif seen is not None:
+            exclude_items = seen
+        output = self.model.recommend(model_inputs["input_ids"], exclude_items=exclude_items, **options)
+        return {"item_tokens": output.item_tokens, "scores": output.scores}
+
+    def postprocess(self, model_outputs) -> list[dict]:
+        """
+        One list as people read it.
+
+        Args:
+            model_outputs (`dict[str, torch.Tensor]`): `item_tokens` and `scores`, `(1, top_k)`.
+
+        Returns:
+            `list[dict]`: see `__call__`; shorter than `top_k` where the rules left fewer items.
+        """
+        titles = self._read_titles()
+        items = (model_outputs["item_tokens"][0] - self.model.config.first_item_token).tolist()
+        answer: list[dict] = []
+        for item, score in zip(items, model_outputs["scores"][0].tolist(), strict=True):
+            if item >= 0:
+                entry = {"item_id": self._item_ids[item], "score": score}
+                answer.append(entry if titles is None else entry | {"title": titles[item] or self._item_ids[item]})
+        return answer
+
+    def _read_titles(self) -> list[str] | None:
+        """Titles in the order of the items; `None` where there are none, or pyarrow is not installed."""
+        if not self._has_looked_for_titles:
+            path = self._find_table()
+            if path is not None and importlib.util.find_spec("pyarrow") is None:
+                logger.warning("Titles are left out: reading %s needs `pip install pyarrow`.", path)
+            elif path is not None:
+                self._titles = self._titles_in(path)
+            self._has_looked_for_titles = True
+        return self._titles
+
+    def _find_table(self) -> str | None:
+        arguments = dict(getattr(self.model, "_hub_arguments", {}))
+        if self._local_files_only:
+            arguments["local_files_only"] = True
+        if not self.model.name_or_path:  # made in this process
+            return None
+        return cached_file(
+            self.model.name_or_path,
+            "items.parquet",
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **arguments,
+        )
+
+    def _titles_in(self, path: str) -> list[str] | None:
+        # by name, since a plain import would make pyarrow a requirement of everybody who loads the model
+        parquet = importlib.import_module("pyarrow.parquet")
+        try:
+            table = parquet.read_table(path)
+        except (ValueError, OSError) as error:  # pyarrow's own errors are of these two kinds
+            raise ValueError(f"{path} is no readable Parquet file: {error}. Fetch or write it again.") from error
+        if "item_id" not in table.column_names or table["item_id"].to_pylist() != self._item_ids:
+            raise ValueError(
+                f"The item table ({path}, {table.num_rows} rows) does not list the {len(self._item_ids)} items of the "
+                "tokenizer (tokenizer.json) in their order. Use the items.parquet that was written beside these "
+                "weights."
+            )
+        return table["title"].to_pylist() if "title" in table.column_names else None
+
+
+def _shown(item_ids: list[str]) -> str:
+    return ", ".join(map(repr, item_ids[:5])) + (f", ... ({len(item_ids)} in all)" if len(item_ids) > 5 else "")
+
+
+__all__ = ["NextItemPipeline"]

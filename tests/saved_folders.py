@@ -1,0 +1,45 @@
+"""Complete folders of tiny models with random weights, for each architecture, as `save_recommender` writes them."""
+
+import pyarrow as pa
+from model_invariants import CODEBOOK_SIZE, NUM_ITEMS, make_model, random_codes, tiny_config
+
+from hf_genrec import (
+    ACERecConfig,
+    ACERecForItemGeneration,
+    RPGConfig,
+    RPGForItemGeneration,
+    SASRecConfig,
+    SASRecForItemGeneration,
+    SemanticIds,
+    save_recommender,
+)
+
+
+ITEM_IDS = [f"i{number}" for number in range(NUM_ITEMS)]
+TITLES = [f"T{number}" for number in range(NUM_ITEMS)]
+ARCHITECTURES = ("latte", "rpg", "acerec", "sasrec")
+
+
+def model_of(architecture, *, seed=0):
+    """A tiny model with 29 items."""
+    shape = {"num_items": NUM_ITEMS, "d_model": 16, "num_layers": 2, "num_heads": 2}
+    codes = {"num_levels": 4, "codebook_size": CODEBOOK_SIZE}
+    if architecture == "latte":
+        return make_model(tiny_config(num_latent_tokens=2), seed=seed)
+    if architecture == "rpg":
+        return make_model(RPGConfig(**shape, **codes), model_class=RPGForItemGeneration, seed=seed)
+    if architecture == "acerec":
+        config = ACERecConfig(**shape, **codes, num_merged_tokens=3)
+        return make_model(config, model_class=ACERecForItemGeneration, seed=seed)
+    return make_model(SASRecConfig(**shape), model_class=SASRecForItemGeneration, seed=seed)
+
+
+def make_folder(folder, architecture="latte", *, item_ids=ITEM_IDS, seed=0, titles=TITLES):
+    """Write a folder; without titles where they are `None`."""
+    model = model_of(architecture, seed=seed)
+    ids = None
+    if model.config.has_codes:
+        codes = random_codes(NUM_ITEMS, model.config.num_levels, CODEBOOK_SIZE, seed=seed)
+        ids = SemanticIds(item_ids, codes.numpy(), CODEBOOK_SIZE, "keep")
+    columns = {"item_id": item_ids} | ({} if titles is None else {"title": titles})
+    return save_recommender(folder, model, ids, pa.table(columns))
