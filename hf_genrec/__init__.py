@@ -1,12 +1,14 @@
 """
 Generative recommendation with semantic IDs for the Hugging Face ecosystem.
 
-Importing the package registers its models with the Auto classes, so `AutoModel.from_pretrained` loads them without
-`trust_remote_code`. The walk of the data: interactions and items, texts, embeddings, codes, semantic IDs, sequences,
-model, constrained generation, ranked items, metrics, one folder for the Hub.
+Importing the package registers its models with the Auto classes and the task "next-item-recommendation", so
+`AutoModel.from_pretrained` and `pipeline` load them without `trust_remote_code`. The walk of the data: interactions
+and items, texts, embeddings, codes, semantic IDs, sequences, model, constrained generation, ranked items, metrics,
+one folder for the Hub.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_genrec.baselines import ItemKNN, Popularity
 from hf_genrec.embeddings import Whitening, embed_texts
@@ -14,6 +16,7 @@ from hf_genrec.evaluation import evaluate_recommender, evaluation_record
 from hf_genrec.hub import save_recommender
 from hf_genrec.interactions import PreparedDataset, prepare
 from hf_genrec.modeling.catalog_genrec import Catalog
+from hf_genrec.modeling.checkpoint_genrec import TASK
 from hf_genrec.modeling.configuration_acerec import ACERecConfig
 from hf_genrec.modeling.configuration_latte import LatteConfig
 from hf_genrec.modeling.configuration_rpg import RPGConfig
@@ -23,6 +26,9 @@ from hf_genrec.modeling.modeling_acerec import ACERecForItemGeneration
 from hf_genrec.modeling.modeling_latte import LatteForConditionalGeneration
 from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
 from hf_genrec.modeling.modeling_sasrec import SASRecForItemGeneration
+from hf_genrec.modeling.pipeline_genrec import NextItemPipeline
+from hf_genrec.published_files import hub_files
+from hf_genrec.publishing import push_ids, push_recommender
 from hf_genrec.quantizers import RQVAE, HierarchicalKMeans, ProductQuantizer, RandomCodes, ResidualKMeans
 from hf_genrec.recommendations import Recommendations
 from hf_genrec.recommender import Recommender
@@ -47,6 +53,7 @@ for _config_class, _model_class in (
     AutoModel.register(_config_class, _model_class, exist_ok=True)
     _config_class.register_for_auto_class()
     _model_class.register_for_auto_class("AutoModel")
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=NextItemPipeline, pt_model=AutoModel)
 
 __all__ = [
     "RQVAE",
@@ -60,6 +67,7 @@ __all__ = [
     "ItemKNN",
     "LatteConfig",
     "LatteForConditionalGeneration",
+    "NextItemPipeline",
     "Popularity",
     "PreparedDataset",
     "ProductQuantizer",
@@ -77,7 +85,10 @@ __all__ = [
     "embed_texts",
     "evaluate_recommender",
     "evaluation_record",
+    "hub_files",
     "make_trainer",
     "prepare",
+    "push_ids",
+    "push_recommender",
     "save_recommender",
 ]

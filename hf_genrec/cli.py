@@ -7,7 +7,12 @@ stderr and exit code 2.
 
 from __future__ import annotations
 
-from hf_genrec import data_commands, evidence_commands, model_commands  # noqa: F401 (their verbs register themselves)
+from hf_genrec import (  # noqa: F401 (their verbs register themselves)
+    data_commands,
+    evidence_commands,
+    hub_commands,
+    model_commands,
+)
 from hf_genrec.command_line import app
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_genrec.cards import model_card
+from hf_genrec.cards import folder_card, is_generated
 from hf_genrec.recommender import check_items
 from hf_genrec.record_files import users_path, write_record
 from hf_genrec.semantic_ids import SemanticIds, items_fingerprint
@@ -80,8 +80,9 @@ def save_recommender(
         else:  # what an earlier save left speaks of other weights
             (target / "evaluation.json").unlink(missing_ok=True)
         users_path(target / "evaluation.json").unlink(missing_ok=True)
-        if not (target / "README.md").exists():
-            (partial / "README.md").write_text(model_card(model.config, evaluation), encoding="utf-8")
+        card = target / "README.md"
+        if not card.exists() or is_generated(card.read_text(encoding="utf-8")):
+            (partial / "README.md").write_text(folder_card(partial, config=model.config), encoding="utf-8")
         for path in sorted(partial.iterdir(), key=lambda path: path.suffix == ".safetensors"):
             if (target / path.name).is_dir():
                 shutil.rmtree(target / path.name)

@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from hf_genrec.modeling.item_tokens_genrec import as_histories
+
+
+__all__ = ["Recommendations", "Recommender", "as_histories"]
+
 
 @dataclass(frozen=True)
 class Recommendations:
@@ -102,43 +107,3 @@ class Recommender(Protocol):
             [`Recommendations`]: one list per user.
         """
         ...
-
-
-def as_histories(histories: Sequence[Sequence[str]] | Sequence[str]) -> list[list[str]]:
-    """
-    A batch of histories, whether one flat history or a batch was given.
-
-    Args:
-        histories (`list[list[str]]` or `list[str]`):
-            Item ids, oldest first. An empty list is one user without a history.
-
-    Returns:
-        `list[list[str]]`: one list per user.
-
-    Raises:
-        TypeError: If `histories` is one string, mixes strings and lists, or holds ids that are no strings.
-
-    Example:
-
-    ```python
-    >>> as_histories(["soap", "brush"])
-    [['soap', 'brush']]
-    >>> as_histories([["soap"], []]), as_histories([])
-    ([['soap'], []], [[]])
-
-    ```
-    """
-    if isinstance(histories, str):
-        raise TypeError(
-            f"`histories` must be a list of item ids or a list of such lists, got the string {histories!r}."
-        )
-    is_string = [isinstance(entry, str) for entry in histories]
-    if any(is_string) and not all(is_string):
-        raise TypeError("`histories` must be a list of item ids or a list of such lists, got a mixture of both.")
-    if all(is_string):
-        return [[str(item_id) for item_id in histories]]
-    for history in histories:
-        wrong = [item_id for item_id in history if not isinstance(item_id, str)]
-        if wrong:
-            raise TypeError(f"Item ids must be strings, got {wrong[0]!r} of type {type(wrong[0]).__name__}.")
-    return [list(history) for history in histories]

@@ -11,17 +11,22 @@ import inspect
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
+from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file, extract_commit_hash
 
+from hf_genrec.commits import Publication
 from hf_genrec.modeling.catalog_genrec import catalog_fingerprint
+from hf_genrec.publishing import push_recommender
 from hf_genrec.recommendations import Recommendations, as_histories
 from hf_genrec.semantic_ids import items_fingerprint
 
@@ -74,6 +79,7 @@ class Recommender:
         _check_search_options(model, self.search_options)
         self.item_ids: list[str] = items["item_id"].to_pylist()
         self._index_of = {item_id: index for index, item_id in enumerate(self.item_ids)}
+        self._origin: tuple[str, dict[str, Any]] | None = None  # the folder or repository, and how it was loaded
 
     @classmethod
     def from_pretrained(
@@ -81,6 +87,9 @@ class Recommender:
         folder_or_repo: str | os.PathLike[str],
         *,
         revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | None = None,
         device: str | torch.device | None = None,
         num_beams: int = 50,
         latent_aggregation: str = "max",
@@ -93,6 +102,9 @@ class Recommender:
         Args:
             folder_or_repo (`str` or `Path`): A folder or the name of a repository.
             revision (`str`, *optional*): Branch, tag or commit of the repository.
+            cache_dir (`str` or `Path`, *optional*): Where repositories are kept; `None` for the cache of the Hub.
+            local_files_only (`bool`, *optional*, defaults to `False`): Whether to take what is kept and ask nobody.
+            token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
             device (`str`, *optional*): Where the model runs; `None` for the GPU if there is one.
             num_beams (`int`, *optional*, defaults to 50): Beams per user.
             latent_aggregation (`str`, *optional*, defaults to `"max"`): `"max"` or `"sum"`.
@@ -107,23 +119,78 @@ class Recommender:
             OSError: If a file is missing.
         """
         path = os.fspath(folder_or_repo)
-        model = AutoModel.from_pretrained(path, revision=revision)
-        table = cached_file(path, "items.parquet", revision=revision)
+        where: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        table = cached_file(path, "items.parquet", revision=revision, **where)
+        # The rest is of the same commit, even if somebody publishes another one meanwhile.
+        where["revision"] = revision if Path(path).is_dir() else extract_commit_hash(table, None) or revision
+        model = AutoModel.from_pretrained(path, **where)
         try:
             items = pq.read_table(table)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{table} is no readable Parquet file: {error}. Write the folder again.") from error
         check_items(model, items)
-        check_tokenizer(AutoTokenizer.from_pretrained(path, revision=revision), model.config, items)
+        check_tokenizer(AutoTokenizer.from_pretrained(path, **where), model.config, items)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(
+        recommender = cls(
             model.to(device),
             items,
             num_beams=num_beams,
             latent_aggregation=latent_aggregation,
             batch_size=batch_size,
             search_options=search_options,
+        )
+        recommender._origin = (path, where)
+        return recommender
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        replace_card: bool = False,
+        token: str | None = None,
+        dry_run: bool = False,
+    ) -> Publication:
+        """
+        Publish the folder or repository that this recommender was loaded from, see [`push_recommender`].
+
+        Args:
+            repo_id (`str`): `user/name`, or `name` for the user of the token. Created where it is missing.
+            private (`bool`, *optional*, defaults to `True`): Of a new repository; an existing one stays as it is.
+            revision (`str`, *optional*): The branch; `None` for `main`. Created where it is missing.
+            commit_message (`str`, *optional*): The first line of the commit.
+            replace_card (`bool`, *optional*, defaults to `False`): Whether a card edited on the Hub may be replaced.
+            token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
+            dry_run (`bool`, *optional*, defaults to `False`): Whether to say only what would happen.
+
+        Returns:
+            [`Publication`]
+
+        Raises:
+            ValueError: If it was not loaded with `from_pretrained`, its weights were changed since, or a file may not
+                be published.
+            OSError: If the Hub cannot be reached or refuses; the branch is then as it was.
+        """
+        if self._origin is None:
+            raise ValueError(
+                "This recommender was built in memory: write it with `save_recommender(folder, ...)`, then publish "
+                "the folder with `push_recommender(folder, repo_id)`."
+            )
+        path, where = self._origin
+        folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, **where))
+        _check_weights(self.model, folder)
+        return push_recommender(
+            folder,
+            repo_id,
+            private=private,
+            revision=revision,
+            commit_message=commit_message,
+            replace_card=replace_card,
+            token=token,
+            dry_run=dry_run,
         )
 
     @property
@@ -290,6 +357,20 @@ class Recommender:
         for row, history in enumerate(histories):
             tokens[row, : len(history)] = np.asarray(history, dtype=np.int64) + config.first_item_token
         return torch.from_numpy(tokens).to(self.model.device)  # type: ignore[return-value]
+
+
+def _check_weights(model: Any, folder: Path) -> None:
+    """What is published must be what is served."""
+    state = model.state_dict()
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                tensor = file.get_tensor(name)
+                if name not in state or not torch.equal(state[name].to(tensor), tensor):
+                    raise ValueError(
+                        f"The weights in memory are not those of {path} (`{name}` differs): write them with "
+                        "`save_recommender(folder, ...)`, then publish the folder with `push_recommender`."
+                    )
 
 
 def _check_search_options(model: Any, search_options: Mapping[str, Any]) -> None:

@@ -39,6 +39,18 @@ def write_record(record: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
         partial.write_text(text, encoding="utf-8")
 
 
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    """
+    Write a page so that a reader finds the old one or the new one, never half of it.
+
+    Args:
+        text (`str`): Its content.
+        path (`str` or `Path`): The file.
+    """
+    with _replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def users_path(path: str | os.PathLike[str]) -> Path:
     """
     Where the per-user results of a record are.

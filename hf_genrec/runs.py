@@ -7,6 +7,7 @@ trained, so that a run is only continued with the settings it was begun with.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -20,12 +21,15 @@ import pyarrow as pa
 import torch
 from transformers import HfArgumentParser
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import HubStrategy
 
-from hf_genrec.cards import model_card
+from hf_genrec.cards import folder_card, is_generated
+from hf_genrec.commits import full_name
 from hf_genrec.data_guards import trained_on
 from hf_genrec.hub import save_recommender
 from hf_genrec.prepared import PreparedDataset
-from hf_genrec.record_files import users_path, write_record, write_users
+from hf_genrec.publishing import push_recommender
+from hf_genrec.record_files import users_path, write_record, write_text, write_users
 from hf_genrec.starting import Starting
 from hf_genrec.tokenized import QUANTIZER_NAME
 from hf_genrec.training import GenRecTrainer, GenRecTrainingArguments, Stopwatch, make_trainer
@@ -102,6 +106,9 @@ def train_run(
     """
     Train and write the run folder. Under `accelerate launch` only the main process writes.
 
+    With `args.push_to_hub` the finished folder is published once, as `args.hub_model_id` (or the folder's name): see
+    [`push_recommender`]. `hub_private_repo` (private if not given), `hub_token` and `hub_revision` are heeded.
+
     Args:
         prepared ([`PreparedDataset`]): The data set.
         starting ([`Starting`]): What to train.
@@ -117,11 +124,13 @@ def train_run(
 
     Raises:
         ValueError: If the folder holds another run, or an unfinished one and `resume` is `False`.
+        ConnectionError: If the run shall be published and the Hub does not know who you are.
     """
     folder = Path(output_dir)
     settings = run_settings(prepared, starting, args, targets=targets)
     checkpoint = _checkpoint_to_resume(folder, settings, resume)
-    trainer = make_trainer(starting.model, prepared, args, targets=targets)
+    repo_id = _repository(folder, args)
+    trainer = make_trainer(starting.model, prepared, _kept_at_home(args), targets=targets)
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(TrainingProgress())
@@ -144,6 +153,8 @@ def train_run(
     }
     if trainer.is_world_process_zero():
         _write_run(folder, trainer, prepared, starting, record)
+        if repo_id is not None:
+            _push_run(folder, repo_id, args)
     trainer.accelerator.wait_for_everyone()
     return record
 
@@ -285,11 +296,10 @@ def write_evaluation(
     """
     folder = Path(folder)
     path, card = folder / EVALUATION_NAME, folder / "README.md"
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if card.is_file() and card.read_text(encoding="utf-8") in (model_card(config), model_card(config, old)):
-        card.write_text(model_card(config, record), encoding="utf-8")
     users_path(path).unlink(missing_ok=True)  # a record never stands beside another one's users
     write_record(record, path)
+    if card.is_file() and is_generated(card.read_text(encoding="utf-8")):
+        write_text(folder_card(folder, config=config), card)
     if users is not None:
         write_users(users, users_path(path), keep_names=True)
 
@@ -322,6 +332,7 @@ _PROGRESS = 25  # between INFO and WARNING: shown unless somebody asks for silen
 
 
 _NO_SETTINGS = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "seed", "use_cpu"}
+_NO_SETTINGS |= {"push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision", "hub_strategy"}
 _NO_SHAPE = {"transformers_version", "architectures", "dtype", "auto_map", "_name_or_path"}
 
 
@@ -375,6 +386,40 @@ def _write_run(
     model = trainer.accelerator.unwrap_model(trainer.model)
     save_recommender(folder, model, starting.semantic_ids, prepared.items, quantizer=starting.quantizer)
     write_record(record, folder / TRAINING_NAME)  # last: it says that the run is finished
+
+
+def _repository(folder: Path, args: GenRecTrainingArguments) -> str | None:
+    """Where the run shall be published, asked before hours of training and not after them."""
+    if not args.push_to_hub:
+        return None
+    if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        raise ValueError(
+            f"`hub_strategy` {HubStrategy(args.hub_strategy).value!r} is not supported: checkpoints stay at home and "
+            "the finished run is published once. Leave it out."
+        )
+    owner = full_name(folder.resolve().name, token=args.hub_token).partition("/")[0]
+    name = args.hub_model_id or folder.resolve().name
+    return name if "/" in name else f"{owner}/{name}"
+
+
+def _kept_at_home(args: GenRecTrainingArguments) -> GenRecTrainingArguments:
+    """Arguments with which Trainer does not publish checkpoints of its own accord."""
+    args = copy.copy(args)
+    args.push_to_hub = False
+    return args
+
+
+def _push_run(folder: Path, repo_id: str, args: GenRecTrainingArguments) -> None:
+    """Publish a finished run; what goes wrong is told and does not undo the training."""
+    is_private = True if args.hub_private_repo is None else args.hub_private_repo
+    try:
+        published = push_recommender(
+            folder, repo_id, private=is_private, revision=args.hub_revision, token=args.hub_token
+        )
+    except (OSError, ValueError) as error:
+        logger.error("%s\nThe run is finished. Publish it with: hf-genrec push %s --repo %s", error, folder, repo_id)
+    else:
+        logger.log(_PROGRESS, "published: %s", published.url)
 
 
 def _finite(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:

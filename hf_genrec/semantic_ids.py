@@ -7,7 +7,7 @@ Row order is item order everywhere. Codes are 0-based integers below one `codebo
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from hf_genrec.modeling.catalog_genrec import catalog_fingerprint
+from hf_genrec.modeling.checkpoint_genrec import items_fingerprint
 
 from .collisions import append_code, group_by_codes, reassign_by_candidates, rematch_last_level
 
@@ -332,28 +333,6 @@ class SemanticIds:
     @property
     def _raw(self) -> np.ndarray:
         return self.codes if self.raw_codes is None else self.raw_codes
-
-
-def items_fingerprint(item_ids: Iterable[str]) -> str:
-    """
-    Fingerprint of item ids and their order.
-
-    Args:
-        item_ids (`Iterable[str]`):
-            The ids in row order.
-
-    Returns:
-        `str`: the first 16 hex digits of the SHA-256 of the ids as a JSON list.
-
-    Example:
-
-    ```python
-    >>> items_fingerprint(["a", "b"]) == items_fingerprint(["b", "a"])
-    False
-
-    ```
-    """
-    return hashlib.sha256(json.dumps(list(item_ids)).encode()).hexdigest()[:16]
 
 
 def _check_item_ids(item_ids: tuple[str, ...]) -> None:

@@ -261,6 +261,12 @@ class GenRecTrainer(Trainer):
             keep_freed_memory()
         return super().train(*args, **kwargs)
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Refused: what is published is a whole run folder, which a trainer alone does not have."""
+        raise ValueError(
+            "`push_to_hub` publishes a run folder: use `hf-genrec train`, or `push_recommender` on a folder."
+        )
+
     def get_train_dataloader(self) -> DataLoader:
         """
         Rows packed by [`TargetBatchSampler`].
@@ -472,16 +478,15 @@ def make_trainer(
             "There are no validation users (nobody has three items), so nothing can be evaluated: set `eval_strategy` "
             "and `save_strategy` to 'no' and `load_best_model_at_end` to `False`."
         )
-    callbacks: list[TrainerCallback] = []
-    if args.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=args.early_stopping_patience))
+    patience = args.early_stopping_patience
+    callbacks = [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
     return GenRecTrainer(
         model=model,
         args=args,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         data_collator=SequenceCollator(pad_token_id=config.pad_token_id),
-        callbacks=callbacks,
+        callbacks=callbacks,  # type: ignore[arg-type]
     )
 
 
@@ -491,6 +496,5 @@ def _check_beams(model: Any, args: GenRecTrainingArguments) -> None:
     is_searched = getattr(model, "default_decoding", "beam") == "beam" and args.eval_strategy != IntervalStrategy.NO
     if is_searched and args.eval_num_beams < least:
         raise ValueError(
-            f"`eval_num_beams` must be at least {least}, as many as the lists of the validation have items, got "
-            f"{args.eval_num_beams}."
+            f"`eval_num_beams` must be at least {least}, the length of the lists, got {args.eval_num_beams}."
         )

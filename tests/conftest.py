@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -98,3 +99,35 @@ def make_prepared(tmp_path_factory):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def hub_on_loopback():
+    """A small Hub that runs as long as the tests do."""
+    import hub_server
+
+    hub, server = hub_server.start()
+    yield hub
+    server.should_exit = True
+
+
+@pytest.fixture
+def hub(hub_on_loopback, monkeypatch, tmp_path):
+    """The Hub on loopback, emptied: this process talks to it as the user `me`, with an empty cache."""
+    import hub_server
+    from huggingface_hub import constants
+
+    hub_on_loopback.clear()
+    values = {
+        "ENDPOINT": hub_on_loopback.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub_on_loopback.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+    }
+    for name, value in values.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))  # between two attempts
+    return hub_on_loopback

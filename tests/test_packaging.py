@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-MAPPED_FOLDERS = ["modeling", "hub_cards"]
+MAPPED_FOLDERS = ["modeling", "hub_cards", "spaces_demo"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def expected_files(repository: Path) -> set[str]:
     for name in MAPPED_FOLDERS:
         files |= {
             f"hf_genrec/{name}/{file.name}"
-            for pattern in ("*.py", "*.md")
+            for pattern in ("*.py", "*.md", "*.txt")
             for file in (repository / name).glob(pattern)
         }
     return files
