@@ -3,6 +3,7 @@ The Space as a visitor meets it: started as a Space is, in Debian's chromium. Sc
 by `HF_GENREC_SCREENSHOTS`, if it is set, else in pytest's own.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -17,6 +18,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from model_invariants import NUM_ITEMS, make_model, random_codes, tiny_config
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from hf_genrec import Recommender, SemanticIds, save_recommender
 
@@ -250,3 +253,19 @@ def test_page_fits_its_window(open_page, keep, theme, width):
     page.get_by_role("tab", name="About").click()
     page.locator("#about").wait_for()
     assert re.search(r"29 items", page.locator("#about").text_content())
+
+
+def test_pinned_versions_are_ones_that_gradio_accepts(repository):
+    lines = (repository / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines if "==" in line}
+    wanted = [Requirement(line) for line in importlib.metadata.requires("gradio")]
+
+    refused = [
+        str(need)
+        for need in wanted
+        if (need.marker is None or need.marker.evaluate({"extra": ""}))
+        and not need.specifier.contains(pinned.get(canonicalize_name(need.name), ""), prereleases=True)
+        and canonicalize_name(need.name) in pinned
+    ]
+
+    assert refused == []
