@@ -182,7 +182,7 @@ def results_page(
 _METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 _WITH_INTERVAL = ("recall@10", "ndcg@10")
 _SHOWN = (*_METRICS, "mrr@10")
-_HEADER = ["system", *_SHOWN, "invalid", "encoder", "ids", "seed", "minutes", "run"]
+_HEADER = ["system", *_SHOWN, "invalid", "encoder", "ids", "seed", "CPU minutes", "run"]
 _NONE = "–"
 _INTRODUCTION = """# Results
 
@@ -191,7 +191,8 @@ This page is made by `python scripts/write_results.py` from the records in `hub_
 Every item of the catalog is ranked for every user, one target per user, and users without a hit count. Recall, ndcg
 and mrr are shares in [0, 1]; in brackets stand bootstrap intervals over users. `invalid` is the share of users whose
 list is short, repeats an item or holds a foreign id. `ids` is the collision policy of the semantic IDs, their levels
-and the codes per level. Minutes are those of the training, by the clock. A dash stands where a record does not tell.
+and the codes per level. CPU minutes are the processor time of the training, so that a run that had to share its cores
+counts no more than it used. A dash stands where a record does not tell.
 
 Items are counted, not ids. Where several items share an id (policy `keep`), the main table counts them in the order
 in which they were decoded, within an id that of the catalog; a further table says what counting ids would claim,
@@ -309,12 +310,13 @@ def _seeds_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
             cells = [_mean([record["model"][name] for record in group]) for name in _WITH_INTERVAL]
             validated = [record["run"].get("best_validation_ndcg@10") for record in group]
             cells.append(_NONE if None in validated else _mean(validated))
-            minutes = statistics.fmean(record["run"]["minutes"] for record in group)
+            minutes = [record["run"]["cpu_minutes"] for record in group]
             names = (_model_columns(run).get(name, _NONE) for name in ("ids", "encoder"))
-            rows.append((run["system"], *names, str(num_seeds), *cells, f"{minutes:.1f}"))
+            cells.append(_NONE if None in minutes else f"{statistics.fmean(minutes):.1f}")
+            rows.append((run["system"], *names, str(num_seeds), *cells))
     if not rows:
         return []
-    header = ("system", "ids", "encoder", "seeds", *_WITH_INTERVAL, "validation ndcg@10", "minutes")
+    header = ("system", "ids", "encoder", "seeds", *_WITH_INTERVAL, "validation ndcg@10", "CPU minutes")
     return [
         "Means over seeds, with the standard deviation between seeds:",
         markdown_table([header, *rows], num_left=3),
@@ -346,7 +348,9 @@ def _model_row(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _model_columns(run: Mapping[str, Any]) -> dict[str, str]:
-    columns = {"seed": str(run["seed"]), "minutes": f"{run['minutes']:.1f}", "run": f"[{run['name']}](#{run['name']})"}
+    columns = {"seed": str(run["seed"]), "run": f"[{run['name']}](#{run['name']})"}
+    if run["cpu_minutes"] is not None:
+        columns["CPU minutes"] = f"{run['cpu_minutes']:.1f}"
     if run["encoder"] is not None:
         columns["encoder"] = run["encoder"].rpartition("/")[2]
     if run["policy"] is not None:
@@ -360,8 +364,7 @@ def _run_block(run: Mapping[str, Any]) -> str:
         notes.append(f"{run['num_beams']} beams")
     if run.get("decoding", "beam") != "beam":
         notes.append(f"{run['decoding']} decoding")
-    if run["cpu_minutes"] is not None:
-        notes.append(f"{run['cpu_minutes']:.1f} minutes of processor time")
+    notes.append(f"trained for {run['minutes']:.1f} minutes by the clock")
     notes.append(f"[record](hub_cards/results/{run['name']}.json)")
     note = f"\n\n{run['note']}" if "note" in run else ""
     return f"### {run['name']}\n\n{', '.join(notes)}{note}\n\n```bash\n{run['command']}\n```"

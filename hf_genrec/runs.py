@@ -143,6 +143,7 @@ def train_run(
     record = {
         "command": command,
         "settings": settings,
+        "semantic_ids": _shape_of_ids(starting),
         **stopwatch.read(),
         "num_threads": torch.get_num_threads(),
         "resumed_from": checkpoint and Path(checkpoint).name,
@@ -256,8 +257,9 @@ def evaluation_run(
     Returns:
         `dict`: `model`, `num_beams` (not of exact scores), `latent_aggregation`, `decoding`, and where the folder has
             them `command`, `seed`, `minutes`, `num_parameters` of the training, `trained_on` (a list of the
-            fingerprints of its data, those of the checkpoint it began with first), the digest of the `weights` and
-            the `encoder` of the texts behind the ids.
+            fingerprints of its data, those of the checkpoint it began with first), the `policy`, `num_levels` and
+            `codebook_size` of its semantic IDs, the digest of the `weights` and the `encoder` of the texts behind the
+            ids.
     """
     training = read_training(folder)
     weights = Path(folder) / "model.safetensors"
@@ -272,6 +274,7 @@ def evaluation_run(
     if training:
         run["seed"] = training["settings"]["seed"]
         run["trained_on"] = trained_on(training)
+        run |= training.get("semantic_ids") or {}
     encoder = Path(folder) / QUANTIZER_NAME / "encoder.json"
     if encoder.is_file():
         run["encoder"] = json.loads(encoder.read_text(encoding="utf-8"))["model"]
@@ -386,6 +389,15 @@ def _write_run(
     model = trainer.accelerator.unwrap_model(trainer.model)
     save_recommender(folder, model, starting.semantic_ids, prepared.items, quantizer=starting.quantizer)
     write_record(record, folder / TRAINING_NAME)  # last: it says that the run is finished
+
+
+def _shape_of_ids(starting: Starting) -> dict[str, Any] | None:
+    """Policy, levels and codes of the semantic IDs; `None` without any, and where a checkpoint does not tell."""
+    if starting.semantic_ids is None:
+        return None
+    if starting.origin is not None:  # its catalog holds codes, not the policy that made them
+        return read_training(starting.origin).get("semantic_ids")
+    return {name: getattr(starting.semantic_ids, name) for name in ("policy", "num_levels", "codebook_size")}
 
 
 def _repository(folder: Path, args: GenRecTrainingArguments) -> str | None:

@@ -290,6 +290,7 @@ def test_evaluation_has_the_model_beside_the_baselines(shop):
         assert set(values["intervals"]) == names
     assert record["model"]["invalid_rate"] == 0
     assert json.loads((shop / "run" / "evaluation.json").read_text(encoding="utf-8")) == record
+    assert [record["run"][name] for name in ("policy", "num_levels", "codebook_size")] == ["widen", 3, 8]
     users = pq.read_table(shop / "run" / "evaluation_users.parquet")
     assert (users["rank"].to_numpy() == 0).mean() == record["model"]["recall@1"]
     assert (users["rank_item_knn"].to_numpy() == 0).mean() == record["baselines"]["item_knn"]["recall@1"]

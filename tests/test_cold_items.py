@@ -257,6 +257,7 @@ def test_run_tells_of_all_data_that_its_weights_have_seen(trained, tuned, caplog
     assert record["settings"]["trained_on"] == [cold.fingerprint, whole.fingerprint]
     run = evaluation_run(folder, num_beams=20, latent_aggregation="max")
     assert run["trained_on"] == [cold.fingerprint, whole.fingerprint]
+    assert (run["policy"], run["num_levels"], run["codebook_size"]) == ("widen", 2, 4)  # of the checkpoint's ids
     again = start_from(cold, folder)
     assert run_settings(cold, again, args)["trained_on"] == [whole.fingerprint, cold.fingerprint]
     assert "trained_on" not in read_training(trained / "run")["settings"]

@@ -75,13 +75,13 @@ def test_row_of_a_run_tells_metrics_settings_and_where_its_command_is():
         "all-MiniLM-L6-v2",
         "widen 3 × 256",
         "42",
-        "61.3",
+        "118.5",
         "[beauty-latte](#beauty-latte)",
     ]
     assert "22,363 users; 12,101 items; data fingerprint `0123456789abcdef`; 95 % intervals." in page
     assert page.endswith(
         "### beauty-latte\n\n"
-        "Latte, Beauty, 7,654,321 parameters, 118.5 minutes of processor time, "
+        "Latte, Beauty, 7,654,321 parameters, trained for 61.3 minutes by the clock, "
         "[record](hub_cards/results/beauty-latte.json)\n\n"
         "```bash\nhf-genrec train data --ids ids --output beauty-latte\n```\n"
     )
@@ -154,12 +154,13 @@ def test_systems_without_texts_and_ids_leave_those_cells_empty():
 
     page = results_page([make_record("beauty-sasrec", system="SASRec", run=nothing)])
 
-    assert table_rows(page)[-1][7:10] == ["–", "–", "42"]
-    assert "SASRec, Beauty, 7,654,321 parameters, [record]" in page
+    assert table_rows(page)[-1][7:11] == ["–", "–", "42", "–"]
 
 
 def test_beams_of_the_evaluation_are_told_where_the_record_has_them():
-    assert "7,654,321 parameters, 50 beams, 118.5 minutes" in results_page([make_record(run={"num_beams": 50})])
+    assert "7,654,321 parameters, 50 beams, trained for 61.3 minutes" in results_page(
+        [make_record(run={"num_beams": 50})]
+    )
 
 
 def test_pipes_do_not_break_the_table():
