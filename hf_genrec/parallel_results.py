@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_genrec.markdown_tables import markdown_table
+
 
 _INTRODUCTION = """## Exact decoding and the item graph
 
@@ -66,25 +68,20 @@ def parallel_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     users = {cell["ndcg_users"] for cell in cells if "ndcg_users" in cell}
     if users:
         conditions += f" ndcg@10 of {' or '.join(f'{size:,}' for size in sorted(users))} validation users."
-    blocks = [_INTRODUCTION, conditions, _table(_COLUMNS, cells)]
+    blocks = [_INTRODUCTION, conditions, _table(_COLUMNS, cells, num_left=2)]
     if figures["graphs"]:
         graphs = sorted(figures["graphs"], key=lambda graph: graph["num_items"])
-        blocks += ["The graphs, built once after training:", _table(_GRAPH_COLUMNS, graphs)]
+        blocks += ["The graphs, built once after training:", _table(_GRAPH_COLUMNS, graphs, num_left=1)]
     return [
         *blocks,
         "![milliseconds per user and share of the exact list by the number of items](hub_cards/parallel_speed.png)",
     ]
 
 
-def _table(columns: Mapping[str, tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [
-        "| " + " | ".join(title for title, _ in columns.values()) + " |",
-        "| " + " | ".join("---:" if form else "---" for _, form in columns.values()) + " |",
-    ]
-    for row in rows:
-        cells = [format(row[name], form) if name in row else "–" for name, (_, form) in columns.items()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def _table(columns: Mapping[str, tuple[str, str]], rows: Sequence[Mapping[str, Any]], *, num_left: int) -> str:
+    header = [title for title, _ in columns.values()]
+    cells = [[format(row[name], form) if name in row else "–" for name, (_, form) in columns.items()] for row in rows]
+    return markdown_table([header, *cells], num_left=num_left)
 
 
 def training_blocks(figures: Mapping[str, Any] | None) -> list[str]:

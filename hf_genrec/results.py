@@ -25,6 +25,7 @@ from hf_genrec.evidence_results import baselines_of, difference_blocks, evidence
 from hf_genrec.markdown_tables import markdown_table
 from hf_genrec.parallel_results import parallel_blocks, training_blocks
 from hf_genrec.record_files import write_record
+from hf_genrec.space_results import space_blocks
 from hf_genrec.systems import GROUP_FIELDS, group_of, seedless_key
 from hf_genrec.tree_results import synthetic_blocks, tree_blocks
 
@@ -111,6 +112,7 @@ def results_page(
     catalog_speed: Mapping[str, Any] | None = None,
     parallel_speed: Mapping[str, Any] | None = None,
     training_speed: Mapping[str, Any] | None = None,
+    space_speed: Mapping[str, Any] | None = None,
     trees: Mapping[str, Mapping[str, Any]] | None = None,
     synthetic: Mapping[str, Any] | None = None,
 ) -> str:
@@ -141,6 +143,8 @@ def results_page(
             Figures of `scripts/benchmark_parallel.py`; `None` if there are none.
         training_speed (`dict`, *optional*):
             Figures of `scripts/benchmark_training.py --models parallel`; `None` if there are none.
+        space_speed (`dict`, *optional*):
+            Figures of `scripts/benchmark_space.py`; `None` if there are none.
         trees (`dict[str, dict]`, *optional*):
             Reports of `hf-genrec diagnose` by name.
         synthetic (`dict`, *optional*):
@@ -171,6 +175,7 @@ def results_page(
     blocks += speed_blocks(decoding_speed, catalog_speed)
     blocks += parallel_blocks(parallel_speed)
     blocks += training_blocks(training_speed)
+    blocks += space_blocks(space_speed)
     if ordered:
         blocks.append("## Runs")
         blocks += [_run_block(record["run"]) for record in sorted(ordered, key=_order_of)]

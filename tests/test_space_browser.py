@@ -5,6 +5,7 @@ by `HF_GENREC_SCREENSHOTS`, if it is set, else in pytest's own.
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from hf_genrec import Recommender, SemanticIds, save_recommender
+from hf_genrec.space_results import space_blocks
 
 
 CHROMIUM = shutil.which("chromium")
@@ -253,6 +255,20 @@ def test_page_fits_its_window(open_page, keep, theme, width):
     page.get_by_role("tab", name="About").click()
     page.locator("#about").wait_for()
     assert re.search(r"29 items", page.locator("#about").text_content())
+
+
+def test_the_page_is_timed_beside_the_python_call(load_script, monkeypatch, repository, folder, tmp_path):
+    output = tmp_path / "speed.json"
+    words = ["benchmark_space.py", str(folder), "--visits", "2", "--clicks", "3", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.syspath_prepend(str(repository / "scripts"))
+
+    load_script("benchmark_space").main()
+
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert (report["visits"], report["clicks"], report["num_items"]) == (2, 5, NUM_ITEMS)
+    assert all(0 < report[name]["median"] <= report[name]["max"] for name in ("open_ms", "click_ms", "recommend_ms"))
+    assert "| an item added, until the new list is there |" in space_blocks(report)[2]
 
 
 def test_pinned_versions_are_ones_that_gradio_accepts(repository):
