@@ -24,6 +24,7 @@ from hf_genrec.modeling.scoring_genrec import check_latent_aggregation
 from hf_genrec.plots import Panel, plot_lines
 from hf_genrec.prepared import PreparedDataset
 from hf_genrec.recommender import Recommender
+from hf_genrec.record_files import named_path
 from hf_genrec.runs import evaluation_run
 from hf_genrec.sequences import PrefixDataset, SequenceCollator, make_examples
 from hf_genrec.starting import check_model_name
@@ -202,8 +203,8 @@ def load_systems(
     """
     systems, runs = {}, {}
     for word in words:
-        name, _, folder = word.rpartition("=") if not Path(word).is_dir() else ("", "", word)
-        name = name or Path(folder).name
+        given, folder = named_path(word)
+        name = given or Path(folder).name
         if name in systems:
             raise ValueError(f"Two runs are called {name!r}: give them names, as in `A={folder}`.")
         check_model_name(folder)

@@ -51,6 +51,30 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def named_path(word: str | os.PathLike[str]) -> tuple[str | None, str]:
+    """
+    A word of a command line that may give a file or folder a name.
+
+    Args:
+        word (`str` or `Path`):
+            `NAME=PATH` or `PATH`; what exists as it stands is a path, whatever signs are in it.
+
+    Returns:
+        `tuple[str | None, str]`: the name, `None` if there is none, and the path.
+
+    Example:
+
+    ```python
+    >>> named_path("A=runs/lr=1e-3"), named_path("runs/psid")
+    (('A', 'runs/lr=1e-3'), (None, 'runs/psid'))
+
+    ```
+    """
+    text = os.fspath(word)
+    name, equals, path = text.partition("=")
+    return (name or None, path) if equals and not Path(text).exists() else (None, text)
+
+
 def users_path(path: str | os.PathLike[str]) -> Path:
     """
     Where the per-user results of a record are.

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hf_genrec.id_metrics import corrected_ndcg_per_user, corrected_recall_per_user
 from hf_genrec.metrics import bootstrap_interval, mrr_per_user, ndcg_per_user, recall_per_user
-from hf_genrec.record_files import users_path
+from hf_genrec.record_files import named_path, users_path
 
 
 EVALUATION_NAME = "evaluation.json"
@@ -165,10 +165,8 @@ def load_evaluation(word: str | os.PathLike[str]) -> StoredEvaluation:
         FileNotFoundError: If there is no such file, or the folder has no evaluation.
         ValueError: If the file is no evaluation record, or the results of the users do not belong to it.
     """
-    text = os.fspath(word)
-    name, equals, rest = text.partition("=")
-    is_named = bool(equals) and not Path(text).exists()
-    path = Path(rest if is_named else text)
+    name, file = named_path(word)
+    path = Path(file)
     if path.is_dir():
         path /= EVALUATION_NAME
         if not path.is_file():
@@ -182,7 +180,7 @@ def load_evaluation(word: str | os.PathLike[str]) -> StoredEvaluation:
     if missing:
         raise ValueError(f"{path} is no evaluation record: it lacks {', '.join(f'`{key}`' for key in missing)}.")
     users = load_users(users_path(path), num_users=record["num_users"])
-    return StoredEvaluation(name if is_named else None, os.fspath(path), record, users)
+    return StoredEvaluation(name, os.fspath(path), record, users)
 
 
 def load_users(path: str | os.PathLike[str], *, num_users: int) -> pd.DataFrame | None:
