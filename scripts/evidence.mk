@@ -72,8 +72,8 @@ $(WORK)/%_embeddings: | $(WORK)/%
 	$(GENREC) embed $(WORK)/$* --model $(ENCODER) --output $@
 
 # Imported ids have no centroids: shared ones get a code appended or are kept, and the record says which.
-$(WORK)/beauty_letter: SOURCE := letter_release.json --policy keep
-$(WORK)/beauty_opq4: SOURCE := opq4_st5_dadrec.json --policy keep
+$(WORK)/beauty_letter: SOURCE := letter_release.json --policy append
+$(WORK)/beauty_opq4: SOURCE := opq4_st5_dadrec.json --policy append
 $(WORK)/beauty_rkmeans_native: SOURCE := collisiongenrec_rkmeans_native.json --policy keep
 $(WORK)/beauty_rkmeans_append: SOURCE := collisiongenrec_rkmeans_native.json --policy append
 $(WORK)/beauty_rkmeans_zcr: SOURCE := collisiongenrec_rkmeans_zcr.json --policy keep
