@@ -91,7 +91,8 @@ def plot_lines(
         num_columns (`int`, *optional*):
             Panels in a row; `None` for all of them.
         share_axes (`bool`, *optional*, defaults to `False`):
-            Whether all panels have the same limits. They then need one legend, and curves of many points suit them.
+            Whether all panels have the same limits; curves of many points suit them. Panels of the same lines then
+            share one legend.
 
     Returns:
         `Path`: the file.
@@ -103,6 +104,7 @@ def plot_lines(
     if not panels:
         raise ValueError("`panels` must hold at least one panel.")
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    one_legend = share_axes and all(set(panel.lines) == set(names) for panel in panels)
     num_columns = min(num_columns or len(panels), len(panels))
     num_rows = -(-len(panels) // num_columns)
     figure = _new_figure(1.2 + 4.2 * num_columns, 3.8 * num_rows)
@@ -122,6 +124,7 @@ def plot_lines(
                 axes.fill_between(xs, lows, highs, color=color, alpha=0.12, linewidth=0)
         is_lowest = not share_axes or place + num_columns >= len(panels)
         axes.set(title=panel.title, xlabel=x_label if is_lowest else "")
+        axes.tick_params(labelbottom=is_lowest)
         axes.set_ylabel(y_label if place % num_columns == 0 else "")
         axes.set_xscale("log" if log_x else "linear")
         axes.set_yscale("log" if log_y else "linear")
@@ -129,7 +132,7 @@ def plot_lines(
             axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
             axes.set_xticks([], minor=True)
         axes.grid(visible=True, which="both", alpha=0.25)
-        if not share_axes or place + 1 == len(panels):
+        if not one_legend or place + 1 == len(panels):
             axes.legend(fontsize="small")
     return _save(figure, path)
 

@@ -16,20 +16,28 @@ from hf_genrec.plots import Panel, plot_lines
 from hf_genrec.results import curves_name, load_records
 
 
+NUM_COLUMNS = 3
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, default=Path("hub_cards/results"), help="folder of records")
     parser.add_argument("--output", type=Path, default=Path("hub_cards/curves"), help="folder of the plots")
     arguments = parser.parse_args()
-    datasets: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    datasets: dict[str, dict[str, Panel]] = {}
     for record in load_records(arguments.records):
         run = record["run"]
         if run.get("curve"):
-            datasets.setdefault(run["dataset"], {})[run["name"]] = [tuple(point) for point in run["curve"]]
-    for dataset, lines in datasets.items():
+            panels = datasets.setdefault(run["dataset"], {})
+            panel = panels.setdefault(run["system"], Panel(run["system"], {}))
+            panel.lines[run["name"]] = [tuple(point) for point in run["curve"]]
+    for dataset, panels in datasets.items():
         path = arguments.output / f"{curves_name(dataset)}.png"
-        plot_lines([Panel(dataset, lines)], path, x_label="epochs", y_label="validation ndcg@10")
-        print(f"{len(lines)} runs, written to {path}")
+        ordered = [panels[system] for system in sorted(panels)]
+        plot_lines(
+            ordered, path, x_label="epochs", y_label="validation ndcg@10", num_columns=NUM_COLUMNS, share_axes=True
+        )
+        print(f"{sum(len(panel.lines) for panel in ordered)} runs, written to {path}")
 
 
 if __name__ == "__main__":
