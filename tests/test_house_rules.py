@@ -57,6 +57,7 @@ ROOMS = [
     "markdown_tables",
     "decoding_results",
     "parallel_results",
+    "space_results",
     "tree_results",
     "systems",
     "comparison",
