@@ -200,11 +200,11 @@ class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin
         many history tokens each row may read; `None` for all.
         """
         embeddings = self.shared(decoder_input_ids)
-        if self.config.history_attention == "causal" and (
-            past_key_values is None or not past_key_values.get_seq_length()
-        ):
+        num_seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        num_marked = (2 if self.config.num_latent_tokens else 1) - num_seen
+        if self.config.history_attention == "causal" and num_marked > 0:
             last = history.attention_mask.sum(1, keepdim=True) if num_visible is None else num_visible
-            embeddings = self._start_at(embeddings, history.last_hidden_state, last - 1)
+            embeddings = self._start_at(embeddings, history.last_hidden_state, last - 1, num_marked)
         mask = history.attention_mask[:, None, None, :]
         if num_visible is not None:
             num_visible = num_visible.repeat_interleave(decoder_input_ids.shape[1], dim=1)
@@ -220,11 +220,12 @@ class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin
         return outputs.last_hidden_state, outputs.past_key_values
 
     def _start_at(
-        self, embeddings: torch.FloatTensor, states: torch.FloatTensor, last: torch.LongTensor
+        self, embeddings: torch.FloatTensor, states: torch.FloatTensor, last: torch.LongTensor, num_marked: int
     ) -> torch.FloatTensor:
         """
-        Add the encoder's state at the last visible history token `(num_users, group or 1)` to the start token of each
-        row.
+        Add the encoder's state at the last visible history token `(num_users, group or 1)` to the first `num_marked`
+        tokens of each row: to the start token and, where there is one, to the latent, from which the first code is
+        written.
 
         T5's cross-attention knows no positions. The paper's encoder marks the end of a history with a token; the
         causal one cannot, since one pass serves the targets of every prefix. Without this a decoder does not see
@@ -233,7 +234,7 @@ class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin
         states = states.gather(1, last.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
         group = len(embeddings) // len(states) // states.shape[1]
         states = states.repeat_interleave(group, dim=1).flatten(0, 1)
-        return torch.cat([embeddings[:, :1] + states.unsqueeze(1), embeddings[:, 1:]], dim=1)
+        return torch.cat([embeddings[:, :num_marked] + states.unsqueeze(1), embeddings[:, num_marked:]], dim=1)
 
     def decode_states(self, tokens: torch.LongTensor, history: HistoryOutput, cache: Cache) -> torch.FloatTensor:
         """

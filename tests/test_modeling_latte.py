@@ -440,3 +440,27 @@ def test_config_survives_its_file(tmp_path):
     assert loaded.to_dict() == config.to_dict()
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["model_type"] == "latte"
     assert (loaded.first_code_token, loaded.vocab_size, loaded.first_item_token) == (7, 22, 22)
+
+
+@pytest.mark.parametrize(("num_latent_tokens", "num_marked"), [(0, 1), (3, 2)])
+@pytest.mark.parametrize("cached", [False, True])
+def test_first_code_is_written_from_the_latest_item(monkeypatch, num_latent_tokens, num_marked, cached):
+    config = tiny_config(history_attention="causal", history_unit="item", num_latent_tokens=num_latent_tokens)
+    model = make_model(config)
+    history = model.encode_history(*histories_of(config))
+    tokens = torch.full((3, 4), config.decoder_start_token_id)
+    read, decoder = [], model.decoder.forward
+    monkeypatch.setattr(
+        model.decoder, "forward", lambda inputs_embeds, **words: read.append(inputs_embeds) or decoder(inputs_embeds=inputs_embeds, **words)  # noqa: E501
+    )  # fmt: skip
+
+    past = None
+    for step in tokens.split(1, dim=1) if cached else [tokens]:
+        past = model(
+            encoder_outputs=history, decoder_input_ids=step, past_key_values=past, use_cache=True
+        ).past_key_values  # noqa: E501
+
+    added = torch.cat(read, dim=1) - model.shared(tokens)
+    last = history.last_hidden_state[torch.arange(3), history.attention_mask.sum(1) - 1]
+    torch.testing.assert_close(added[:, :num_marked], last.unsqueeze(1).expand(-1, num_marked, -1))
+    torch.testing.assert_close(added[:, num_marked:], torch.zeros_like(added[:, num_marked:]))
