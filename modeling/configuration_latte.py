@@ -34,7 +34,7 @@ class LatteConfig(GenRecConfig):
         history_attention (`str`, defaults to `"bidirectional"`):
             `"bidirectional"` is the paper's encoder, one training example per prefix of a history. `"causal"` attends
             backwards only and has no end-of-history token, so one pass trains every target of a sequence; the
-            decoder's start token carries the state of the latest item instead.
+            decoder's first tokens, start token and latent, carry the state of the latest item instead.
         history_unit (`str`, defaults to `"code"`):
             What the encoder reads of an item. `"code"` is the papers': its codes one after the other. `"item"`: one
             vector, the sum of the embeddings of its codes, as parallel models read items. Attention then compares
