@@ -46,7 +46,11 @@ _PROPERTIES_NOTE = (
     "Diversity: how unlike the buyers of the items of a list are. Popularity lift: how much more popular the items of "
     "the lists are than those of the histories."
 )
-_BEAMS_NOTE = "`items` is the mean number of distinct items among the beams; the rest is a sample of the users."
+_SEARCH = {"distinct_items": ("items", ".1f"), "num_visited": ("scored", ",.0f")}
+_SEARCH_NOTE = (
+    "Means per user. Items: distinct ones among the beams. Scored: all items, or those that a graph search visited. "
+    "The rest is of a sample of the users."
+)
 
 
 @dataclass(frozen=True)
@@ -107,13 +111,13 @@ def evidence_sheets(systems: Sequence[System]) -> list[Sheet]:
 
     Returns:
         `list[Sheet]`: up to four: what collisions of ids do to the metrics, what the lists are like, recall by the
-        target's popularity, and what the beam search misses.
+        target's popularity, and what the search misses.
     """
     sheets = [
         Sheet("Where several items share an id", _collisions(systems), _COLLISIONS_NOTE),
         _properties(systems),
         _by_popularity(systems),
-        Sheet("Beam search against exact scores", _beams(systems), _BEAMS_NOTE),
+        Sheet("The search against exact scores", _searches(systems), _SEARCH_NOTE),
     ]
     return [sheet for sheet in sheets if len(sheet.rows) > 1]
 
@@ -266,14 +270,17 @@ def _by_popularity(systems: Sequence[System]) -> Sheet:
     return Sheet(f"{recall} by how often the target was taken in training (users)", rows)
 
 
-def _beams(systems: Sequence[System]) -> list[list[str]]:
+def _searches(systems: Sequence[System]) -> list[list[str]]:
     cut = _cut([system.values.get("exact_gap", {}) for system in systems], "ndcg")
-    rows = [["system", "items", *(title.format(k=cut) for title, _ in _GAP.values())]]
+    counts = [name for name in _SEARCH if any(name in system.values for system in systems)]
+    rows = [["system", *(_SEARCH[name][0] for name in counts), *(title.format(k=cut) for title, _ in _GAP.values())]]
     for system in systems:
         gap = system.values.get("exact_gap", {})
-        if gap or "distinct_items" in system.values:
-            cells = [number(gap.get(name.format(k=cut)), form) for name, (_, form) in _GAP.items()]
-            rows.append([system.name, number(system.values.get("distinct_items"), ".1f"), *cells])
+        if gap or any(name in system.values for name in counts):
+            found = [number(system.values.get(name), _SEARCH[name][1]) for name in counts]
+            rows.append(
+                [system.name, *found, *(number(gap.get(name.format(k=cut)), form) for name, (_, form) in _GAP.items())]
+            )
     return rows
 
 

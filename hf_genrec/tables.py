@@ -10,7 +10,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from hf_genrec.evidence_tables import PUBLISHED_ENCODERS
+from hf_genrec.evidence_tables import PUBLISHED_ENCODERS, evidence_sheets, metric_cell
+from hf_genrec.systems import StoredEvaluation, System, baseline_systems, model_systems
+
+
+PUBLISHED_ENCODER = "sentence-t5-base"
 
 
 def statistics_table(metadata: Mapping[str, Any]) -> Table:
@@ -211,25 +215,24 @@ def metrics_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = 
 
     Args:
         record (`dict`): What [`evaluation_record`] returned.
-        metrics (`list[str]`, *optional*): Columns; `None` for recall and ndcg at 5 and 10 and the invalid rate.
+        metrics (`list[str]`, *optional*): Columns; `None` for recall and ndcg at 5 and 10 and mrr at 10.
 
     Returns:
         `rich.table.Table`: intervals of 95 % (or what the record says) in brackets.
     """
-    wanted = ["recall@5", "recall@10", "ndcg@5", "ndcg@10", "invalid_rate"] if metrics is None else list(metrics)
+    wanted = ["recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10"] if metrics is None else list(metrics)
     columns = [name for name in wanted if name in record["model"]]
     title = (
         f"{record['protocol']}, {record['split']} split, {record['num_users']:,} users, {record['num_items']:,} items"
     )
     caption = f"in brackets: {100 * record['confidence']:g} % bootstrap intervals over users"
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("system", no_wrap=True)
-    for name in columns:
-        table.add_column(name.removesuffix("_rate"), justify="right", no_wrap=True)
-    for system, values in [*record["baselines"].items(), ("model", record["model"])]:
-        cells = [_cell(values[name], values["intervals"].get(name)) for name in columns]
-        table.add_row(system, *cells, style="bold" if system == "model" else None)
-    return table
+    rows = [[system.name, *(metric_cell(system, name) for name in columns)] for system in _systems(record)]
+    return rows_table([["system", *columns], *rows], title=title, caption=caption)
+
+
+def _systems(record: Mapping[str, Any]) -> list[System]:
+    stored = [StoredEvaluation("model", "", record)]
+    return [*baseline_systems(stored), *model_systems(stored)]
 
 
 def evaluation_tables(record: Mapping[str, Any]) -> list[Table | str]:
@@ -240,116 +243,17 @@ def evaluation_tables(record: Mapping[str, Any]) -> list[Table | str]:
         record (`dict`): What [`evaluation_record`] returned.
 
     Returns:
-        `list[rich.table.Table | str]`: [`metrics_table`], [`lists_table`], [`popularity_table`]; where several items
-        share an id [`shared_ids_table`]; lines about exact scores and about the text encoder behind the ids, where
-        they are known.
+        `list[rich.table.Table | str]`: [`metrics_table`], the tables of [`evidence_sheets`] about the baselines and
+        the model, and a line about the text encoder behind the ids where it is known.
     """
-    shown: list[Table | str] = [metrics_table(record), lists_table(record), popularity_table(record)]
-    model = record["model"]
-    if "corrected" in model:
-        shown.append(shared_ids_table(record))
-    if "exact_gap" in model:
-        gap = model["exact_gap"]
-        values = [f"{name} {value:.4f}" for name, value in gap.items() if name != "num_users"]
-        shown.append(f"search against exact scores, {gap['num_users']:,} users: {', '.join(values)}")
+    shown: list[Table | str] = [metrics_table(record)]
+    for sheet in evidence_sheets(_systems(record)):
+        shown.append(rows_table(sheet.rows, title=sheet.title, caption=sheet.note))
     encoder = record.get("run", {}).get("encoder")
     if encoder:
         note = "" if PUBLISHED_ENCODER in encoder else f"; {PUBLISHED_ENCODERS}: compare with care"
         shown.append(f"text encoder behind the ids: {encoder}{note}")
     return shown
-
-
-PUBLISHED_ENCODER = "sentence-t5-base"
-
-
-def lists_table(record: Mapping[str, Any]) -> Table:
-    """
-    What the lists of each system are like: mrr, coverage, Gini, novelty, diversity and popularity lift.
-
-    Args:
-        record (`dict`): What [`evaluation_record`] returned.
-
-    Returns:
-        `rich.table.Table`: one row per system, the model last.
-    """
-    k = next(name for name in record["model"] if name.startswith("coverage@")).partition("@")[2]
-    names = ("mrr", "coverage", "gini", "novelty", "diversity", "popularity_lift")
-    columns = [f"{name}@{k}" for name in names if f"{name}@{k}" in record["model"]]
-    counts = [name for name in ("distinct_items", "num_visited") if name in record["model"]]
-    caption = "novelty in bits; lift: popularity of list / history - 1"
-    table = Table(title=f"the first {k} items of the lists", caption=caption, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("system", no_wrap=True)
-    for name in (*columns, *counts):
-        short = name.partition("@")[0].removeprefix("popularity_").removeprefix("num_").removesuffix("_items")
-        table.add_column(short, justify="right", no_wrap=True)
-    for system, values in _systems(record):
-        cells = [_number(values.get(name), digits=2 if "novelty" in name or "lift" in name else 4) for name in columns]
-        cells += [_number(values.get(name), digits=1) for name in counts]
-        table.add_row(system, *cells, style="bold" if system == "model" else None)
-    return table
-
-
-def popularity_table(record: Mapping[str, Any]) -> Table:
-    """
-    Recall by how often the target occurs in the training part.
-
-    Args:
-        record (`dict`): What [`evaluation_record`] returned.
-
-    Returns:
-        `rich.table.Table`: one row per system, the model last; one column per bucket that has users.
-    """
-    buckets = record["model"]["by_popularity"]
-    recall = next(name for name in buckets[0] if name.startswith("recall@"))
-    title = f"{recall} by the target's interactions in training"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("interactions\nusers", no_wrap=True)
-    for bucket in buckets:
-        table.add_column(f"{bucket['bucket']}\n{bucket['num_users']:,}", justify="right", no_wrap=True)
-    for system, values in _systems(record):
-        cells = [_number(bucket[recall], digits=4) for bucket in values["by_popularity"]]
-        table.add_row(system, *cells, style="bold" if system == "model" else None)
-    return table
-
-
-def shared_ids_table(record: Mapping[str, Any]) -> Table:
-    """
-    Three ways to count where several items share a semantic ID.
-
-    Args:
-        record (`dict`): What [`evaluation_record`] returned, of a model with shared ids.
-
-    Returns:
-        `rich.table.Table`: items as they stand in the lists, the expectation over the order of the items of an id, and
-        ids taken for items, which flatters.
-    """
-    model = record["model"]
-    names = [name for name in model["id_level"] if name.rpartition("@")[2] in ("5", "10")] or list(model["id_level"])
-    title = "several items share an id: three ways to count"
-    caption = f"{model['num_id_truncated']:,} users without a hit have lists of too few ids"
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("counted", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for label, values in (("items", model), ("corrected", model["corrected"]), ("ids", model["id_level"])):
-        table.add_row(label, *(_number(values[name], digits=4) for name in names))
-    return table
-
-
-def _systems(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    return [*record["baselines"].items(), ("model", record["model"])]
-
-
-def _number(value: float | None, *, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _cell(value: float, interval: Sequence[float] | None) -> str:
-    """Two lines, narrow enough for four metrics in 80 columns; the brackets are no markup."""
-    if interval is None:
-        return f"{value:.4f}"
-    low, high = (f"{bound:.3f}".removeprefix("0") for bound in interval)
-    return f"{value:.4f}\n\\[{low} {high}]"
 
 
 def recommendations_table(entry: Mapping[str, Any], *, title: str, shown_history: int = 20) -> Table:

@@ -40,7 +40,7 @@ def test_demo_shows_every_stage_and_tells_how_to_go_on(shop, tmp_path):
 
     result, text = demo(tmp_path / "demo", prepared, DemoSettings(matrix=matrix, **SETTINGS))
 
-    for expected in ("density", "perplexity", "Training", "ndcg@10", "popularity", "item_knn", "User u0", "the i01"):
+    for expected in ("density", "perplexity", "Training", "ndcg@10", "Popularity", "item-kNN", "User u0", "the i01"):
         assert expected in text
     assert text.splitlines()[-1].startswith("Go on with: hf-genrec recommend --model ")
     assert len(result["users"]) == 3

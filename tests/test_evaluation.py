@@ -198,7 +198,7 @@ def test_nothing_recommended_is_told_as_none_and_shown_as_a_dash(prepared):
     record = evaluation_record(Scripted(dict.fromkeys("bcd", [])), prepared, baselines={})
 
     assert [record["model"][f"{name}@10"] for name in ("coverage", "gini", "diversity")] == [0, None, None]
-    assert " - " in shown(record)
+    assert " – " in shown(record)
 
 
 def shown(record):
@@ -278,7 +278,7 @@ def test_shared_ids_are_counted_in_three_ways(prepared):
     assert found.users["id_rank"].to_pylist() == [1, 1, -1]
     assert found.users["group_size"].to_pylist() == [2, 2, 2]
     assert found.users["rank"].to_pylist() == [1, -1, -1]  # e stands behind the cut-off
-    assert "three ways to count" in shown(evaluation_record(recommender, prepared, baselines={}, ks=(3,)))
+    assert "Where several items share an id" in shown(evaluation_record(recommender, prepared, baselines={}, ks=(3,)))
 
 
 def test_lists_of_a_model_with_latents_are_not_lengthened(prepared):

@@ -92,6 +92,15 @@ def test_note_says_what_p_takes_as_given():
     assert "Intervals and `p over seeds` are not corrected." in page
 
 
+def test_number_of_scored_items_stands_beside_the_gap_to_exact_scores():
+    (sheet,) = evidence_sheets([System("A", {"num_visited": 1234.25, "exact_gap": RICH["exact_gap"]})])
+
+    assert sheet.rows == [
+        ["system", "scored", "users", "ndcg@10", "exact ndcg@10", "overlap@10"],
+        ["A", "1,234", "500", "0.2500", "0.2600", "0.900"],
+    ]
+
+
 def test_old_records_alone_make_no_further_sheets():
     assert evidence_sheets([System("old", {"ndcg@10": 0.1, "invalid_rate": 0.0, "seconds_per_user": 1.0})]) == []
 
