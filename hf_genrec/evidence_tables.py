@@ -49,7 +49,7 @@ _PROPERTIES_NOTE = (
 _SEARCH = {"distinct_items": ("items", ".1f"), "num_visited": ("scored", ",.0f")}
 _SEARCH_NOTE = (
     "Means per user. Items: distinct ones among the beams. Scored: all items, or those that a graph search visited. "
-    "The rest is of a sample of the users."
+    "The rest: a sample of the users."
 )
 
 

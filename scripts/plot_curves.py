@@ -4,7 +4,8 @@ The learning curves of all recorded runs: ndcg@10 on validation users over epoch
     python scripts/plot_curves.py
     python scripts/plot_curves.py --records hub_cards/results --output hub_cards/curves
 
-The validation sample and its beams are those of the training; see the command of each run on the results page.
+The validation sample and its beams are those of the training; see the command of each run on the results page. Weights
+that were evaluated in several ways are drawn once.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("hub_cards/curves"), help="folder of the plots")
     arguments = parser.parse_args()
     datasets: dict[str, dict[str, Panel]] = {}
+    drawn: set[str] = set()
     for record in load_records(arguments.records):
         run = record["run"]
-        if run.get("curve"):
+        if run.get("curve") and run["weights"] not in drawn:
+            drawn.add(run["weights"])
             panels = datasets.setdefault(run["dataset"], {})
             panel = panels.setdefault(run["system"], Panel(run["system"], {}))
             panel.lines[run["name"]] = [tuple(point) for point in run["curve"]]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hf_genrec import SemanticIds
-from hf_genrec.results import curves_name, load_records, results_page
+from hf_genrec.results import curves_name, load_records, results_page, write_result
 from hf_genrec.tokenized import import_ids, load_tokenized
 
 
@@ -55,7 +55,10 @@ def test_every_seed_of_every_row_gets_a_record_that_the_page_and_the_plot_show(w
     assert first.returncode == 0, first.stderr
     records = load_records(work / "records")
     again = run(repository, "run_table.py", *words)
-    plot = run(repository, "plot_curves.py", "--records", work / "records", "--output", work / "curves")
+    twice = records[0] | {"run": records[0]["run"] | {"name": "toy_seed1_summed"}}  # the same weights, drawn once
+    for record in (*records, twice):
+        write_result(record, work / "curves")
+    plot = run(repository, "plot_curves.py", "--records", work / "curves", "--output", work / "curves")
 
     assert [record["run"]["name"] for record in records] == ["toy_seed1", "toy_seed2"]
     assert [record["run"]["seed"] for record in records] == [1, 2]
@@ -64,6 +67,7 @@ def test_every_seed_of_every_row_gets_a_record_that_the_page_and_the_plot_show(w
     assert records[0]["run"]["command"].startswith("hf-genrec train data --ids ids --output runs/toy_seed1")
     assert "2 of 2 runs have their records" in again.stderr
     assert plot.returncode == 0, plot.stderr
+    assert plot.stdout.startswith("2 runs, written to ")
     assert (work / "curves" / f"{curves_name('Toy data')}.png").stat().st_size > 1000
     page = results_page(records)
     assert "hub_cards/curves/toy_data.png" in page
