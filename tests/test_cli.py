@@ -308,7 +308,7 @@ def test_sample_of_users_does_not_replace_the_evaluation(shop, tmp_path):
     record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
     assert (record["num_users"], record["split"], record["baselines"]) == (5, "validation", {})
     assert record["model"]["exact_gap"]["num_users"] == 3
-    for shown in ("coverage", "interactions", "exact_ndcg@10", "published rows use", "sentence-t5-base"):
+    for shown in ("coverage", "recall@10 by", "overlap@10", "published rows use", "sentence-t5-base"):
         assert shown in result.stdout
     users = pq.read_table(tmp_path / "record_users.parquet")
     assert users.column_names == ["rank", "num_train", "history_length"]  # nothing that names a user
