@@ -15,6 +15,7 @@ from hf_genrec.systems import StoredEvaluation, System, baseline_systems, model_
 
 
 PUBLISHED_ENCODER = "sentence-t5-base"
+_METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10")
 
 
 def statistics_table(metadata: Mapping[str, Any]) -> Table:
@@ -209,23 +210,25 @@ def _measure_cell(name: str, value: float | None) -> str:
     return "-" if value is None else format(value, _MEASURES[name][1])
 
 
-def metrics_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = None) -> Table:
+def metrics_table(record: Mapping[str, Any]) -> Table:
     """
     An evaluation record, baselines first and the model last.
 
     Args:
         record (`dict`): What [`evaluation_record`] returned.
-        metrics (`list[str]`, *optional*): Columns; `None` for recall and ndcg at 5 and 10 and mrr at 10.
 
     Returns:
-        `rich.table.Table`: intervals of 95 % (or what the record says) in brackets.
+        `rich.table.Table`: recall and ndcg at 5 and 10 and mrr at 10, with intervals of 95 % (or what the record says)
+        in brackets; below it the share of invalid lists.
     """
-    wanted = ["recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10"] if metrics is None else list(metrics)
-    columns = [name for name in wanted if name in record["model"]]
+    columns = [name for name in _METRICS if name in record["model"]]
     title = (
         f"{record['protocol']}, {record['split']} split, {record['num_users']:,} users, {record['num_items']:,} items"
     )
-    caption = f"in brackets: {100 * record['confidence']:g} % bootstrap intervals over users"
+    caption = (
+        f"in brackets: {100 * record['confidence']:g} % bootstrap intervals over users; "
+        f"invalid lists of the model: {100 * record['model']['invalid_rate']:.2f} %"
+    )
     rows = [[system.name, *(metric_cell(system, name) for name in columns)] for system in _systems(record)]
     return rows_table([["system", *columns], *rows], title=title, caption=caption)
 

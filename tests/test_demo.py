@@ -42,6 +42,7 @@ def test_demo_shows_every_stage_and_tells_how_to_go_on(shop, tmp_path):
 
     for expected in ("density", "perplexity", "Training", "ndcg@10", "Popularity", "item-kNN", "User u0", "the i01"):
         assert expected in text
+    assert "invalid lists of the model: 0.00 %" in " ".join(text.split())
     assert text.splitlines()[-1].startswith("Go on with: hf-genrec recommend --model ")
     assert len(result["users"]) == 3
     assert result["evaluation"]["model"]["invalid_rate"] == 0
