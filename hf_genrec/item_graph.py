@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tqdm.auto import tqdm
 from transformers import AutoModel
 
 from hf_genrec.modeling.item_graph_genrec import GRAPH_FILE, code_similarities, item_graph_fingerprint
@@ -29,11 +30,12 @@ from hf_genrec.modeling.item_scoring_genrec import best_items
 logger = logging.getLogger(__name__)
 
 ITEMS_AT_A_TIME = 256  # whose neighbours are looked for together
-MOST_EXACT = 300_000  # items up to which the exact search is the default
+MOST_EXACT = 1_000_000  # items up to which the exact search is the default
 NUM_COMPARED = 1000  # items whose approximate neighbours are compared with the exact ones
 NUM_LINKS, BUILD_WIDTH = 32, 200  # of the index: links of an item, and candidates for them
 SEARCH_WIDTH = 256  # candidates that the index keeps when it looks for neighbours, or more if more are wanted
 FAR = 1e3  # coordinates of codes that no item has
+_DELAY = 2.0  # seconds before the progress bar shows
 
 Search = Literal["auto", "exact", "approximate"]
 
@@ -87,7 +89,12 @@ class ItemGraph:
 
 
 def write_item_graph(
-    folder: str | os.PathLike[str], *, num_neighbors: int = 50, search: Search = "auto", device: str | None = None
+    folder: str | os.PathLike[str],
+    *,
+    num_neighbors: int = 50,
+    search: Search = "auto",
+    device: str | None = None,
+    show_progress: bool = True,
 ) -> ItemGraph:
     """
     Build the graph of a saved model and write it beside its weights.
@@ -97,6 +104,7 @@ def write_item_graph(
         num_neighbors (`int`, defaults to 50): As in `build_item_graph`.
         search (`str`, defaults to `"auto"`): As in `build_item_graph`.
         device (`str`, *optional*): Where to search; `None` for a GPU if there is one.
+        show_progress (`bool`, *optional*, defaults to `True`): As in `build_item_graph`.
 
     Returns:
         [`ItemGraph`]
@@ -112,13 +120,18 @@ def write_item_graph(
             "predict all codes at once."
         )
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    graph = build_item_graph(model, num_neighbors=num_neighbors, search=search)
+    graph = build_item_graph(model, num_neighbors=num_neighbors, search=search, show_progress=show_progress)
     graph.save(folder)
     return graph
 
 
 def build_item_graph(
-    model: Any, *, num_neighbors: int = 50, search: Search = "auto", search_width: int = SEARCH_WIDTH
+    model: Any,
+    *,
+    num_neighbors: int = 50,
+    search: Search = "auto",
+    search_width: int = SEARCH_WIDTH,
+    show_progress: bool = True,
 ) -> ItemGraph:
     """
     The graph of a model, for `model.set_item_graph(graph.neighbors, graph.fingerprint)` or `graph.save(folder)`.
@@ -136,9 +149,11 @@ def build_item_graph(
         model: A model with `item_codes` and `code_embeddings`, on the CPU or elsewhere.
         num_neighbors (`int`, defaults to 50): Neighbours of each item, itself among them; at most `num_items`.
         search (`str`, defaults to `"auto"`):
-            `"exact"`, `"approximate"`, or `"auto"` for exact up to 300,000 items.
+            `"exact"`, `"approximate"`, or `"auto"` for exact up to 1,000,000 items.
         search_width (`int`, defaults to 256):
             Candidates that the approximate search keeps; more cost more time and find more.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether a progress bar is shown. It appears after 2 seconds, so short searches show none.
 
     Returns:
         [`ItemGraph`]
@@ -168,9 +183,11 @@ def build_item_graph(
     similarities = code_similarities(embeddings)
     overlap = 1.0
     if search == "exact" or (search == "auto" and len(codes) <= MOST_EXACT):
-        neighbors = _exact_neighbors(similarities, codes, torch.arange(len(codes)), num_neighbors)
+        with _progress("Neighbours", len(codes), show_progress) as bar:
+            neighbors = _exact_neighbors(similarities, codes, torch.arange(len(codes)), num_neighbors, bar)
     else:
-        neighbors = _approximate_neighbors(embeddings.cpu(), codes.cpu(), num_neighbors, search_width)
+        with _progress("Index and neighbours", 2 * len(codes), show_progress) as bar:
+            neighbors = _approximate_neighbors(embeddings.cpu(), codes.cpu(), num_neighbors, search_width, bar)
         sample = torch.from_numpy(np.random.default_rng(0).permutation(len(codes))[:NUM_COMPARED])
         overlap = _overlap(_exact_neighbors(similarities, codes, sample, num_neighbors), neighbors[sample])
         logger.info("the approximate item graph holds %.1f %% of the exact neighbours", 100 * overlap)
@@ -178,8 +195,17 @@ def build_item_graph(
     return ItemGraph(neighbors, fingerprint, overlap)
 
 
+def _progress(title: str, total: int, is_shown: bool) -> tqdm:
+    """A bar that counts items."""
+    return tqdm(desc=title, total=total, unit=" items", unit_scale=True, delay=_DELAY, disable=not is_shown)
+
+
 def _exact_neighbors(
-    similarities: torch.Tensor, codes: torch.Tensor, items: torch.Tensor, num_neighbors: int
+    similarities: torch.Tensor,
+    codes: torch.Tensor,
+    items: torch.Tensor,
+    num_neighbors: int,
+    progress: tqdm | None = None,
 ) -> torch.Tensor:
     """The neighbours of some items: an item is a user whose tables hold the similarities of codes to its own."""
     levels = torch.arange(codes.shape[1], device=codes.device)
@@ -187,11 +213,13 @@ def _exact_neighbors(
     for some in items.to(codes.device).split(ITEMS_AT_A_TIME):
         tables = similarities[levels, codes[some].long()]  # (items, L, K)
         found.append(best_items(tables, codes, top_k=num_neighbors)[0].int().cpu())
+        if progress is not None:
+            progress.update(len(some))
     return torch.cat(found)
 
 
 def _approximate_neighbors(
-    embeddings: torch.Tensor, codes: torch.Tensor, num_neighbors: int, search_width: int
+    embeddings: torch.Tensor, codes: torch.Tensor, num_neighbors: int, search_width: int, progress: tqdm
 ) -> torch.Tensor:
     """Neighbours by the distances between items, which fall as similarities rise: all vectors have one length."""
     num_levels, codebook_size, _ = embeddings.shape
@@ -211,9 +239,11 @@ def _approximate_neighbors(
     blocks = torch.arange(len(codes)).split(ITEMS_AT_A_TIME)
     for block in blocks:
         index.add(vectors[levels, codes[block].long()].flatten(1).numpy())
-    found = [
-        index.search(vectors[levels, codes[block].long()].flatten(1).numpy(), num_neighbors)[1] for block in blocks
-    ]
+        progress.update(len(block))
+    found = []
+    for block in blocks:
+        found.append(index.search(vectors[levels, codes[block].long()].flatten(1).numpy(), num_neighbors)[1])
+        progress.update(len(block))
     neighbors = torch.from_numpy(np.concatenate(found)).int()
     own = torch.arange(len(codes), dtype=torch.int32).unsqueeze(1)
     return torch.where(neighbors >= 0, neighbors, own)  # where the index found too few
