@@ -434,7 +434,7 @@ def _graph(
         typer.Option(
             callback=one_of("auto", "exact", "approximate"),
             metavar="auto|exact|approximate",
-            help="How neighbours are found; auto is exact up to 300,000 items.",
+            help="How neighbours are found; auto is exact up to 1,000,000 items.",
         ),
     ] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_genrec import item_graph
 from hf_genrec.item_graph import ItemGraph, build_item_graph, write_item_graph
 from hf_genrec.modeling.configuration_rpg import RPGConfig
 from hf_genrec.modeling.item_graph_genrec import (
@@ -98,6 +99,16 @@ def test_approximate_search_finds_most_neighbours_and_says_how_many():
     assert 0.85 < graph.overlap <= 1
     assert narrow.overlap < graph.overlap
     assert graph.fingerprint == exact.fingerprint
+
+
+def test_auto_is_exact_up_to_a_number_of_items(monkeypatch):
+    model = clustered()
+    exact = build_item_graph(model, num_neighbors=20, search="exact").neighbors
+
+    monkeypatch.setattr(item_graph, "MOST_EXACT", 3000)
+    assert torch.equal(build_item_graph(model, num_neighbors=20).neighbors, exact)
+    monkeypatch.setattr(item_graph, "MOST_EXACT", 2999)
+    assert not torch.equal(build_item_graph(model, num_neighbors=20).neighbors, exact)
 
 
 def test_approximate_search_takes_codebooks_of_any_size():
