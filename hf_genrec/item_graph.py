@@ -81,9 +81,15 @@ class ItemGraph:
 
         Returns:
             [`ItemGraph`]
+
+        Raises:
+            ValueError: If the file was not written by `save`.
         """
-        with safe_open(Path(folder) / GRAPH_FILE, framework="pt") as file:
-            metadata = file.metadata()
+        path = Path(folder) / GRAPH_FILE
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "neighbors" not in file.keys() or not {"fingerprint", "overlap"} <= metadata.keys():  # noqa: SIM118
+                raise ValueError(f"{path} is no item graph: it lacks `neighbors`, `fingerprint` or `overlap`.")
             neighbors = file.get_tensor("neighbors")
         return cls(neighbors, metadata["fingerprint"], float(metadata["overlap"]))
 

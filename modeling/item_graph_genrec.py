@@ -97,11 +97,12 @@ class GraphOptions:
     start: str = "random"
     seed: int = 0
 
-    def check(self, decoding: str, item_prior: torch.Tensor | None) -> None:
+    def check(self, decoding: str, item_prior: torch.Tensor | None, *, num_items: int) -> None:
         """
         Args:
             decoding (`str`): The decoding asked for.
             item_prior (`torch.Tensor`, *optional*): As in `recommend`.
+            num_items (`int`): Size of the catalog.
 
         Raises:
             ValueError: If an option is out of range, or set although no graph is searched.
@@ -117,10 +118,14 @@ class GraphOptions:
             raise ValueError(f"`num_neighbors` must be at least 1, got {self.num_neighbors}.")
         if self.start not in STARTS:
             raise ValueError(f"`graph_start` must be one of {', '.join(map(repr, STARTS))}, got {self.start!r}.")
-        if self.start == "popular" and item_prior is None:
-            raise ValueError(
-                "`graph_start='popular'` needs `item_prior`, the number of interactions of each item, say."
-            )
+        if self.start == "popular":
+            needed = "`graph_start='popular'` needs `item_prior`, the number of interactions of each item, say"
+            if item_prior is None:
+                raise ValueError(f"{needed}.")
+            if item_prior.shape != (num_items,):
+                raise ValueError(f"{needed}, of shape ({num_items},), got {tuple(item_prior.shape)}.")
+            if not bool((item_prior >= 0).all() & item_prior.isfinite().all()):
+                raise ValueError(f"{needed}: none may be negative, infinite or NaN.")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 63:
             raise ValueError(f"`start_seed` must be an integer in [0, 2**63), got {self.seed!r}.")
 
@@ -258,7 +263,7 @@ class ItemGraphMixin:
 
     _item_graph: torch.Tensor | None = None
     _graph_fingerprint: str = ""
-    _graph_weights: tuple[int, int] = (0, 0)  # those that the fingerprint was compared with
+    _graph_weights: tuple[int, ...] = ()  # those that the fingerprint was compared with
 
     def item_graph_fingerprint(self, num_neighbors: int) -> str:
         """
@@ -301,22 +306,30 @@ class ItemGraphMixin:
     def _check_item_graph(self, num_neighbors: int, fingerprint: str) -> None:
         found = self.item_graph_fingerprint(num_neighbors)
         if found != fingerprint:
+            is_half = self.code_embeddings().dtype == torch.float16
             raise ValueError(
                 f"The item graph (fingerprint {fingerprint}) was not built from the codes and code embeddings of this "
-                f"model (fingerprint {found}). Build it again: "
-                "`hf_genrec.item_graph.build_item_graph(model).save(folder)`."
+                f"model (fingerprint {found}). "
+                + (
+                    "Its weights were rounded to float16: load them in float32 or bfloat16, or build "
+                    if is_half
+                    else "Build "
+                )
+                + ("a graph for them" if is_half else "it again")
+                + ": `hf_genrec.item_graph.build_item_graph(model).save(folder)`."
             )
 
-    def _weights_now(self) -> tuple[int, int]:
-        """Differs after the code embeddings were changed, by training for example."""
-        table = self.code_embeddings()
-        return table.data_ptr(), table._version
+    def _weights_now(self) -> tuple[int, ...]:
+        """Differs after the code embeddings were changed, by training for example, or the codes."""
+        tensors = self.code_embeddings(), self.item_codes
+        return tuple(number for tensor in tensors for number in (tensor.data_ptr(), tensor._version))
 
     @property
     def item_graph(self) -> torch.Tensor:
         """
         `torch.IntTensor` of shape `(num_items, num_neighbors)`: the graph; read at first use from the folder or
-        repository that the model was loaded from. Raises a `ValueError` if the model was trained on since.
+        repository that the model was loaded from. Raises a `ValueError` if the model was trained on since or its
+        catalog was set.
         """
         if self._item_graph is None:
             self._read_item_graph()
@@ -388,11 +401,13 @@ class ItemGraphMixin:
         column = torch.where(is_item & (place <= NUM_LAST_ITEMS), place - 1, NUM_LAST_ITEMS)
         last = torch.full((len(items), NUM_LAST_ITEMS + 1), -1, device=items.device)
         last = last.scatter_(1, column, items)[:, :NUM_LAST_ITEMS]
-        last = torch.where(last >= 0, last, last[:, :1])  # a short history: the neighbours of its last item
-        graph = self.item_graph[:, : options.num_neighbors]
-        around = graph[last.clamp_min(0)].transpose(1, 2).flatten(1)[:, :num_beams].long()  # the nearest of each first
-        around = torch.cat([around, start], dim=1)[:, :num_beams]
-        return torch.where(last[:, :1] >= 0, around, start)
+        graph = self.item_graph[:, : options.num_neighbors][:, :num_beams]
+        around = graph[last.clamp_min(0)].long().masked_fill((last < 0).unsqueeze(2), -1)
+        around = around.transpose(1, 2).flatten(1)  # the nearest of each first
+        order = (around < 0).sort(dim=1, stable=True).indices[:, :num_beams]  # those of a short history too
+        around = around.gather(1, order)
+        around = torch.nn.functional.pad(around, (0, num_beams - around.shape[1]), value=-1)
+        return torch.where(around >= 0, around, start)
 
 
 __all__ = [

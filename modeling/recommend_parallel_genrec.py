@@ -170,7 +170,8 @@ class ParallelRecommendMixin(ItemGraphMixin):
                 corrected scores; the scores returned are log-probabilities without it.
             item_prior (`torch.Tensor` of shape `(num_items,)`, *optional*):
                 Probability of each item whoever the user is, above zero; normalised to a sum of 1. For example the
-                number of its interactions plus one.
+                number of its interactions plus one. Without `prior_correction` it only says which items are
+                `"popular"`, and may be zero.
             diversity (`float`, defaults to 0.0):
                 From 0, the best items in their order, to 1, the best one and then the least similar ones; see `mmr`.
             item_embeddings (`torch.Tensor` of shape `(num_items, dimension)`, *optional*):
@@ -228,6 +229,7 @@ class ParallelRecommendMixin(ItemGraphMixin):
         penalty = None
         if item_prior is not None:
             item_prior = item_prior.to(input_ids.device)
+        if prior_correction:
             penalty = item_penalties(item_prior, prior_correction, num_items=self.config.num_items)
         self._prepare(options, graph, decoding, input_ids, has_rules=any(rule is not None for rule in rules.values()))
         outputs = []
@@ -257,7 +259,7 @@ class ParallelRecommendMixin(ItemGraphMixin):
             raise ValueError(f"`decoding` must be one of {', '.join(map(repr, DECODINGS))}, got {decoding!r}.")
         is_for_start = decoding == "graph" and graph.start == "popular" and not options.prior_correction
         options.check(self.config, None if is_for_start else item_prior)
-        graph.check(decoding, item_prior)
+        graph.check(decoding, item_prior, num_items=self.config.num_items)
         if options.sample_seed is not None and decoding != "exact":
             raise ValueError(
                 f"`sample_seed` is for `decoding='exact'`; this is `decoding={decoding!r}`, whose search would decide "

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from hf_genrec import item_graph
 from hf_genrec.item_graph import ItemGraph, build_item_graph, write_item_graph
@@ -309,13 +310,13 @@ def test_penalty_decides_where_the_walk_goes():
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        GraphOptions(**options).check("graph", None)
+        GraphOptions(**options).check("graph", None, num_items=5)
 
 
 @pytest.mark.parametrize("options", [{"num_propagations": 2}, {"num_neighbors": 5}, {"start": "similar"}, {"seed": 1}])
 def test_options_without_a_graph_are_refused(options):
     with pytest.raises(ValueError, match="is for `decoding='graph'`; this is `decoding='exact'`"):
-        GraphOptions(**options).check("exact", None)
+        GraphOptions(**options).check("exact", None, num_items=5)
 
 
 def test_graph_of_a_model_that_was_trained_on_is_refused(rpg):
@@ -329,3 +330,67 @@ def test_graph_of_a_model_that_was_trained_on_is_refused(rpg):
 
     with pytest.raises(ValueError, match="was not built from the codes and code embeddings"):
         rpg.recommend(history, top_k=3, num_beams=3, decoding="graph")
+
+
+def test_graph_of_a_model_that_was_given_other_codes_is_refused(rpg):
+    graph = build_item_graph(rpg, num_neighbors=5)
+    rpg.set_item_graph(graph.neighbors, graph.fingerprint)
+    history = torch.tensor([[rpg.config.first_item_token]])
+
+    rpg.set_catalog(rpg.item_codes.flip(0).clone())
+
+    with pytest.raises(ValueError, match="was not built from the codes and code embeddings"):
+        rpg.recommend(history, top_k=3, num_beams=3, decoding="graph")
+
+
+def test_graph_of_wider_weights_is_refused_in_float16_with_the_reason(rpg, tmp_path):
+    rpg.save_pretrained(tmp_path)
+    build_item_graph(rpg, num_neighbors=5).save(tmp_path)
+
+    with pytest.raises(ValueError, match="rounded to float16: load them in float32 or bfloat16"):
+        _ = RPGForItemGeneration.from_pretrained(tmp_path, dtype=torch.float16).item_graph
+
+
+def test_file_without_a_fingerprint_is_no_item_graph(tmp_path):
+    save_file({"neighbors": torch.zeros(3, 2, dtype=torch.int32)}, tmp_path / "item_graph.safetensors")
+
+    with pytest.raises(ValueError, match="item_graph.safetensors.*is no item graph.*fingerprint"):
+        ItemGraph.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (torch.ones(4), r"of shape \(5,\), got \(4,\)"),
+        (torch.tensor([1.0, 0.0, -1.0, 2.0, 3.0]), "none may be negative"),
+        (torch.tensor([1.0, 0.0, float("nan"), 2.0, 3.0]), "none may be negative, infinite or NaN"),
+    ],
+)
+def test_prior_of_a_popular_start_is_checked(prior, message):
+    with pytest.raises(ValueError, match=message):
+        GraphOptions(start="popular").check("graph", prior, num_items=5)
+
+
+def test_popular_start_takes_counts_of_zero(rpg):
+    graph = build_item_graph(rpg, num_neighbors=5)
+    rpg.set_item_graph(graph.neighbors, graph.fingerprint)
+    counts = torch.zeros(rpg.config.num_items).index_fill(0, torch.tensor([4, 17]), 9.0)
+    history = torch.tensor([[rpg.config.first_item_token]])
+
+    found = rpg.recommend(
+        history, top_k=2, num_beams=2, decoding="graph", graph_start="popular", item_prior=counts, num_propagations=0
+    )
+
+    assert sorted(found.item_tokens[0].tolist()) == [4 + rpg.config.first_item_token, 17 + rpg.config.first_item_token]
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 7])
+def test_similar_start_holds_as_many_neighbours_of_a_short_history_as_there_are_beams(rpg, last):
+    graph = build_item_graph(rpg, num_neighbors=11)
+    rpg.set_item_graph(graph.neighbors, graph.fingerprint)
+    history = torch.arange(last).unsqueeze(0) + rpg.config.first_item_token
+    nearest = graph.neighbors[:last][-5:].flip(0)  # the last item first
+
+    start = rpg.start_items(GraphOptions(start="similar"), history, None, num_beams=9, item_prior=None)
+
+    assert start[0].tolist() == nearest.T.flatten()[:9].tolist()
