@@ -4,7 +4,7 @@ The item graph: the most similar items of each item, by the code embeddings of a
 A trained model that predicts all codes at once comes in; `item_graph.safetensors` goes out, to stand beside its
 weights: int32 `(num_items, num_neighbors)`, most similar first, with a fingerprint of the codes and embeddings. Two
 items are as similar as their codes are on average over the levels, `(1 + cosine) / 2`; an item is its own first
-neighbour, unless as many others have its very codes.
+neighbour, but for others of lower index that have its very codes.
 """
 
 from __future__ import annotations

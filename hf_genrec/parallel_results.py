@@ -15,9 +15,9 @@ _INTRODUCTION = """## Exact decoding and the item graph
 Models that predict all codes at once score the whole catalog by table look-up (`exact`) or walk along a graph of
 similar items: `beams x neighbours x steps`, from random items or from some similar to the last of the history. Dummy
 items, whose codes are drawn level by level from those of the real ones, fill larger catalogs up; they are recommended
-where they score well, which costs ndcg. Times are those of a whole call in a batch, with the history; memory is how
-far one call raises the peak of its process. `visited` is the mean number of items scored, `overlap` the share of the
-exact top 10 that is found. Made by `scripts/benchmark_parallel.py`."""
+where they score well. Times are those of a whole call in a batch, with the history; memory is how far one call raises
+the peak of its process. `visited` is the mean number of items scored, `overlap` the share of the exact top 10 that is
+found. Made by `scripts/benchmark_parallel.py`."""
 
 _COLUMNS = {
     "num_items": ("items", ","),
@@ -99,23 +99,58 @@ def training_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     ```python
     >>> figures = {"seconds_per_epoch": {"RPG bf16": 41.5}, "targets_per_second": {"RPG bf16": 3167.0}}
     >>> figures |= {"ratio_to_stock_same_precision": {"RPG bf16": 4.0}, "targets_per_epoch": 131413}
-    >>> print(training_blocks(figures)[2].splitlines()[2])
+    >>> figures["settings"] = {"batch_size": 1536, "turns": 5, "steps": 4}
+    >>> figures |= {"machine": {"threads": 2, "torch": "2.13"}}
+    >>> figures["profile"] = {"RPG bf16": {"aten::mm": 0.5, "aten::copy_": 0.125}}
+    >>> blocks = training_blocks(figures)
+    >>> print(blocks[2].splitlines()[2])
     | RPG bf16 | 41.5 | 3,167 | 4.0 |
+    >>> print(blocks[4])
+    | operation | RPG bf16 |
+    | --- | ---: |
+    | mm | 50 % |
+    | copy_ | 12 % |
 
     ```
     """
     if not figures:
         return []
+    settings, machine = figures["settings"], figures["machine"]
     note = (
         f"One epoch of {figures['targets_per_epoch']:,} targets, ids of 32 codes. The plain model has the same layers "
         "in separate operations and reads padded batches in random order; the ratio is to it in the same precision. "
+        f"Medians of {settings['turns']} turns of {settings['steps']} steps of {settings['batch_size']:,} targets, "
+        f"{machine['threads']} threads, torch {machine['torch']}. "
         "Made by `scripts/benchmark_training.py --models parallel`."
     )
     rows = ["| model | seconds per epoch | targets per second | ratio |", "| --- | ---: | ---: | ---: |"]
     for name, seconds in figures["seconds_per_epoch"].items():
         ratio = figures["ratio_to_stock_same_precision"][name]
         rows.append(f"| {name} | {seconds:.1f} | {figures['targets_per_second'][name]:,.0f} | {ratio:.1f} |")
-    return ["## Training speed of the parallel models", note, "\n".join(rows)]
+    return [
+        "## Training speed of the parallel models",
+        note,
+        "\n".join(rows),
+        "Where the time of a step goes: the operations that take at least 3 % of one, themselves.",
+        _profile_table(figures["profile"]),
+    ]
+
+
+def _profile_table(profiles: Mapping[str, Mapping[str, float]]) -> str:
+    """Operations by their largest share, a column per model."""
+    largest: dict[str, float] = {}
+    for shares in profiles.values():
+        for name, share in shares.items():
+            largest[name] = max(share, largest.get(name, 0.0))
+    names = [name for name in sorted(largest, key=lambda name: -largest[name]) if largest[name] >= 0.03]
+    rows = [
+        [
+            name.removeprefix("aten::"),
+            *(f"{shares[name]:.0%}".replace("%", " %") if name in shares else "–" for shares in profiles.values()),
+        ]
+        for name in names
+    ]
+    return markdown_table([["operation", *profiles], *rows], num_left=1)
 
 
 __all__ = ["parallel_blocks", "training_blocks"]

@@ -17,7 +17,6 @@ class Protocol:
         k_core (`int`): users and items keep at least this many interactions; 0 keeps all.
         deduplicate (`bool`): whether only the earliest interaction of a user with an item counts.
         min_history (`int`): items a user must have before the last one; 0 keeps all.
-        max_history_length (`int`): items of a history that a model may see.
         known_statistics (`dict[str, tuple[int, int, int]]`): published users, items and interactions per category.
     """
 
@@ -25,7 +24,6 @@ class Protocol:
     k_core: int = 0
     deduplicate: bool = False
     min_history: int = 0
-    max_history_length: int = 20
     known_statistics: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 

@@ -70,6 +70,12 @@ class ACERecConfig(RPGConfig):
             raise ValueError(
                 f"`num_merged_tokens` must lie in [1, `num_levels` {self.num_levels}], got {self.num_merged_tokens}."
             )
+        has_vector = self.merger == "attentive" or self.anchor == "intent" or self.alignment_weight
+        if self.item_pooling != "mean" and not has_vector:
+            raise ValueError(
+                f"`item_pooling={self.item_pooling!r}` is for the vector of an item, which nothing reads here: it "
+                "goes with `merger='attentive'`, `anchor='intent'` or an `alignment_weight`."
+            )
         for name in ("alignment_weight", "popularity_correction", "reconstruction_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")

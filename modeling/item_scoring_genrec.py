@@ -167,12 +167,14 @@ def best_items(
         table_dtype (`str`, defaults to `"float32"`):
             `"bfloat16"` or, on the CPU, `"int8"` to choose the items of a shortlist, three times `top_k` and at least
             32, by rounded log-probabilities; its scores and order are exact, but an item that rounding takes out of
-            it is missing. Not together with `noise`.
+            it is missing. The table that is looked up is smaller; the float32 log-probabilities are held beside it.
+            Not together with `noise`.
 
     Returns:
         `tuple[torch.LongTensor, torch.FloatTensor]`: item indices and scores, both `(batch_size, top_k)`, best first;
         -1 and `-inf` where fewer items are allowed. Where two rank equally the lower index stands first, and neither
-        the other users nor the size of the pieces change a list.
+        the other users nor the size of the pieces change a list; but int8 rounds the numbers of up to 64 users with
+        one scale, so there the others may change which items a shortlist holds.
 
     Example:
 

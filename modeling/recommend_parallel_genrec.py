@@ -190,8 +190,9 @@ class ParallelRecommendMixin(ItemGraphMixin):
                 `"similar"` to the last ones of the history (at random ones if it is empty).
             start_seed (`int`, defaults to 0): Of the random start, which depends on it and the history alone.
             table_dtype (`str`, defaults to `"float32"`):
-                `"bfloat16"` or, on the CPU, `"int8"` for tables of a half or a quarter of the size in exact decoding:
-                they choose a shortlist, which is then scored in float32. On the CPU that takes more time, not less.
+                `"bfloat16"` or, on the CPU, `"int8"` for look-ups in tables of a half or a quarter of the size in
+                exact decoding: they choose a shortlist, which is then scored in float32, from the log-probabilities
+                that are held all the same. On the CPU that takes more time, not less.
             return_paths (`bool`, defaults to `False`):
                 Also return the codes of the items in the lists, with the cumulative score after each level.
 

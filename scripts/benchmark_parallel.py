@@ -6,13 +6,13 @@ Where the item graph pays: exact decoding against walks along the graph, by the 
     python scripts/benchmark_parallel.py --quick
 
 The catalog of a trained run is filled up with dummy items whose codes are drawn, level by level, from those of the
-real items; they are recommended where they score well, which costs ndcg. Without a run the weights and all codes are
-random. Walks are called `num_beams x num_neighbors x num_propagations`; they begin at random items or, with `similar`
-in the name, at the neighbours of the last items of the history. Each cell has a process of its own. Times are medians
-of repeated calls on one batch of users, at least 3 and for about 10 seconds, with the encoding of their histories;
-memory is how far one call raises the peak of the process. `visited` is the mean number of items that are scored,
-`overlap` the share of the exact top 10 that is found, and ndcg@10 is that of some fixed validation users. Finished
-cells are skipped the next time; the graph of each size is kept in `--graphs`.
+real items; they are recommended where they score well. Without a run the weights and all codes are random. Walks are
+called `num_beams x num_neighbors x num_propagations`; they begin at random items or, with `similar` in the name, at
+the neighbours of the last items of the history. Each cell has a process of its own. Times are medians of repeated
+calls on one batch of users, at least 3 and for about 10 seconds, with the encoding of their histories; memory is how
+far one call raises the peak of the process. `visited` is the mean number of items that are scored, `overlap` the
+share of the exact top 10 that is found, and ndcg@10 is that of some fixed validation users. Finished cells are
+skipped the next time; the graph of each size is kept in `--graphs`.
 """
 
 from __future__ import annotations
@@ -153,6 +153,8 @@ def fill(report: dict[str, Any], num_items: int, arguments: argparse.Namespace, 
         and not (graph_folder(arguments, num_items) / GRAPH_FILE).is_file()
     ):
         report["graphs"].append(in_a_process(arguments, "--build", str(num_items)))
+        if output:
+            write_record(report, output)
     for variant in tqdm(missing, desc=f"{num_items:,} items"):
         begin = machine(torch.device(arguments.device))
         row = {"num_items": num_items, "variant": variant, "machine": begin}

@@ -8,7 +8,8 @@ The baseline of Latte is a stock T5 that is fed one example per prefix, padded t
 ACERec is RPG in separate operations on transformers' GPT-2, fed padded batches of rows in random order. All variants
 run in one process, in turns, on the lengths of a prepared data set with random semantic IDs, with dropout and position
 bias on; a turn is a number of optimizer steps of about the same number of targets. The table shows medians over the
-turns after a warm-up, and ratios to the baseline in float32 and in the same precision.
+turns after a warm-up, and ratios to the baseline in float32 and in the same precision. The file also holds a profile
+of one step of each: the share of its time that every operation takes.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 speeds[name].append(targets / (time.perf_counter() - start))
     targets = sum(map(len, prepared.split("train")["history"]))  # of a row's items, each but the first is one
     report = summary(speeds, baseline, targets)
+    report["profile"] = {name: profile_of(step) for name, step in tqdm(variants.items(), desc="Profiles")}
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
     report["settings"] = settings | {"prepared": Path(arguments.prepared).name}
     report["machine"] = {
@@ -285,6 +287,16 @@ def summary(speeds: dict[str, list[float]], baseline: str, targets_per_epoch: in
         },
         "all_turns": {name: [round(value, 1) for value in values] for name, values in speeds.items()},
     }
+
+
+def profile_of(step: Step) -> dict[str, float]:
+    """Share of the time of one step that each operation takes itself, largest first, down to one percent."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        step()
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    total = sum(times.values())
+    shares = {name: round(value / max(total, 1), 3) for name, value in times.items()}
+    return {name: share for name, share in sorted(shares.items(), key=lambda item: -item[1]) if share >= 0.01}
 
 
 def print_table(report: dict) -> None:

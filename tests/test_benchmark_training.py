@@ -63,3 +63,16 @@ def test_the_report_knows_the_epoch_and_each_model_has_its_batch_size(script, ma
     assert sizes == [("fp32", 1536), ("bf16", 1536)]
     assert report["settings"]["batch_size"] == 1536
     assert report["targets_per_epoch"] == 6  # of the first three or two items of a user, all but the first
+
+
+def test_profile_tells_the_share_of_each_operation(script):
+    weight = torch.randn(300, 300)
+
+    def step():
+        return len(weight.mm(weight).mm(weight).exp())
+
+    shares = script.profile_of(step)
+
+    assert next(iter(shares)) == "aten::mm"
+    assert 0.5 < shares["aten::mm"] < 1
+    assert sum(shares.values()) <= 1.001

@@ -173,7 +173,6 @@ def test_a_protocol_decides_the_filters_and_can_be_overruled(tmp_path):
     assert prepared.metadata["protocol"] == "amazon2023"
     assert prepared.metadata["options"]["deduplicate"]
     assert prepared.metadata["options"]["k_core"] == 2
-    assert prepared.metadata["options"]["max_history_length"] == 20
 
 
 def test_a_difference_from_published_statistics_is_an_error_that_tells_both_and_the_way_out(tmp_path):
