@@ -148,8 +148,9 @@ def build_item_graph(
     product-quantised vectors, which are the code embeddings with nothing left out: vectors of a few hundred dimensions
     would find a third of the neighbours, since the embeddings of different codes are almost orthogonal. Its time grows
     little faster than the number of items. What it finds is measured on 1,000 items and told in `overlap`; with
-    several threads it differs a little from run to run. Measured on one core at 12,101 items of 32 codes and 50
-    neighbours: 1.5 seconds exact, 25 seconds for 98 % of it, so the index pays from several hundred thousand items on.
+    several threads it differs a little from run to run. Measured at 12,101 items of 32 codes and 50 neighbours on one
+    core: 1.5 seconds exact, 25 seconds for 98 % of it. At a million items and 100 neighbours on two cores the exact
+    search took 30 minutes, in which the index had only taken in about 60 % of the items: it pays beyond a million.
 
     Args:
         model: A model with `item_codes` and `code_embeddings`, on the CPU or elsewhere.

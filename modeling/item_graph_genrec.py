@@ -280,7 +280,8 @@ class ItemGraphMixin:
     def set_item_graph(self, neighbors: torch.Tensor, fingerprint: str) -> None:
         """
         Give the model the graph that `recommend(decoding="graph")` follows. Training changes the embeddings that a
-        graph is built from: build and set it afterwards.
+        graph is built from: build and set it afterwards. `save_pretrained` does not write it: a graph goes into a
+        folder with `hf_genrec.item_graph.ItemGraph.save`.
 
         Args:
             neighbors (`torch.Tensor` of shape `(num_items, num_neighbors)`): Item indices, most similar first.
@@ -306,17 +307,14 @@ class ItemGraphMixin:
     def _check_item_graph(self, num_neighbors: int, fingerprint: str) -> None:
         found = self.item_graph_fingerprint(num_neighbors)
         if found != fingerprint:
-            is_half = self.code_embeddings().dtype == torch.float16
+            advice = "Build it again"
+            if self.code_embeddings().dtype == torch.float16:
+                advice = (
+                    "Its weights were rounded to float16: load them in float32 or bfloat16, or build a graph of these"
+                )
             raise ValueError(
                 f"The item graph (fingerprint {fingerprint}) was not built from the codes and code embeddings of this "
-                f"model (fingerprint {found}). "
-                + (
-                    "Its weights were rounded to float16: load them in float32 or bfloat16, or build "
-                    if is_half
-                    else "Build "
-                )
-                + ("a graph for them" if is_half else "it again")
-                + ": `hf_genrec.item_graph.build_item_graph(model).save(folder)`."
+                f"model (fingerprint {found}). {advice}: `hf_genrec.item_graph.build_item_graph(model).save(folder)`."
             )
 
     def _weights_now(self) -> tuple[int, ...]:
