@@ -4,7 +4,7 @@ The loss of a model that predicts every code of a semantic ID at once: states an
 One head per level, cosine logits against a table of code embeddings, cross-entropy. Written with separate operations,
 tensors of `num_positions * num_levels * d_model` and `num_positions * num_levels * codebook_size` elements go through
 memory a dozen times each. Here one level after the other is computed forward and backward while it is in the cache:
-the gradients are ready when the loss is.
+the gradients are ready when the loss is. On an accelerator the loop is the same, some twenty kernels per level.
 """
 
 from collections.abc import Iterator
