@@ -128,13 +128,11 @@ def training_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     for name, seconds in figures["seconds_per_epoch"].items():
         ratio = figures["ratio_to_stock_same_precision"][name]
         rows.append(f"| {name} | {seconds:.1f} | {figures['targets_per_second'][name]:,.0f} | {ratio:.1f} |")
-    return [
-        "## Training speed of the parallel models",
-        note,
-        "\n".join(rows),
-        "Where the time of a step goes: the operations that take at least 3 % of one, themselves.",
-        _profile_table(figures["profile"]),
-    ]
+    blocks = ["## Training speed of the parallel models", note, "\n".join(rows)]
+    if "profile" in figures:
+        blocks.append("Where the time of a step goes: the operations that take at least 3 % of one, themselves.")
+        blocks.append(_profile_table(figures["profile"]))
+    return blocks
 
 
 def _profile_table(profiles: Mapping[str, Mapping[str, float]]) -> str:

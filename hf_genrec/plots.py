@@ -104,7 +104,7 @@ def plot_lines(
     if not panels:
         raise ValueError("`panels` must hold at least one panel.")
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
-    one_legend = all(set(panel.lines) == set(names) for panel in panels)
+    one_legend = all({name for name, points in panel.lines.items() if points} == set(names) for panel in panels)
     num_columns = min(num_columns or len(panels), len(panels))
     num_rows = -(-len(panels) // num_columns)
     figure = _new_figure(1.2 + 4.2 * num_columns, 3.8 * num_rows)

@@ -241,6 +241,13 @@ def _visit(visited: VisitedItems, reached: torch.IntTensor, log_probs, item_code
     return VisitedItems(all_items[:, :width], all_scores[:, :width])
 
 
+def _without_repeats(items: torch.LongTensor) -> torch.LongTensor:
+    """Rows of items with -1 where an item stands a second time."""
+    values, order = items.sort(dim=1, stable=True)
+    is_again = torch.nn.functional.pad(values[:, 1:] == values[:, :-1], (1, 0))
+    return items.masked_fill(torch.zeros_like(is_again).scatter(1, order, is_again), -1)
+
+
 def search_bytes(*, num_beams: int, num_neighbors: int, num_propagations: int, num_levels: int) -> int:
     """
     What a search takes for each user, by estimate.
@@ -374,7 +381,8 @@ class ItemGraphMixin:
         Where the search of each user begins.
 
         A random start depends on the seed and the history alone, so a user gets the same list in any batch. A similar
-        one takes the neighbours of the last five items in turn, the nearest first; what is missing is random.
+        one takes the neighbours of the last five items in turn, the nearest first and each once; what is missing is
+        random.
 
         Args:
             options ([`GraphOptions`]): How.
@@ -402,7 +410,7 @@ class ItemGraphMixin:
         last = last.scatter_(1, column, items)[:, :NUM_LAST_ITEMS]
         graph = self.item_graph[:, : options.num_neighbors][:, :num_beams]
         around = graph[last.clamp_min(0)].long().masked_fill((last < 0).unsqueeze(2), -1)
-        around = around.transpose(1, 2).flatten(1)  # the nearest of each first
+        around = _without_repeats(around.transpose(1, 2).flatten(1))  # the nearest of each first
         order = (around < 0).sort(dim=1, stable=True).indices[:, :num_beams]  # those of a short history too
         around = around.gather(1, order)
         around = torch.nn.functional.pad(around, (0, num_beams - around.shape[1]), value=-1)

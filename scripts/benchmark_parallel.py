@@ -70,6 +70,9 @@ def main() -> None:
             )
     for num_items in arguments.items:
         fill(report, num_items, arguments, output)
+    report["cells"].sort(key=place_of)
+    if output:
+        write_record(report, output)
     Console().print(table_of(report["cells"]))
     if output:
         draw(report["cells"], output.with_suffix(".png"))
@@ -159,15 +162,14 @@ def fill(report: dict[str, Any], num_items: int, arguments: argparse.Namespace, 
         begin = machine(torch.device(arguments.device))
         row = {"num_items": num_items, "variant": variant, "machine": begin}
         report["cells"].append(row | in_a_process(arguments, "--cell", str(num_items), variant))
-        report["cells"].sort(key=place_of)
         if output:
             write_record(report, output)
 
 
-def place_of(row: dict[str, Any]) -> tuple[int, int, str]:
+def place_of(row: dict[str, Any]) -> tuple[int, tuple[int, ...], str]:
     """Where a cell stands on the page: by items, `exact` before the walks, and these by their beams."""
     walk, _, start = row["variant"].partition(" ")
-    return row["num_items"], 0 if walk == EXACT else int(walk.split("x")[0]), start
+    return row["num_items"], () if walk == EXACT else tuple(map(int, walk.split("x"))), start
 
 
 def in_a_process(arguments: argparse.Namespace, *words: str) -> dict[str, Any]:

@@ -119,10 +119,10 @@ def test_names_of_walks_stand_for_options(script):
 
 
 def test_cells_stand_by_items_then_exact_then_by_beams(module):
-    variants = ["100x30x5 similar", "20x100x3 similar", "100x30x5", "exact", "20x100x3"]
+    variants = ["100x30x5 similar", "20x200x3", "20x100x3 similar", "100x30x5", "exact", "20x100x3"]
     rows = [{"num_items": size, "variant": variant} for size in (900, 31) for variant in variants]
 
     found = [(row["num_items"], row["variant"]) for row in sorted(rows, key=module.place_of)]
 
-    order = ["exact", "20x100x3", "20x100x3 similar", "100x30x5", "100x30x5 similar"]
+    order = ["exact", "20x100x3", "20x100x3 similar", "20x200x3", "100x30x5", "100x30x5 similar"]
     assert found == [(size, variant) for size in (31, 900) for variant in order]

@@ -389,8 +389,19 @@ def test_similar_start_holds_as_many_neighbours_of_a_short_history_as_there_are_
     graph = build_item_graph(rpg, num_neighbors=11)
     rpg.set_item_graph(graph.neighbors, graph.fingerprint)
     history = torch.arange(last).unsqueeze(0) + rpg.config.first_item_token
-    nearest = graph.neighbors[:last][-5:].flip(0)  # the last item first
+    nearest = graph.neighbors[:last][-5:].flip(0).T.flatten().tolist()  # the last item first
 
     start = rpg.start_items(GraphOptions(start="similar"), history, None, num_beams=9, item_prior=None)
 
-    assert start[0].tolist() == nearest.T.flatten()[:9].tolist()
+    assert start[0].tolist() == list(dict.fromkeys(nearest))[:9]
+
+
+def test_similar_start_holds_no_item_twice_before_random_ones(rpg):
+    graph = build_item_graph(rpg, num_neighbors=2)
+    rpg.set_item_graph(graph.neighbors, graph.fingerprint)
+    history = torch.full((1, 5), 3 + rpg.config.first_item_token)
+
+    start = rpg.start_items(GraphOptions(start="similar"), history, None, num_beams=10, item_prior=None)
+    random = rpg.start_items(GraphOptions(), history, None, num_beams=10, item_prior=None)
+
+    assert start[0].tolist() == [*graph.neighbors[3].tolist(), *random[0, 2:].tolist()]

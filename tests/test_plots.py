@@ -54,3 +54,21 @@ def test_ticks_stand_where_they_are_asked_for(tmp_path):
     plain = plot_lines([panel], tmp_path / "plain.png", **LABELS).read_bytes()
 
     assert plot_lines([panel], tmp_path / "ticks.png", **LABELS, x_ticks=[2, 4, 6]).read_bytes() != plain
+
+
+@pytest.mark.parametrize(("second", "legends"), [([(1.0, 2.0)], [["a", "b"]]), ([], [["a", "b"], ["a"]])])
+def test_one_legend_names_all_lines_or_each_panel_has_its_own(tmp_path, monkeypatch, second, legends):
+    axes = pytest.importorskip("matplotlib.axes")
+    found, legend = [], axes.Axes.legend
+
+    def noted(self, **options):
+        found.append([line.get_label() for line in self.get_lines()])
+        return legend(self, **options)
+
+    monkeypatch.setattr(axes.Axes, "legend", noted)
+    points = [(1.0, 3.0)]
+    plot_lines(
+        [Panel("1", {"a": points, "b": points}), Panel("2", {"a": points, "b": second})], tmp_path / "a.png", **LABELS
+    )
+
+    assert found == legends
