@@ -150,7 +150,7 @@ def build_item_graph(
     little faster than the number of items. What it finds is measured on 1,000 items and told in `overlap`; with
     several threads it differs a little from run to run. Measured at 12,101 items of 32 codes and 50 neighbours on one
     core: 1.5 seconds exact, 25 seconds for 98 % of it. At a million items and 100 neighbours on two cores the exact
-    search took 30 minutes, in which the index had only taken in about 60 % of the items: it pays beyond a million.
+    search took 30 minutes, in which the index had only taken in about 60 % of the items: it may pay beyond a million.
 
     Args:
         model: A model with `item_codes` and `code_embeddings`, on the CPU or elsewhere.
