@@ -10,31 +10,31 @@ one folder for the Hub.
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from hf_genrec.baselines import ItemKNN, Popularity
-from hf_genrec.embeddings import Whitening, embed_texts
-from hf_genrec.evaluation import evaluate_recommender, evaluation_record
-from hf_genrec.hub import save_recommender
-from hf_genrec.interactions import PreparedDataset, prepare
-from hf_genrec.modeling.catalog_genrec import Catalog
-from hf_genrec.modeling.checkpoint_genrec import TASK
+from hf_genrec.data.prepare import PreparedDataset, prepare
+from hf_genrec.evaluation.baselines import ItemKNN, Popularity
+from hf_genrec.evaluation.evaluate import evaluate_recommender, evaluation_record
+from hf_genrec.hub.files import hub_files
+from hf_genrec.hub.push import push_ids, push_recommender
+from hf_genrec.hub.save import save_recommender
 from hf_genrec.modeling.configuration_acerec import ACERecConfig
 from hf_genrec.modeling.configuration_latte import LatteConfig
 from hf_genrec.modeling.configuration_rpg import RPGConfig
 from hf_genrec.modeling.configuration_sasrec import SASRecConfig
-from hf_genrec.modeling.logits_process_genrec import CatalogLogitsProcessor
+from hf_genrec.modeling.genrec_catalog import Catalog
+from hf_genrec.modeling.genrec_checkpoint import TASK
+from hf_genrec.modeling.genrec_logits_process import CatalogLogitsProcessor
 from hf_genrec.modeling.modeling_acerec import ACERecForItemGeneration
 from hf_genrec.modeling.modeling_latte import LatteForConditionalGeneration
 from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
 from hf_genrec.modeling.modeling_sasrec import SASRecForItemGeneration
 from hf_genrec.modeling.pipeline_genrec import NextItemPipeline
-from hf_genrec.published_files import hub_files
-from hf_genrec.publishing import push_ids, push_recommender
-from hf_genrec.quantizers import RQVAE, HierarchicalKMeans, ProductQuantizer, RandomCodes, ResidualKMeans
-from hf_genrec.recommendations import Recommendations
-from hf_genrec.recommender import Recommender
-from hf_genrec.semantic_ids import SemanticIds
-from hf_genrec.training import GenRecTrainer, GenRecTrainingArguments, make_trainer
-from hf_genrec.vocabulary import build_tokenizer
+from hf_genrec.serving.recommendations import Recommendations
+from hf_genrec.serving.recommender import Recommender
+from hf_genrec.tokenizers.embeddings import Whitening, embed_texts
+from hf_genrec.tokenizers.quantizers import RQVAE, HierarchicalKMeans, ProductQuantizer, RandomCodes, ResidualKMeans
+from hf_genrec.tokenizers.semantic_ids import SemanticIds
+from hf_genrec.tokenizers.vocabulary import build_tokenizer
+from hf_genrec.training.trainer import GenRecTrainer, GenRecTrainingArguments, make_trainer
 
 
 __version__ = "0.1.0"

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .block_encoder_genrec import BlockEncoder
 from .configuration_acerec import ACERecConfig
-from .merger_acerec import AttentiveMerger, GroupMerger, ItemVector, Reconstruction, init_merger
-from .parallel_genrec import MergedItems, ParallelPreTrainedModel
+from .genrec_block_encoder import BlockEncoder
+from .genrec_merger import AttentiveMerger, GroupMerger, ItemVector, Reconstruction, init_merger
+from .genrec_parallel import MergedItems, ParallelPreTrainedModel
 
 
 logger = logging.get_logger(__name__)

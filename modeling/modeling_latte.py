@@ -13,13 +13,13 @@ from transformers import initialization as init
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 
-from .attention_genrec import SHARED_HISTORY_ATTENTION
-from .beam_search_genrec import HistoryOutput, token_range
-from .catalog_genrec import CatalogMixin
 from .configuration_latte import LatteConfig
-from .dropout_genrec import use_byte_dropout
-from .generate_genrec import CatalogGenerationMixin
-from .recommend_genrec import RecommendMixin
+from .genrec_attention import SHARED_HISTORY_ATTENTION
+from .genrec_beam_search import HistoryOutput, token_range
+from .genrec_catalog import CatalogMixin
+from .genrec_dropout import use_byte_dropout
+from .genrec_generate import CatalogGenerationMixin
+from .genrec_recommend import RecommendMixin
 
 
 class LattePreTrainedModel(CatalogMixin, T5PreTrainedModel):

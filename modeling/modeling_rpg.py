@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .configuration_rpg import RPGConfig
-from .parallel_genrec import MergedItems, ParallelPreTrainedModel
+from .genrec_parallel import MergedItems, ParallelPreTrainedModel
 
 
 class RPGForItemGeneration(ParallelPreTrainedModel):

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import ModelOutput
 
-from .block_encoder_genrec import PackedHistories
 from .configuration_sasrec import SASRecConfig
-from .history_model_genrec import HistoryPreTrainedModel
-from .item_loss_genrec import item_loss
-from .recommend_sasrec_genrec import ItemRecommendMixin
+from .genrec_block_encoder import PackedHistories
+from .genrec_history_model import HistoryPreTrainedModel
+from .genrec_item_loss import item_loss
+from .genrec_recommend_sasrec import ItemRecommendMixin
 
 
 @dataclass

@@ -16,8 +16,8 @@ import torch
 from transformers import Pipeline
 from transformers.utils import cached_file
 
-from .checkpoint_genrec import item_ids_of
-from .item_tokens_genrec import as_histories
+from .genrec_checkpoint import item_ids_of
+from .genrec_item_tokens import as_histories
 
 
 logger = logging.getLogger(__name__)

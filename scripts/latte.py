@@ -19,12 +19,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hf_genrec import recipes
-from hf_genrec.amazon import prepare_amazon
-from hf_genrec.evaluation import EvaluationSettings, evaluate_systems
-from hf_genrec.prepared import PreparedDataset
-from hf_genrec.recommender import Recommender
-from hf_genrec.runs import (
+from hf_genrec.cli.tables import collision_table, metrics_table, statistics_table
+from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.data.sources.amazon import prepare_amazon
+from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate_systems
+from hf_genrec.serving.recommender import Recommender
+from hf_genrec.tokenizers.folder import embed_items, embeddings_path, load_tokenized, tokenize_items
+from hf_genrec.training import recipes
+from hf_genrec.training.initial import start_fresh
+from hf_genrec.training.runs import (
     evaluation_run,
     is_finished,
     read_training,
@@ -32,9 +35,6 @@ from hf_genrec.runs import (
     training_arguments,
     write_evaluation,
 )
-from hf_genrec.starting import start_fresh
-from hf_genrec.tables import collision_table, metrics_table, statistics_table
-from hf_genrec.tokenized import embed_items, embeddings_path, load_tokenized, tokenize_items
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)

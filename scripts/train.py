@@ -6,7 +6,7 @@
 
 import sys
 
-from hf_genrec.cli import app
+from hf_genrec.cli.main import app
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: on a busy machine, threads wait for each other
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY / "scripts" / "evidence"))  # its files are programs that import each other
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +44,7 @@ def load_script() -> Iterator[Callable[[str], ModuleType]]:
     names = []
 
     def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / "evidence" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their module up
         names.append(name)
@@ -83,7 +84,7 @@ def make_prepared(tmp_path_factory):
     """A function that turns `{user: [item, ...]}` into a prepared data set whose catalog is in alphabetical order."""
 
     def make(sequences: dict[str, list[str]], *, protocol: str = "custom"):
-        from hf_genrec.interactions import prepare
+        from hf_genrec.data.prepare import prepare
 
         folder = tmp_path_factory.mktemp("log")
         lines = [f"{user}\t{' '.join(items)}\n" for user, items in sequences.items()]
@@ -114,8 +115,9 @@ def hub_on_loopback():
 @pytest.fixture
 def hub(hub_on_loopback, monkeypatch, tmp_path):
     """The Hub on loopback, emptied: this process talks to it as the user `me`, with an empty cache."""
-    import hub_server
     from huggingface_hub import constants
+
+    import hub_server
 
     hub_on_loopback.clear()
     values = {

@@ -1,7 +1,6 @@
 """Complete folders of tiny models with random weights, for each architecture, as `save_recommender` writes them."""
 
 import pyarrow as pa
-from model_invariants import CODEBOOK_SIZE, NUM_ITEMS, make_model, random_codes, tiny_config
 
 from hf_genrec import (
     ACERecConfig,
@@ -13,6 +12,7 @@ from hf_genrec import (
     SemanticIds,
     save_recommender,
 )
+from invariants.model import CODEBOOK_SIZE, NUM_ITEMS, make_model, random_codes, tiny_config
 
 
 ITEM_IDS = [f"i{number}" for number in range(NUM_ITEMS)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hf_genrec.cli import app
+from hf_genrec.cli.main import app
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,9 +1,9 @@
 """A complete recommender of twenty-nine items, made without training."""
 
 import pyarrow as pa
-from model_invariants import NUM_ITEMS, make_model, random_codes, tiny_config
 
 from hf_genrec import Recommender, SemanticIds, save_recommender
+from invariants.model import NUM_ITEMS, make_model, random_codes, tiny_config
 
 
 ITEM_IDS = [f"i{number}" for number in range(NUM_ITEMS)]

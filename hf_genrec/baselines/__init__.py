@@ -1,7 +1,0 @@
-"""Baselines that every model is printed beside: popularity and recency-weighted item-kNN."""
-
-from hf_genrec.baselines.item_knn import ItemKNN
-from hf_genrec.baselines.popularity import Popularity
-
-
-__all__ = ["ItemKNN", "Popularity"]

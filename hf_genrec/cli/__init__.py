@@ -1,0 +1,1 @@
+"""`hf-genrec VERB`: one verb per stage."""

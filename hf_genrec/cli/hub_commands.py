@@ -1,0 +1,155 @@
+"""
+The verbs that publish: `push`, `push-ids`, `push-space`. Heavy modules are imported inside.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from hf_genrec.cli.command_line import AsJson, app, output_on
+
+
+if TYPE_CHECKING:
+    from hf_genrec.hub.commits import Publication
+
+Repo = Annotated[
+    str, typer.Option("--repo", metavar="[OWNER/]NAME", help="The repository; created if missing.", show_default=False)
+]
+Public = Annotated[bool, typer.Option("--public", help="Make a new repository public; it is private otherwise.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would go, and what would not and why.")]
+Revision = Annotated[str | None, typer.Option(metavar="BRANCH", help="The branch.", show_default="main")]
+Message = Annotated[str | None, typer.Option("--message", "-m", help="First line of the commit.", show_default=False)]
+ReplaceCard = Annotated[bool, typer.Option("--replace-card", help="Replace a README.md that was edited on the Hub.")]
+
+
+@app.command("push")
+def _push(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
+    repo: Repo,
+    public: Public = False,
+    dry_run: DryRun = False,
+    revision: Revision = None,
+    message: Message = None,
+    replace_card: ReplaceCard = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Publish a run folder as a Hub repository that is a complete recommender.
+
+    One commit; files that are there already do not travel again. Training states, caches and results per user stay at
+    home. Log in with `hf auth login` first.
+
+    \b
+    Examples:
+      hf-genrec push run --repo latte-beauty --dry-run
+      hf-genrec push run --repo me/latte-beauty --public
+    """
+    with output_on(as_json) as show:
+        from hf_genrec.hub.push import push_recommender
+
+        publication = push_recommender(
+            run,
+            repo,
+            private=not public,
+            revision=revision,
+            commit_message=message,
+            replace_card=replace_card,
+            dry_run=dry_run,
+        )
+        _show(show, publication)
+
+
+@app.command("push-ids")
+def _push_ids(
+    folder: Annotated[
+        str, typer.Argument(metavar="IDS|RUN", help="A tokenized folder or a run folder.", show_default=False)
+    ],
+    repo: Repo,
+    public: Public = False,
+    dry_run: DryRun = False,
+    revision: Revision = None,
+    message: Message = None,
+    replace_card: ReplaceCard = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Publish a table of semantic IDs as a data set repository for `datasets.load_dataset`.
+
+    \b
+    Examples:
+      hf-genrec push-ids ids --repo beauty-semantic-ids
+    """
+    with output_on(as_json) as show:
+        from hf_genrec.hub.push import push_ids
+
+        publication = push_ids(
+            folder,
+            repo,
+            private=not public,
+            revision=revision,
+            commit_message=message,
+            replace_card=replace_card,
+            dry_run=dry_run,
+        )
+        _show(show, publication)
+
+
+@app.command("push-space")
+def _push_space(
+    recommender: Annotated[
+        str, typer.Argument(metavar="REPO", help="The recommender's repository on the Hub.", show_default=False)
+    ],
+    repo: Repo,
+    public: Public = False,
+    dry_run: DryRun = False,
+    message: Message = None,
+    replace_card: ReplaceCard = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Publish the demo as a Space that shows a recommender's repository.
+
+    \b
+    Examples:
+      hf-genrec push-space me/latte-beauty --repo me/latte-beauty-demo --public
+    """
+    with output_on(as_json) as show:
+        from hf_genrec.hub.push import push_space
+
+        publication = push_space(
+            recommender, repo, private=not public, commit_message=message, replace_card=replace_card, dry_run=dry_run
+        )
+        _show(show, publication)
+
+
+def _show(show: Any, publication: Publication) -> None:
+    lines = list(publication.notes)
+    if publication.url is not None:
+        lines.append(f"{publication.url} at {publication.commit}")
+    show(_table(publication), *map(escape, lines), result=publication.to_dict())
+
+
+def _table(publication: Publication) -> Table:
+    """What happens to each file; what travels comes first."""
+    is_plan = publication.url is None
+    table = Table(
+        title=f"{publication.repo_type} {publication.repo_id}" + (", not pushed" if is_plan else ""), box=SIMPLE_HEAD
+    )
+    table.add_column("file", overflow="fold")
+    table.add_column("what", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for file in sorted(publication.files, key=lambda file: _ORDER.index(file.action)):
+        table.add_row(escape(file.path), file.action, decimal(file.size), file.reason)
+    sent = [file.size for file in publication.files if file.action == "upload"]
+    table.caption = f"{len(sent)} files, {decimal(sum(sent))} to upload" if is_plan else f"{len(sent)} files uploaded"
+    return table
+
+
+_ORDER = ("upload", "delete", "keep", "unchanged", "leave out")

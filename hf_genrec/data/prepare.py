@@ -1,0 +1,423 @@
+"""
+A log of interactions and an items table in, a prepared folder out.
+
+The steps, in this order: read, drop text-less items (only if asked for), minimum rating, order in time,
+de-duplication, k-core, minimum history, leave-last-out splits, newest items held out of training (only if asked for).
+The statistics of every step go into `dataset.json` and, at level INFO, into the log. The folder's files are described
+in `prepared.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hf_genrec.data.item_readers import read_items
+from hf_genrec.data.items import DEFAULT_FIELDS
+from hf_genrec.data.log_readers import ReadTable, Source, read_interactions, read_sequences
+from hf_genrec.data.prepared import (
+    COLD_NAME,
+    FORMAT_VERSION,
+    PreparedDataset,
+    fingerprint_of,
+    replaced_folder,
+    write_split,
+)
+from hf_genrec.data.protocols import PROTOCOLS, Protocol
+from hf_genrec.data.steps import Statistics, drop_short_histories, newest_items, sort_by_time, statistics_of
+from hf_genrec.data.steps import deduplicate as deduplicate_rows
+from hf_genrec.data.steps import k_core as k_core_of
+from hf_genrec.data.text_files import OnError
+
+
+__all__ = [
+    "PROTOCOLS",
+    "PreparedDataset",
+    "Protocol",
+    "Statistics",
+    "deduplicate",
+    "drop_short_histories",
+    "k_core",
+    "prepare",
+    "read_interactions",
+    "read_items",
+    "read_sequences",
+    "sort_by_time",
+    "statistics_of",
+]
+
+logger = logging.getLogger(__name__)
+
+deduplicate = deduplicate_rows  # `prepare` has arguments of these names
+k_core = k_core_of
+MissingText = Literal["error", "drop", "keep"]
+
+
+def prepare(
+    output_dir: str | os.PathLike[str],
+    *,
+    interactions: Source | None = None,
+    sequences: str | os.PathLike[str] | None = None,
+    items: Source | list[dict[str, Any]],
+    protocol: str = "custom",
+    category: str | None = None,
+    user: str = "user_id",
+    item: str = "item_id",
+    timestamp: str | None = "timestamp",
+    rating: str | None = None,
+    items_id: str = "item_id",
+    title: str = "title",
+    text_fields: Sequence[str] = DEFAULT_FIELDS,
+    ascii_only: bool = True,
+    min_rating: float | None = None,
+    deduplicate: bool | None = None,
+    k_core: int | None = None,
+    min_history: int | None = None,
+    missing_text: MissingText = "error",
+    keep_all_items: bool = False,
+    cold_items: float = 0.0,
+    strict: bool = True,
+    on_error: OnError = "raise",
+    source: str | None = None,
+    overwrite: bool = False,
+) -> PreparedDataset:
+    """
+    Makes a prepared folder from a log (or ready-made sequences) and an items table.
+
+    The last item of a user is the test target, the one before it the validation target, the rest the training part.
+    Users with fewer than three interactions have a training part only. The folder appears whole or not at all.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            The folder to write.
+        interactions (`str`, `os.PathLike`, `pyarrow.Table` or `pandas.DataFrame`, *optional*):
+            A log; see [`~log_readers.read_interactions`]. Give this or `sequences`.
+        sequences (`str` or `os.PathLike`, *optional*):
+            Ready-made sequences; see [`~log_readers.read_sequences`].
+        items (`str`, `os.PathLike`, `pyarrow.Table`, `pandas.DataFrame` or `list[dict]`):
+            The items table; see [`~item_readers.read_items`].
+        protocol (`str`, *optional*, defaults to `"custom"`):
+            A name in `PROTOCOLS`; it decides `deduplicate`, `k_core` and `min_history` where they are `None`.
+        category (`str` or `None`, *optional*):
+            A category with published statistics, which the data must have (see `strict`). A warning says where a
+            protocol has published statistics and none is about the data.
+        user (`str`, *optional*, defaults to `"user_id"`): Column of the users' ids in the log.
+        item (`str`, *optional*, defaults to `"item_id"`): Column of the items' ids in the log.
+        timestamp (`str` or `None`, *optional*, defaults to `"timestamp"`): Column of the times; `None` for file order.
+        rating (`str` or `None`, *optional*): Column of the ratings, needed for `min_rating`.
+        items_id (`str`, *optional*, defaults to `"item_id"`): Field of the ids in the items table.
+        title (`str`, *optional*, defaults to `"title"`): Field of the titles in the items table.
+        text_fields (`Sequence[str]`, *optional*): Fields of the text, in order; see [`~items.item_text`].
+        ascii_only (`bool`, *optional*, defaults to `True`): See [`~items.clean_text`].
+        min_rating (`float` or `None`, *optional*): Drops interactions rated lower; `None` keeps all.
+        deduplicate (`bool` or `None`, *optional*): Keep only the earliest interaction of a user with an item.
+        k_core (`int` or `None`, *optional*): Least interactions of every user and item, iterated; 0 keeps all.
+        min_history (`int` or `None`, *optional*): Least number of items before a user's last one.
+        missing_text (`"error"`, `"drop"` or `"keep"`, *optional*, defaults to `"error"`):
+            Items with no metadata or an empty text: stop, drop their interactions first of all, or use the id as text.
+        keep_all_items (`bool`, *optional*, defaults to `False`):
+            Whether items without a remaining interaction stay in the catalog.
+        cold_items (`float`, *optional*, defaults to 0.0):
+            Share of the items, the newest ones (see [`~filters.newest_items`]), that nobody is trained on: they leave
+            the training part and stay in the catalog, in the histories and among the targets of validation and test.
+        strict (`bool`, *optional*, defaults to `True`):
+            Whether a difference from the published statistics of `category` is an error; else it is a warning, and
+            recorded.
+        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
+            Malformed lines and repeated item ids: stop, or count, report and skip.
+        source (`str` or `None`, *optional*): Where the data come from, for `dataset.json`; `None` names the file.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether an existing prepared folder is replaced.
+
+    Returns:
+        [`PreparedDataset`]: the folder, opened; statistics of all steps are in its `metadata`.
+
+    Raises:
+        ValueError: If arguments contradict each other, the data are malformed, an item has no text (with
+            `missing_text="error"`), nothing is left after the filters, or (with `strict`) the statistics are not the
+            published ones.
+        FileExistsError: If `output_dir` is not empty and no prepared folder, or is one and `overwrite` is `False`.
+    """
+    if (interactions is None) == (sequences is None):
+        raise ValueError("Give either `interactions` or `sequences`.")
+    if missing_text not in ("error", "drop", "keep"):
+        raise ValueError(f'`missing_text` must be "error", "drop" or "keep", got {missing_text!r}.')
+    if min_rating is not None and rating is None:
+        raise ValueError("`min_rating` needs `rating`, the name of the column with the ratings.")
+    if not 0 <= cold_items < 1:
+        raise ValueError(f"`cold_items` is a share of the items from 0 to below 1, got {cold_items}.")
+    rules = _rules(protocol, k_core=k_core, deduplicate=deduplicate, min_history=min_history)
+    with replaced_folder(output_dir, marker="dataset.json", overwrite=overwrite) as folder:
+        if sequences is not None:
+            log = read_sequences(sequences, on_error=on_error)
+        elif interactions is not None:
+            log = read_interactions(
+                interactions, user=user, item=item, timestamp=timestamp, rating=rating, on_error=on_error
+            )
+        logged = None if keep_all_items else set(pc.unique(log.table["item_id"]).to_pylist())
+        catalog = read_items(
+            items,
+            item=items_id,
+            title=title,
+            fields=text_fields,
+            ascii_only=ascii_only,
+            only=logged,
+            on_error=on_error,
+        )
+        filtered = _filter(log.table, catalog.table, rules, min_rating=min_rating, missing_text=missing_text)
+        textless = _textless(catalog.table, filtered, keep_all_items=keep_all_items)
+        _count_textless(textless, filtered, missing_text)
+        described = {"text_fields": list(text_fields), "ascii_only": ascii_only, "keep_all_items": keep_all_items}
+        options = {"min_rating": min_rating, "missing_text": missing_text, "on_error": on_error} | described
+        _write_items(folder, catalog.table, filtered, keep_all_items=keep_all_items, missing_text=missing_text)
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "protocol": protocol,
+            "category": category,
+            "source": source or _name_of(interactions if sequences is None else sequences),
+            "options": _options_of(rules) | options,
+            **_write_splits(folder, filtered, cold_items),
+            "known_statistics": _compare(rules, category, filtered.statistics, strict=strict),
+            "skipped": _skips(log, "log") | _skips(catalog, "items") | filtered.skipped,
+            "fingerprint": fingerprint_of(folder),
+        }
+        text = json.dumps(metadata, indent=2, ensure_ascii=False)
+        (folder / "dataset.json").write_text(text + "\n", encoding="utf-8")
+    return PreparedDataset.load(output_dir)
+
+
+@dataclass
+class _Filtered:
+    """The interactions that are left, users together and oldest first, and how it came to that."""
+
+    table: pa.Table
+    steps: list[dict[str, Any]]
+    skipped: dict[str, Any]
+
+    def record(self, step: str, table: pa.Table) -> None:
+        statistics = statistics_of(table)
+        self.table = table
+        self.steps.append({"step": step, **asdict(statistics)})
+        logger.info(
+            "%s: %d users, %d items, %d interactions, %.2f per user, density %.5f",
+            step,
+            *asdict(statistics).values(),
+        )
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        return {name: value for name, value in self.steps[-1].items() if name != "step"}
+
+
+def _rules(protocol: str, *, k_core: int | None, deduplicate: bool | None, min_history: int | None) -> Protocol:
+    """The protocol with what the caller wants otherwise."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"`protocol` must be one of {', '.join(PROTOCOLS)}, got {protocol!r}.")
+    wanted: dict[str, Any] = {"k_core": k_core, "deduplicate": deduplicate, "min_history": min_history}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    rules = replace(PROTOCOLS[protocol], **given)
+    for name in ("k_core", "min_history"):
+        if getattr(rules, name) < 0:
+            raise ValueError(f"`{name}` must be at least 0, got {getattr(rules, name)}.")
+    return rules
+
+
+def _options_of(rules: Protocol) -> dict[str, Any]:
+    return {name: value for name, value in asdict(rules).items() if name not in ("name", "known_statistics")}
+
+
+def _name_of(source: Any) -> str:
+    return "a table in memory" if isinstance(source, pa.Table | pd.DataFrame) else Path(source).name
+
+
+def _skips(read: ReadTable, what: str) -> dict[str, Any]:
+    """The part of `dataset.json` about lines that were left out; reported once."""
+    if read.num_skipped:
+        logger.warning("%d lines of the %s were skipped, the first: %s", read.num_skipped, what, read.first_skipped)
+    return {f"{what}_lines": read.num_skipped, f"{what}_first_line": read.first_skipped}
+
+
+def _filter(
+    log: pa.Table, catalog: pa.Table, rules: Protocol, *, min_rating: float | None, missing_text: MissingText
+) -> _Filtered:
+    for index, name in enumerate(("user_id", "item_id")):  # encoded once: every step then works on integers
+        log = log.set_column(index, name, log[name].dictionary_encode().unify_dictionaries())
+    filtered = _Filtered(log, [], {"textless_items": 0, "textless_interactions": 0, "users_without_evaluation": 0})
+    filtered.record("read", log)
+    with_text = catalog.filter(pc.not_equal(catalog["text"], ""))["item_id"]
+    if missing_text == "drop":
+        has_text = pc.is_in(log["item_id"].cast(pa.string()), value_set=with_text)
+        filtered.record("text-less items dropped", filtered.table.filter(has_text))
+        before, after = filtered.steps
+        filtered.skipped["textless_items"] = before["num_items"] - after["num_items"]
+        filtered.skipped["textless_interactions"] = before["num_interactions"] - after["num_interactions"]
+    if min_rating is not None:
+        enough = pc.greater_equal(filtered.table["rating"], min_rating)
+        filtered.record(f"rated at least {min_rating:g}", filtered.table.filter(enough))
+    filtered.table = sort_by_time(filtered.table)
+    if rules.deduplicate:
+        filtered.record("repeated pairs dropped", deduplicate_rows(filtered.table))
+    if rules.k_core:
+        filtered.record(f"{rules.k_core}-core", k_core_of(filtered.table, rules.k_core))
+    if rules.min_history:
+        filtered.record(
+            f"histories of at least {rules.min_history}", drop_short_histories(filtered.table, rules.min_history)
+        )
+    if not filtered.table.num_rows:
+        raise ValueError(f"No interaction is left after the step {filtered.steps[-1]['step']!r}; ask for less.")
+    return filtered
+
+
+def _textless(catalog: pa.Table, filtered: _Filtered, *, keep_all_items: bool) -> pa.Array:
+    """Ids of the items that belong into the catalog and have no text."""
+    wanted = pc.unique(filtered.table["item_id"].cast(pa.string()))
+    if keep_all_items:
+        wanted = pc.unique(pa.chunked_array([wanted, *catalog["item_id"].chunks]))
+    with_text = catalog.filter(pc.not_equal(catalog["text"], ""))["item_id"]
+    return wanted.filter(pc.invert(pc.is_in(wanted, value_set=with_text)))
+
+
+def _count_textless(textless: pa.Array, filtered: _Filtered, missing_text: MissingText) -> None:
+    if len(textless) and missing_text == "error":
+        shown = ", ".join(map(repr, textless.slice(0, 5).to_pylist())) + (", ..." if len(textless) > 5 else "")
+        raise ValueError(
+            f"{len(textless)} items have no metadata or an empty text: {shown}. Name other `text_fields`, or pass "
+            '`missing_text="drop"` to drop their interactions or `"keep"` to use their ids as texts.'
+        )
+    if len(textless) and missing_text == "keep":
+        logger.warning("%d items have no text; their ids stand for it.", len(textless))
+    filtered.skipped["textless_items"] += len(textless)
+
+
+def _write_items(
+    folder: Path, catalog: pa.Table, filtered: _Filtered, *, keep_all_items: bool, missing_text: MissingText
+) -> None:
+    """The catalog: the items table's order, items without metadata behind it in order of first appearance."""
+    used = pc.unique(filtered.table["item_id"].cast(pa.string()))
+    if not keep_all_items:
+        catalog = catalog.filter(pc.is_in(catalog["item_id"], value_set=used))
+    elif missing_text != "keep":
+        catalog = catalog.filter(pc.not_equal(catalog["text"], ""))
+    absent = used.filter(pc.invert(pc.is_in(used, value_set=catalog["item_id"])))
+    if len(absent):
+        empty = pa.array([""] * len(absent), pa.string())
+        added = pa.table({"item_id": absent, "title": empty, "text": empty})
+        catalog = pa.concat_tables([catalog, added], promote_options="default")
+    texts = catalog["text"]
+    texts = pc.if_else(pc.equal(texts, ""), catalog["item_id"], texts)
+    pq.write_table(catalog.set_column(catalog.column_names.index("text"), "text", texts), folder / "items.parquet")
+
+
+def _write_splits(folder: Path, filtered: _Filtered, cold_items: float) -> dict[str, Any]:
+    """Leave-last-out over the sorted table; returns the statistics, steps and sizes for `dataset.json`."""
+    table = filtered.table.combine_chunks()
+    users = table["user_id"].combine_chunks()
+    codes = users.indices.to_numpy()
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    lengths = np.diff(starts, append=len(codes))
+    last = starts + lengths - 1
+    evaluated = lengths >= 3
+    train_lengths = np.where(evaluated, lengths - 2, lengths)
+    is_cold = _hold_out(folder, table, cold_items)
+    warm_before = np.append(0, np.cumsum(~is_cold))
+    warm_starts = warm_before[starts]
+    warm_lengths = warm_before[starts + train_lengths] - warm_starts
+    trained = np.flatnonzero(warm_lengths)
+    rows = {
+        "train": (trained, table.filter(pa.array(~is_cold)), warm_starts, warm_starts + warm_lengths - 1),
+        "validation": (np.flatnonzero(evaluated), table, starts, last - 1),
+        "test": (np.flatnonzero(evaluated), table, starts, last),
+    }
+    for split, (kept, source, begins, ends) in rows.items():
+        write_split(
+            folder / f"{split}.parquet",
+            user_ids=users.take(pa.array(starts[kept])),
+            item_ids=source["item_id"].combine_chunks(),
+            timestamps=source["timestamp"].combine_chunks(),
+            starts=begins[kept],
+            ends=ends[kept],
+        )
+    filtered.skipped["users_without_evaluation"] = int((~evaluated).sum())
+    if not evaluated.all():
+        logger.warning("%d users have fewer than three interactions and are only trained on.", (~evaluated).sum())
+    held_out = None
+    if is_cold.any():
+        held_out = _count_cold(table, cold_items, is_cold, train_lengths - warm_lengths)
+        held_out["num_users_without_training"] = len(starts) - len(trained)
+        held_out["num_validation_targets"] = int(is_cold[(last - 1)[evaluated]].sum())
+        held_out["num_test_targets"] = int(is_cold[last[evaluated]].sum())
+    return {
+        "statistics": filtered.statistics,
+        "steps": filtered.steps,
+        "splits": {split: len(kept) for split, (kept, *_) in rows.items()},
+        "num_train_targets": int(np.maximum(warm_lengths - 1, 0).sum()),
+        "cold_items": held_out,
+    }
+
+
+def _hold_out(folder: Path, table: pa.Table, share: float) -> np.ndarray:
+    """Which rows are about items held out of training; the items are written down."""
+    if not share:
+        return np.zeros(table.num_rows, dtype=bool)
+    cold = newest_items(table, share)
+    pq.write_table(pa.table({"item_id": cold}), folder / COLD_NAME)
+    return pc.is_in(table["item_id"].cast(pa.string()), value_set=cold).to_numpy()
+
+
+def _count_cold(table: pa.Table, share: float, is_cold: np.ndarray, num_removed: np.ndarray) -> dict[str, Any]:
+    """What `dataset.json` says about items held out; `num_removed` is how much each user's training part lost."""
+    has_times = table["timestamp"].null_count < table.num_rows
+    if not has_times:
+        logger.warning("The log has no times: the newest items are those that come latest in all histories.")
+    return {
+        "share": share,
+        "newest_by": "time" if has_times else "place in the histories",
+        "num_items": statistics_of(table.filter(pa.array(is_cold))).num_items,
+        "num_train_interactions": int(num_removed.sum()),
+        "num_train_users": int((num_removed > 0).sum()),
+    }
+
+
+def _compare(
+    rules: Protocol, category: str | None, statistics: dict[str, Any], *, strict: bool
+) -> dict[str, Any] | None:
+    """Published statistics beside ours."""
+    names = ("num_users", "num_items", "num_interactions")
+    found = tuple(statistics[name] for name in names)
+    if category is None:
+        category = next((known for known, sizes in rules.known_statistics.items() if sizes == found), None)
+    expected = rules.known_statistics.get(category or "")
+    if expected is None:
+        _warn_of_nothing_to_compare(rules, category)
+        return None
+    if expected != found:
+        sizes = ["{:,} users, {:,} items, {:,} interactions".format(*numbers) for numbers in (expected, found)]
+        story = f"{category} under the protocol {rules.name} has {sizes[0]} as published; found {sizes[1]}."
+        if strict:
+            raise ValueError(
+                f"{story} Use the published files and the protocol's own filters, or name it otherwise: "
+                "`protocol` custom, or no `category`. `strict=False` (`--no-strict`) prepares the data all the same."
+            )
+        logger.warning("%s", story)
+    return {"category": category, "expected": dict(zip(names, expected, strict=True)), "matches": expected == found}
+
+
+def _warn_of_nothing_to_compare(rules: Protocol, category: str | None) -> None:
+    """A misspelt category would pass for one that was compared."""
+    if not rules.known_statistics:
+        return
+    if category is None:
+        story = f"No `category` is named: nothing was compared with published statistics of {rules.name}"
+    else:
+        story = f"There are no published statistics for category {category!r} of {rules.name}"
+    logger.warning("%s; known: %s.", story, ", ".join(rules.known_statistics))

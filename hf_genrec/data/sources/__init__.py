@@ -1,0 +1,1 @@
+"""Public data sets: from their published files to a prepared data set."""

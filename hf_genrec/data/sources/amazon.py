@@ -1,0 +1,446 @@
+"""
+Amazon Reviews 2014 and 2023 as `datasets` builders, and from there to a prepared folder.
+
+Every configuration is a kind of file and a category, named as on the Hub: `raw_review_All_Beauty`,
+`raw_meta_All_Beauty`, `5core_last_out_w_his_All_Beauty` (2023), `reviews_Beauty`, `meta_Beauty` (2014). Columns come
+out under the library's names: `user_id`, `item_id`, `rating`, `timestamp` (int64 milliseconds since the epoch), and
+for items `item_id`, `title` and the fields of the texts. Files are taken from `data_dir` or fetched from their hosts.
+
+Relations: `prepare_amazon` runs a builder and hands its table to [`~interactions.prepare`].
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+
+from hf_genrec.data.prepare import MissingText, PreparedDataset, prepare
+from hf_genrec.data.protocols import PROTOCOLS
+from hf_genrec.data.steps import Statistics, statistics_of
+from hf_genrec.data.text_files import SHOWN, SKIP_HINT, OnError, numbered_lines
+
+
+logger = logging.getLogger(__name__)
+
+KNOWN_STATISTICS: dict[int, dict[str, tuple[int, int, int]]] = {
+    year: PROTOCOLS[f"amazon{year}"].known_statistics for year in (2014, 2023)
+}
+
+CATEGORIES_2014 = (
+    "Amazon_Instant_Video", "Apps_for_Android", "Automotive", "Baby", "Beauty", "Books", "CDs_and_Vinyl",
+    "Cell_Phones_and_Accessories", "Clothing_Shoes_and_Jewelry", "Digital_Music", "Electronics",
+    "Grocery_and_Gourmet_Food", "Health_and_Personal_Care", "Home_and_Kitchen", "Kindle_Store", "Movies_and_TV",
+    "Musical_Instruments", "Office_Products", "Patio_Lawn_and_Garden", "Pet_Supplies", "Sports_and_Outdoors",
+    "Tools_and_Home_Improvement", "Toys_and_Games", "Video_Games",
+)  # fmt: skip
+CATEGORIES_2023 = (
+    "All_Beauty", "Amazon_Fashion", "Appliances", "Arts_Crafts_and_Sewing", "Automotive", "Baby_Products",
+    "Beauty_and_Personal_Care", "Books", "CDs_and_Vinyl", "Cell_Phones_and_Accessories", "Clothing_Shoes_and_Jewelry",
+    "Digital_Music", "Electronics", "Gift_Cards", "Grocery_and_Gourmet_Food", "Handmade_Products",
+    "Health_and_Household", "Health_and_Personal_Care", "Home_and_Kitchen", "Industrial_and_Scientific",
+    "Kindle_Store", "Magazine_Subscriptions", "Movies_and_TV", "Musical_Instruments", "Office_Products",
+    "Patio_Lawn_and_Garden", "Pet_Supplies", "Software", "Sports_and_Outdoors", "Subscription_Boxes",
+    "Tools_and_Home_Improvement", "Toys_and_Games", "Unknown", "Video_Games",
+)  # fmt: skip
+BENCHMARKS_2023 = ("rating_only", "last_out", "last_out_w_his", "timestamp", "timestamp_w_his")
+
+_HOST_2014 = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
+_HOST_2023 = "https://huggingface.co/datasets/McAuley-Lab/Amazon-Reviews-2023/resolve/main"
+_BATCH = 10_000  # records per Arrow table
+_STRINGS = datasets.List(datasets.Value("string"))
+_INTERACTION = {
+    "user_id": datasets.Value("string"),
+    "item_id": datasets.Value("string"),
+    "rating": datasets.Value("float64"),
+    "timestamp": datasets.Value("int64"),
+}
+_ITEM_2014 = {
+    "item_id": datasets.Value("string"),
+    "title": datasets.Value("string"),
+    "categories": datasets.List(_STRINGS),
+    "description": datasets.Value("string"),
+    "brand": datasets.Value("string"),
+    "price": datasets.Value("float64"),
+}
+_ITEM_2023 = {
+    "item_id": datasets.Value("string"),
+    "title": datasets.Value("string"),
+    "features": _STRINGS,
+    "categories": _STRINGS,
+    "description": _STRINGS,
+    "main_category": datasets.Value("string"),
+    "store": datasets.Value("string"),
+    "price": datasets.Value("string"),
+    "average_rating": datasets.Value("float64"),
+    "rating_number": datasets.Value("int64"),
+    "details": datasets.Value("string"),
+}
+_SPLIT_FILES = {"train": "train", "validation": "valid", "test": "test"}
+
+
+@dataclass
+class AmazonConfig(datasets.BuilderConfig):
+    """
+    One kind of file of one category.
+
+    Attributes:
+        category (`str`): the category, as the files spell it.
+        kind (`str`): `"reviews"` or `"meta"` (2014); `"raw_review"`, `"raw_meta"` or `"5core_..."` (2023).
+        on_error (`"raise"` or `"skip"`): what malformed lines do: stop, or be counted, reported, skipped.
+    """
+
+    category: str = ""
+    kind: str = ""
+    on_error: OnError = "raise"
+
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Any = None) -> str:
+        """
+        Names the cache folder; local files that change get a new one.
+
+        Args:
+            config_kwargs (`dict`): what the caller gave beside the configuration's name.
+            custom_features (`datasets.Features`, *optional*): the caller's own features.
+
+        Returns:
+            `str`: the name.
+        """
+        if config_kwargs.get("data_dir"):
+            found = [
+                path for path in sorted(Path(config_kwargs["data_dir"]).rglob(f"*{self.category}*")) if path.is_file()
+            ]
+            stamps = [f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in found]
+            config_kwargs = {**config_kwargs, "files": datasets.fingerprint.Hasher.hash(stamps)}
+        return super().create_config_id(config_kwargs, custom_features)
+
+
+class _AmazonReviews(datasets.ArrowBasedBuilder):
+    """What the two years share: local or fetched files, Arrow tables, the check of the statistics."""
+
+    BUILDER_CONFIG_CLASS = AmazonConfig
+    year: ClassVar[int]
+
+    def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        """
+        Builds the data set, then compares its size with the published one; a difference is a warning.
+
+        Args:
+            *args: see `datasets.DatasetBuilder.download_and_prepare`.
+            **kwargs: see `datasets.DatasetBuilder.download_and_prepare`.
+        """
+        super().download_and_prepare(*args, **kwargs)
+        found = self.find_statistics()
+        expected = KNOWN_STATISTICS[self.year].get(self.config.category)
+        if found is None or expected is None:
+            return
+        sizes = (found.num_users, found.num_items, found.num_interactions)
+        if sizes != expected:
+            logger.warning(
+                "%s: published users, items and interactions are %s, found %s.", self.config.name, expected, sizes
+            )
+
+    def find_statistics(self) -> Statistics | None:
+        """
+        Counts what was built.
+
+        Returns:
+            [`Statistics`] or `None`: over all splits; `None` for metadata and for files that are not 5-core.
+        """
+        if self.config.kind != "reviews" and not self.config.kind.startswith("5core_"):
+            return None
+        tables = [split.data.table.select(["user_id", "item_id"]) for split in self.as_dataset().values()]
+        return statistics_of(pa.concat_tables(tables))
+
+    def _find(self, download: Any, places: list[str], url: str) -> str:
+        """A local file (as it is or gzipped, in one of the places) or, without `data_dir`, a fetched one."""
+        if self.config.data_dir is None:
+            return download.download(url)
+        folder = Path(self.config.data_dir)
+        for place in places:
+            for path in (folder / place, folder / f"{place}.gz"):
+                if path.is_file():
+                    return str(path)
+        raise FileNotFoundError(f"{folder} has none of {', '.join(places)} (plain or .gz).")
+
+    def _generate_tables(self, path: str) -> Iterator[tuple[int, pa.Table]]:
+        parse, row = _PARSERS.get(self.config.kind, (None, _benchmark_row))
+        schema = self.info.features.arrow_schema
+        batch: list[dict[str, Any]] = []
+        number = 0
+        for record in _records(Path(path), parse, row, self.config.on_error):
+            batch.append(record)
+            if len(batch) == _BATCH:
+                yield number, pa.Table.from_pylist(batch, schema=schema)
+                number, batch = number + 1, []
+        if batch or number == 0:
+            yield number, pa.Table.from_pylist(batch, schema=schema)
+
+
+class AmazonReviews2014(_AmazonReviews):
+    """
+    Amazon Reviews 2014: the 5-core reviews and the metadata of one category.
+
+    Configurations are `reviews_X` (`user_id`, `item_id`, `rating`, `timestamp`) and `meta_X` (`item_id`, `title`,
+    `categories`, `description`, `brand`, `price`). `data_dir` holds `reviews_X_5.json` and `meta_X.json`, plain or
+    gzipped. Everything is in the split `train`, which here means: not split.
+
+    Source: McAuley et al. 2015 (https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html).
+    """
+
+    year = 2014
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        AmazonConfig(name=f"{kind}_{category}", version=datasets.Version("1.0.0"), category=category, kind=kind)
+        for kind in ("reviews", "meta")
+        for category in CATEGORIES_2014
+    ]
+
+    def _info(self) -> datasets.DatasetInfo:
+        columns = _INTERACTION if self.config.kind == "reviews" else _ITEM_2014
+        return datasets.DatasetInfo(features=datasets.Features(columns))
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        category = self.config.category
+        name = f"reviews_{category}_5.json" if self.config.kind == "reviews" else f"meta_{category}.json"
+        path = self._find(dl_manager, [name], f"{_HOST_2014}/{name}.gz")
+        return [datasets.SplitGenerator(name="train", gen_kwargs={"path": path})]
+
+
+class AmazonReviews2023(_AmazonReviews):
+    """
+    Amazon Reviews 2023: raw reviews, raw metadata and the 5-core benchmark files of one category.
+
+    Configurations are `raw_review_X`, `raw_meta_X` and `5core_KIND_X` with `rating_only`, `last_out`,
+    `last_out_w_his`, `timestamp` and `timestamp_w_his`; `w_his` ones have the column `history` (item ids,
+    oldest first). Items are parent products (`parent_asin`). The benchmark has the splits of its
+    files; `rating_only` and the raw files are in `train`, which there means: not split. `data_dir` holds the
+    files directly or in the folders of the Hub repository.
+
+    Source: Hou et al. 2024 (https://huggingface.co/datasets/McAuley-Lab/Amazon-Reviews-2023).
+    """
+
+    year = 2023
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        AmazonConfig(name=f"{kind}_{category}", version=datasets.Version("1.0.0"), category=category, kind=kind)
+        for kind in ("raw_review", "raw_meta", *(f"5core_{benchmark}" for benchmark in BENCHMARKS_2023))
+        for category in CATEGORIES_2023
+    ]
+
+    def _info(self) -> datasets.DatasetInfo:
+        columns = dict(_ITEM_2023 if self.config.kind == "raw_meta" else _INTERACTION)
+        if self.config.kind.endswith("_w_his"):
+            columns["history"] = _STRINGS
+        return datasets.DatasetInfo(features=datasets.Features(columns))
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        category, kind = self.config.category, self.config.kind
+        if kind == "raw_review":
+            places = {"train": ("raw/review_categories", f"{category}.jsonl")}
+        elif kind == "raw_meta":
+            places = {"train": ("raw/meta_categories", f"meta_{category}.jsonl")}
+        else:
+            folder = f"benchmark/{kind.replace('_', '/', 1)}"
+            files = _SPLIT_FILES.items() if kind != "5core_rating_only" else [("train", None)]
+            places = {split: (folder, f"{category}{f'.{file}' if file else ''}.csv") for split, file in files}
+        generators = []
+        for split, (folder, name) in places.items():
+            flat = f"{folder.replace('/', '_')}/{name}"
+            local = [f"{folder}/{name}", f"{folder.removeprefix('benchmark/')}/{name}", flat, name]
+            path = self._find(dl_manager, local, f"{_HOST_2023}/{folder}/{name}")
+            generators.append(datasets.SplitGenerator(name=split, gen_kwargs={"path": path}))
+        return generators
+
+
+def prepare_amazon(
+    output_dir: str | os.PathLike[str],
+    *,
+    year: Literal[2014, 2023],
+    category: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    benchmark: Literal["rating_only", "last_out", "last_out_w_his"] | None = "last_out_w_his",
+    cache_dir: str | os.PathLike[str] | None = None,
+    missing_text: MissingText = "error",
+    on_error: OnError = "raise",
+    strict: bool = True,
+    cold_items: float = 0.0,
+    overwrite: bool = False,
+) -> PreparedDataset:
+    """
+    Makes the prepared folder of one category, under the protocol of its year.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            The folder to write.
+        year (`2014` or `2023`):
+            Which release.
+        category (`str`):
+            The category, as the files spell it.
+        data_dir (`str`, `os.PathLike` or `None`, *optional*):
+            Folder with the files; `None` fetches them.
+        benchmark (`"rating_only"`, `"last_out"`, `"last_out_w_his"` or `None`, *optional*):
+            Which 5-core files of 2023 to start from; the default is the Latte paper's. `None` starts from the raw
+            reviews. Without effect for 2014, whose reviews are 5-core already.
+        cache_dir (`str`, `os.PathLike` or `None`, *optional*):
+            Where `datasets` keeps what it built; `None` is its default.
+        missing_text (`"error"`, `"drop"` or `"keep"`, *optional*, defaults to `"error"`):
+            See [`~interactions.prepare`].
+        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
+            What malformed lines do.
+        strict (`bool`, *optional*, defaults to `True`):
+            Whether a difference from the published statistics is an error instead of a warning.
+        cold_items (`float`, *optional*, defaults to 0.0):
+            Share of the items that nobody is trained on; see [`~interactions.prepare`].
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether an existing prepared folder is replaced.
+
+    Returns:
+        [`PreparedDataset`]: the folder, opened.
+
+    Raises:
+        ValueError: If `year`, `category` or `benchmark` is unknown, or, with `strict`, the statistics differ.
+        FileNotFoundError: If `data_dir` lacks a file.
+    """
+    if year not in KNOWN_STATISTICS:
+        raise ValueError(f"`year` must be 2014 or 2023, got {year!r}.")
+    if benchmark not in (None, "rating_only", "last_out", "last_out_w_his"):
+        raise ValueError(f"`benchmark` must be rating_only, last_out, last_out_w_his or None, got {benchmark!r}.")
+    builder, categories = (
+        (AmazonReviews2014, CATEGORIES_2014) if year == 2014 else (AmazonReviews2023, CATEGORIES_2023)
+    )
+    if category not in categories:
+        raise ValueError(f"`category` must be one of {', '.join(categories)}, got {category!r}.")
+    kinds = ("reviews", "meta") if year == 2014 else (f"5core_{benchmark}" if benchmark else "raw_review", "raw_meta")
+    folders = {
+        "data_dir": None if data_dir is None else str(data_dir),
+        "cache_dir": None if cache_dir is None else str(cache_dir),
+    }
+    built = []
+    for kind in kinds:
+        dataset_builder = builder(config_name=f"{kind}_{category}", on_error=on_error, **folders)
+        dataset_builder.download_and_prepare()
+        built.append(dataset_builder.as_dataset())
+    return prepare(
+        output_dir,
+        interactions=_interactions_of(built[0]),
+        items=built[1]["train"].data.table,
+        protocol=f"amazon{year}",
+        category=category,
+        missing_text=missing_text,
+        on_error=on_error,
+        source=f"Amazon Reviews {year}, {category}, {kinds[0]}",
+        strict=strict,
+        cold_items=cold_items,
+        overwrite=overwrite,
+    )
+
+
+def _interactions_of(built: datasets.DatasetDict) -> pa.Table:
+    """All rows as one log; with histories, a user's sequence is the longest history and its target: the test row."""
+    rows = pa.concat_tables([split.data.table.select(list(_INTERACTION)) for split in built.values()])
+    if "history" not in built["train"].column_names:
+        return rows
+    test = built["test"].to_pandas()
+    sequences = pd.DataFrame(
+        {
+            "user_id": test["user_id"],
+            "item_id": [[*history, target] for history, target in zip(test["history"], test["item_id"], strict=True)],
+        }
+    )
+    exploded = sequences.explode("item_id", ignore_index=True)
+    times = rows.to_pandas().drop_duplicates(["user_id", "item_id"])
+    merged = exploded.merge(times, on=["user_id", "item_id"], how="left", validate="many_to_one")
+    missing = int(merged["timestamp"].isna().sum())
+    if missing:
+        raise ValueError(f"{missing} items of the test rows' histories have no row of their own.")
+    return pa.Table.from_pandas(merged.astype({"timestamp": "int64"}), preserve_index=False)
+
+
+def _records(
+    path: Path,
+    parse: Callable[[str], Any] | None,
+    row: Callable[[dict[str, Any]], dict[str, Any]],
+    on_error: OnError,
+) -> Iterator[dict[str, Any]]:
+    """The rows of a file with one record per line; without `parse` it is comma-separated under a header."""
+    num_skipped, first_skipped = 0, ""
+    lines = numbered_lines(path)
+    if parse is None:
+        header = next(lines)[1].split(",")
+        missing = [name for name in ("user_id", "parent_asin", "rating", "timestamp") if name not in header]
+        if missing:
+            raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}.")
+
+        def parse(line: str) -> dict[str, str]:
+            return dict(zip(header, line.split(","), strict=True))
+
+    for number, line in lines:
+        try:
+            record = row(parse(line))
+        except (ValueError, SyntaxError, TypeError, KeyError, AttributeError) as error:
+            message = f"{path}: line {number} ({line[:SHOWN]!r}): {type(error).__name__}: {error}."
+            if on_error == "raise":
+                raise ValueError(f"{message} {SKIP_HINT}") from error
+            num_skipped, first_skipped = num_skipped + 1, first_skipped or message
+            continue
+        yield record
+    if num_skipped:
+        logger.warning("%d lines of %s were skipped, the first: %s", num_skipped, path, first_skipped)
+
+
+def _review_2014(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "user_id": record["reviewerID"],
+        "item_id": record["asin"],
+        "rating": float(record["overall"]),
+        "timestamp": int(record["unixReviewTime"]) * 1000,
+    }
+
+
+def _item_2014(record: dict[str, Any]) -> dict[str, Any]:
+    names = ("title", "categories", "description", "brand")
+    price = record.get("price")
+    row = {"item_id": record["asin"], **{name: record.get(name) for name in names}}
+    return row | {"price": None if price is None else float(price)}
+
+
+def _review_2023(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "user_id": record["user_id"],
+        "item_id": record["parent_asin"],
+        "rating": float(record["rating"]),
+        "timestamp": int(record["timestamp"]),
+    }
+
+
+def _benchmark_row(record: dict[str, str]) -> dict[str, Any]:
+    row = _review_2023(record)
+    return row | {"history": record["history"].split()} if "history" in record else row
+
+
+def _item_2023(record: dict[str, Any]) -> dict[str, Any]:
+    """The raw files have numbers and mappings where the Hub's own view has the string `'None'` and JSON."""
+    price, details = record.get("price"), record.get("details")
+    row = {name: record.get(name) for name in _ITEM_2023}
+    return row | {
+        "item_id": record["parent_asin"],
+        "price": None if price in (None, "None") else str(price),
+        "details": details if details is None or isinstance(details, str) else json.dumps(details, ensure_ascii=False),
+    }
+
+
+_PARSERS: dict[str, tuple[Callable[[str], Any], Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    "reviews": (json.loads, _review_2014),
+    "meta": (ast.literal_eval, _item_2014),  # Python literals, not JSON
+    "raw_review": (json.loads, _review_2023),
+    "raw_meta": (json.loads, _item_2023),
+}

@@ -1,0 +1,1 @@
+"""Ranked lists become numbers that can be trusted and compared."""

@@ -1,0 +1,7 @@
+"""Baselines that every model is printed beside: popularity and recency-weighted item-kNN."""
+
+from hf_genrec.evaluation.baselines.item_knn import ItemKNN
+from hf_genrec.evaluation.baselines.popularity import Popularity
+
+
+__all__ = ["ItemKNN", "Popularity"]

@@ -1,0 +1,127 @@
+"""
+What the baselines share: item ids in popularity order, histories as a sparse matrix, top-k with deterministic ties.
+
+Inside the baselines an item is its position in popularity order, so of two equal scores the lower position wins.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from hf_genrec.data.prepare import PreparedDataset
+from hf_genrec.serving.recommendations import Recommendations, as_histories
+
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_CELLS = 2**24  # dense scores per chunk: 128 MiB in float64
+
+
+class CatalogRanker(ABC):
+    """
+    A recommender that scores every item of the catalog; subclasses say how.
+
+    Args:
+        prepared ([`PreparedDataset`]):
+            The data set; only its training part is read.
+        decay (`float`, *optional*, defaults to 1.0):
+            Weight of a history item relative to the one after it.
+    """
+
+    def __init__(self, prepared: PreparedDataset, *, decay: float = 1.0) -> None:
+        self.decay = decay
+        counts = prepared.train_item_counts()
+        order = np.argsort(-counts, kind="stable")
+        self.item_ids: NDArray[np.object_] = np.array(prepared.item_ids, dtype=object)[order]
+        self.item_counts: NDArray[np.int64] = counts[order]
+        self._index = pd.Index(self.item_ids)
+
+    @abstractmethod
+    def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
+        """
+        Score every item for a chunk of users.
+
+        Args:
+            weights (`scipy.sparse.csr_array` of shape `(num_users, num_items)`):
+                `decay ** age` summed over the positions of each history item.
+
+        Returns:
+            `np.ndarray` of shape `(num_users, num_items)`, float64; may be written to.
+        """
+
+    def recommend(
+        self, histories: Sequence[Sequence[str]] | Sequence[str], *, top_k: int = 10, exclude_seen: bool = False
+    ) -> Recommendations:
+        """
+        Rank items for each history.
+
+        Args:
+            histories (`list[list[str]]` or `list[str]`):
+                Item ids, oldest first, one list per user; a single flat list is a batch of one user. Unknown ids are
+                ignored, counted and logged once.
+            top_k (`int`, *optional*, defaults to 10):
+                How many items each list holds, at least 1. Shorter only where no more items may be recommended.
+            exclude_seen (`bool`, *optional*, defaults to `False`):
+                Whether items of the history are left out of the recommendations.
+
+        Returns:
+            [`Recommendations`]: one list per user; equal scores in order of popularity.
+
+        Raises:
+            ValueError: If `top_k` is below 1.
+        """
+        if top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        history_lists = as_histories(histories)
+        num_chunk_users = max(1, _CHUNK_CELLS // len(self.item_ids))
+        item_ids: list[list[str]] = []
+        scores: list[list[float]] = []
+        num_unknown = 0
+        for start in range(0, len(history_lists), num_chunk_users):
+            weights, num_unknown_chunk = self._history_weights(history_lists[start : start + num_chunk_users])
+            num_unknown += num_unknown_chunk
+            chunk_scores = self.scores(weights)
+            if exclude_seen:
+                chunk_scores[weights.nonzero()] = -np.inf
+            items, item_scores = _top_items(chunk_scores, min(top_k, len(self.item_ids)))
+            num_kept = np.isfinite(item_scores).sum(axis=1)
+            item_ids += _trim(self.item_ids[items].tolist(), num_kept)
+            scores += _trim(item_scores.tolist(), num_kept)
+        if num_unknown:
+            logger.warning("%d history entries are no items of the catalog and were ignored.", num_unknown)
+        return Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown)
+
+    def _history_weights(self, histories: list[list[str]]) -> tuple[sp.csr_array, int]:
+        lengths = np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))
+        items = self._index.get_indexer(np.array(list(chain.from_iterable(histories)), dtype=object))
+        users = np.repeat(np.arange(len(lengths)), lengths)
+        ages = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(items))  # 0 for the most recent item
+        is_known = items >= 0
+        weights = np.maximum(
+            self.decay ** ages.astype(np.float64), np.finfo(np.float64).tiny
+        )  # 0 would mean "not seen"
+        entries = (weights[is_known], (users[is_known], items[is_known]))
+        matrix = sp.coo_array(entries, shape=(len(histories), len(self.item_ids))).tocsr()
+        return matrix, int(len(items) - is_known.sum())
+
+
+def _top_items(scores: NDArray[np.float64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The `k` best columns of each row, best first; ties go to the lower column (`argpartition` leaves that open)."""
+    threshold = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]  # (B, 1)
+    is_above, is_equal = scores > threshold, scores == threshold
+    num_missing = k - is_above.sum(axis=1, keepdims=True)
+    is_top = is_above | (is_equal & (np.cumsum(is_equal, axis=1, dtype=np.int32) <= num_missing))
+    items = np.nonzero(is_top)[1].reshape(len(scores), k)
+    item_scores = np.take_along_axis(scores, items, axis=1)
+    order = np.argsort(-item_scores, axis=1, kind="stable")
+    return np.take_along_axis(items, order, axis=1), np.take_along_axis(item_scores, order, axis=1)
+
+
+def _trim(rows: list[list], num_kept: NDArray[np.int64]) -> list[list]:
+    return [row[:length] for row, length in zip(rows, num_kept.tolist(), strict=True)]

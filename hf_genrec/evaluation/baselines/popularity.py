@@ -1,0 +1,49 @@
+"""The floor: everybody gets the items that were taken most often."""
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from hf_genrec.data.prepare import PreparedDataset
+from hf_genrec.evaluation.baselines.catalog_ranker import CatalogRanker
+
+
+class Popularity(CatalogRanker):
+    """
+    The most frequent items of the training part, the same for every user.
+
+    Unlike [`ItemKNN`] it ignores the history, except for leaving out seen items when asked to. A score is the item's
+    share of all training interactions; equal counts keep the order of the catalog.
+
+    Args:
+        prepared ([`PreparedDataset`]):
+            The data set; only its training part is read.
+    """
+
+    @classmethod
+    def fit(cls, prepared: PreparedDataset) -> "Popularity":
+        """
+        Count the training part.
+
+        Args:
+            prepared ([`PreparedDataset`]):
+                The data set; only its training part is read.
+
+        Returns:
+            [`Popularity`]: ready to recommend.
+        """
+        return cls(prepared)
+
+    def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
+        """
+        The same scores for every user.
+
+        Args:
+            weights (`scipy.sparse.csr_array` of shape `(num_users, num_items)`):
+                The histories; only their number matters.
+
+        Returns:
+            `np.ndarray` of shape `(num_users, num_items)`, float64: shares that sum to 1 in each row.
+        """
+        shares = self.item_counts / max(1, self.item_counts.sum())
+        return np.tile(shares, (weights.shape[0], 1))

@@ -1,0 +1,288 @@
+"""
+Evaluations of several systems in, one table out: means over seeds and paired differences against one of them.
+
+Only records of the same data, users and treatment of histories are compared; what a comparison looks like on a page is
+made by `evidence_results.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hf_genrec.evaluation.significance import (
+    DEFAULT_NUM_RESAMPLES,
+    PairedDifference,
+    holm_adjusted,
+    paired_difference,
+    seed_difference,
+)
+from hf_genrec.evaluation.systems import (
+    BASELINES,
+    GROUP_FIELDS,
+    StoredEvaluation,
+    System,
+    baseline_systems,
+    group_of,
+    merge_baselines,
+    model_systems,
+    user_values,
+)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """
+    How far one system is from another.
+
+    Where several items share an id, recall and ndcg are compared in their expectation over the order of these items,
+    see [`~systems.System.user_values`].
+
+    Args:
+        difference (`float`):
+            Difference of the metric, the mean over seeds.
+        users ([`PairedDifference`] or `None`):
+            Over the same users; with several seeds each user's values are averaged first. `None` where one of the two
+            has no results per user.
+        seeds ([`PairedDifference`] or `None`):
+            Over the seeds that both were trained with; `None` where there are fewer than two.
+        adjusted_p_value (`float` or `None`):
+            That of `users` after Holm's correction for all comparisons of the table.
+    """
+
+    difference: float
+    users: PairedDifference | None
+    seeds: PairedDifference | None
+    adjusted_p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    Systems on the same users, the best first.
+
+    Args:
+        metric (`str`):
+            What they are ordered by and compared in.
+        against (`str`):
+            Name of the system that the others are compared with.
+        conditions (`dict`):
+            What the records share: protocol, split, fingerprint, sizes and settings; and `dataset` where they name it.
+        systems (`list[System]`):
+            By falling values of the metric.
+        differences (`dict[str, Differences]`):
+            By the name of the system, for all but the reference.
+    """
+
+    metric: str
+    against: str
+    conditions: dict[str, Any]
+    systems: Sequence[System]
+    differences: dict[str, Differences]
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        The comparison as one JSON-ready object, without results of users.
+
+        Returns:
+            `dict`: `metric`, `against`, `conditions`, `systems` and `differences`.
+        """
+        systems = [{**vars(system), "runs": len(system.runs)} for system in self.systems]
+        for system in systems:
+            del system["ranks"], system["groups"]
+        differences = {name: asdict(difference) for name, difference in self.differences.items()}
+        return {**vars(self), "systems": systems, "differences": differences}
+
+
+def compare_evaluations(
+    evaluations: Sequence[StoredEvaluation],
+    *,
+    metric: str = "ndcg@10",
+    against: str | None = None,
+    grouped: bool = False,
+    num_resamples: int = DEFAULT_NUM_RESAMPLES,
+    seed: int = 0,
+) -> list[Comparison]:
+    """
+    Put systems side by side: their metrics, and how far each is from one of them.
+
+    Evaluations of one name are one system. Without a name, those whose records differ in nothing but the seed are.
+    Systems stand by falling values of the lists as they are, which of items that share an id depend on the order of
+    the catalog; differences do not, see [`Differences`].
+
+    Args:
+        evaluations (`list[StoredEvaluation]`):
+            What [`load_evaluation`] returned.
+        metric (`str`, *optional*, defaults to `"ndcg@10"`):
+            `"recall@k"`, `"ndcg@k"` or `"mrr@k"`, one that all records have.
+        against (`str`, *optional*):
+            Name of the reference. `None` takes the best of the baselines with results per user; without such, the
+            first evaluation if it has them, else the best baseline.
+        grouped (`bool`, *optional*, defaults to `False`):
+            Whether records that are not comparable make a comparison each instead of an error.
+        num_resamples (`int`, *optional*, defaults to 9999):
+            Resamples of intervals and tests.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the resamples.
+
+    Returns:
+        `list[Comparison]`: one, or with `grouped` one per group in the order of the evaluations.
+
+    Raises:
+        ValueError: If records are not comparable, an evaluation is given twice, the reference is unknown, or the
+            metric is none of a record.
+    """
+    user_values([], metric)
+    if not evaluations:
+        raise ValueError("`evaluations` must hold at least one evaluation.")
+    sources = [evaluation.source for evaluation in evaluations]
+    repeated = sorted({source for source in sources if sources.count(source) > 1})
+    if repeated:
+        raise ValueError(f"Each evaluation may be given once; given more often: {', '.join(repeated)}.")
+    groups: dict[tuple[str, ...], list[StoredEvaluation]] = {}
+    for evaluation in evaluations:
+        groups.setdefault(group_of(evaluation.record), []).append(evaluation)
+    if not grouped:
+        check_comparable(evaluations)
+    return [_compare(group, metric, against, num_resamples, seed) for group in groups.values()]
+
+
+def difference_of(
+    system: System,
+    reference: System,
+    *,
+    metric: str,
+    confidence: float,
+    num_resamples: int = DEFAULT_NUM_RESAMPLES,
+    seed: int = 0,
+) -> Differences:
+    """
+    How far one system is from another, over users and over seeds.
+
+    Args:
+        system ([`System`]):
+            The one.
+        reference ([`System`]):
+            The other, evaluated on the same users.
+        metric (`str`):
+            `"recall@k"`, `"ndcg@k"` or `"mrr@k"`.
+        confidence (`float`):
+            Confidence of the intervals.
+        num_resamples (`int`, *optional*, defaults to 9999):
+            Resamples of interval and test over users.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the resamples.
+
+    Returns:
+        [`Differences`]: above 0 where `system` is better.
+    """
+    users = seeds = None
+    if system.ranks and reference.ranks:
+        users = paired_difference(
+            system.user_values(metric),
+            reference.user_values(metric),
+            confidence=confidence,
+            num_resamples=num_resamples,
+            seed=seed,
+        )
+    own, other = system.by_seed(metric), reference.by_seed(metric)
+    shared = sorted(own.keys() & other.keys())
+    if len(shared) > 1:
+        seeds = seed_difference([own[key] for key in shared], [other[key] for key in shared], confidence=confidence)
+    return Differences(system.expected(metric) - reference.expected(metric), users, seeds)
+
+
+def check_comparable(evaluations: Sequence[StoredEvaluation]) -> None:
+    """
+    Refuse to compare what was not measured in the same way.
+
+    Args:
+        evaluations (`list[StoredEvaluation]`):
+            At least one.
+
+    Raises:
+        ValueError: If protocol, data, users or the treatment of histories differ; the message names what.
+    """
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        if group_of(other.record) != group_of(first.record):
+            names = [name for name in GROUP_FIELDS if str(first.record[name]) != str(other.record[name])] or ["seed"]
+            differences = ", ".join(f"`{name}` is {first.record[name]!r} and {other.record[name]!r}" for name in names)
+            raise ValueError(
+                f"{first.source} and {other.source} cannot be compared: {differences}. Evaluate both in the same way, "
+                "or ask for one table per group (`--grouped`)."
+            )
+
+
+def check_same_users(evaluations: Sequence[StoredEvaluation]) -> None:
+    """
+    Refuse to pair results of different users: rows are paired by position, so what is known of the users must agree.
+
+    Args:
+        evaluations (`list[StoredEvaluation]`):
+            Comparable ones; those without results per user are passed over.
+
+    Raises:
+        ValueError: If the targets' counts in training or the lengths of the histories differ.
+    """
+    with_users = [(evaluation.source, evaluation.users) for evaluation in evaluations if evaluation.users is not None]
+    for column in ("num_train", "history_length"):
+        known = [(source, users[column].to_numpy()) for source, users in with_users if column in users]
+        for source, values in known[1:]:
+            if not np.array_equal(values, known[0][1]):
+                raise ValueError(
+                    f"The users of {known[0][0]} and {source} differ in `{column}`: they were not evaluated on the "
+                    "same users in the same order. Evaluate both again on the same prepared data."
+                )
+
+
+def _compare(
+    evaluations: Sequence[StoredEvaluation], metric: str, against: str | None, num_resamples: int, seed: int
+) -> Comparison:
+    record = evaluations[0].record
+    datasets = {evaluation.record.get("run", {}).get("dataset") for evaluation in evaluations}
+    conditions = {name: record[name] for name in (*GROUP_FIELDS, "seed")}
+    conditions["dataset"] = datasets.pop() if len(datasets) == 1 else None
+    check_same_users(evaluations)
+    systems = merge_baselines([*model_systems(evaluations), *baseline_systems(evaluations)])
+    lacking = [system.name for system in systems if metric not in system.values]
+    if lacking:
+        raise ValueError(f"`metric` {metric} is not in the records of {', '.join(lacking)}: evaluate them again.")
+    systems = sorted(systems, key=lambda system: -system.values[metric])
+    reference = _reference(systems, against, first=evaluations[0].source)
+    differences = {
+        system.name: difference_of(
+            system,
+            reference,
+            metric=metric,
+            confidence=record["confidence"],
+            num_resamples=num_resamples,
+            seed=seed,
+        )
+        for system in systems
+        if system is not reference
+    }
+    return Comparison(metric, reference.name, conditions, systems, _with_adjusted(differences))
+
+
+def _reference(systems: Sequence[System], against: str | None, *, first: str) -> System:
+    if against is None:
+        baselines = [system for system in systems if system.is_baseline]
+        with_ranks = [system for system in baselines if system.ranks]
+        given = [system for system in systems if first in system.sources and system.runs]
+        return (with_ranks or [system for system in given if system.ranks] or baselines or given)[0]
+    for system in systems:
+        if system.name.lower() == BASELINES.get(against, against).lower():
+            return system
+    known = ", ".join(system.name for system in systems)
+    raise ValueError(f"`against` names no system of the table, got {against!r}; there are {known}.")
+
+
+def _with_adjusted(differences: dict[str, Differences]) -> dict[str, Differences]:
+    p_values = {name: None if found.users is None else found.users.p_value for name, found in differences.items()}
+    tested = {name: p_value for name, p_value in p_values.items() if p_value is not None}
+    adjusted = dict(zip(tested, holm_adjusted(list(tested.values())), strict=True))
+    return {name: replace(found, adjusted_p_value=adjusted.get(name)) for name, found in differences.items()}

@@ -1,0 +1,408 @@
+"""
+Trained models and a prepared data set in, one report of what their decoding trees do out, as a dict that goes to JSON.
+
+The same users and the same pairs of items for all models over one tree. A model that scores items without a tree
+(SASRec, RPG, ACERec) is a reference: its pairs are those of the first model's tree, so its numbers say how alike the
+items would be treated if no tree tied them together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.data.sequences import PrefixDataset, SequenceCollator, make_examples
+from hf_genrec.evaluation.record import evaluation_run, named_path
+from hf_genrec.evaluation.tree import (
+    best_latent_differs,
+    kendall_tau,
+    latent_entropy,
+    latent_information,
+    num_neighbours,
+    pair_correlations,
+    reversal_rates,
+    sample_pairs,
+)
+from hf_genrec.modeling.genrec_scoring import check_latent_aggregation
+from hf_genrec.plots import Panel, plot_lines
+from hf_genrec.serving.recommender import Recommender, check_model_name
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+USERS_AT_A_TIME = 32
+
+
+def diagnose(
+    systems: Mapping[str, Recommender],
+    prepared: PreparedDataset,
+    *,
+    num_users: int = 512,
+    num_pairs: int = 1024,
+    seed: int = 0,
+    latent_aggregation: str = "sum",
+    num_latent_users: int = 32,
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """
+    How the probabilities of models depend on the distance of items in the tree of semantic IDs.
+
+    Scores are exact, those of a sample of users of the test split for the items of the sampled pairs.
+
+    Args:
+        systems (`dict[str, Recommender]`):
+            Loaded models by name. The first must decode along a tree. Models without one are binned by its tree.
+        prepared ([`PreparedDataset`]):
+            The data set; its catalog is that of all models.
+        num_users (`int`, *optional*, defaults to 512):
+            Users, as in the paper; all of them where there are fewer.
+        num_pairs (`int`, *optional*, defaults to 1024):
+            Pairs of items per distance.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the users and the pairs.
+        latent_aggregation (`str`, *optional*, defaults to `"sum"`):
+            What of a Latte model is called the probability of an item: the `"sum"` over its latents, which is one, or
+            the `"max"`.
+        num_latent_users (`int`, *optional*, defaults to 32):
+            Of these users how many, drawn with the seed, entropy and information of the latent are computed for, from
+            the scores of the whole catalog.
+        show_progress (`bool`, *optional*, defaults to `False`):
+            Whether progress bars are shown.
+
+    Returns:
+        `dict`: what was measured, and `models`, by name: `model_type`, `tree_of` (whose tree), `tree` (`num_levels`,
+        mean `num_neighbours` by distance, `targets_with_sibling`), `kendall_tau` with its `interval`, `by_distance`
+        (a row per distance: `num_pairs`, `correlation` and `reversal_rate`, each with `mean`, `low` and `high` (95 %
+        spread of its mean over pairs of items, users fixed), and `quantiles`), and where there are latents `latents`.
+        The `interval` of tau is a spread over pairs of items too; trees of different depth are not comparable by it,
+        see [`~tree_diagnostics.KendallTau`].
+
+    Raises:
+        ValueError: If a number is out of range, a catalog is another one, or the first model has no tree.
+
+    Source: Hou et al. 2026, sections 3 and 5.3 (https://huggingface.co/papers/2605.06331).
+    """
+    check_latent_aggregation(latent_aggregation)
+    least = {"num_users": (num_users, 2), "num_pairs": (num_pairs, 1), "num_latent_users": (num_latent_users, 1)}
+    for name, (value, smallest) in least.items():
+        if value < smallest:
+            raise ValueError(f"`{name}` must be at least {smallest}, got {value}.")
+    first = _check_systems(systems, prepared)
+    test = prepared.split("test")
+    split = test
+    if num_users < len(split):
+        split = split.select(np.sort(np.random.default_rng(seed).choice(len(split), num_users, replace=False)))
+    targets = np.asarray(make_examples(test, prepared.item_ids, targets="last").targets)
+    trees: dict[str, dict[str, Any]] = {}
+    models = {}
+    for name, recommender in systems.items():
+        tree_of = name if has_tree(recommender) else first
+        codes = systems[tree_of].model.item_codes.cpu().numpy()
+        if tree_of not in trees:
+            trees[tree_of] = {"pairs": sample_pairs(codes, num_pairs=num_pairs, seed=seed), **_tree(codes, targets)}
+        has_latents = bool(recommender.model.config.num_latent_tokens)
+        total = len(split) + has_latents * min(num_latent_users, len(split))
+        bar = tqdm(desc=f"Scoring {name}", total=total, unit=" users", disable=not show_progress)
+        with bar, torch.no_grad():
+            users = _Users(recommender.model, split, prepared.item_ids, progress=bar.update)
+            measured = _measure(users, trees[tree_of]["pairs"], latent_aggregation, num_latent_users, seed)
+        tree = {key: value for key, value in trees[tree_of].items() if key != "pairs"}
+        models[name] = {"model_type": recommender.model.config.model_type, "tree_of": tree_of, "tree": tree} | measured
+    return {
+        "protocol": prepared.metadata["protocol"],
+        "split": "test",
+        "fingerprint": prepared.fingerprint,
+        "num_items": len(prepared.item_ids),
+        "num_users": len(split),
+        "num_pairs": num_pairs,
+        "seed": seed,
+        "latent_aggregation": latent_aggregation,
+        "models": models,
+    }
+
+
+def has_tree(recommender: Recommender) -> bool:
+    """
+    Whether a model decodes along the tree of its semantic IDs.
+
+    Args:
+        recommender ([`Recommender`]): A loaded model.
+
+    Returns:
+        `bool`: `False` for models that score all items at once.
+    """
+    return recommender.model.default_decoding == "beam"
+
+
+def plot_diagnosis(report: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """
+    Correlation and reversal rate by distance, all models in one figure.
+
+    Args:
+        report (`dict`):
+            What [`diagnose`] returned.
+        path (`str` or `Path`):
+            The PNG file.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    panels = []
+    for key, title in (("correlation", "Correlation of two items over users"), ("reversal_rate", "Reversed orders")):
+        lines, bands = {}, {}
+        for name, model in report["models"].items():
+            tau = model["kendall_tau"]
+            label = name if tau is None else f"{name} (τ {tau:.3f})"
+            rows = [row for row in model["by_distance"] if row[key]["mean"] is not None]
+            lines[label] = [(row["distance"], row[key]["mean"]) for row in rows]
+            bands[label] = [(row[key]["quantiles"]["0.25"], row[key]["quantiles"]["0.75"]) for row in rows]
+        panels.append(Panel(title, lines, bands))
+    distances = sorted({x for panel in panels for line in panel.lines.values() for x, _ in line})
+    return plot_lines(
+        panels,
+        path,
+        x_label="distance of the items in the tree",
+        y_label="mean and middle half of the pairs",
+        x_ticks=distances,
+    )
+
+
+def load_systems(
+    words: Sequence[str], *, device: str | None = None
+) -> tuple[dict[str, Recommender], dict[str, dict[str, Any]]]:
+    """
+    Load run folders or Hub repositories under names.
+
+    Args:
+        words (`list[str]`):
+            `NAME=RUN` or `RUN`, which is named like the folder.
+        device (`str`, *optional*):
+            Where the models run; `None` for the GPU if there is one.
+
+    Returns:
+        `tuple[dict[str, Recommender], dict[str, dict]]`: the models, and by the same names what is known of their
+        training.
+
+    Raises:
+        ValueError: If two have the same name.
+        OSError: If there is no such run.
+    """
+    systems, runs = {}, {}
+    for word in words:
+        given, folder = named_path(word)
+        name = given or Path(folder).name
+        if name in systems:
+            raise ValueError(f"Two runs are called {name!r}: give them names, as in `A={folder}`.")
+        check_model_name(folder)
+        systems[name] = Recommender.from_pretrained(folder, device=device)
+        run = evaluation_run(folder, num_beams=0, latent_aggregation="sum", decoding="exact")
+        runs[name] = {key: value for key, value in run.items() if key not in ("latent_aggregation", "decoding")}
+    return systems, runs
+
+
+def diagnosis_tables(report: Mapping[str, Any]) -> list[Table]:
+    """
+    A report for a terminal.
+
+    Args:
+        report (`dict`):
+            What [`diagnose`] returned.
+
+    Returns:
+        `list[rich.table.Table]`: correlation and reversals by distance, and the latents where a model has any.
+    """
+    distances = sorted({row["distance"] for model in report["models"].values() for row in model["by_distance"]})
+    table = Table(
+        title=f"{report['num_users']} users, up to {report['num_pairs']} pairs of items per distance", box=SIMPLE_HEAD
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("model")
+    for name in ("tau-b", *(f"at {distance}" for distance in distances)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key, title in (("correlation", "correlation"), ("reversal_rate", "reversed orders")):
+        for name, model in report["models"].items():
+            rows = {row["distance"]: row[key]["mean"] for row in model["by_distance"]}
+            tau = _number(model["kendall_tau"]) if key == "correlation" else ""
+            table.add_row(title, name, tau, *(_number(rows.get(distance)) for distance in distances))
+    return [table, _tree_table(report), *_latent_tables(report)]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _tree_table(report: Mapping[str, Any]) -> Table:
+    table = Table(title="The trees", box=SIMPLE_HEAD)
+    for name in ("tree of", "items at 2", "items at 4", "targets with a sibling at 2"):
+        table.add_column(name, justify="left" if name == "tree of" else "right")
+    for name, model in report["models"].items():
+        if model["tree_of"] == name:
+            near = [model["tree"]["num_neighbours"].get(str(distance)) for distance in (2, 4)]
+            share = model["tree"]["targets_with_sibling"]
+            cells = ["-" if value is None else f"{value:.2f}" for value in near]
+            table.add_row(name, *cells, "-" if share is None else f"{100 * share:.1f} %")
+    return table
+
+
+def _latent_tables(report: Mapping[str, Any]) -> list[Table]:
+    models = {name: model for name, model in report["models"].items() if "latents" in model}
+    if not models:
+        return []
+    table = Table(title="The latents", box=SIMPLE_HEAD)
+    table.add_column("model")
+    for name in ("latents", "entropy", "nats on the item", "best differs at 2", "at most"):
+        table.add_column(name, justify="right")
+    for name, model in models.items():
+        differs = {row["distance"]: row["best_latent_differs"] for row in model["by_distance"]}
+        latents = model["latents"]
+        measured = [f"{latents['normalized_entropy']:.4f}", f"{latents['mutual_information']:.2g}"]
+        table.add_row(
+            name, str(latents["num_latents"]), *measured, _number(differs.get(2)), _number(max(differs.values()))
+        )
+    return [table]
+
+
+class _Users:
+    """The histories of some users and the model that scores items for them."""
+
+    def __init__(
+        self, model: Any, split: Any, item_ids: list[str], *, progress: Callable[[int], Any] = lambda count: None
+    ) -> None:
+        self.model = model
+        self.progress = progress
+        config = model.config
+        examples = make_examples(split, item_ids, max_history_length=config.max_history_length, targets="last")
+        self._rows = PrefixDataset(examples, first_item_token=config.first_item_token)
+        self._collate = SequenceCollator(pad_token_id=config.pad_token_id)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batches(self, users: NDArray[np.integer], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """`input_ids` and `attention_mask` of some users, on the model's device."""
+        for start in range(0, len(users), size):
+            rows: list[Any] = [self._rows[row] for row in users[start : start + size].tolist()]
+            batch = self._collate(rows)
+            yield batch["input_ids"].to(self.model.device), batch["attention_mask"].to(self.model.device)
+            self.progress(len(batch["input_ids"]))
+
+    def scores(self, items: NDArray[np.int64], aggregation: str) -> tuple[NDArray[np.float32], Any]:
+        """Log-probabilities `(num_users, len(items))`, and the best latent of each or `None`."""
+        columns = torch.from_numpy(items).to(self.model.device)
+        scores = np.empty((len(self), len(items)), dtype=np.float32)
+        latents = np.empty(scores.shape, dtype=np.int16) if self.model.config.num_latent_tokens else None
+        start = 0
+        for input_ids, mask in self.batches(np.arange(len(self)), USERS_AT_A_TIME):
+            rows = slice(start, start + len(input_ids))
+            start = rows.stop
+            if hasattr(self.model, "score_paths"):
+                paths = self.model.score_paths(input_ids, mask, items=columns)
+                part = paths.logsumexp(1) if aggregation == "sum" else paths.amax(1)
+                if latents is not None:
+                    latents[rows] = paths.argmax(1).cpu().numpy()
+            else:
+                part = self.model.score_items(input_ids, mask)[:, columns]
+            scores[rows] = part.float().cpu().numpy()
+        return scores, latents
+
+
+def _check_systems(systems: Mapping[str, Recommender], prepared: PreparedDataset) -> str:
+    """The name of the first model, whose tree serves those without one."""
+    if not systems:
+        raise ValueError("`systems` must hold at least one model.")
+    for name, recommender in systems.items():
+        if recommender.item_ids != prepared.item_ids:
+            raise ValueError(
+                f"The catalog of {name} ({len(recommender.item_ids)} items) is not that of {prepared.folder} "
+                f"({len(prepared.item_ids)} items, in their order): use the data that the model was trained on."
+            )
+    first = next(iter(systems))
+    if not has_tree(systems[first]):
+        raise ValueError(
+            f"{first} ({systems[first].model.config.model_type}) decodes without a tree: name a TIGER, PSID or Latte "
+            "model first and this one as a reference."
+        )
+    return first
+
+
+def _tree(codes: NDArray[np.integer], targets: NDArray[np.integer]) -> dict[str, Any]:
+    neighbours = num_neighbours(codes)
+    return {
+        "num_levels": codes.shape[1],
+        "num_neighbours": {str(distance): float(counts.mean()) for distance, counts in neighbours.items()},
+        "targets_with_sibling": float((neighbours[2][targets] > 0).mean()) if len(targets) else None,
+    }
+
+
+def _measure(
+    users: _Users, pairs: Mapping[int, NDArray[np.int64]], aggregation: str, num_latent_users: int, seed: int
+) -> dict[str, Any]:
+    items = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *pairs.values()]))
+    scores, latents = users.scores(items, aggregation)
+    probabilities = np.exp(scores.astype(np.float64))
+    correlations, rows = {}, []
+    for distance, pairs_there in pairs.items():
+        columns = np.searchsorted(items, pairs_there)
+        correlations[distance] = pair_correlations(probabilities, columns)
+        reversals = reversal_rates(scores, columns)
+        row: dict[str, Any] = {"distance": distance, "num_pairs": len(columns)}
+        row |= {"correlation": _summary(correlations[distance]), "reversal_rate": _summary(reversals)}
+        if latents is not None:
+            row["best_latent_differs"] = float(best_latent_differs(latents, columns).mean())
+        rows.append(row)
+    tau = kendall_tau(correlations, seed=seed)
+    measured: dict[str, Any] = {"kendall_tau": tau.tau, "interval": [tau.low, tau.high], "by_distance": rows}
+    if latents is not None:
+        size = min(num_latent_users, len(users))
+        sample = np.random.default_rng([seed, 1]).choice(len(users), size, replace=False)
+        measured["latents"] = _latents(users, np.sort(sample))
+    return measured
+
+
+def _latents(users: _Users, sample: NDArray[np.integer]) -> dict[str, Any]:
+    """How evenly the latents are used by a sample of the users, and what they say about the item."""
+    shares, entropies, informations = [], [], []
+    catalog = users.model.catalog
+    items = catalog.item_at(torch.arange(catalog.num_ids, device=catalog.device))  # of items that share an id one
+    for input_ids, mask in users.batches(sample, 1):
+        joint = users.model.score_paths(input_ids, mask, items=items).double().cpu().numpy()
+        weights = np.exp(joint - joint.max()).sum(axis=2)
+        shares.append(weights / weights.sum())
+        entropies.append(latent_entropy(joint) if joint.shape[1] > 1 else np.zeros(1))
+        informations.append(latent_information(joint))
+    information = float(np.concatenate(informations).mean())
+    return {
+        "num_latents": joint.shape[1],
+        "num_users": len(sample),
+        "shares": np.concatenate(shares).mean(axis=0).tolist(),
+        "normalized_entropy": float(np.concatenate(entropies).mean()),
+        "mutual_information": information,
+    }
+
+
+def _summary(values: NDArray[np.float64]) -> dict[str, Any]:
+    """Mean with its 95 % spread over pairs of items, users fixed, and quantiles, of what is no NaN."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return {"mean": None, "low": None, "high": None, "num_undefined": len(values), "quantiles": {}}
+    margin = 1.96 * float(known.std(ddof=1)) / len(known) ** 0.5 if len(known) > 1 else 0.0
+    mean = float(known.mean())
+    return {
+        "mean": mean,
+        "low": mean - margin,
+        "high": mean + margin,
+        "num_undefined": len(values) - len(known),
+        "quantiles": {str(q): float(value) for q, value in zip(QUANTILES, np.quantile(known, QUANTILES), strict=True)},
+    }

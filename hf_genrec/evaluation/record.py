@@ -1,0 +1,264 @@
+"""
+Evaluation records and per-user results as files: `FILE.json`, and beside it `FILE_users.parquet`; records as text.
+
+A reader sees the old file or the whole new one, never a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_genrec.data.checks import trained_on
+from hf_genrec.tokenizers.folder import QUANTIZER_NAME
+
+
+TRAINING_NAME = "training.json"
+PERSONAL_COLUMNS = ("user_id", "target")
+
+
+def write_record(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """
+    Write a record as JSON.
+
+    Args:
+        record (`dict`):
+            An evaluation record.
+        path (`str` or `Path`):
+            The file; its folder is created where it is missing.
+
+    Raises:
+        ValueError: If the record holds a NaN or an infinity, which JSON does not know.
+    """
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    with _replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    """
+    Write a page so that a reader finds the old one or the new one, never half of it.
+
+    Args:
+        text (`str`): Its content.
+        path (`str` or `Path`): The file.
+    """
+    with _replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def named_path(word: str | os.PathLike[str]) -> tuple[str | None, str]:
+    """
+    A word of a command line that may give a file or folder a name.
+
+    Args:
+        word (`str` or `Path`):
+            `NAME=PATH` or `PATH`; what exists as it stands is a path, whatever signs are in it.
+
+    Returns:
+        `tuple[str | None, str]`: the name, `None` if there is none, and the path.
+
+    Example:
+
+    ```python
+    >>> named_path("A=runs/lr=1e-3"), named_path("runs/psid")
+    (('A', 'runs/lr=1e-3'), (None, 'runs/psid'))
+
+    ```
+    """
+    text = os.fspath(word)
+    name, equals, path = text.partition("=")
+    return (name or None, path) if equals and not Path(text).exists() else (None, text)
+
+
+def users_path(path: str | os.PathLike[str]) -> Path:
+    """
+    Where the per-user results of a record are.
+
+    Args:
+        path (`str` or `Path`):
+            The record, a `.json` file.
+
+    Returns:
+        `Path`: the Parquet file beside it, there or not.
+
+    Example:
+
+    ```python
+    >>> users_path("run/evaluation.json").as_posix()
+    'run/evaluation_users.parquet'
+
+    ```
+    """
+    return Path(path).with_name(f"{Path(path).stem}_users.parquet")
+
+
+def write_users(users: pa.Table, path: str | os.PathLike[str], *, keep_names: bool = False) -> None:
+    """
+    Write per-user results as Parquet.
+
+    Args:
+        users (`pa.Table`):
+            One row per evaluated user, see [`~evaluation.Evaluation`].
+        path (`str` or `Path`):
+            The Parquet file; its folder is created where it is missing.
+        keep_names (`bool`, *optional*, defaults to `False`):
+            Whether `user_id` and `target` are written too. Without them the rows are ranks and counts, in the order
+            of the split, and may be published with the record.
+    """
+    if not keep_names:
+        users = users.drop_columns([name for name in PERSONAL_COLUMNS if name in users.column_names])
+    with _replaced(path) as partial:
+        pq.write_table(users, partial, compression="zstd")
+
+
+def record_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = None) -> list[list[str]]:
+    """
+    A record as a table of strings: the header, the baselines, and the model last.
+
+    Args:
+        record (`dict`):
+            What [`evaluation_record`] returned.
+        metrics (`list[str]`, *optional*):
+            The columns. `None` means every recall, ndcg and mrr of the record, then the invalid rate.
+
+    Returns:
+        `list[list[str]]`: rows of equal length, the first one the header. Each value is followed by its interval where
+        it has one.
+
+    Example:
+
+    ```python
+    >>> values = {"recall@5": 0.5, "invalid_rate": 0.0, "intervals": {"recall@5": [0.25, 0.75]}}
+    >>> record = {"model": values, "baselines": {"popularity": values}}
+    >>> for row in record_table(record):
+    ...     row
+    ['system', 'recall@5', 'invalid_rate']
+    ['popularity', '0.5000 [0.2500, 0.7500]', '0.0000']
+    ['model', '0.5000 [0.2500, 0.7500]', '0.0000']
+
+    ```
+    """
+    columns = [*record["model"]["intervals"], "invalid_rate"] if metrics is None else list(metrics)
+    systems = {**record["baselines"], "model": record["model"]}
+    rows = [[name, *(_cell(values, column) for column in columns)] for name, values in systems.items()]
+    return [["system", *columns], *rows]
+
+
+def shown_cut(names: Iterable[str], *, metric: str) -> int:
+    """
+    Which of the cut-offs of a metric is shown where there is room for one.
+
+    Args:
+        names (`list[str]`):
+            Names of a record, such as `"recall@5"`; others are passed over.
+        metric (`str`):
+            What stands before the `@`.
+
+    Returns:
+        `int`: the largest up to 10; the smallest if all are larger, and 10 if there is none.
+
+    Example:
+
+    ```python
+    >>> shown_cut(["recall@1", "recall@5", "recall@20", "invalid_rate"], metric="recall")
+    5
+
+    ```
+    """
+    cuts = [int(name.partition("@")[2]) for name in names if name.startswith(f"{metric}@")]
+    return max((cut for cut in cuts if cut <= 10), default=min(cuts, default=10))
+
+
+def is_finished(folder: str | os.PathLike[str]) -> bool:
+    """
+    Whether a folder holds a finished run.
+
+    Args:
+        folder (`str` or `Path`): A run folder, existing or not.
+
+    Returns:
+        `bool`
+    """
+    return (Path(folder) / TRAINING_NAME).is_file()
+
+
+def read_training(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """
+    The record of a finished run.
+
+    Args:
+        folder (`str` or `Path`): A run folder.
+
+    Returns:
+        `dict`: the content of `training.json`; empty if the folder has none.
+    """
+    return json.loads((Path(folder) / TRAINING_NAME).read_text(encoding="utf-8")) if is_finished(folder) else {}
+
+
+def evaluation_run(
+    folder: str | os.PathLike[str], *, num_beams: int, latent_aggregation: str, decoding: str = "beam"
+) -> dict[str, Any]:
+    """
+    What an evaluation record says about the run it belongs to.
+
+    Args:
+        folder (`str` or `Path`): The run folder, or the name of a Hub repository.
+        num_beams (`int`): Beams of the evaluation.
+        latent_aggregation (`str`): `"max"` or `"sum"`.
+        decoding (`str`, *optional*, defaults to `"beam"`): `"exact"`, `"graph"` or `"beam"`.
+
+    Returns:
+        `dict`: `model`, `num_beams` (not of exact scores), `latent_aggregation`, `decoding`, and where the folder has
+            them `command`, `seed`, `minutes`, `num_parameters` of the training, `trained_on` (a list of the
+            fingerprints of its data, those of the checkpoint it began with first), the `policy`, `num_levels` and
+            `codebook_size` of its semantic IDs, the digest of the `weights` and the `encoder` of the texts behind the
+            ids.
+    """
+    training = read_training(folder)
+    weights = Path(folder) / "model.safetensors"
+    run: dict[str, Any] = {"model": Path(folder).name if weights.is_file() else os.fspath(folder)}
+    run |= {"num_beams": num_beams} if decoding != "exact" else {}
+    run |= {"latent_aggregation": latent_aggregation, "decoding": decoding}
+    run |= {
+        name: training[name]
+        for name in ("command", "minutes", "cpu_minutes", "num_threads", "num_parameters")
+        if name in training
+    }
+    if training:
+        run["seed"] = training["settings"]["seed"]
+        run["trained_on"] = trained_on(training)
+        run |= training.get("semantic_ids") or {}
+    encoder = Path(folder) / QUANTIZER_NAME / "encoder.json"
+    if encoder.is_file():
+        run["encoder"] = json.loads(encoder.read_text(encoding="utf-8"))["model"]
+    if weights.is_file():
+        with weights.open("rb") as file:
+            run["weights"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return run
+
+
+def _cell(values: Mapping[str, Any], column: str) -> str:
+    interval = values["intervals"].get(column)
+    suffix = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
+    return f"{values[column]:.4f}{suffix}"
+
+
+@contextmanager
+def _replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file that takes the place of `path` when the block ends without an error."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".record-") as folder:
+        partial = Path(folder) / target.name
+        yield partial
+        partial.replace(target)

@@ -1,0 +1,487 @@
+"""
+Evaluation records and the results of their users in, systems out: a model with its seeds, or a baseline.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from hf_genrec.evaluation.metrics import bootstrap_interval, mrr_per_user, ndcg_per_user, recall_per_user
+from hf_genrec.evaluation.record import named_path, users_path
+from hf_genrec.evaluation.shared_ids import corrected_ndcg_per_user, corrected_recall_per_user
+
+
+EVALUATION_NAME = "evaluation.json"
+BASELINES = {"popularity": "Popularity", "item_knn": "item-kNN", "sasrec": "SASRec"}
+# Results that differ in one of these are not comparable.
+GROUP_FIELDS = (
+    "protocol", "split", "fingerprint", "num_users", "num_items", "max_history_length", "max_users", "exclude_seen",
+    "confidence",
+)  # fmt: skip
+# What of a `run`, beside its settings, makes a system another one.
+_KINDS = (
+    "system", "encoder", "policy", "num_levels", "codebook_size", "decoding", "num_beams", "latent_aggregation",
+    "search_options",
+)  # fmt: skip
+_PER_USER = {"recall": recall_per_user, "ndcg": ndcg_per_user, "mrr": mrr_per_user}
+_CORRECTED_PER_USER = {"recall": corrected_recall_per_user, "ndcg": corrected_ndcg_per_user}
+_METRIC = re.compile(r"(recall|ndcg|mrr)@([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """
+    One evaluation record and, where they were kept, the results of its users.
+
+    Args:
+        name (`str` or `None`):
+            What the system is to be called; `None` leaves it to the record.
+        source (`str`):
+            The file, for messages.
+        record (`dict`):
+            What [`evaluation_record`] returned.
+        users (`pd.DataFrame` or `None`):
+            One row per user in the order of the split, with `rank` (0-based, -1 without a hit), `num_train` and
+            `history_length`; where several items share an id also `group_start` and `group_size`.
+    """
+
+    name: str | None
+    source: str
+    record: Mapping[str, Any]
+    users: pd.DataFrame | None = None
+
+
+@dataclass(frozen=True)
+class System:
+    """
+    A model trained with one or several seeds, or a baseline.
+
+    Args:
+        name (`str`):
+            What it is called.
+        values (`dict`):
+            Metrics as in an evaluation record; with several seeds their means, and intervals of the means over users.
+        deviations (`dict[str, float]`):
+            Standard deviation between seeds by metric; empty with one seed.
+        seeds (`list[int]`):
+            Seeds of the runs, as far as records tell them; empty for baselines.
+        sources (`list[str]`):
+            Files of the records.
+        encoder (`str` or `None`):
+            The text encoder, without its organisation; `None` where the record names none.
+        ids (`str` or `None`):
+            Collision policy and shape of the semantic IDs; `None` where the record tells of none.
+        is_baseline (`bool`):
+            Whether it is one of the baselines; a variant is called by a comma, such as "SASRec, larger".
+        runs (`list[dict]`):
+            The metrics of each run.
+        ranks (`list[np.ndarray]`):
+            Per run the ranks of all users; empty where they were not kept.
+        groups (`list[tuple[np.ndarray, np.ndarray] or None]`):
+            Per run of `ranks` where several items share an id the position of the first item with the target's id and
+            their number, else `None`.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    deviations: Mapping[str, float] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
+    sources: Sequence[str] = ()
+    encoder: str | None = None
+    ids: str | None = None
+    is_baseline: bool = False
+    runs: Sequence[Mapping[str, Any]] = ()
+    ranks: Sequence[NDArray[np.int64]] = ()
+    groups: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]] | None] = ()
+
+    def user_values(self, metric: str) -> NDArray[np.float64]:
+        """
+        Each user's value of a metric, the mean over the runs.
+
+        Where several items share an id, recall and ndcg are the expectation over a random order of the items of an id:
+        their order in the lists is that of the catalog, which no system found. Mrr is that of the lists.
+
+        Args:
+            metric (`str`): `"recall@k"`, `"ndcg@k"` or `"mrr@k"`.
+
+        Returns:
+            `np.ndarray` of shape `(num_users,)`, float64.
+        """
+        groups = self.groups or [None] * len(self.ranks)
+        return np.mean(
+            [user_values(ranks, metric, group=group) for ranks, group in zip(self.ranks, groups, strict=True)], axis=0
+        )
+
+    def expected(self, metric: str) -> float:
+        """
+        What is compared of a system: the mean of [`~System.user_values`], as far as records tell.
+
+        Args:
+            metric (`str`): Name of a metric of the records.
+
+        Returns:
+            `float`: the mean over the runs of the `corrected` metric where a record has it, else of the metric itself.
+        """
+        return statistics.fmean(_expected(values, metric) for values in (self.runs or [self.values]))
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """
+        A metric of each run by its seed, the expectation where several items share an id.
+
+        Args:
+            metric (`str`): Name of a metric of the records.
+
+        Returns:
+            `dict[int, float]`: empty where seeds are unknown or not distinct.
+        """
+        if len(set(self.seeds)) != len(self.runs):
+            return {}
+        return {seed: _expected(run, metric) for seed, run in zip(self.seeds, self.runs, strict=True)}
+
+
+def load_evaluation(word: str | os.PathLike[str]) -> StoredEvaluation:
+    """
+    Read an evaluation record and the results of its users beside it (`FILE_users.parquet` of `FILE.json`).
+
+    Args:
+        word (`str` or `Path`):
+            A JSON file, or a run folder for its `evaluation.json`; `NAME=` before it names the system.
+
+    Returns:
+        [`StoredEvaluation`]
+
+    Raises:
+        FileNotFoundError: If there is no such file, or the folder has no evaluation.
+        ValueError: If the file is no evaluation record, or the results of the users do not belong to it.
+    """
+    name, file = named_path(word)
+    path = Path(file)
+    if path.is_dir():
+        path /= EVALUATION_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"{path.parent} has no {EVALUATION_NAME}: run `hf-genrec evaluate` on it first.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from error
+    known = record if isinstance(record, dict) else {}
+    missing = [key for key in (*GROUP_FIELDS, "seed", "model", "baselines") if key not in known]
+    if missing:
+        raise ValueError(f"{path} is no evaluation record: it lacks {', '.join(f'`{key}`' for key in missing)}.")
+    users = load_users(users_path(path), num_users=record["num_users"])
+    return StoredEvaluation(name, os.fspath(path), record, users)
+
+
+def load_users(path: str | os.PathLike[str], *, num_users: int) -> pd.DataFrame | None:
+    """
+    Read the per-user results of a record; ids of users and items are left out.
+
+    Args:
+        path (`str` or `Path`):
+            The Parquet file.
+        num_users (`int`):
+            How many users the record tells of.
+
+    Returns:
+        `pd.DataFrame`: the columns of integers; `None` if there is no such file.
+
+    Raises:
+        ValueError: If the file lacks the ranks, or has another number of rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return None
+    users = pd.read_parquet(path).select_dtypes("integer")
+    if "rank" not in users:
+        raise ValueError(f"{path} holds no results of users: it lacks the column `rank`.")
+    if len(users) != num_users:
+        raise ValueError(
+            f"{path} has {len(users):,} rows, but its record tells of {num_users:,} users: evaluate again."
+        )
+    return users
+
+
+def _expected(values: Mapping[str, Any], metric: str) -> float:
+    return values.get("corrected", {}).get(metric, values[metric])
+
+
+def user_values(
+    ranks: ArrayLike, metric: str, *, group: tuple[ArrayLike, ArrayLike] | None = None
+) -> NDArray[np.float64]:
+    """
+    One value per user of a metric that is a mean over users.
+
+    Args:
+        ranks (`np.ndarray` of shape `(num_users,)`):
+            0-based rank of each target; `-1` if it was not recommended.
+        metric (`str`):
+            `"recall@k"`, `"ndcg@k"` or `"mrr@k"` with a number for k.
+        group (`tuple[np.ndarray, np.ndarray]`, *optional*):
+            Position of the first item with the target's id (-1 if there is none) and how many items have it, both of
+            shape `(num_users,)`. Recall and ndcg are then the expectation over the order of these items.
+
+    Returns:
+        `np.ndarray` of shape `(num_users,)`, float64.
+
+    Raises:
+        ValueError: If the metric is another one.
+
+    Example:
+
+    ```python
+    >>> user_values([0, 4, -1, 2], "ndcg@3")
+    array([1. , 0. , 0. , 0.5])
+    >>> user_values([0, 4, -1, 2], "ndcg@3", group=([0, 3, -1, 2], [2, 3, 1, 4]))
+    array([0.81546488, 0.        , 0.        , 0.125     ])
+
+    ```
+    """
+    found = _METRIC.fullmatch(metric)
+    if found is None:
+        raise ValueError(f"`metric` must be recall@k, ndcg@k or mrr@k, such as ndcg@10; got {metric!r}.")
+    if group is not None and found[1] in _CORRECTED_PER_USER:
+        return _CORRECTED_PER_USER[found[1]](*group, k=int(found[2]))
+    return _PER_USER[found[1]](ranks, k=int(found[2]))
+
+
+def group_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """
+    What two records must have in common to be compared.
+
+    Args:
+        record (`dict`):
+            An evaluation record.
+
+    Returns:
+        `tuple[str, ...]`: the values of `GROUP_FIELDS`, and the seed where it drew a sample of the users.
+    """
+    sample_seed = record["seed"] if record["max_users"] is not None else None
+    return (*(str(record[name]) for name in GROUP_FIELDS), str(sample_seed))
+
+
+def model_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
+    """
+    The models of records, runs of one system together.
+
+    Args:
+        evaluations (`list[StoredEvaluation]`):
+            Comparable ones. Those of one name are one system; without a name, those that differ in the seed only.
+
+    Returns:
+        `list[System]`: with names that tell them apart.
+    """
+    groups: dict[str, list[StoredEvaluation]] = {}
+    for evaluation in evaluations:
+        groups.setdefault(evaluation.name or seedless_key(evaluation.record, evaluation.source), []).append(evaluation)
+    names = _names_of(list(groups.values()))
+    return [system_of(name, group) for name, group in zip(names, groups.values(), strict=True)]
+
+
+def seedless_key(record: Mapping[str, Any], source: str) -> str:
+    """
+    A text that is equal for runs that differ in nothing but the seed.
+
+    Args:
+        record (`dict`):
+            An evaluation record.
+        source (`str`):
+            Its file, which stands for the settings of the training where the record lacks them.
+
+    Returns:
+        `str`
+    """
+    run = record.get("run", {})
+    if "settings" not in run:
+        return json.dumps({"source": source})
+    settings = {name: value for name, value in run["settings"].items() if name != "seed"}
+    if isinstance(settings.get("training"), Mapping):
+        settings["training"] = {name: value for name, value in settings["training"].items() if name != "seed"}
+    return json.dumps([settings, {name: run.get(name) for name in _KINDS}], sort_keys=True)
+
+
+def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
+    """
+    One system from the evaluations of its runs.
+
+    Args:
+        name (`str`):
+            What it is called.
+        group (`list[StoredEvaluation]`):
+            At least one, all comparable.
+
+    Returns:
+        [`System`]
+    """
+    runs = [evaluation.record["model"] for evaluation in group]
+    seeds = [evaluation.record.get("run", {}).get("seed") for evaluation in group]
+    users = [evaluation.users for evaluation in group if evaluation.users is not None]
+    is_complete = len(users) == len(group)
+    system = System(
+        name,
+        values=runs[0],
+        seeds=[seed for seed in seeds if seed is not None],
+        sources=[evaluation.source for evaluation in group],
+        encoder=_encoder_of(group[0]),
+        ids=_ids_of(group[0]),
+        is_baseline=_system_name(group[0]).partition(",")[0] in BASELINES.values(),
+        runs=runs,
+        ranks=[table["rank"].to_numpy(np.int64) for table in users] if is_complete else [],
+        groups=[_groups_of(table) for table in users] if is_complete else [],
+    )
+    if len(group) == 1:
+        return system
+    values = mean_of(runs)
+    confidence = group[0].record["confidence"]
+    as_listed = replace(system, groups=[])  # `values` are those of the lists, and so are their intervals
+    values["intervals"] = {
+        metric: list(bootstrap_interval(as_listed.user_values(metric), confidence=confidence))
+        for metric in values
+        if system.ranks and _METRIC.fullmatch(metric)
+    }
+    deviations = {key: statistics.stdev(run[key] for run in runs) for key in values if isinstance(values[key], float)}
+    return replace(system, values=values, deviations=deviations)
+
+
+def _groups_of(users: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    if not {"group_start", "group_size"} <= set(users):
+        return None
+    return users["group_start"].to_numpy(np.int64), users["group_size"].to_numpy(np.int64)
+
+
+def mean_of(values: Sequence[Any]) -> Any:
+    """
+    Mean of equally built objects, number by number.
+
+    Args:
+        values (`list`):
+            Numbers, or dictionaries and lists of them. Entries that are not in all of them are left out, and so are
+            intervals, since the mean of intervals is none; of words all must be the same.
+
+    Returns:
+        The means in the same form; `None` where words differ.
+
+    Example:
+
+    ```python
+    >>> mean_of([{"ndcg@10": 0.25, "corrected": {"ndcg@10": 1.0}}, {"ndcg@10": 0.75, "corrected": {"ndcg@10": 0.0}}])
+    {'ndcg@10': 0.5, 'corrected': {'ndcg@10': 0.5}}
+
+    ```
+    """
+    first = values[0]
+    if isinstance(first, Mapping):
+        shared = [key for key in first if key != "intervals" and all(key in value for value in values)]
+        return {key: mean_of([value[key] for value in values]) for key in shared}
+    if isinstance(first, list):
+        return [mean_of(parts) for parts in zip(*values, strict=True)]
+    if all(isinstance(value, int | float) for value in values):
+        return statistics.fmean(values)
+    return first if all(value == first for value in values) else None
+
+
+def baseline_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
+    """
+    The baselines of records; a column `rank_NAME` among the results of users holds a baseline's ranks.
+
+    Args:
+        evaluations (`list[StoredEvaluation]`):
+            Comparable ones.
+
+    Returns:
+        `list[System]`: one per record and baseline; [`merge_baselines`] makes them one per baseline.
+    """
+    systems = []
+    for evaluation in evaluations:
+        for key, values in evaluation.record["baselines"].items():
+            ranks = [] if evaluation.users is None else evaluation.users.filter([f"rank_{key}"]).to_numpy(np.int64).T
+            systems.append(
+                System(
+                    BASELINES.get(key, key), values, sources=[evaluation.source], is_baseline=True, ranks=list(ranks)
+                )
+            )
+    return systems
+
+
+def merge_baselines(systems: Sequence[System]) -> list[System]:
+    """
+    Make baselines of one name that agree in all metrics one, which has the numbers of all of them.
+
+    Records of one data set repeat its baselines, and newer records tell more about them than older ones.
+
+    Args:
+        systems (`list[System]`):
+            Any; only baselines are merged.
+
+    Returns:
+        `list[System]`: baselines that share a name and differ in a metric stay apart, named by their record.
+    """
+    merged: list[System] = []
+    for system in systems:
+        place = next((index for index, other in enumerate(merged) if _is_same_baseline(other, system)), None)
+        if place is None:
+            merged.append(system)
+        else:
+            other = merged[place]
+            intervals = {**system.values.get("intervals", {}), **other.values.get("intervals", {})}
+            values = {**system.values, **other.values, "intervals": intervals}
+            merged[place] = replace(other, values=values, ranks=other.ranks or system.ranks)
+    names = [system.name for system in merged]
+    return [
+        replace(system, name=f"{system.name} ({_file_of(system.sources[0])})")
+        if system.is_baseline and system.name in names[:index]
+        else system
+        for index, system in enumerate(merged)
+    ]
+
+
+def _is_same_baseline(first: System, second: System) -> bool:
+    if first.name != second.name or not (first.is_baseline and second.is_baseline):
+        return False
+    names = [name for name in first.values if _METRIC.fullmatch(name) and name in second.values]
+    return all(abs(first.values[name] - second.values[name]) < 1e-9 for name in names)
+
+
+def _names_of(groups: Sequence[Sequence[StoredEvaluation]]) -> list[str]:
+    """The system's name, and where several share it, the first thing that tells them apart."""
+    firsts = [group[0] for group in groups]
+    names = [evaluation.name or _system_name(evaluation) for evaluation in firsts]
+    for name in {name for name in names if names.count(name) > 1}:
+        members = [index for index, other in enumerate(names) if other == name and firsts[index].name is None]
+        for tell in (_ids_of, _encoder_of, lambda evaluation: re.sub(r"_seed\d+$", "", _file_of(evaluation.source))):
+            words = [tell(firsts[index]) for index in members]
+            if None not in words and len(set(words)) == len(words):
+                for index, word in zip(members, words, strict=True):
+                    names[index] = f"{name} ({word})"
+                break
+    return names
+
+
+def _system_name(evaluation: StoredEvaluation) -> str:
+    run = evaluation.record.get("run", {})
+    return run.get("system") or Path(run.get("model", "")).name or _file_of(evaluation.source)
+
+
+def _ids_of(evaluation: StoredEvaluation) -> str | None:
+    run = evaluation.record.get("run", {})
+    return None if run.get("policy") is None else f"{run['policy']} {run['num_levels']} × {run['codebook_size']}"
+
+
+def _encoder_of(evaluation: StoredEvaluation) -> str | None:
+    encoder = evaluation.record.get("run", {}).get("encoder")
+    return None if encoder is None else encoder.rpartition("/")[2]
+
+
+def _file_of(source: str) -> str:
+    path = Path(source)
+    return path.parent.name if path.name == EVALUATION_NAME else path.stem

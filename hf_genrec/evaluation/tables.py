@@ -1,0 +1,299 @@
+"""
+Systems and comparisons in, tables out as rows of strings.
+
+A sheet is a title and rows, the first row the header; what no system has is no sheet, and what one system lacks is a
+dash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_genrec.evaluation.compare import Comparison, Differences
+from hf_genrec.evaluation.record import shown_cut
+from hf_genrec.evaluation.significance import PairedDifference
+from hf_genrec.evaluation.systems import System
+
+
+NONE = "–"
+PUBLISHED_ENCODERS = "published rows use mostly sentence-t5-base, some an API encoder"
+# Titles and formats by the name in a record, {k} being the cut-off that is shown.
+_PROPERTIES = {
+    "coverage@{k}": ("coverage", ".4f"),
+    "gini@{k}": ("Gini", ".4f"),
+    "novelty@{k}": ("novelty", ".2f"),
+    "diversity@{k}": ("diversity", ".4f"),
+    "popularity_lift@{k}": ("popularity lift", "+.3f"),
+    "invalid_rate": ("invalid", ".4f"),
+    "seconds_per_user": ("seconds per user", ".5f"),
+}
+_GAP = {
+    "num_users": ("users", ",.0f"),
+    "ndcg@{k}": ("ndcg@{k}", ".4f"),
+    "exact_ndcg@{k}": ("exact ndcg@{k}", ".4f"),
+    "overlap@{k}": ("overlap@{k}", ".3f"),
+}
+_COLLISIONS_NOTE = (
+    "`items counted` are those of the lists as decoded, the items of an id in the order of the catalog; `expected` is "
+    "the expectation over a random order of the items of an id; `flattery` is how far counting ids is above it; "
+    "`short` counts users whose list holds neither the target's id nor as many distinct ids."
+)
+_PROPERTIES_NOTE = (
+    "The first {k} items of each list. Coverage: share of the catalog that is in anybody's list. Gini: 0 where all "
+    "items are recommended equally often. Novelty, in bits: mean of -log2 of an item's share of the training part. "
+    "Diversity: how unlike the buyers of the items of a list are. Popularity lift: how much more popular the items of "
+    "the lists are than those of the histories."
+)
+_SEARCH = {"distinct_items": ("items", ".1f"), "num_visited": ("scored", ",.0f")}
+_SEARCH_NOTE = (
+    "Means per user. Items: distinct ones among the beams. Scored: all items, or those that a graph search visited. "
+    "The rest: a sample of the users."
+)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """
+    One table.
+
+    Args:
+        title (`str`):
+            What stands above it.
+        rows (`list[list[str]]`):
+            The header first.
+        note (`str`, *optional*, defaults to `""`):
+            How its columns are to be read.
+    """
+
+    title: str
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def comparison_sheets(comparison: Comparison) -> list[Sheet]:
+    """
+    All tables of a comparison.
+
+    Args:
+        comparison ([`Comparison`]):
+            What [`compare_evaluations`] returned.
+
+    Returns:
+        `list[Sheet]`: the metrics with the paired differences, then what [`evidence_sheets`] tells.
+    """
+    cut = _cut([system.values for system in comparison.systems], "recall")
+    wanted = dict.fromkeys([f"recall@{cut}", f"ndcg@{cut}", f"mrr@{cut}", comparison.metric])
+    metrics = [name for name in wanted if any(name in system.values for system in comparison.systems)]
+    has_seeds = any(len(system.runs) > 1 for system in comparison.systems)
+    over_seeds = any(found.seeds is not None for found in comparison.differences.values())
+    header = ["system", *(["runs"] if has_seeds else []), *metrics, f"{comparison.metric}, difference", "p"]
+    rows = [header + (["difference over seeds", "p over seeds"] if over_seeds else [])]
+    for system in comparison.systems:
+        found = comparison.differences.get(system.name)
+        row = [system.name, *([str(len(system.runs) or NONE)] if has_seeds else [])]
+        row += [metric_cell(system, name) for name in metrics]
+        row += ["reference", NONE] if found is None else difference_cells(found)
+        if over_seeds:
+            row += [NONE, NONE] if found is None else paired_cells(found.seeds)
+        rows.append(row)
+    return [Sheet(title_of(comparison), rows), *evidence_sheets(comparison.systems)]
+
+
+def evidence_sheets(systems: Sequence[System]) -> list[Sheet]:
+    """
+    What systems do beyond the usual metrics, as far as their records tell.
+
+    Args:
+        systems (`list[System]`):
+            Comparable ones.
+
+    Returns:
+        `list[Sheet]`: up to four: what collisions of ids do to the metrics, what the lists are like, recall by the
+        target's popularity, and what the search misses.
+    """
+    sheets = [
+        Sheet("Where several items share an id", _collisions(systems), _COLLISIONS_NOTE),
+        _properties(systems),
+        _by_popularity(systems),
+        Sheet("The search against exact scores", _searches(systems), _SEARCH_NOTE),
+    ]
+    return [sheet for sheet in sheets if len(sheet.rows) > 1]
+
+
+def metric_cell(system: System, name: str) -> str:
+    """
+    A metric with what is known of its uncertainty.
+
+    Args:
+        system ([`System`]):
+            Any.
+        name (`str`):
+            Name of the metric.
+
+    Returns:
+        `str`: the value, the standard deviation between seeds and the interval over users, as far as there are.
+
+    Example:
+
+    ```python
+    >>> values = {"ndcg@10": 0.0375, "intervals": {"ndcg@10": [0.0354, 0.0393]}}
+    >>> metric_cell(System("PSID", values), "ndcg@10"), metric_cell(System("PSID", values), "mrr@10")
+    ('0.0375 [0.0354, 0.0393]', '–')
+
+    ```
+    """
+    if name not in system.values:
+        return NONE
+    cell = number(system.values[name])
+    cell += f" ± {system.deviations[name]:.4f}" if name in system.deviations else ""
+    return cell + _brackets(system.values.get("intervals", {}).get(name), ".4f")
+
+
+def difference_cells(found: Differences) -> list[str]:
+    """
+    A difference over users with its interval, and its p-value.
+
+    Args:
+        found ([`Differences`]):
+            Without results per user there is the difference alone. The p-value is the corrected one where there is.
+
+    Returns:
+        `list[str]`: two cells.
+    """
+    if found.users is None:
+        return [f"{found.difference:+.4f}", NONE]
+    cells = paired_cells(found.users)
+    return cells if found.adjusted_p_value is None else [cells[0], _p_value(found.adjusted_p_value)]
+
+
+def paired_cells(found: PairedDifference | None) -> list[str]:
+    """
+    A paired difference with its interval, and its p-value.
+
+    Args:
+        found ([`PairedDifference`] or `None`):
+            What was found; `None` makes two dashes, and a p-value that is none a dash.
+
+    Returns:
+        `list[str]`: two cells.
+
+    Example:
+
+    ```python
+    >>> paired_cells(PairedDifference(0.0021, 0.0003, 0.004, 0.0214, 8317))
+    ['+0.0021 [+0.0003, +0.0040]', '0.021']
+    >>> paired_cells(PairedDifference(0.0021, None, None, None, 3))
+    ['+0.0021', '–']
+
+    ```
+    """
+    if found is None:
+        return [NONE, NONE]
+    interval = None if found.low is None or found.high is None else [found.low, found.high]
+    return [f"{found.difference:+.4f}{_brackets(interval, '+.4f')}", _p_value(found.p_value)]
+
+
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def number(value: float | None, form: str = ".4f") -> str:
+    """
+    A number as a cell.
+
+    Args:
+        value (`float` or `None`):
+            The number.
+        form (`str`, *optional*, defaults to `".4f"`):
+            How it is written, for `format`.
+
+    Returns:
+        `str`: a dash where there is none.
+
+    Example:
+
+    ```python
+    >>> number(0.5), number(None)
+    ('0.5000', '–')
+
+    ```
+    """
+    return NONE if value is None else format(value, form)
+
+
+def _brackets(interval: Sequence[float] | None, form: str) -> str:
+    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def _cut(values: Iterable[Mapping[str, Any]], metric: str) -> int:
+    return shown_cut([name for names in values for name in names], metric=metric)
+
+
+def _collisions(systems: Sequence[System]) -> list[list[str]]:
+    rows = [["system", "metric", "items counted", "expected", "ids counted", "flattery", "short"]]
+    for system in systems:
+        if "corrected" not in system.values:
+            continue
+        cut = shown_cut(system.values["corrected"], metric="recall")
+        for name in (f"recall@{cut}", f"ndcg@{cut}"):
+            expected = system.values["corrected"].get(name)
+            of_ids = system.values.get("id_level", {}).get(name)
+            flattery = f"{100 * (of_ids / expected - 1):+.1f} %" if expected and of_ids is not None else NONE
+            cells = [number(value) for value in (system.values.get(name), expected, of_ids)]
+            short = number(system.values.get("num_id_truncated"), ",.0f")
+            rows.append([system.name, name, *cells, flattery, short])
+    return rows
+
+
+def _properties(systems: Sequence[System]) -> Sheet:
+    cut = _cut([system.values for system in systems], "coverage")
+    forms = {name.format(k=cut): form for name, (_, form) in _PROPERTIES.items()}
+    rows = [["system", *(title for title, _ in _PROPERTIES.values())]]
+    for system in systems:
+        if any("@" in name and name in system.values for name in forms):
+            rows.append([system.name, *(number(system.values.get(name), form) for name, form in forms.items())])
+    return Sheet("What the lists are like", rows, _PROPERTIES_NOTE.format(k=cut))
+
+
+def _by_popularity(systems: Sequence[System]) -> Sheet:
+    known = {system.name: system.values["by_popularity"] for system in systems if "by_popularity" in system.values}
+    recall = f"recall@{_cut([entry for entries in known.values() for entry in entries], 'recall')}"
+    sizes = {entry["bucket"]: entry["num_users"] for entries in known.values() for entry in entries}
+    rows = [["system", *(f"{bucket} ({size:,.0f})" for bucket, size in sizes.items())]]
+    for name, entries in known.items():
+        recalls = {entry["bucket"]: entry.get(recall) for entry in entries}
+        rows.append([name, *(number(recalls.get(bucket)) for bucket in sizes)])
+    return Sheet(f"{recall} by how often the target was taken in training (users)", rows)
+
+
+def _searches(systems: Sequence[System]) -> list[list[str]]:
+    cut = _cut([system.values.get("exact_gap", {}) for system in systems], "ndcg")
+    counts = [name for name in _SEARCH if any(name in system.values for system in systems)]
+    rows = [["system", *(_SEARCH[name][0] for name in counts), *(title.format(k=cut) for title, _ in _GAP.values())]]
+    for system in systems:
+        gap = system.values.get("exact_gap", {})
+        if gap or any(name in system.values for name in counts):
+            found = [number(system.values.get(name), _SEARCH[name][1]) for name in counts]
+            rows.append(
+                [system.name, *found, *(number(gap.get(name.format(k=cut)), form) for name, (_, form) in _GAP.items())]
+            )
+    return rows
+
+
+def title_of(comparison: Comparison) -> str:
+    """
+    Data set, protocol and split of a comparison.
+
+    Args:
+        comparison ([`Comparison`]):
+            What [`compare_evaluations`] returned.
+
+    Returns:
+        `str`
+    """
+    names = [comparison.conditions[name] for name in ("dataset", "protocol")]
+    return ", ".join([*(name for name in names if name), f"{comparison.conditions['split']} split"])

@@ -1,0 +1,1 @@
+"""One folder becomes one Hub repository."""

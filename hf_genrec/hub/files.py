@@ -1,0 +1,253 @@
+"""
+A run folder in, the files that its Hub repository holds out: what belongs there, what stays at home, what is refused.
+
+Training states, caches and results per user stay at home. A token, or a path of this machine in a JSON file, is an
+error; only the records of a run (`training.json`, `evaluation.json`) are published with such paths cut to their names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+
+
+Content = Path | bytes
+
+CARD_NAME = "README.md"
+
+
+def hub_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """
+    The files of a run folder that its Hub repository holds, after checking that they may be published.
+
+    Args:
+        folder (`str` or `Path`): What training or [`save_recommender`] wrote.
+
+    Returns:
+        `list[Path]`: in alphabetical order of their places in the repository.
+
+    Raises:
+        FileNotFoundError: If the folder is no complete recommender.
+        ValueError: If a file is damaged, holds a token, or is JSON with a path of this machine.
+    """
+    return [Path(folder) / name for name in published_files(folder)]
+
+
+def published_files(folder: str | os.PathLike[str]) -> dict[str, Content]:
+    """
+    What is published of a run folder: like [`hub_files`], with the contents of records that had to be cleaned.
+
+    Args:
+        folder (`str` or `Path`): What training or [`save_recommender`] wrote.
+
+    Returns:
+        `dict[str, Path | bytes]`: place in the repository to file or to cleaned content.
+
+    Raises:
+        FileNotFoundError: If the folder is no complete recommender.
+        ValueError: If a file is damaged, holds a token, or is JSON with a path of this machine.
+    """
+    folder = Path(folder)
+    names = [name for name in _names_in(folder) if is_published(name)]
+    _check_complete(folder, names)
+    return {name: checked_content(folder / name, name) for name in names}
+
+
+def files_left_out(folder: str | os.PathLike[str]) -> dict[str, tuple[int, str]]:
+    """
+    What stays at home, and why.
+
+    Args:
+        folder (`str` or `Path`): A run folder.
+
+    Returns:
+        `dict[str, tuple[int, str]]`: size in bytes and reason; folders that stay are one entry with a slash.
+    """
+    left: dict[str, tuple[int, str]] = {}
+    for name in _names_in(Path(folder)):
+        if is_published(name):
+            continue
+        top, slash, _ = name.partition("/")
+        entry = top + slash if top != "quantizer" else name
+        size, _ = left.get(entry, (0, ""))
+        left[entry] = size + (Path(folder) / name).stat().st_size, _reason(entry)
+    return left
+
+
+def is_published(name: str) -> bool:
+    """
+    Whether a file belongs to a recommender's repository.
+
+    Args:
+        name (`str`): Its place below the folder.
+
+    Returns:
+        `bool`
+
+    Example:
+
+    ```python
+    >>> [is_published(name) for name in ("modeling_latte.py", "train.py", "quantizer/config.json", "optimizer.pt")]
+    [True, False, True, False]
+
+    ```
+    """
+    parent, _, last = name.rpartition("/")
+    if parent == "quantizer":
+        return last.endswith((".json", ".safetensors"))
+    return not parent and (any(fnmatchcase(name, pattern) for pattern in _PUBLISHED) or bool(_CODE.fullmatch(name)))
+
+
+def checked_content(path: Path, name: str) -> Content:
+    """
+    A file that may be published, or the cleaned content of a record.
+
+    Args:
+        path (`Path`): The file.
+        name (`str`): Its place in the repository.
+
+    Returns:
+        `Path` or `bytes`: the file itself unless it is a record that names paths of this machine.
+
+    Raises:
+        ValueError: If it is damaged, holds a token, or is JSON with a path of this machine and no record.
+    """
+    if path.suffix in (".safetensors", ".parquet"):
+        _check_whole(path)
+        return path
+    text = path.read_text(encoding="utf-8")
+    if _TOKEN.search(text):
+        raise ValueError(
+            f"{path} holds what looks like an access token ({_TOKEN.search(text)[0][:6]}...). Remove it, and revoke "  # type: ignore[index]
+            "the token if the file has been anywhere else."
+        )
+    if path.suffix != ".json" or name == "tokenizer.json":  # the tokenizer holds item ids, which may look like paths
+        return path
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no readable JSON: {error}. Write the folder again.") from error
+    found = [(key, word) for key, value in _strings(content) for word in _absolute_paths(value)]
+    if not found:
+        return path
+    if name in _RECORDS:
+        return (json.dumps(_map_strings(content, _without_folders), indent=2, ensure_ascii=False) + "\n").encode()
+    key, word = found[0]
+    raise ValueError(
+        f"{path} holds a path of this machine at `{key}`: {word!r} ({len(found)} in all). Put a name there that "
+        "others can resolve, such as that of a repository, or remove it."
+    )
+
+
+_PUBLISHED = (
+    CARD_NAME, "LICENSE*", "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
+    "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "items.parquet", "item_graph.safetensors", "evaluation.json", "training.json",
+)  # fmt: skip
+_CODE = re.compile(r"(configuration|modeling|genrec)_\w+\.py|pipeline_genrec\.py")  # remote code
+_REQUIRED = ("config.json", "items.parquet", "tokenizer.json", "tokenizer_config.json")
+_RECORDS = {"training.json", "evaluation.json"}
+_TOKEN = re.compile(r"\b(?:hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9]{30,}")
+# A path of this machine: from the root, a home or a drive, at the beginning of a word; in quotes it may hold blanks.
+_START = r"(?:file://)?(?:/(?=[\w.~-]*[A-Za-z_~])|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\\w)"
+_PATH = re.compile(rf"""(?<='){_START}[^']*|(?<="){_START}[^"]*|(?:^|(?<=[\s=:,;(\[])){_START}[^\s"',;)\]]*""")
+_REASONS = (
+    ("checkpoints/", "training states"),
+    ("evaluation_users.parquet", "names users"),
+    ("training_args.bin", "pickled training arguments"),
+    (".*", "hidden or a cache"),
+    ("__pycache__/", "hidden or a cache"),
+    ("checkpoint-*/", "training states"),
+    ("optimizer*", "training states"),
+    ("scheduler*", "training states"),
+    ("rng_state*", "training states"),
+    ("trainer_state.json", "training states"),
+    ("*.bin", "no safetensors"),
+    ("*.p[tk]*", "no safetensors"),
+    ("*.ckpt", "no safetensors"),
+)
+
+
+def _reason(entry: str) -> str:
+    return next((why for pattern, why in _REASONS if fnmatchcase(entry, pattern)), "no part of a recommender")
+
+
+def _names_in(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no run folder {folder}.")
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _check_complete(folder: Path, names: list[str]) -> None:
+    missing = [name for name in _REQUIRED if name not in names]
+    missing += [] if any(fnmatchcase(name, "model*.safetensors") for name in names) else ["model.safetensors"]
+    if "config.json" in names:
+        missing += [name for name in _code_of(folder) if name not in names]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} is no complete recommender: there is no {', '.join(missing)}. Name the folder that `hf-genrec "
+            "train` or `save_recommender` wrote."
+        )
+
+
+def _code_of(folder: Path) -> list[str]:
+    """Files of remote code that the config names."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is no readable JSON: {error}. Write the folder again.") from error
+    entries = list(config.get("auto_map", {}).values())
+    entries += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
+    return sorted({entry.rpartition("--")[2].partition(".")[0] + ".py" for entry in entries})
+
+
+def _check_whole(path: Path) -> None:
+    """A cut file must not be published; both formats say in their frame how long they are."""
+    try:
+        if path.suffix == ".parquet":
+            pq.read_schema(path)
+        else:
+            with safe_open(path, framework="numpy"):
+                pass
+    except (pa.ArrowInvalid, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Write the folder again.") from error
+
+
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All strings of a JSON value with the place where they stand, keys included."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            place = f"{key}.{name}" if key else name
+            yield place, name
+            yield from _strings(entry, place)
+    elif isinstance(value, list):
+        for number, entry in enumerate(value):
+            yield from _strings(entry, f"{key}[{number}]")
+
+
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(name): _map_strings(entry, change) for name, entry in value.items()}
+    return [_map_strings(entry, change) for entry in value] if isinstance(value, list) else value
+
+
+def _absolute_paths(text: str) -> list[str]:
+    return [match[0] for match in _PATH.finditer(text)]
+
+
+def _without_folders(text: str) -> str:
+    """Paths of this machine cut to their last part: `train /home/me/data` becomes `train data`."""
+    return _PATH.sub(lambda match: re.split(r"[\\/]", match[0].rstrip("\\/"))[-1], text)

@@ -1,0 +1,1 @@
+"""Item ids in, ranked item ids out."""

@@ -1,0 +1,109 @@
+"""
+What every recommender takes and returns: histories of item ids in, ranked item ids with scores out.
+
+A history is a list of item ids (strings), oldest first; a score is comparable only within one recommender.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hf_genrec.modeling.genrec_item_tokens import as_histories
+
+
+__all__ = ["Recommendations", "Recommender", "as_histories"]
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """
+    Ranked items of a batch of users.
+
+    Args:
+        item_ids (`list[list[str]]`):
+            One list per user, the best item first.
+        scores (`list[list[float]]`):
+            The items' scores in the same order, never increasing. Log-probabilities for the generative models.
+        num_unknown (`int`, *optional*, defaults to 0):
+            History entries that are no item of the catalog. They were ignored.
+        num_visited (`list[int]`, *optional*):
+            How many items were scored for each user, where the model tells it.
+        num_distinct (`list[int]`, *optional*):
+            How many distinct items the beams of each user held, where there are beams: of each semantic ID all items
+            that share it.
+
+    Raises:
+        ValueError: If the two lists do not have one score per item.
+
+    Example:
+
+    ```python
+    >>> recommendations = Recommendations(item_ids=[["soap", "brush"]], scores=[[-0.5, -1.25]])
+    >>> recommendations.item_ids[0]
+    ['soap', 'brush']
+    >>> len(recommendations)
+    1
+
+    ```
+    """
+
+    item_ids: list[list[str]]
+    scores: list[list[float]]
+    num_unknown: int = 0
+    num_visited: list[int] | None = None
+    num_distinct: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.item_ids) != len(self.scores):
+            raise ValueError(
+                f"`scores` must hold one list per user: `item_ids` has {len(self.item_ids)} lists, `scores` has "
+                f"{len(self.scores)}."
+            )
+        for user_index, (items, scores) in enumerate(zip(self.item_ids, self.scores, strict=True)):
+            if len(items) != len(scores):
+                raise ValueError(
+                    f"`scores` must hold one score per item: user {user_index} has {len(items)} items and "
+                    f"{len(scores)} scores."
+                )
+
+    def __len__(self) -> int:
+        """Number of users."""
+        return len(self.item_ids)
+
+
+class Recommender(Protocol):
+    """
+    The one thing that the evaluation asks of a model or a baseline.
+
+    Example:
+
+    ```python
+    >>> class Constant:
+    ...     def recommend(self, histories, *, top_k=10, exclude_seen=False):
+    ...         lists = [["soap"][:top_k] for _ in as_histories(histories)]
+    ...         return Recommendations(item_ids=lists, scores=[[0.0] * len(items) for items in lists])
+    >>> recommender: Recommender = Constant()
+    >>> recommender.recommend(["brush", "comb"]).item_ids
+    [['soap']]
+
+    ```
+    """
+
+    def recommend(
+        self, histories: Sequence[Sequence[str]] | Sequence[str], *, top_k: int = 10, exclude_seen: bool = False
+    ) -> Recommendations:
+        """
+        Rank items for each history.
+
+        Args:
+            histories (`list[list[str]]` or `list[str]`):
+                Item ids, oldest first, one list per user; a single flat list is a batch of one user.
+            top_k (`int`, *optional*, defaults to 10):
+                How many items each list holds.
+            exclude_seen (`bool`, *optional*, defaults to `False`):
+                Whether items of the history are left out of the recommendations.
+
+        Returns:
+            [`Recommendations`]: one list per user.
+        """
+        ...

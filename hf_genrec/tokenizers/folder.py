@@ -1,0 +1,441 @@
+"""
+A prepared folder in, the two folders between data and model out: the embeddings file and the tokenized folder.
+
+    embeddings.safetensors   one tensor `embeddings` (num_items, dim); its header names the encoder and the items
+    tokenizer.json           settings, fingerprints and statistics, and under `fit` how well the codes fit
+    semantic_ids.parquet     the semantic-ID table
+    quantizer/               config.json, quantizer.safetensors, whitening.safetensors, encoder.json: for new items
+                             (of an RQ-VAE model.safetensors and training.json)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from hf_genrec.data.prepared import PreparedDataset, replaced_folder
+from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, encoder_identity, load_matrix
+from hf_genrec.tokenizers.quantizers import (
+    RQVAE,
+    HierarchicalKMeans,
+    ProductQuantizer,
+    Quantizer,
+    RandomCodes,
+    ResidualKMeans,
+    relative_errors,
+)
+from hf_genrec.tokenizers.semantic_ids import CollisionPolicy, SemanticIds, items_fingerprint
+
+
+logger = logging.getLogger(__name__)
+
+EMBEDDINGS_NAME = "embeddings.safetensors"
+RECORD_NAME = "tokenizer.json"
+IDS_NAME = "semantic_ids.parquet"
+QUANTIZER_NAME = "quantizer"
+
+QuantizerName = Literal["residual-kmeans", "rqvae", "hierarchical-kmeans", "opq", "pq", "random"]
+
+# Levels and whitened components if none are given: those of Latte's, TIGER's and RPG's papers.
+_DEFAULT_SIZES = {
+    "residual-kmeans": (3, 192), "rqvae": (3, 0), "hierarchical-kmeans": (3, 0), "opq": (32, 128), "pq": (32, 128),
+    "random": (32, 0),
+}  # fmt: skip
+_TUPLES_PER_ITEM = 8  # of hierarchical k-means, whose clusters differ in size
+_LONGEST_UNIQUE = 8  # codes; longer ids hardly collide, and too many tuples lie near each of them to be tried
+
+
+def embed_items(
+    prepared: PreparedDataset,
+    output: str | os.PathLike[str],
+    *,
+    model_name: str = "sentence-transformers/sentence-t5-base",
+    revision: str | None = None,
+    matrix: str | os.PathLike[str] | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    show_progress: bool = True,
+) -> Path:
+    """
+    Write the embeddings of a catalog's texts.
+
+    Args:
+        prepared ([`PreparedDataset`]):
+            The data set; its items' `text` is embedded.
+        output (`str` or `Path`):
+            A `.safetensors` file, or a folder that gets an `embeddings.safetensors`.
+        model_name (`str`, *optional*, defaults to `"sentence-transformers/sentence-t5-base"`):
+            A sentence-transformers model; see [`embed_texts`].
+        revision (`str`, *optional*):
+            Its branch, tag or commit.
+        matrix (`str` or `Path`, *optional*):
+            A ready `.npy` or `.safetensors` matrix in the order of the items, instead of a model.
+        batch_size (`int`, *optional*, defaults to 32):
+            Texts per forward pass.
+        device (`str`, *optional*):
+            Torch device of the encoder.
+        cache_dir (`str` or `Path`, *optional*):
+            Folder of the cache.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether a progress bar is shown.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ValueError: If the matrix does not fit the catalog, or `output` is a file of another kind.
+    """
+    path = embeddings_path(output)
+    texts = prepared.items["text"].to_pylist()
+    if matrix is None:
+        embeddings = embed_texts(
+            texts,
+            model_name=model_name,
+            revision=revision,
+            batch_size=batch_size,
+            device=device,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            show_progress=show_progress,
+        )
+        identity = encoder_identity(model_name, revision=revision, cache_dir=cache_dir)
+        encoder = {"model": model_name, "revision": revision or "", "identity": identity}
+    else:
+        embeddings = load_matrix(os.fspath(matrix), num_items=len(texts))
+        encoder = {"model": f"matrix {Path(matrix).name}", "revision": "", "identity": ""}
+    metadata = encoder | {"items_fingerprint": items_fingerprint(prepared.item_ids), "texts": _digest(texts)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({"embeddings": embeddings}, partial, metadata=metadata)
+    partial.replace(path)
+    return path
+
+
+def embeddings_path(output: str | os.PathLike[str]) -> Path:
+    """
+    Where [`embed_items`] writes.
+
+    Args:
+        output (`str` or `Path`): A `.safetensors` file or a folder.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ValueError: If `output` is a file of another kind.
+
+    Example:
+
+    ```python
+    >>> embeddings_path("demo").as_posix(), embeddings_path("demo/minilm.safetensors").as_posix()
+    ('demo/embeddings.safetensors', 'demo/minilm.safetensors')
+
+    ```
+    """
+    path = Path(output)
+    if path.suffix == ".safetensors":
+        return path
+    if path.is_file() or path.suffix == ".npy":
+        raise ValueError(f"`output` must be a folder or end with .safetensors, got {str(path)!r}.")
+    return path / EMBEDDINGS_NAME
+
+
+def read_embeddings(path: str | os.PathLike[str], prepared: PreparedDataset) -> tuple[np.ndarray, dict[str, str]]:
+    """
+    The embeddings of a catalog, and where they come from.
+
+    Args:
+        path (`str` or `Path`): What [`embed_items`] wrote (file or folder), or a ready matrix file.
+        prepared ([`PreparedDataset`]): The data set whose items the rows must be.
+
+    Returns:
+        `tuple[np.ndarray, dict[str, str]]`: the matrix `(num_items, dim)`, and the file's `model`, `revision`,
+        `identity` and fingerprints, without those that a ready matrix lacks.
+
+    Raises:
+        ValueError: If the matrix does not fit the catalog or was made from other items or texts.
+        FileNotFoundError: If there is no such file.
+    """
+    path = Path(path)
+    file = path if path.is_file() or path.suffix == ".npy" else embeddings_path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist. Run `hf-genrec embed`.")
+    encoder: dict[str, str] = {}
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="np") as opened:
+            encoder = opened.metadata() or {}
+    wanted = items_fingerprint(prepared.item_ids)
+    if encoder.get("items_fingerprint", wanted) != wanted:
+        raise ValueError(
+            f"{file} holds the embeddings of other items than those of {prepared.folder}. Embed them again."
+        )
+    if "texts" in encoder and encoder["texts"] != _digest(prepared.items["text"].to_pylist()):
+        raise ValueError(f"{file} was made from other texts than those of {prepared.folder}. Embed them again.")
+    return load_matrix(file, num_items=len(prepared.item_ids)), encoder
+
+
+def tokenize_items(
+    prepared: PreparedDataset,
+    embeddings: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    quantizer: QuantizerName = "residual-kmeans",
+    num_levels: int | None = None,
+    codebook_size: int | None = None,
+    policy: CollisionPolicy | None = None,
+    num_whitened: int | None = None,
+    fit_on: Literal["train", "all"] = "train",
+    num_candidates: int = 5,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 1234,
+    overwrite: bool = False,
+    show_progress: bool = True,
+) -> SemanticIds:
+    """
+    Embeddings to semantic IDs: whitening, quantizer, collision policy.
+
+    Args:
+        prepared ([`PreparedDataset`]):
+            The data set.
+        embeddings (`str` or `Path`):
+            What [`embed_items`] wrote, or a ready matrix.
+        output_dir (`str` or `Path`):
+            The tokenized folder; it appears whole or not at all.
+        quantizer (`str`, *optional*, defaults to `"residual-kmeans"`):
+            `"residual-kmeans"` ([`ResidualKMeans`], for Latte, PSID and TIGER), `"rqvae"` ([`RQVAE`], TIGER's own),
+            `"hierarchical-kmeans"` ([`HierarchicalKMeans`]), `"opq"` ([`ProductQuantizer`], for RPG and ACERec),
+            `"pq"` (the same without a rotation) or `"random"` ([`RandomCodes`], a control).
+        num_levels (`int`, *optional*):
+            Codes per item. `None` is 32 for product quantization and random codes (RPG, which has 4 to 64), else 3.
+        codebook_size (`int`, *optional*):
+            Codes per level. `None` is 256; for hierarchical k-means the smallest power of two whose tuples are at
+            least eight times as many as the items: few collisions, and every level has something to tell apart.
+        policy (`str`, *optional*):
+            What is done about collisions; see [`SemanticIds.from_codes`]. `None` is `"keep"` for more than 8 codes,
+            else `"widen"` (`"append"` for hierarchical k-means and random codes, which have no codebooks).
+        num_whitened (`int`, *optional*):
+            Principal components to whiten to, at most what dimensions and items allow; 0 for the plain embeddings.
+            `None` is what the papers take: 192 for residual k-means, 128 for product quantization, else 0.
+        fit_on (`"train"` or `"all"`, *optional*, defaults to `"train"`):
+            Which items whitening and quantizer learn from: those of the training part, or all as the paper does.
+        num_candidates (`int`, *optional*, defaults to 5):
+            Centroids per level that `"candidates"` tries and `"widen"` begins with.
+        options (`Mapping[str, Any]`, *optional*):
+            Further arguments of the quantizer's class, such as `{"sinkhorn_epsilon": 0.003}` for `"rqvae"`.
+        seed (`int`, *optional*, defaults to 1234):
+            Seed of the quantizer.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether an existing tokenized folder is replaced.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether long training shows a progress bar.
+
+    Returns:
+        [`SemanticIds`]: the table that was written.
+
+    Raises:
+        ValueError: If the embeddings do not fit, the columns cannot be cut into `num_levels` pieces (product
+            quantization), or the policy cannot succeed.
+        FileExistsError: If `output_dir` may not be replaced.
+    """
+    if fit_on not in ("train", "all"):
+        raise ValueError(f'`fit_on` must be "train" or "all", got {fit_on!r}.')
+    if quantizer not in get_args(QuantizerName):
+        raise ValueError(f"`quantizer` must be one of {', '.join(get_args(QuantizerName))}, got {quantizer!r}.")
+    default_levels, default_whitened = _DEFAULT_SIZES[quantizer]
+    num_levels = default_levels if num_levels is None else num_levels
+    num_whitened = default_whitened if num_whitened is None else num_whitened
+    if num_whitened < 0:
+        raise ValueError(f"`num_whitened` must be at least 0, got {num_whitened}.")
+    policy = policy or _default_policy(quantizer, num_levels=num_levels)
+    num_items = len(prepared.item_ids)
+    if codebook_size is None:
+        codebook_size = _default_codebook_size(quantizer, num_levels=num_levels, num_items=num_items)
+    sizes = {"num_levels": num_levels, "codebook_size": codebook_size, "seed": seed}
+    learner = _new_quantizer(quantizer, sizes=sizes, options=options or {})
+    settings = {
+        "quantizer": quantizer, "num_levels": num_levels, "codebook_size": codebook_size, "policy": policy,
+        "num_whitened": num_whitened, "fit_on": fit_on, "num_candidates": num_candidates, "seed": seed,
+    } | ({"options": dict(options)} if options else {})  # fmt: skip
+    matrix, encoder = read_embeddings(embeddings, prepared)
+    rows = np.flatnonzero(prepared.train_item_counts() > 0) if fit_on == "train" else np.arange(num_items)
+    with replaced_folder(output_dir, marker=RECORD_NAME, overwrite=overwrite) as folder:
+        (folder / QUANTIZER_NAME).mkdir()
+        num_components = min(num_whitened, matrix.shape[1], len(rows) - 1)
+        points = matrix
+        if num_components > 0:
+            whitening = Whitening.fit(matrix, num_components=num_components, fit_on=rows)
+            whitening.save(folder / QUANTIZER_NAME / "whitening.safetensors")
+            points = whitening.transform(matrix)
+        codes = _fit(learner, points[rows], show_progress=show_progress).encode(points)
+        learner.save(folder / QUANTIZER_NAME)
+        _write_json(folder / QUANTIZER_NAME / "encoder.json", {n: encoder.get(n) or None for n in _ENCODER_KEYS})
+        semantic_ids = SemanticIds.from_codes(
+            prepared.item_ids,
+            codes,
+            codebook_size=codebook_size,
+            policy=policy,
+            embeddings=learner.latents(points) if isinstance(learner, RQVAE) else points,
+            codebooks=None if policy in ("keep", "append") else getattr(learner, "codebooks", None),
+            num_candidates=num_candidates,
+        )
+        report = _fit_report(learner, points, codes, fitted=rows)
+        _write_tokenized(folder, prepared, semantic_ids, settings | {"embeddings": _digest_of(matrix)}, fit=report)
+    return semantic_ids
+
+
+def import_ids(
+    prepared: PreparedDataset,
+    ids: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    policy: str | None = None,
+    codebook_size: int | None = None,
+    overwrite: bool = False,
+) -> SemanticIds:
+    """
+    Another project's `{item_id: [codes]}` to a tokenized folder without a quantizer.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set, whose items the file must list.
+        ids (`str` or `Path`): A JSON file.
+        output_dir (`str` or `Path`): The tokenized folder.
+        policy (`str`, *optional*):
+            `"append"` or `"keep"`; the others need centroids. `None` appends a code, but keeps ids of more than 8.
+            With `"keep"` items may share an id; every model takes such a table and lists them together, see
+            [`SemanticIds.from_codes`].
+        codebook_size (`int`, *optional*): Codes per level; `None` takes the largest code plus one.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether an existing tokenized folder is replaced.
+
+    Returns:
+        [`SemanticIds`]: the table that was written.
+
+    Raises:
+        ValueError: If the file does not list exactly the items of the data set, or the policy needs centroids.
+        FileExistsError: If `output_dir` may not be replaced.
+    """
+    if policy not in ("append", "keep", None):
+        raise ValueError(f'Imported ids have no centroids: `policy` must be "append" or "keep", got {policy!r}.')
+    options: dict[str, Any] = {"item_ids": prepared.item_ids, "codebook_size": codebook_size}
+    semantic_ids = SemanticIds.from_json(Path(ids), policy="keep", **options)
+    policy = policy or ("keep" if semantic_ids.num_levels > _LONGEST_UNIQUE else "append")
+    if policy == "append":
+        semantic_ids = SemanticIds.from_json(Path(ids), policy="append", **options)
+    settings = {"ids": Path(ids).name, "policy": policy, "codebook_size": codebook_size}
+    with replaced_folder(output_dir, marker=RECORD_NAME, overwrite=overwrite) as folder:
+        _write_tokenized(folder, prepared, semantic_ids, settings)
+    return semantic_ids
+
+
+def load_tokenized(folder: str | os.PathLike[str]) -> tuple[SemanticIds, dict[str, Any]]:
+    """
+    Open a tokenized folder.
+
+    Args:
+        folder (`str` or `Path`): What [`tokenize_items`] or [`import_ids`] wrote.
+
+    Returns:
+        `tuple[SemanticIds, dict]`: the table, and the content of `tokenizer.json`.
+
+    Raises:
+        FileNotFoundError: If it is no tokenized folder.
+    """
+    folder = Path(folder)
+    if not (folder / RECORD_NAME).is_file() or not (folder / IDS_NAME).is_file():
+        raise FileNotFoundError(f"{folder} is no tokenized folder (no {RECORD_NAME}). Run `hf-genrec tokenize`.")
+    record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+    return SemanticIds.load(folder / IDS_NAME), record
+
+
+_ENCODER_KEYS = ("model", "revision", "identity")
+
+
+def _default_policy(quantizer: QuantizerName, *, num_levels: int) -> CollisionPolicy:
+    if num_levels > _LONGEST_UNIQUE:
+        return "keep"
+    return "append" if quantizer in ("random", "hierarchical-kmeans") else "widen"
+
+
+def _default_codebook_size(quantizer: QuantizerName, *, num_levels: int, num_items: int) -> int:
+    if quantizer != "hierarchical-kmeans":
+        return 256
+    fitting = (2**bits for bits in range(1, 15) if 2 ** (bits * num_levels) >= _TUPLES_PER_ITEM * num_items)
+    return next(fitting, 2**15)
+
+
+_CLASSES: dict[str, type[Quantizer]] = {
+    "residual-kmeans": ResidualKMeans, "rqvae": RQVAE, "hierarchical-kmeans": HierarchicalKMeans,
+    "opq": ProductQuantizer, "pq": ProductQuantizer, "random": RandomCodes,
+}  # fmt: skip
+
+
+def _new_quantizer(name: QuantizerName, *, sizes: Mapping[str, Any], options: Mapping[str, Any]) -> Quantizer:
+    fixed: dict[str, Any] = {**sizes, **({"rotate": name == "opq"} if name in ("opq", "pq") else {})}
+    allowed = [option for option in inspect.signature(_CLASSES[name]).parameters if option not in fixed]
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        raise ValueError(
+            f"The quantizer {name!r} has no option {', '.join(map(repr, unknown))}; "
+            + (f"it has {', '.join(allowed)}." if allowed else "it has none.")
+        )
+    try:
+        return _CLASSES[name](**fixed, **options)
+    except TypeError as error:
+        raise ValueError(f"An option of the quantizer {name!r} has the wrong type: {error}.") from error
+
+
+def _fit(quantizer: Quantizer, points: np.ndarray, *, show_progress: bool) -> Quantizer:
+    if isinstance(quantizer, (ResidualKMeans, RandomCodes)):
+        return quantizer.fit(points)
+    return quantizer.fit(points, show_progress=show_progress)
+
+
+def _fit_report(quantizer: Quantizer, points: np.ndarray, codes: np.ndarray, *, fitted: np.ndarray) -> dict[str, Any]:
+    """Relative squared errors per level, of the rows that the quantizer learned from and of the others."""
+    others = np.setdiff1d(np.arange(len(points)), fitted)
+    report = {
+        "num_rows": len(fitted),
+        "relative_error": relative_errors(quantizer, points[fitted], codes[fitted]),
+        "relative_error_of_others": relative_errors(quantizer, points[others], codes[others]),
+    }
+    return report | ({"training": quantizer.report} if isinstance(quantizer, RQVAE) else {})
+
+
+def _write_tokenized(
+    folder: Path,
+    prepared: PreparedDataset,
+    semantic_ids: SemanticIds,
+    settings: Mapping[str, Any],
+    *,
+    fit: Mapping[str, Any] | None = None,
+) -> None:
+    semantic_ids.save(folder / IDS_NAME)
+    record = {
+        "settings": dict(settings),
+        "data_fingerprint": prepared.fingerprint,
+        "items_fingerprint": semantic_ids.items_fingerprint,
+        "catalog_fingerprint": semantic_ids.catalog_fingerprint,
+        "statistics": semantic_ids.statistics(),
+    }
+    _write_json(folder / RECORD_NAME, record | ({} if fit is None else {"fit": dict(fit)}))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _digest(texts: list[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
+def _digest_of(matrix: np.ndarray) -> str:
+    return hashlib.sha256(matrix.tobytes()).hexdigest()[:16]

@@ -1,0 +1,493 @@
+"""
+RQ-VAE as a quantizer: embeddings `(num_items, dim)` in, codes `(num_items, num_levels)` out.
+
+Trains [`RQVAEModel`] with transformers' Trainer until rows held out are no longer reconstructed better.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.training_args import OptimizerNames
+from transformers.utils import logging as transformers_logging
+
+from hf_genrec.tokenizers.base import as_codes, as_rows, one_thread, read_config
+from hf_genrec.tokenizers.rqvae_network import RQVAEConfig, RQVAEModel
+
+
+__all__ = ["RQVAE"]
+
+_TYPE = "rqvae"
+_TRAINING_NAME = "training.json"
+_BLOCK = 4096  # rows encoded at once
+_DELAY = 2.0  # seconds before the progress bar shows
+
+
+class RQVAE:
+    """
+    Residual quantizer in the latent space of an autoencoder, as TIGER's ids are made.
+
+    Codebooks start from k-means over the latents; centroids that no row chose during an epoch are put onto residuals
+    of random rows. A share of the rows is held out, and training ends when they are no longer reconstructed better;
+    the best weights are kept. The same rows and seed give the same codes, however many threads there are. Codes of
+    [`RQVAE.encode`] are the nearest centroids, one level after the other, and do not depend on the batch.
+
+    [`RQVAE.codebooks`] lie in the latent space: a collision policy that needs centroids takes [`RQVAE.latents`] as
+    the embeddings.
+
+    Args:
+        num_levels (`int`, *optional*, defaults to 3): Codes per item, at least 1.
+        codebook_size (`int`, *optional*, defaults to 256): Centroids per level: a power of two from 2 to 32,768.
+        seed (`int`, *optional*, defaults to 1234): Seed of weights, k-means, batches, held-out rows and restarts.
+        hidden_sizes (`Sequence[int]`, *optional*, defaults to `(512, 256, 128)`): Hidden layers of the encoder.
+        latent_dim (`int`, *optional*, defaults to 32): Columns of the latents.
+        commitment_weight (`float`, *optional*, defaults to 0.25): See [`RQVAEConfig`].
+        dropout (`float`, *optional*, defaults to 0.0): Dropout after each hidden layer.
+        sinkhorn_epsilon (`float`, *optional*, defaults to 0.0): Above 0, training balances the last level's codes.
+        sinkhorn_iterations (`int`, *optional*, defaults to 50): See [`RQVAEConfig`].
+        sinkhorn_levels (`int`, *optional*, defaults to 1): Levels that are balanced, counted from the last.
+        restart_dead_codes (`bool`, *optional*, defaults to `True`): Whether unused centroids are moved.
+        epochs (`int`, *optional*, defaults to 100): Passes over the rows at most. TIGER takes 20,000.
+        batch_size (`int`, *optional*, defaults to 256): Rows per step. TIGER takes 1,024 and far more epochs.
+        learning_rate (`float`, *optional*, defaults to 0.003): Peak; it falls to 0 along a cosine.
+        optimizer (`str`, *optional*, defaults to `"adamw_torch"`): A Trainer's `optim`; TIGER takes `"adagrad"`.
+        weight_decay (`float`, *optional*, defaults to 0.0): Of the optimizer.
+        validation_share (`float`, *optional*, defaults to 0.1): Share of rows held out; 0 trains all epochs on all.
+        evaluate_every (`int`, *optional*, defaults to 10): Epochs between looks at the rows held out; the last
+            epoch is looked at too.
+        patience (`int`, *optional*, defaults to 5): Looks without an improvement before training ends.
+        device (`str`, *optional*, defaults to `"cpu"`): `"cpu"` or `"cuda"`, for training.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
+
+    Example:
+
+    ```python
+    >>> points = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    >>> quantizer = RQVAE(num_levels=2, codebook_size=4, hidden_sizes=(8,), latent_dim=3, epochs=3)
+    >>> codes = quantizer.fit(points, show_progress=False).encode(points)
+    >>> codes.shape, quantizer.codebooks.shape, quantizer.latents(points).shape, quantizer.decode(codes).shape
+    ((64, 2), (2, 4, 3), (64, 3), (64, 6))
+
+    ```
+    """
+
+    def __init__(
+        self,
+        *,
+        num_levels: int = 3,
+        codebook_size: int = 256,
+        seed: int = 1234,
+        hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 128),
+        latent_dim: int = 32,
+        commitment_weight: float = 0.25,
+        dropout: float = 0.0,
+        sinkhorn_epsilon: float = 0.0,
+        sinkhorn_iterations: int = 50,
+        sinkhorn_levels: int = 1,
+        restart_dead_codes: bool = True,
+        epochs: int = 100,
+        batch_size: int = 256,
+        learning_rate: float = 3e-3,
+        optimizer: str = "adamw_torch",
+        weight_decay: float = 0.0,
+        validation_share: float = 0.1,
+        evaluate_every: int = 10,
+        patience: int = 5,
+        device: str = "cpu",
+    ) -> None:
+        self._shape: dict[str, Any] = {
+            "num_levels": num_levels, "codebook_size": codebook_size, "hidden_sizes": list(hidden_sizes),
+            "latent_dim": latent_dim, "commitment_weight": float(commitment_weight), "dropout": float(dropout),
+            "sinkhorn_epsilon": float(sinkhorn_epsilon), "sinkhorn_iterations": sinkhorn_iterations,
+            "sinkhorn_levels": sinkhorn_levels,
+        }  # fmt: skip
+        self._schedule: dict[str, Any] = {
+            "seed": seed, "restart_dead_codes": restart_dead_codes, "epochs": epochs, "batch_size": batch_size,
+            "learning_rate": learning_rate, "optimizer": optimizer, "weight_decay": weight_decay,
+            "validation_share": validation_share, "evaluate_every": evaluate_every, "patience": patience,
+            "device": device,
+        }  # fmt: skip
+        try:
+            RQVAEConfig(**self._shape)  # its checks
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(f"An argument has the wrong type: {' '.join(str(error).split())}.") from error
+        _check_schedule(self._schedule)
+        self.num_levels = num_levels
+        self.codebook_size = codebook_size
+        self.seed = seed
+        self.model: RQVAEModel | None = None
+        self.report: dict[str, Any] = {}
+
+    def fit(self, embeddings: np.ndarray, *, show_progress: bool = True) -> "RQVAE":
+        """
+        Train encoder, codebooks and decoder, on one thread.
+
+        Afterwards `report` tells how training went: `num_rows`, `num_validation_rows`, `epochs`, `best_epoch`,
+        `relative_error` (of the rows held out; squared error over their variance, `None` for a single row),
+        `history` (a list of both at every look) and `num_restarts` of dead codes.
+
+        Args:
+            embeddings (`np.ndarray` of shape `(num_rows, dim)`):
+                The rows to learn from, usually those of the items that occur in training.
+            show_progress (`bool`, *optional*, defaults to `True`):
+                Whether a progress bar is shown once it takes longer than two seconds.
+
+        Returns:
+            [`RQVAE`]: itself.
+
+        Raises:
+            ValueError: If there are fewer rows than centroids, or NaN or infinity among them; or if training
+                diverges.
+        """
+        rows = as_rows(embeddings)
+        order = np.random.default_rng(self.seed).permutation(len(rows))
+        num_held_out = round(len(rows) * self._schedule["validation_share"])
+        held_out, rest = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+        as_rows(rows[rest], at_least=self.codebook_size)
+        with _one_torch_thread(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = RQVAEModel(RQVAEConfig(input_dim=rows.shape[1], **self._shape))
+            train_rows = torch.from_numpy(rows[rest])
+            model.set_scale(train_rows)
+            _start_codebooks(model, train_rows, seed=self.seed)
+            validation = _Rows(torch.from_numpy(rows[held_out])) if num_held_out else None
+            self.report = self._train(model, _Rows(train_rows), validation, show_progress=show_progress)
+        if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+            raise ValueError("Training diverged: weights are not finite. Use a smaller `learning_rate`.")
+        self.model = model.cpu().eval()
+        return self
+
+    def latents(self, embeddings: np.ndarray) -> np.ndarray:
+        """
+        What the codes approximate: the encoder's output.
+
+        Args:
+            embeddings (`np.ndarray` of shape `(num_items, dim)`):
+                One row per item.
+
+        Returns:
+            `np.ndarray` of shape `(num_items, latent_dim)`: float32.
+
+        Raises:
+            ValueError: If the quantizer is not fitted, the width differs or a value is not finite.
+        """
+        return self._encode(embeddings)[0].astype(np.float32)
+
+    def encode(self, embeddings: np.ndarray) -> np.ndarray:
+        """
+        Codes of items, seen in training or not.
+
+        Args:
+            embeddings (`np.ndarray` of shape `(num_items, dim)`):
+                One row per item.
+
+        Returns:
+            `np.ndarray` of shape `(num_items, num_levels)`: int64, from 0 to `codebook_size - 1`.
+
+        Raises:
+            ValueError: If the quantizer is not fitted, the width differs or a value is not finite.
+        """
+        return self._encode(embeddings)[1]
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """
+        Approximate embeddings: the decoder's output for the sum of one centroid per level.
+
+        Args:
+            codes (`np.ndarray` of shape `(num_items, num_levels)`):
+                Codes as [`RQVAE.encode`] returns them; with fewer columns, the first levels alone.
+
+        Returns:
+            `np.ndarray` of shape `(num_items, dim)`: float32.
+
+        Raises:
+            ValueError: If the quantizer is not fitted, or the shape or a code is wrong.
+        """
+        model = self._fitted()
+        num_levels = min(max(1, np.shape(codes)[-1]), self.num_levels)
+        codes = as_codes(codes, num_levels=num_levels, codebook_size=self.codebook_size)
+        with torch.no_grad():
+            return model.decode(torch.from_numpy(np.ascontiguousarray(codes, dtype=np.int64))).numpy()
+
+    @property
+    def codebooks(self) -> np.ndarray:
+        """`np.ndarray` of shape `(num_levels, codebook_size, latent_dim)`: the centroids, float32, a copy."""
+        return self._fitted().codebooks.detach().numpy().copy()
+
+    def save(self, folder: str | Path) -> None:
+        """
+        Write `config.json` and `model.safetensors`, which [`RQVAEModel`] can load too, and `training.json`.
+
+        Args:
+            folder (`str` or `Path`):
+                Created if missing.
+
+        Raises:
+            ValueError: If the quantizer is not fitted.
+        """
+        folder = Path(folder)
+        model = self._fitted()
+        with _no_progress_of_files():
+            model.save_pretrained(folder)
+        content = json.dumps({"arguments": self._schedule, "report": self.report}, indent=2)
+        (folder / _TRAINING_NAME).write_text(content + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "RQVAE":
+        """
+        Read what [`RQVAE.save`] wrote; the result assigns the same codes.
+
+        Args:
+            folder (`str` or `Path`):
+                The folder.
+
+        Returns:
+            [`RQVAE`]: a fitted quantizer.
+
+        Raises:
+            ValueError: If the folder holds another quantizer, or weights of other shapes than its config says.
+        """
+        config = read_config(folder, quantizer_type=_TYPE)
+        training = json.loads((Path(folder) / _TRAINING_NAME).read_text(encoding="utf-8"))
+        names = cls()._shape
+        loaded = cls(**{name: config[name] for name in names}, **training["arguments"])
+        try:
+            with _no_progress_of_files():
+                opened: Any = RQVAEModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        except RuntimeError as error:  # transformers' report of shapes that differ
+            raise ValueError(f"The weights in {folder} do not fit its config.json: {error}") from error
+        model, found = opened
+        if found["missing_keys"]:  # which transformers would fill with random numbers
+            raise ValueError(f"The weights in {folder} lack {', '.join(sorted(found['missing_keys']))}.")
+        loaded.model = model.eval()
+        loaded.report = training["report"]
+        return loaded
+
+    def _fitted(self) -> RQVAEModel:
+        if self.model is None:
+            raise ValueError("The quantizer is not fitted: call `fit` or `load` first.")
+        return self.model
+
+    def _encode(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Latents and codes, in float64: rounding that depends on the batch then decides no code."""
+        model = self._fitted()
+        rows = as_rows(embeddings, dim=model.config.input_dim)
+        latents = np.empty((len(rows), model.config.latent_dim))
+        codes = np.empty((len(rows), self.num_levels), dtype=np.int64)
+        exact = RQVAEModel(model.config).double().eval()
+        exact.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            for start in range(0, len(rows), _BLOCK):
+                block = exact.encode(torch.from_numpy(rows[start : start + _BLOCK]).double())
+                latents[start : start + _BLOCK] = block.numpy()
+                codes[start : start + _BLOCK] = exact.assign(block).numpy()
+        return latents, codes
+
+    def _train(
+        self, model: RQVAEModel, rows: "_Rows", validation: "_Rows | None", *, show_progress: bool
+    ) -> dict[str, Any]:
+        steps_per_epoch = math.ceil(len(rows) / min(self._schedule["batch_size"], len(rows)))
+        restarts = _Restarts(seed=self.seed, is_on=self._schedule["restart_dead_codes"])
+        callbacks: list[TrainerCallback] = [restarts, _Progress(steps_per_epoch, is_shown=show_progress)]
+        if validation is not None:
+            callbacks.append(EarlyStoppingCallback(self._schedule["patience"]))
+        with tempfile.TemporaryDirectory() as folder, _no_progress_of_files():
+            trainer = Trainer(
+                model,
+                self._arguments(folder, steps_per_epoch=steps_per_epoch, has_validation=validation is not None),
+                train_dataset=rows,
+                eval_dataset=validation,
+                data_collator=_as_they_are,
+                compute_metrics=_errors,
+                callbacks=callbacks,
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        history = [
+            {"epoch": round(entry["epoch"]), "relative_error": entry.get("eval_relative_error")}
+            for entry in trainer.state.log_history
+            if "eval_error" in entry
+        ]
+        errors = [entry["eval_error"] for entry in trainer.state.log_history if "eval_error" in entry]
+        best = history[errors.index(min(errors))] if history else {}
+        return {
+            "num_rows": len(rows),
+            "num_validation_rows": 0 if validation is None else len(validation),
+            "epochs": round(trainer.state.epoch or 0),
+            "best_epoch": best.get("epoch"),
+            "relative_error": best.get("relative_error"),
+            "num_restarts": restarts.total,
+            "history": history,
+        }
+
+    def _arguments(self, folder: str, *, steps_per_epoch: int, has_validation: bool) -> TrainingArguments:
+        schedule = self._schedule
+        looks: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no"}
+        if has_validation:
+            every = steps_per_epoch * min(schedule["evaluate_every"], schedule["epochs"])
+            looks = {
+                "eval_strategy": "steps", "eval_steps": every, "save_strategy": "best", "save_total_limit": 1,
+                "save_only_model": True, "load_best_model_at_end": True, "metric_for_best_model": "error",
+                "greater_is_better": False,
+            }  # fmt: skip
+        return TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=schedule["epochs"],
+            per_device_train_batch_size=schedule["batch_size"],
+            per_device_eval_batch_size=_BLOCK,
+            learning_rate=schedule["learning_rate"],
+            lr_scheduler_type="cosine",
+            optim=schedule["optimizer"],
+            weight_decay=schedule["weight_decay"],
+            max_grad_norm=0.0,
+            seed=self.seed,
+            label_names=["embeddings"],
+            use_cpu=schedule["device"] == "cpu",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            **looks,
+        )
+
+
+class _Rows(Dataset):
+    """Whole batches at once: a row at a time would take longer than the network."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"embeddings": self.rows[index]}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        return {"embeddings": self.rows[torch.as_tensor(indices)]}
+
+
+class _Restarts(TrainerCallback):
+    """Moves dead codes after each epoch but the last, whose centroids would have no time to learn."""
+
+    def __init__(self, *, seed: int, is_on: bool) -> None:
+        self.total = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._is_on = is_on
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._is_on and state.global_step < state.max_steps:
+            self.total += kwargs["model"].restart_dead_codes(generator=self._generator)
+
+
+class _Progress(TrainerCallback):
+    """One tick per epoch, with the last error of the rows held out."""
+
+    def __init__(self, steps_per_epoch: int, *, is_shown: bool) -> None:
+        self._steps_per_epoch = steps_per_epoch
+        self._is_shown = is_shown
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        epochs = state.max_steps // self._steps_per_epoch
+        self._bar = tqdm(total=epochs, desc="RQ-VAE", unit="epoch", delay=_DELAY, disable=not self._is_shown)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if self._bar is not None:
+            shown = metrics.get("eval_relative_error", metrics["eval_error"])
+            self._bar.set_postfix(held_out_error=f"{shown:.4f}", refresh=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _check_schedule(schedule: dict[str, Any]) -> None:
+    for name, least in (("seed", 0), ("epochs", 1), ("batch_size", 1), ("evaluate_every", 1), ("patience", 1)):
+        if not isinstance(schedule[name], int) or schedule[name] < least:
+            raise ValueError(f"`{name}` must be a whole number, at least {least}, got {schedule[name]!r}.")
+    optimizers = [name.value for name in OptimizerNames]
+    if schedule["optimizer"] not in optimizers:
+        raise ValueError(f"`optimizer` must be one of {', '.join(optimizers)}, got {schedule['optimizer']!r}.")
+    if not schedule["learning_rate"] > 0:
+        raise ValueError(f"`learning_rate` must be above 0, got {schedule['learning_rate']}.")
+    if not 0 <= schedule["validation_share"] < 1:
+        raise ValueError(f"`validation_share` must lie in [0, 1), got {schedule['validation_share']}.")
+    if schedule["device"] not in ("cpu", "cuda"):
+        raise ValueError(f"`device` must be 'cpu' or 'cuda', got {schedule['device']!r}.")
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Runs torch on one thread: with more, rounding and with it the weights would depend on their number."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def _no_progress_of_files() -> Iterator[None]:
+    """Hides the bars that transformers shows whenever it writes or reads weights."""
+    is_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_shown:
+            transformers_logging.enable_progress_bar()
+
+
+@torch.no_grad()
+def _start_codebooks(model: RQVAEModel, rows: torch.Tensor, *, seed: int) -> None:
+    """Residual k-means over the latents of the untrained encoder."""
+    residuals = np.ascontiguousarray(model.eval().encode(rows).numpy())
+    with one_thread():
+        for codebook in model.codebooks:
+            kmeans = faiss.Kmeans(residuals.shape[1], len(codebook), niter=10, seed=seed, min_points_per_centroid=1)
+            kmeans.train(residuals)
+            centroids = np.asarray(kmeans.centroids)
+            codebook.copy_(torch.from_numpy(centroids))
+            residuals = residuals - centroids[kmeans.assign(residuals)[1]]
+
+
+def _as_they_are(batch: Any) -> dict[str, torch.Tensor]:
+    return batch  # `_Rows` makes whole batches
+
+
+def _errors(prediction: EvalPrediction) -> dict[str, float]:
+    """The squared error of the rows held out, and that over their variance; a single row has none."""
+    reconstruction, rows = prediction.predictions[0], np.asarray(prediction.label_ids)
+    error = np.square(reconstruction - rows, dtype=np.float64).sum()
+    spread = np.square(rows - rows.mean(axis=0), dtype=np.float64).sum()
+    relative = {"relative_error": float(error / spread)} if spread > 0 else {}
+    return {"error": float(error), **relative}

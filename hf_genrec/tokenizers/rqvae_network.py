@@ -1,0 +1,338 @@
+"""
+The network of the RQ-VAE: embeddings `(batch, input_dim)` in, codes `(batch, num_levels)` and reconstructions out.
+
+An encoder maps an embedding to a latent, residual codebooks approximate the latent by one centroid per level, and a
+decoder maps the sum of the centroids back. [`RQVAE`] trains it and has the interface of the other quantizers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from hf_genrec.tokenizers.base import check_sizes
+
+
+__all__ = ["RQVAEConfig", "RQVAEModel", "RQVAEOutput", "balanced_codes"]
+
+
+@strict
+class RQVAEConfig(PreTrainedConfig):
+    """
+    Sizes of an RQ-VAE and the weights of its loss.
+
+    Args:
+        input_dim (`int`, defaults to 192): Columns of the embeddings.
+        hidden_sizes (`list[int]`, defaults to `(512, 256, 128)`): Of the encoder; the decoder mirrors them.
+        latent_dim (`int`, defaults to 32): Columns of the latents and of the codebooks.
+        num_levels (`int`, defaults to 3): Codebooks.
+        codebook_size (`int`, defaults to 256): Centroids per codebook, a power of two.
+        commitment_weight (`float`, defaults to 0.25): Weight of what draws latents towards their centroids.
+        dropout (`float`, defaults to 0.0): Dropout after each hidden layer.
+        sinkhorn_epsilon (`float`, defaults to 0.0):
+            Above 0, training assigns the last `sinkhorn_levels` levels so that all codes are used about equally; the
+            smaller, the closer to the nearest centroid. LETTER and LC-Rec take 0.003.
+        sinkhorn_iterations (`int`, defaults to 50): Rounds of that balancing.
+        sinkhorn_levels (`int`, defaults to 1): Levels that are balanced, counted from the last.
+        quantizer_type (`str`, defaults to `"rqvae"`): Tells [`load_quantizer`] what a folder holds.
+
+    Raises:
+        ValueError: If a size or weight is out of range.
+
+    Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
+    """
+
+    model_type = "rqvae"
+    keys_to_ignore_at_inference = ["latents", "reconstruction_loss", "codebook_loss", "commitment_loss"]
+
+    input_dim: int = 192
+    hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 128)
+    latent_dim: int = 32
+    num_levels: int = 3
+    codebook_size: int = 256
+    commitment_weight: float = 0.25
+    dropout: float = 0.0
+    sinkhorn_epsilon: float = 0.0
+    sinkhorn_iterations: int = 50
+    sinkhorn_levels: int = 1
+    quantizer_type: str = "rqvae"
+
+    def __post_init__(self, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        check_sizes(num_levels=self.num_levels, codebook_size=self.codebook_size)
+        for name, least in (("input_dim", 1), ("latent_dim", 1), ("sinkhorn_iterations", 1), ("sinkhorn_levels", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if any(size < 1 for size in self.hidden_sizes):
+            raise ValueError(f"`hidden_sizes` must be positive, got {list(self.hidden_sizes)}.")
+        for name in ("commitment_weight", "sinkhorn_epsilon"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
+        super().__post_init__(**kwargs)
+
+
+@dataclass
+class RQVAEOutput(ModelOutput):
+    """
+    What [`RQVAEModel`] returns.
+
+    Args:
+        loss (`torch.FloatTensor`): Reconstruction, codebook and weighted commitment loss together.
+        reconstruction (`torch.FloatTensor` of shape `(batch, input_dim)`): In the scale of the embeddings.
+        codes (`torch.LongTensor` of shape `(batch, num_levels)`): The assignment; balanced in training if so set.
+        latents (`torch.FloatTensor` of shape `(batch, latent_dim)`): What the codes approximate.
+        reconstruction_loss (`torch.FloatTensor`):
+            Squared error per row, in units of the mean variance of a column of the embeddings, summed over columns.
+        codebook_loss (`torch.FloatTensor`): Squared distance of centroids to residuals, summed over levels.
+        commitment_loss (`torch.FloatTensor`): The same number, whose gradient moves the encoder.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    codebook_loss: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
+
+
+class RQVAEModel(PreTrainedModel):
+    """
+    MLP encoder, residual codebooks with the straight-through estimator, MLP decoder.
+
+    Embeddings are centred and divided by one number, so that learning rates do not depend on their scale; both are
+    part of the weights and set by [`RQVAEModel.set_scale`].
+
+    Args:
+        config ([`RQVAEConfig`]): Sizes and weights of the loss.
+
+    Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
+
+    Example:
+
+    ```python
+    >>> config = RQVAEConfig(input_dim=5, hidden_sizes=(7,), latent_dim=3, num_levels=2, codebook_size=4)
+    >>> output = RQVAEModel(config).eval()(torch.eye(5))
+    >>> output.codes.shape, output.reconstruction.shape, output.loss.shape
+    (torch.Size([5, 2]), torch.Size([5, 5]), torch.Size([]))
+
+    ```
+    """
+
+    config: RQVAEConfig
+    config_class = RQVAEConfig
+    base_model_prefix = "rqvae"
+    main_input_name = "embeddings"
+    input_mean: torch.Tensor
+    input_scale: torch.Tensor
+
+    def __init__(self, config: RQVAEConfig) -> None:
+        super().__init__(config)
+        sizes = [config.input_dim, *config.hidden_sizes, config.latent_dim]
+        self.encoder = _perceptron(sizes, dropout=config.dropout)
+        self.decoder = _perceptron(sizes[::-1], dropout=config.dropout)
+        self.codebooks = nn.Parameter(torch.empty(config.num_levels, config.codebook_size, config.latent_dim))
+        self.register_buffer("input_mean", torch.zeros(config.input_dim))
+        self.register_buffer("input_scale", torch.ones(()))
+        # What training saw since the last restart; no part of the weights.
+        self._seen: torch.Tensor | None = None  # (L, K) counts
+        self._residuals: torch.Tensor | None = None  # (L, B, D) of the last batch
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, RQVAEModel):
+            init.normal_(module.codebooks, std=0.02)
+            init.zeros_(module.input_mean)
+            init.ones_(module.input_scale)
+
+    def forward(self, embeddings: torch.Tensor) -> RQVAEOutput:
+        """
+        Codes, reconstruction and loss of a batch.
+
+        Args:
+            embeddings (`torch.FloatTensor` of shape `(batch, input_dim)`): One row per item.
+
+        Returns:
+            [`RQVAEOutput`]
+        """
+        scaled = (embeddings - self.input_mean) / self.input_scale
+        latents = self.encoder(scaled)
+        codes, residuals, centroids = self._quantize(latents, is_balanced=self.training)
+        quantized = latents + (centroids.sum(dim=0) - latents).detach()  # straight-through
+        decoded = self.decoder(quantized)
+        reconstruction_loss = (decoded - scaled).square().sum(dim=1).mean()
+        codebook_loss = (residuals.detach() - centroids).square().sum(dim=(0, 2)).mean()
+        commitment_loss = (residuals - centroids.detach()).square().sum(dim=(0, 2)).mean()
+        if self.training:
+            self._note(codes, residuals.detach())
+        return RQVAEOutput(
+            loss=reconstruction_loss + codebook_loss + self.config.commitment_weight * commitment_loss,
+            reconstruction=decoded * self.input_scale + self.input_mean,
+            codes=codes,
+            latents=latents,
+            reconstruction_loss=reconstruction_loss,
+            codebook_loss=codebook_loss,
+            commitment_loss=commitment_loss,
+        )
+
+    def encode(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """
+        Latents of embeddings.
+
+        Args:
+            embeddings (`torch.FloatTensor` of shape `(batch, input_dim)`): One row per item.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, latent_dim)`
+        """
+        return self.encoder((embeddings - self.input_mean) / self.input_scale)
+
+    def assign(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        Codes of latents: the nearest centroid of each level's residual, the smaller code of equals.
+
+        Args:
+            latents (`torch.FloatTensor` of shape `(batch, latent_dim)`): From [`RQVAEModel.encode`].
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, num_levels)`
+        """
+        return self._quantize(latents, is_balanced=False)[0]
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """
+        Embeddings that codes stand for.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(batch, num_levels)`):
+                Codes; fewer columns decode the first levels alone.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, input_dim)`
+        """
+        levels = torch.arange(codes.shape[1], device=codes.device)
+        return self.decoder(self.codebooks[levels, codes].sum(dim=1)) * self.input_scale + self.input_mean
+
+    @torch.no_grad()
+    def set_scale(self, embeddings: torch.Tensor) -> None:
+        """
+        Note the centre of the embeddings and the root of the mean variance of their columns.
+
+        Args:
+            embeddings (`torch.FloatTensor` of shape `(num_rows, input_dim)`): The rows that training uses.
+        """
+        self.input_mean.copy_(embeddings.mean(dim=0))
+        scale = (embeddings - self.input_mean).square().mean().sqrt()
+        self.input_scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
+
+    @torch.no_grad()
+    def restart_dead_codes(self, *, generator: torch.Generator | None = None) -> int:
+        """
+        Put centroids that no training row chose since the last call onto residuals of random rows of the last batch.
+
+        Args:
+            generator (`torch.Generator`, *optional*): Draws the rows.
+
+        Returns:
+            `int`: how many centroids moved.
+        """
+        if self._seen is None or self._residuals is None:
+            return 0
+        dead = self._seen == 0  # (L, K)
+        levels = dead.nonzero()[:, 0]
+        rows = torch.randint(self._residuals.shape[1], (len(levels),), generator=generator).to(levels.device)
+        self.codebooks[dead] = self._residuals[levels, rows]
+        self._seen = None
+        return len(levels)
+
+    def _quantize(
+        self, latents: torch.Tensor, *, is_balanced: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes (B, L); what is to be approximated at each level, (L, B, D); the chosen centroids, (L, B, D)."""
+        first_balanced = self.config.num_levels - self.config.sinkhorn_levels
+        epsilon = self.config.sinkhorn_epsilon if is_balanced else 0.0
+        codes, residuals, chosen = [], [], []
+        residual = latents
+        for level, codebook in enumerate(self.codebooks):
+            distances = _squared_distances(residual.detach(), codebook.detach())  # (B, K)
+            if epsilon and level >= first_balanced:
+                code = balanced_codes(distances, epsilon=epsilon, num_iterations=self.config.sinkhorn_iterations)
+            else:
+                code = distances.argmin(dim=1)
+            centroids = nn.functional.embedding(code, codebook)
+            codes.append(code)
+            residuals.append(residual)
+            chosen.append(centroids)
+            residual = residual - centroids.detach()
+        return torch.stack(codes, dim=1), torch.stack(residuals), torch.stack(chosen)
+
+    def _note(self, codes: torch.Tensor, residuals: torch.Tensor) -> None:
+        flat = codes + self.config.codebook_size * torch.arange(self.config.num_levels, device=codes.device)
+        counts = torch.bincount(flat.flatten(), minlength=self.codebooks.shape[0] * self.codebooks.shape[1])
+        counts = counts.view(self.codebooks.shape[:2])
+        self._seen = counts if self._seen is None else self._seen + counts
+        self._residuals = residuals
+
+
+def balanced_codes(distances: torch.Tensor, *, epsilon: float, num_iterations: int = 50) -> torch.Tensor:
+    """
+    Codes of a batch such that every code is chosen about equally often, at little cost in distance.
+
+    Sinkhorn's algorithm finds the soft assignment whose rows and columns have equal sums; each row takes its largest
+    entry. The code of a row depends on the rest of its batch, so only training uses it.
+
+    Args:
+        distances (`torch.FloatTensor` of shape `(batch, codebook_size)`):
+            Squared distances; they are shifted and scaled into [-1, 1], so that `epsilon` means the same everywhere.
+        epsilon (`float`):
+            Above 0; the smaller, the closer to the nearest centroid.
+        num_iterations (`int`, *optional*, defaults to 50):
+            Rounds.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch,)`
+
+    Source: LC-Rec, arXiv 2311.09049, section 3.2.
+
+    Example:
+
+    ```python
+    >>> distances = torch.tensor([[0.0, 1.0], [0.0, 0.5], [0.0, 4.0], [0.0, 3.0]])
+    >>> balanced_codes(distances, epsilon=0.05).tolist()
+    [1, 1, 0, 0]
+
+    ```
+    """
+    low, high = distances.min(), distances.max()
+    scaled = (2 * (distances.double() - low) / (high - low).clamp_min(1e-12) - 1) / epsilon
+    kernel = torch.exp(scaled.amin(dim=1, keepdim=True) - scaled)  # each row's own factor changes nothing below
+    num_rows, num_codes = kernel.shape
+    columns = torch.ones(num_codes, dtype=kernel.dtype, device=kernel.device)
+    tiny = torch.finfo(kernel.dtype).tiny
+    for _ in range(num_iterations):
+        rows = 1 / (num_rows * (kernel @ columns).clamp_min(tiny))
+        columns = 1 / (num_codes * (rows @ kernel).clamp_min(tiny))
+    return (columns.log() - scaled).argmax(dim=1)
+
+
+def _perceptron(sizes: list[int], *, dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for number, (before, after) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=2):
+        layers.append(nn.Linear(before, after))
+        if number < len(sizes):
+            layers += [nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+def _squared_distances(rows: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """Of every row to every centroid: (B, K)."""
+    return rows.square().sum(dim=1, keepdim=True) - 2 * rows @ centroids.T + centroids.square().sum(dim=1)

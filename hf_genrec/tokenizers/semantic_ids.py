@@ -1,0 +1,454 @@
+"""
+Codes in, [`SemanticIds`] out: the table that ties every item id to its tuple of codes.
+
+Row order is item order everywhere. Codes are 0-based integers below one `codebook_size` that all levels share.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from hf_genrec.modeling.genrec_catalog import catalog_fingerprint
+from hf_genrec.modeling.genrec_checkpoint import items_fingerprint
+
+from .collisions import append_code, group_by_codes, reassign_by_candidates, rematch_last_level
+
+
+__all__ = ["CollisionPolicy", "SemanticIds", "items_fingerprint"]
+
+CollisionPolicy = Literal["append", "candidates", "widen", "rematch", "keep"]
+
+_POLICIES = get_args(CollisionPolicy)
+_MAX_CODEBOOK_SIZE = 2**15  # codes travel as int16
+_METADATA_KEY = b"hf_genrec.semantic_ids"
+
+
+@dataclass(frozen=True, eq=False)
+class SemanticIds:
+    """
+    Semantic IDs of all items of a catalog.
+
+    Usually made by [`SemanticIds.from_codes`] (a quantizer's codes plus a collision policy) or
+    [`SemanticIds.from_json`] (another project's ids).
+
+    Args:
+        item_ids (`tuple[str, ...]`):
+            Distinct item ids.
+        codes (`np.ndarray` of shape `(num_items, num_levels)`):
+            Codes after the collision policy.
+        codebook_size (`int`):
+            Every code is below it; at most 32,768.
+        policy (`str`):
+            What was done about collisions: `"append"`, `"candidates"`, `"widen"`, `"rematch"` or `"keep"`.
+        raw_codes (`np.ndarray`, *optional*):
+            Codes before the policy, for the statistics. `None` means that they are the same.
+
+    Raises:
+        ValueError: If ids repeat, shapes differ, or a code is out of range.
+
+    Example:
+
+    ```python
+    >>> codes = np.array([[1, 2], [0, 3], [1, 2]])
+    >>> ids = SemanticIds.from_codes(["a", "b", "c"], codes, codebook_size=4, policy="append")
+    >>> ids.to_dict()
+    {'a': [1, 2, 0], 'b': [0, 3, 0], 'c': [1, 2, 1]}
+    >>> ids.is_unique
+    True
+
+    ```
+    """
+
+    item_ids: tuple[str, ...]
+    codes: np.ndarray
+    codebook_size: int
+    policy: CollisionPolicy
+    raw_codes: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "item_ids", tuple(self.item_ids))
+        _check_item_ids(self.item_ids)
+        if self.policy not in _POLICIES:
+            raise ValueError(f"`policy` must be one of {', '.join(_POLICIES)}, got {self.policy!r}.")
+        if not 1 <= self.codebook_size <= _MAX_CODEBOOK_SIZE:
+            raise ValueError(f"`codebook_size` must be between 1 and {_MAX_CODEBOOK_SIZE}, got {self.codebook_size}.")
+        for name in ("codes", "raw_codes"):
+            codes = self.codes if self.raw_codes is None else getattr(self, name)
+            codes = _check_codes(codes, name=name, num_items=len(self.item_ids), codebook_size=self.codebook_size)
+            object.__setattr__(self, name, codes)
+
+    @classmethod
+    def from_codes(
+        cls,
+        item_ids: Sequence[str],
+        codes: np.ndarray,
+        *,
+        codebook_size: int,
+        policy: CollisionPolicy,
+        embeddings: np.ndarray | None = None,
+        codebooks: np.ndarray | None = None,
+        num_candidates: int = 5,
+    ) -> "SemanticIds":
+        """
+        Resolve the collisions of a quantizer's codes.
+
+        Args:
+            item_ids (`Sequence[str]`):
+                Distinct item ids, in the order of the rows.
+            codes (`np.ndarray` of shape `(num_items, num_levels)`):
+                The quantizer's codes.
+            codebook_size (`int`):
+                Codes per level. `"append"` raises it where a group is larger.
+            policy (`str`):
+                `"append"` adds a level that counts (TIGER); `"candidates"` reassigns among the nearest centroids
+                (PSID) and fails where none is free; `"widen"` is the same but looks further; `"rematch"` hands out the
+                last level anew (ZCR); `"keep"` changes nothing: to a model, items that share an id are the same, so
+                it gives them one score and lists them next to each other, in the order of the catalog. See
+                `hf_genrec.tokenizers.collisions`.
+            embeddings (`np.ndarray` of shape `(num_items, dim)`, *optional*):
+                What the codes were computed from; for `"candidates"`, `"widen"` and `"rematch"`.
+            codebooks (`np.ndarray` of shape `(num_levels, codebook_size, dim)`, *optional*):
+                The quantizer's centroids; for the same three.
+            num_candidates (`int`, *optional*, defaults to 5):
+                Centroids per level; for `"candidates"`, and where `"widen"` begins.
+
+        Returns:
+            [`SemanticIds`]: unique for every policy but `"keep"`.
+
+        Raises:
+            ValueError: If the policy cannot succeed, or lacks embeddings or codebooks.
+        """
+        raw = cls(tuple(item_ids), codes, codebook_size, policy)
+        if policy == "keep":
+            return raw
+        if policy == "append":
+            final = append_code(raw.codes)
+            return cls(raw.item_ids, final, max(codebook_size, int(final.max()) + 1), policy, raw.codes)
+        if embeddings is None or codebooks is None:
+            raise ValueError(f"The policy {policy!r} needs `embeddings` and `codebooks`. Without them, use 'append'.")
+        if policy == "rematch":
+            final = rematch_last_level(raw.codes, embeddings=embeddings, codebooks=codebooks)
+        else:
+            final = reassign_by_candidates(
+                raw.codes,
+                embeddings=embeddings,
+                codebooks=codebooks,
+                num_candidates=num_candidates,
+                widen=policy == "widen",
+            )
+        return cls(raw.item_ids, final, codebook_size, policy, raw.codes)
+
+    @classmethod
+    def from_json(
+        cls,
+        source: str | Path | Mapping[str, Sequence[int | str]],
+        *,
+        item_ids: Sequence[str] | None = None,
+        codebook_size: int | None = None,
+        policy: Literal["append", "keep"] = "keep",
+    ) -> "SemanticIds":
+        """
+        Import another project's ids, `{item_id: [codes]}`.
+
+        Args:
+            source (`str`, `Path` or `Mapping`):
+                A JSON file or the mapping itself. Codes are 0-based integers or strings of digits.
+            item_ids (`Sequence[str]`, *optional*):
+                The catalog, whose order the result takes. `None` takes the ids and the order of the source.
+            codebook_size (`int`, *optional*):
+                Codes per level. `None` takes the largest code plus one.
+            policy (`str`, *optional*, defaults to `"keep"`):
+                `"keep"` or `"append"`, see [`SemanticIds.from_codes`]; the others need centroids.
+
+        Returns:
+            [`SemanticIds`]: the imported table.
+
+        Raises:
+            ValueError: If items are missing, unknown or repeated, tuples differ in length, or a code is no integer.
+
+        Example:
+
+        ```python
+        >>> SemanticIds.from_json({"b": ["0", "3"], "a": [1, 2]}, item_ids=["a", "b"]).codes.tolist()
+        [[1, 2], [0, 3]]
+
+        ```
+        """
+        table = _read_json(Path(source)) if isinstance(source, (str, Path)) else source
+        table = {str(item_id): codes for item_id, codes in table.items()}
+        names = list(table) if item_ids is None else list(item_ids)
+        _check_same_items(names, found=table)
+        codes = _parse_codes(names, table)
+        size = int(codes.max()) + 1 if codebook_size is None else codebook_size
+        return cls.from_codes(names, codes, codebook_size=size, policy=policy)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SemanticIds":
+        """
+        Read what [`SemanticIds.save`] wrote. Further columns are ignored.
+
+        Args:
+            path (`str` or `Path`):
+                The Parquet file.
+
+        Returns:
+            [`SemanticIds`]: an equal table.
+
+        Raises:
+            ValueError: If the file is not one of ours.
+        """
+        schema = pq.read_schema(path)
+        metadata = (schema.metadata or {}).get(_METADATA_KEY)
+        if metadata is None or not {"item_id", "codes", "raw_codes"} <= set(schema.names):
+            raise ValueError(f"{path} holds no semantic IDs: it must have been written by `SemanticIds.save`.")
+        table = pq.read_table(path, columns=["item_id", "codes", "raw_codes"])
+        return cls(
+            item_ids=tuple(table["item_id"].to_pylist()),
+            codes=_from_list_array(table["codes"], name="codes"),
+            raw_codes=_from_list_array(table["raw_codes"], name="raw_codes"),
+            **json.loads(metadata),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """
+        Write a Parquet file with the columns `item_id`, `codes` and `raw_codes` (lists of int16).
+
+        Args:
+            path (`str` or `Path`):
+                The file.
+        """
+        pq.write_table(self.to_table(), path)
+
+    def to_table(self) -> pa.Table:
+        """
+        The table that [`SemanticIds.save`] writes, for a caller that adds columns.
+
+        Returns:
+            `pa.Table`: one row per item; the codebook size and the policy are in the schema's metadata.
+        """
+        columns = {"item_id": pa.array(self.item_ids, pa.string()), "codes": _to_list_array(self.codes)}
+        columns["raw_codes"] = _to_list_array(self._raw)
+        metadata = json.dumps({"codebook_size": self.codebook_size, "policy": self.policy})
+        return pa.table(columns).replace_schema_metadata({_METADATA_KEY: metadata.encode()})
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """
+        The plain mapping, in item order.
+
+        Returns:
+            `dict[str, list[int]]`: item id to codes.
+        """
+        return dict(zip(self.item_ids, self.codes.tolist(), strict=True))
+
+    def to_json(self, path: str | Path) -> None:
+        """
+        Write the plain mapping for other projects; [`SemanticIds.from_json`] reads it.
+
+        Args:
+            path (`str` or `Path`):
+                The file.
+        """
+        Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @property
+    def num_items(self) -> int:
+        """Items of the catalog."""
+        return len(self.item_ids)
+
+    @property
+    def num_levels(self) -> int:
+        """Codes per item, an appended one included."""
+        return self.codes.shape[1]
+
+    @property
+    def is_unique(self) -> bool:
+        """Whether no two items share a tuple."""
+        return bool((group_by_codes(self.codes)[1] == 1).all())
+
+    @property
+    def catalog_fingerprint(self) -> str:
+        """Fingerprint of the codes alone, as the model computes it."""
+        return catalog_fingerprint(torch.from_numpy(self.codes.astype(np.int16)))
+
+    @property
+    def items_fingerprint(self) -> str:
+        """Fingerprint of the item ids alone; see [`items_fingerprint`]."""
+        return items_fingerprint(self.item_ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the item ids and the codes together, 16 hex digits."""
+        return hashlib.sha256((self.items_fingerprint + self.catalog_fingerprint).encode()).hexdigest()[:16]
+
+    def statistics(self) -> dict[str, Any]:
+        """
+        Collisions before and after the policy, and how the codes of each level are used.
+
+        Returns:
+            `dict[str, Any]`: `num_items`, `num_levels`, `codebook_size`, `policy`; `num_changed`, items whose codes
+            the policy changed (an appended code does not count); `before` and `after`, each with
+
+            - `num_distinct`: distinct tuples,
+            - `collision_rate`: share of items whose tuple another item has too,
+            - `excess_rate`: share of items that must move for all to be distinct, `1 - num_distinct / num_items`,
+            - `group_sizes`: `{items sharing a tuple: number of such tuples}`;
+
+            and `levels`, one entry per level after the policy with `num_used` codes, `usage` (their share of
+            `codebook_size`), `perplexity` (the exponential of the entropy; `codebook_size` if all are equally
+            frequent) and `num_prefixes`, distinct tuples of the codes up to this level.
+
+        Example:
+
+        ```python
+        >>> ids = SemanticIds.from_codes(["a", "b", "c"], np.array([[1], [0], [1]]), codebook_size=2, policy="keep")
+        >>> ids.statistics()["after"]
+        {'num_distinct': 2, 'collision_rate': 0.66..., 'excess_rate': 0.33..., 'group_sizes': {1: 1, 2: 1}}
+
+        ```
+        """
+        kept = self.codes[:, : self._raw.shape[1]]
+        return {
+            "num_items": self.num_items,
+            "num_levels": self.num_levels,
+            "codebook_size": self.codebook_size,
+            "policy": self.policy,
+            "num_changed": int((kept != self._raw).any(axis=1).sum()),
+            "before": _collision_statistics(self._raw),
+            "after": _collision_statistics(self.codes),
+            "levels": [
+                _level_statistics(level, codebook_size=self.codebook_size) | {"num_prefixes": num_prefixes}
+                for level, num_prefixes in zip(self.codes.T, _num_prefixes(self.codes), strict=True)
+            ],
+        }
+
+    @property
+    def _raw(self) -> np.ndarray:
+        return self.codes if self.raw_codes is None else self.raw_codes
+
+
+def _check_item_ids(item_ids: tuple[str, ...]) -> None:
+    if not item_ids:
+        raise ValueError("`item_ids` must hold at least one item.")
+    wrong = [item_id for item_id in item_ids if not isinstance(item_id, str)]
+    if wrong:
+        raise ValueError(f"`item_ids` must be strings, got {_shorten(wrong)}.")
+    if len(set(item_ids)) < len(item_ids):
+        repeated = [item_id for item_id, count in Counter(item_ids).items() if count > 1]
+        raise ValueError(f"`item_ids` must be distinct, but some repeat: {_shorten(repeated)}.")
+
+
+def _check_codes(codes: Any, *, name: str, num_items: int, codebook_size: int) -> np.ndarray:
+    """A read-only int64 copy."""
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or len(codes) != num_items or codes.shape[1] == 0:
+        raise ValueError(f"`{name}` must have the shape ({num_items}, num_levels), got {codes.shape}.")
+    if codes.dtype.kind not in "iu":
+        raise ValueError(f"`{name}` must be integers, got {codes.dtype}.")
+    wrong = np.flatnonzero((codes < 0).any(axis=1) | (codes >= codebook_size).any(axis=1))
+    if len(wrong):
+        raise ValueError(
+            f"`{name}` must lie between 0 and {codebook_size - 1} (`codebook_size` is {codebook_size}); "
+            f"{len(wrong)} items do not, first row {wrong[0]}: {codes[wrong[0]].tolist()}."
+        )
+    codes = codes.astype(np.int64)
+    codes.flags.writeable = False
+    return codes
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _check_item_ids(tuple(key for key, _ in pairs))
+        return dict(pairs)
+
+    table = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=refuse_repeats)
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} must hold one JSON object {{item_id: [codes]}}, got a {type(table).__name__}.")
+    return table
+
+
+def _check_same_items(item_ids: Sequence[str], *, found: Mapping[str, Any]) -> None:
+    missing = [item_id for item_id in item_ids if item_id not in found]
+    extra = sorted(set(found) - set(item_ids))
+    problems = [f"no codes for {_shorten(missing)}"] * bool(missing) + [f"unknown {_shorten(extra)}"] * bool(extra)
+    if problems:
+        raise ValueError(f"The ids do not fit the catalog: {'; '.join(problems)}.")
+
+
+def _parse_codes(item_ids: Sequence[str], table: Mapping[str, Sequence[int | str]]) -> np.ndarray:
+    _check_item_ids(tuple(item_ids))
+    no_lists = [item_id for item_id in item_ids if not isinstance(table[item_id], (list, tuple, np.ndarray))]
+    if no_lists:
+        raise ValueError(f"The codes of an item must be a list; they are not for {_shorten(no_lists)}.")
+    parsed = [[_parse_code(code, item_id=item_id) for code in table[item_id]] for item_id in item_ids]
+    usual = Counter(map(len, parsed)).most_common(1)[0][0]
+    ragged = [item_id for item_id, codes in zip(item_ids, parsed, strict=True) if len(codes) != usual]
+    if not usual:
+        raise ValueError("The items have no codes: their lists are empty.")
+    if ragged:
+        raise ValueError(f"All items must have equally many codes, usually {usual}; not so {_shorten(ragged)}.")
+    return np.array(parsed)
+
+
+def _parse_code(code: Any, *, item_id: str) -> int:
+    if isinstance(code, (int, np.integer)) and not isinstance(code, bool):
+        return int(code)
+    if isinstance(code, str) and code.isascii() and code.isdigit():
+        return int(code)
+    raise ValueError(f"The codes of item {item_id!r} must be integers, got {code!r}.")
+
+
+def _collision_statistics(codes: np.ndarray) -> dict[str, Any]:
+    _, sizes = group_by_codes(codes)
+    values, counts = np.unique(sizes, return_counts=True)
+    return {
+        "num_distinct": len(sizes),
+        "collision_rate": float(sizes[sizes > 1].sum() / len(codes)),
+        "excess_rate": 1 - len(sizes) / len(codes),
+        "group_sizes": dict(zip(values.tolist(), counts.tolist(), strict=True)),
+    }
+
+
+def _level_statistics(level: np.ndarray, *, codebook_size: int) -> dict[str, float]:
+    counts = np.unique(level, return_counts=True)[1]
+    shares = counts / counts.sum()
+    perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
+    return {"num_used": len(counts), "usage": len(counts) / codebook_size, "perplexity": perplexity}
+
+
+def _num_prefixes(codes: np.ndarray) -> list[int]:
+    """Distinct tuples of the first code, the first two, ...; later levels part the groups of earlier ones."""
+    groups, numbers = np.zeros(len(codes), dtype=np.int64), []
+    for level in codes.T:
+        groups = np.unique(groups * (int(codes.max()) + 1) + level, return_inverse=True)[1].ravel()
+        numbers.append(int(groups.max()) + 1)
+    return numbers
+
+
+def _to_list_array(codes: np.ndarray) -> pa.ListArray:
+    offsets = np.arange(0, codes.size + 1, codes.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, codes.astype(np.int16).ravel())
+
+
+def _from_list_array(column: pa.ChunkedArray, *, name: str) -> np.ndarray:
+    array = column.combine_chunks()
+    lengths = set(array.value_lengths().to_pylist())
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(
+            f"All rows of the column `{name}` must have equally many codes, found {sorted(map(str, lengths))}."
+        )
+    return array.flatten().to_numpy().reshape(len(array), -1)
+
+
+def _shorten(names: Sequence[Any]) -> str:
+    """The first five, then the count."""
+    listed = ", ".join(repr(name) for name in names[:5])
+    return listed if len(names) <= 5 else f"{listed}, ... ({len(names)} in all)"

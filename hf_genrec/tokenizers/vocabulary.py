@@ -1,0 +1,103 @@
+"""
+Item ids and a token layout in, a Hub tokenizer out: one id, one token.
+
+The tokenizer is a `tokenizers` WordLevel model over the whole vocabulary of a checkpoint (special tokens, latents,
+codes, items), so it reads histories and prints whatever a model generates. It needs no package of ours to load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from hf_genrec.modeling.configuration_genrec import GenRecConfig
+from tokenizers import Tokenizer
+
+
+def vocabulary(item_ids: Sequence[str], config: GenRecConfig) -> list[str]:
+    """
+    The string of every token, in the order of the tokens.
+
+    Args:
+        item_ids (`Sequence[str]`): Item ids in row order.
+        config ([`GenRecConfig`]): The token layout.
+
+    Returns:
+        `list[str]`: special tokens, latents, codes level by level, items.
+
+    Raises:
+        ValueError: If the number of ids is not the config's, an id repeats, is empty, or is another token's string.
+
+    Example:
+
+    ```python
+    >>> config = GenRecConfig(num_items=2, num_levels=1, codebook_size=2, num_latent_tokens=1)
+    >>> vocabulary(["soap", "brush"], config)
+    ['<pad>', '<unk>', '<eos>', '<user>', '<latent_0>', '<code_0_0>', '<code_0_1>', 'soap', 'brush']
+
+    ```
+    """
+    if len(item_ids) != config.num_items:
+        raise ValueError(f"`item_ids` must hold {config.num_items} ids (`config.num_items`), got {len(item_ids)}.")
+    tokens = ["<pad>", "<unk>", "<eos>", "<user>"]
+    tokens += [f"<latent_{latent}>" for latent in range(config.num_latent_tokens)]
+    tokens += [f"<code_{level}_{code}>" for level in range(config.num_levels) for code in range(config.codebook_size)]
+    taken = {"", *tokens}
+    refused = [item_id for item_id in item_ids if item_id in taken]
+    if refused:
+        raise ValueError(
+            f"{len(refused)} item ids are empty or the name of a special token: {', '.join(map(repr, refused[:5]))}. "
+            "Rename these items."
+        )
+    if len(set(item_ids)) < len(item_ids):
+        raise ValueError(f"{len(item_ids) - len(set(item_ids))} item ids occur twice; every item needs its own.")
+    return [*tokens, *item_ids]
+
+
+def build_tokenizer(
+    item_ids: Sequence[str], config: GenRecConfig, *, max_history_length: int = 20
+) -> PreTrainedTokenizerFast:
+    """
+    The tokenizer of a checkpoint. Histories are truncated and padded on the left, so the latest items stay.
+
+    Call it with lists of ids and `is_split_into_words=True`; a bare string is one id, spaces and all.
+
+    Args:
+        item_ids (`Sequence[str]`): Item ids in row order.
+        config ([`GenRecConfig`]): The token layout.
+        max_history_length (`int`, *optional*, defaults to 20): Items kept by `truncation=True`.
+
+    Returns:
+        `PreTrainedTokenizerFast`: unknown ids become `<unk>`.
+
+    Raises:
+        ValueError: If an id cannot be a token, see [`vocabulary`].
+
+    Example:
+
+    ```python
+    >>> config = GenRecConfig(num_items=2, num_levels=1, codebook_size=2)
+    >>> tokenizer = build_tokenizer(["soap", "tooth brush"], config)
+    >>> tokenizer(["tooth brush", "comb", "soap"], is_split_into_words=True).input_ids
+    [7, 1, 6]
+    >>> tokenizer.decode([0, 5, 7])
+    '<pad> <code_0_1> tooth brush'
+
+    ```
+    """
+    tokens = vocabulary(item_ids, config)
+    # no pre-tokenizer: an id is one word, whatever characters it holds
+    backend = Tokenizer(WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left",
+        truncation_side="left",
+        model_max_length=max_history_length,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,  # an id that holds "<pad>" or "<unk>" stays one word
+    )

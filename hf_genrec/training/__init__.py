@@ -1,0 +1,1 @@
+"""Prepared data and semantic IDs become a trained run folder."""

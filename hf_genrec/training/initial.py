@@ -1,0 +1,179 @@
+"""
+A prepared data set in, a model to train out: a new one over a tokenized folder or over the items alone, or a
+checkpoint to fine-tune. Whatever was made for other items is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, set_seed
+from transformers.utils import cached_file
+
+from hf_genrec.data.checks import check_learned_on, trained_on
+from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.serving.recommender import check_items, check_model_name
+from hf_genrec.tokenizers.folder import QUANTIZER_NAME, load_tokenized
+from hf_genrec.tokenizers.semantic_ids import SemanticIds
+
+
+_NOT_TO_SET = {"num_items", "num_levels", "codebook_size"}  # they follow from the tokenized folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Starting:
+    """
+    What a run begins with.
+
+    Attributes:
+        model (`PreTrainedModel`): fresh or from a checkpoint; its catalog is filled.
+        semantic_ids ([`SemanticIds`] or `None`): the table in the catalog; `None` for a model without.
+        quantizer (`Path` or `None`): the folder to pass on.
+        origin (`str` or `None`): the checkpoint it comes from.
+        trained_on (`tuple[str, ...]`): fingerprints of the data that checkpoint was trained on, as far as known.
+    """
+
+    model: Any
+    semantic_ids: SemanticIds | None
+    quantizer: Path | None
+    origin: str | None = None
+    trained_on: tuple[str, ...] = ()
+
+
+def start_fresh(
+    prepared: PreparedDataset,
+    tokenized: str | os.PathLike[str] | None,
+    *,
+    shape: Mapping[str, Any],
+    seed: int,
+    architecture: str = "latte",
+) -> Starting:
+    """
+    A new model over a tokenized folder, or over the items alone.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set.
+        tokenized (`str`, `Path` or `None`):
+            The tokenized folder of the same items; `None` for an architecture without semantic IDs.
+        shape (`dict`): Fields of the architecture's config; sizes of the catalog come from the folder.
+        seed (`int`): Seed of the weights.
+        architecture (`str`, *optional*, defaults to `"latte"`):
+            A model type that is registered with the Auto classes: `"latte"`, `"rpg"`, `"acerec"` or `"sasrec"`.
+
+    Returns:
+        [`Starting`]
+
+    Raises:
+        ValueError: If the folder is about other items, missing or of no use, or `shape` has an unknown or wrong field.
+    """
+    config_class: Any = CONFIG_MAPPING[architecture]
+    semantic_ids, sizes = None, {"num_items": len(prepared.item_ids)}
+    if (tokenized is not None) != config_class.has_codes:
+        needs = "needs semantic IDs: name" if config_class.has_codes else "has no semantic IDs: leave out"
+        raise ValueError(f"The architecture {architecture!r} {needs} the tokenized folder.")
+    if tokenized is not None:
+        semantic_ids, made = load_tokenized(tokenized)
+        check_same_catalog(semantic_ids.item_ids, prepared, owner=f"The tokenized folder {tokenized}")
+        check_learned_on(made, prepared.metadata, owner=f"the tokenized folder {tokenized}")
+        sizes = {name: getattr(semantic_ids, name) for name in _NOT_TO_SET}
+    known = {field.name for field in dataclasses.fields(config_class)} - _NOT_TO_SET
+    unknown = set(shape) - (known - {field.name for field in dataclasses.fields(PreTrainedConfig)})
+    if unknown:
+        raise ValueError(f"`shape` has fields that no {config_class.__name__} has: {', '.join(sorted(unknown))}.")
+    set_seed(seed)
+    try:
+        config = config_class(**sizes, **shape)
+    except StrictDataclassError as error:
+        raise ValueError(f"`shape` has a value of the wrong type: {error}") from error
+    model: Any = AutoModel.from_config(config)
+    _count_items(model, prepared)
+    if semantic_ids is None or tokenized is None:
+        return Starting(model, None, None)
+    model.set_catalog(torch.from_numpy(semantic_ids.codes.copy()))
+    quantizer = Path(tokenized) / QUANTIZER_NAME
+    return Starting(model, semantic_ids, quantizer if quantizer.is_dir() else None)
+
+
+def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]) -> Starting:
+    """
+    A checkpoint to fine-tune on another log over the same catalog.
+
+    Args:
+        prepared ([`PreparedDataset`]): The new log, prepared against the checkpoint's items.
+        folder_or_repo (`str` or `Path`): A run folder or a Hub repository.
+
+    Returns:
+        [`Starting`]: weights and semantic IDs are the checkpoint's. What data it was trained on is read from the
+            `training.json` of a run folder; of a repository nothing is known.
+
+    Raises:
+        ValueError: If the catalogs differ.
+        OSError: If there is no such checkpoint.
+    """
+    path = os.fspath(folder_or_repo)
+    check_model_name(path)
+    model: Any = AutoModel.from_pretrained(path)
+    items = pq.read_table(cached_file(path, "items.parquet"))
+    check_items(model, items)
+    check_same_catalog(items["item_id"].to_pylist(), prepared, owner=f"The checkpoint {path}")
+    _count_items(model, prepared)
+    seen = _data_of(Path(path))
+    if not model.config.has_codes:
+        return Starting(model.float(), None, None, origin=path, trained_on=seen)
+    semantic_ids = SemanticIds(
+        item_ids=tuple(prepared.item_ids),
+        codes=model.item_codes.cpu().numpy().astype("int64"),
+        codebook_size=model.config.codebook_size,
+        policy="keep",
+    )
+    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=f"{QUANTIZER_NAME}/*"))
+    quantizer = folder / QUANTIZER_NAME if (folder / QUANTIZER_NAME).is_dir() else None
+    return Starting(model.float(), semantic_ids, quantizer, origin=path, trained_on=seen)
+
+
+def _data_of(folder: Path) -> tuple[str, ...]:
+    """What `training.json` says that the weights have seen; a folder that our training did not write has none."""
+    training = folder / "training.json"
+    return tuple(trained_on(json.loads(training.read_text(encoding="utf-8")))) if training.is_file() else ()
+
+
+def _count_items(model: Any, prepared: PreparedDataset) -> None:
+    """Tell a model that corrects for popularity how often each item occurs in training."""
+    if hasattr(model, "set_item_counts"):
+        model.set_item_counts(torch.from_numpy(prepared.train_item_counts()))
+
+
+def check_same_catalog(item_ids: Sequence[str], prepared: PreparedDataset, *, owner: str) -> None:
+    """
+    Whether something was made for the items of a data set, in their order.
+
+    Args:
+        item_ids (`Sequence[str]`): Its items.
+        prepared ([`PreparedDataset`]): The data set.
+        owner (`str`): What it is, for the error.
+
+    Raises:
+        ValueError: If they differ; the message says how.
+    """
+    mine, theirs = list(item_ids), prepared.item_ids
+    if mine == theirs:
+        return
+    only_mine, only_theirs = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
+    if only_mine or only_theirs:
+        how = f"{len(only_mine)} items only there {only_mine[:5]}, {len(only_theirs)} only here {only_theirs[:5]}"
+    else:
+        how = "the same items in another order"
+    raise ValueError(
+        f"{owner} ({len(mine)} items) is not about the catalog of {prepared.folder} ({len(theirs)} items): {how}. "
+        "Use the data it was made from, or prepare the log with `--keep-all-items` and the checkpoint's items.parquet "
+        "as `--items`."
+    )

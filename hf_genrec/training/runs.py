@@ -1,0 +1,378 @@
+"""
+A prepared data set and a model to train in, a run folder out: the Hub folder, `training.json` and `checkpoints/`.
+
+A run is finished when its `training.json` exists. Until then `checkpoints/run.json` says what is being
+trained, so that a run is only continued with the settings it was begun with.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from transformers import HfArgumentParser
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import HubStrategy
+
+from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.evaluation.record import (
+    TRAINING_NAME,
+    is_finished,
+    read_training,
+    users_path,
+    write_record,
+    write_text,
+    write_users,
+)
+from hf_genrec.hub.cards import folder_card, is_generated
+from hf_genrec.hub.commits import full_name
+from hf_genrec.hub.push import push_recommender
+from hf_genrec.hub.save import save_recommender
+from hf_genrec.training.initial import Starting
+from hf_genrec.training.trainer import GenRecTrainer, GenRecTrainingArguments, Stopwatch, make_trainer
+
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS_NAME = "checkpoints"
+EVALUATION_NAME = "evaluation.json"
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> Any:
+        raise ValueError(f"Training options: {message}.")
+
+
+def training_arguments(
+    output_dir: str | os.PathLike[str], *, settings: Mapping[str, Any], options: Sequence[str] = ()
+) -> GenRecTrainingArguments:
+    """
+    Training arguments from settings and from words of a command line.
+
+    Args:
+        output_dir (`str` or `Path`): The run folder; checkpoints go below it.
+        settings (`dict`): Fields of [`GenRecTrainingArguments`].
+        options (`Sequence[str]`, *optional*): Words such as `["--weight-decay", "0.1"]`; they win over `settings`.
+
+    Returns:
+        [`GenRecTrainingArguments`]
+
+    Raises:
+        ValueError: If a field or an option is unknown or has a wrong value.
+
+    Example:
+
+    ```python
+    >>> args = training_arguments("run", settings={"learning_rate": 0.1}, options=["--weight-decay", "0.5"])
+    >>> args.learning_rate, args.weight_decay
+    (0.1, 0.5)
+
+    ```
+    """
+    known = {field.name: field.default for field in dataclasses.fields(GenRecTrainingArguments)}
+    if set(settings) - set(known):
+        raise ValueError(f"No training arguments: {', '.join(sorted(set(settings) - set(known)))}.")
+    parser = _Parser(GenRecTrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
+    parser.set_defaults(report_to=known["report_to"], output_dir=str(Path(output_dir) / CHECKPOINTS_NAME))
+    parser.set_defaults(disable_tqdm=False)  # its own default is to hide it where transformers is told to be silent
+    parser.set_defaults(**settings)  # the parser itself forgets the default of a field that takes a list
+    args, left = parser.parse_args_into_dataclasses(
+        list(options), return_remaining_strings=True, look_for_args_file=False
+    )
+    if left:
+        raise ValueError(
+            f"Unknown options: {' '.join(left)}. The options of `hf-genrec train --help` and the fields of "
+            "transformers.TrainingArguments are known."
+        )
+    if Path(args.output_dir) != Path(output_dir) / CHECKPOINTS_NAME:
+        raise ValueError("`--output-dir` cannot be given: checkpoints go below the run folder, `--output`.")
+    return args
+
+
+def train_run(
+    prepared: PreparedDataset,
+    starting: Starting,
+    output_dir: str | os.PathLike[str],
+    args: GenRecTrainingArguments,
+    *,
+    targets: str = "all",
+    resume: bool | str = False,
+    command: str = "",
+) -> dict[str, Any]:
+    """
+    Train and write the run folder. Under `accelerate launch` only the main process writes.
+
+    With `args.push_to_hub` the finished folder is published once, as `args.hub_model_id` (or the folder's name): see
+    [`push_recommender`]. `hub_private_repo` (private if not given), `hub_token` and `hub_revision` are heeded.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set.
+        starting ([`Starting`]): What to train.
+        output_dir (`str` or `Path`): The run folder.
+        args ([`GenRecTrainingArguments`]): How; see [`training_arguments`].
+        targets (`str`, *optional*, defaults to `"all"`): Train on every item of a sequence or the `"last"` only.
+        resume (`bool` or `str`, *optional*, defaults to `False`):
+            Continue from the last whole checkpoint (from the beginning if there is none), or from the one named.
+        command (`str`, *optional*): What `training.json` shall name as the command.
+
+    Returns:
+        `dict`: the content of `training.json`.
+
+    Raises:
+        ValueError: If the folder holds another run, or an unfinished one and `resume` is `False`.
+        ConnectionError: If the run shall be published and the Hub does not know who you are.
+    """
+    folder = Path(output_dir)
+    settings = run_settings(prepared, starting, args, targets=targets)
+    checkpoint = _checkpoint_to_resume(folder, settings, resume)
+    repo_id = _repository(folder, args)
+    trainer = make_trainer(starting.model, prepared, _kept_at_home(args), targets=targets)
+    if not args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(TrainingProgress())
+    if trainer.is_world_process_zero():
+        (folder / CHECKPOINTS_NAME).mkdir(parents=True, exist_ok=True)
+        write_record(settings, folder / CHECKPOINTS_NAME / "run.json")
+    stopwatch = Stopwatch(checkpoint)
+    trainer.add_callback(stopwatch)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    record = {
+        "command": command,
+        "settings": settings,
+        "semantic_ids": _shape_of_ids(starting),
+        **stopwatch.read(),
+        "num_threads": torch.get_num_threads(),
+        "resumed_from": checkpoint and Path(checkpoint).name,
+        "num_parameters": sum(parameter.numel() for parameter in starting.model.parameters()),
+        "num_train_targets": int(sum(trainer.train_dataset.targets_per_row)),  # type: ignore[union-attr]
+        "best_metric": trainer.state.best_metric,
+        "log_history": _finite(trainer.state.log_history),
+    }
+    if trainer.is_world_process_zero():
+        _write_run(folder, trainer, prepared, starting, record)
+        if repo_id is not None:
+            _push_run(folder, repo_id, args)
+    trainer.accelerator.wait_for_everyone()
+    return record
+
+
+def run_settings(
+    prepared: PreparedDataset, starting: Starting, args: GenRecTrainingArguments, *, targets: str = "all"
+) -> dict[str, Any]:
+    """
+    What decides the result of a run, without what is a matter of the machine or the display.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set.
+        starting ([`Starting`]): What is trained.
+        args ([`GenRecTrainingArguments`]): How.
+        targets (`str`, *optional*, defaults to `"all"`): `"all"` or `"last"`.
+
+    Returns:
+        `dict`: JSON-ready; two runs with equal settings on one machine end with equal weights. A run that begins with
+            a checkpoint has `trained_on`, the fingerprints of all data its weights will have seen, where known.
+    """
+    defaults = json.loads(GenRecTrainingArguments(output_dir=args.output_dir).to_json_string())
+    training = {
+        name: value
+        for name, value in json.loads(args.to_json_string()).items()
+        if name not in _NO_SETTINGS and value != defaults.get(name)
+    }
+    config = starting.model.config.to_diff_dict()
+    seen = [*(name for name in starting.trained_on if name != prepared.fingerprint), prepared.fingerprint]
+    return {
+        "data_fingerprint": prepared.fingerprint,
+        "protocol": prepared.metadata["protocol"],
+        "semantic_ids_fingerprint": starting.semantic_ids and starting.semantic_ids.fingerprint,
+        "from": starting.origin,
+        "targets": targets,
+        "seed": args.seed,
+        "model": {name: value for name, value in config.items() if name not in _NO_SHAPE},
+        "training": training,
+    } | ({"trained_on": seen} if starting.trained_on else {})
+
+
+def check_same_run(folder: str | os.PathLike[str], expected: Mapping[str, Any]) -> None:
+    """
+    Whether a finished run is the one that is asked for: its folder may hold what an earlier command made.
+
+    Args:
+        folder (`str` or `Path`): The folder of a finished run.
+        expected (`dict`): Settings to be compared, by their names in [`run_settings`]; and `architecture`.
+
+    Raises:
+        ValueError: If a setting differs; the message names it and both values.
+    """
+    settings = read_training(folder)["settings"]
+    shown = _differences(settings | {"architecture": settings["model"].get("model_type")}, expected)
+    if shown:
+        raise ValueError(
+            f"The run in {folder} is finished and is another one than asked for: {shown}. Repeat its settings, or "
+            "choose another folder."
+        )
+
+
+def write_evaluation(
+    folder: str | os.PathLike[str], config: Any, record: Mapping[str, Any], *, users: pa.Table | None = None
+) -> None:
+    """
+    Put an evaluation into a run folder: `evaluation.json`, `evaluation_users.parquet`, and the card unless somebody
+    edited it.
+
+    Args:
+        folder (`str` or `Path`): The run folder.
+        config: The model's config.
+        record (`dict`): The evaluation record.
+        users (`pa.Table`, *optional*): Its results per user; `None` removes those of an earlier evaluation.
+    """
+    folder = Path(folder)
+    path, card = folder / EVALUATION_NAME, folder / "README.md"
+    users_path(path).unlink(missing_ok=True)  # a record never stands beside another one's users
+    write_record(record, path)
+    if card.is_file() and is_generated(card.read_text(encoding="utf-8")):
+        write_text(folder_card(folder, config=config), card)
+    if users is not None:
+        write_users(users, users_path(path), keep_names=True)
+
+
+class TrainingProgress(ProgressCallback):
+    """A progress bar, and one readable line per evaluation on stderr instead of dictionaries on stdout."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """
+        Write a line if the log is an evaluation's, else show the loss beside the bar.
+
+        Args:
+            args: The training arguments.
+            state: The trainer's state.
+            control: The trainer's control.
+            logs (`dict`): What is logged.
+            **kwargs: Not used.
+        """
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        shown = {name.removeprefix("eval_"): value for name, value in logs.items() if isinstance(value, float)}
+        if "eval_loss" in logs:
+            metrics = "  ".join(f"{name} {shown[name]:.4f}" for name in ("loss", "recall@10", "ndcg@10"))
+            logger.log(_PROGRESS, "epoch %.2f  validation: %s", state.epoch or 0.0, metrics)
+        elif "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{shown['loss']:.3f}", refresh=False)
+
+
+_PROGRESS = 25  # between INFO and WARNING: shown unless somebody asks for silence
+
+
+_NO_SETTINGS = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "seed", "use_cpu"}
+_NO_SETTINGS |= {"push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision", "hub_strategy"}
+_NO_SHAPE = {"transformers_version", "architectures", "dtype", "auto_map", "_name_or_path"}
+
+
+def _checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: bool | str) -> str | None:
+    """The checkpoint's folder; `None` to begin at the beginning."""
+    if is_finished(folder):
+        raise ValueError(f"The run in {folder} is finished ({TRAINING_NAME} exists). Choose another folder.")
+    if isinstance(resume, str):
+        if not _is_whole(Path(resume)):
+            raise ValueError(f"{resume} is no whole checkpoint folder.")
+        return resume
+    whole = sorted(
+        (path for path in (folder / CHECKPOINTS_NAME).glob("checkpoint-*") if _is_whole(path)),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+    )
+    if not whole:
+        return None
+    if not resume:
+        raise ValueError(
+            f"{folder} holds an unfinished run ({whole[-1].name}). Pass `--resume` to continue it, or choose another "
+            "folder."
+        )
+    begun = json.loads((folder / CHECKPOINTS_NAME / "run.json").read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(dict(settings)))
+    if "trained_on" not in begun:  # before runs wrote it down
+        now.pop("trained_on", None)
+    shown = _differences(begun, now)
+    if shown:
+        raise ValueError(f"The run in {folder} was begun with other settings: {shown}. Repeat them, or start anew.")
+    return str(whole[-1])
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if value != before.get(name)
+    )
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """A killed process leaves a checkpoint without a readable `trainer_state.json`, which is written last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _write_run(
+    folder: Path, trainer: GenRecTrainer, prepared: PreparedDataset, starting: Starting, record: Mapping[str, Any]
+) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    save_recommender(folder, model, starting.semantic_ids, prepared.items, quantizer=starting.quantizer)
+    write_record(record, folder / TRAINING_NAME)  # last: it says that the run is finished
+
+
+def _shape_of_ids(starting: Starting) -> dict[str, Any] | None:
+    """Policy, levels and codes of the semantic IDs; `None` without any, and where a checkpoint does not tell."""
+    if starting.semantic_ids is None:
+        return None
+    if starting.origin is not None:  # its catalog holds codes, not the policy that made them
+        return read_training(starting.origin).get("semantic_ids")
+    return {name: getattr(starting.semantic_ids, name) for name in ("policy", "num_levels", "codebook_size")}
+
+
+def _repository(folder: Path, args: GenRecTrainingArguments) -> str | None:
+    """Where the run shall be published, asked before hours of training and not after them."""
+    if not args.push_to_hub:
+        return None
+    if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        raise ValueError(
+            f"`hub_strategy` {HubStrategy(args.hub_strategy).value!r} is not supported: checkpoints stay at home and "
+            "the finished run is published once. Leave it out."
+        )
+    owner = full_name(folder.resolve().name, token=args.hub_token).partition("/")[0]
+    name = args.hub_model_id or folder.resolve().name
+    return name if "/" in name else f"{owner}/{name}"
+
+
+def _kept_at_home(args: GenRecTrainingArguments) -> GenRecTrainingArguments:
+    """Arguments with which Trainer does not publish checkpoints of its own accord."""
+    args = copy.copy(args)
+    args.push_to_hub = False
+    return args
+
+
+def _push_run(folder: Path, repo_id: str, args: GenRecTrainingArguments) -> None:
+    """Publish a finished run; what goes wrong is told and does not undo the training."""
+    is_private = True if args.hub_private_repo is None else args.hub_private_repo
+    try:
+        published = push_recommender(
+            folder, repo_id, private=is_private, revision=args.hub_revision, token=args.hub_token
+        )
+    except (OSError, ValueError) as error:
+        logger.error("%s\nThe run is finished. Publish it with: hf-genrec push %s --repo %s", error, folder, repo_id)
+    else:
+        logger.log(_PROGRESS, "published: %s", published.url)
+
+
+def _finite(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """JSON knows no NaN: a gradient norm may be one."""
+    return [
+        {name: value if value == value and abs(value) != float("inf") else None for name, value in entry.items()}
+        for entry in log_history
+    ]

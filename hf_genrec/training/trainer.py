@@ -1,0 +1,500 @@
+"""
+A model, a prepared data set and training arguments in, a trained model out: thin over `transformers.Trainer`.
+
+The loss lives in the model. What is added here: batches of equal numbers of targets and similar length, defaults that
+fit small recommenders, and an evaluation that decodes a sample of validation users inside the catalog.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
+from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.data.sequences import PrefixDataset, SequenceCollator, WindowDataset, make_examples, training_dataset
+from hf_genrec.evaluation.metrics import ndcg_at_k, recall_at_k
+from hf_genrec.tokenizers.semantic_ids import items_fingerprint
+
+
+logger = logging.getLogger(__name__)
+
+TIME_NAME = "time.json"  # in a checkpoint: the minutes up to it
+
+
+@dataclass
+class GenRecTrainingArguments(TrainingArguments):
+    """
+    `TrainingArguments` with defaults for generative recommenders.
+
+    Differs from the parent in its defaults (cosine schedule, evaluation and checkpoint per epoch, best checkpoint by
+    ndcg@10, bfloat16 where the processor has it) and in one meaning: `per_device_train_batch_size` counts targets.
+
+    Example:
+
+    ```python
+    >>> args = GenRecTrainingArguments(output_dir="run", precision="fp32", report_to="none")
+    >>> args.lr_scheduler_type.value, args.metric_for_best_model, args.bf16
+    ('cosine', 'ndcg@10', False)
+
+    ```
+    """
+
+    per_device_train_batch_size: int = field(
+        default=256, metadata={"help": "Targets (next items to predict) per device and step; rows are packed to it."}
+    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Users decoded at a time."})
+    learning_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    num_train_epochs: float = field(default=20, metadata={"help": "Passes over all training targets."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up steps, or below 1 the share of all steps."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint; as `eval_strategy`."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    logging_steps: float = field(default=100, metadata={"help": "Steps between two lines of the log."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
+    metric_for_best_model: str | None = field(default="ndcg@10", metadata={"help": "What best means."})
+    report_to: str | list[str] = field(default="none", metadata={"help": "Experiment trackers."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Rows hold only what models read."})
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin memory for faster copies to a GPU."})
+    precision: str = field(
+        default="auto", metadata={"help": "auto (bf16 where the processor has it), bf16, fp16 or fp32."}
+    )
+    num_eval_users: int | None = field(
+        default=2000, metadata={"help": "Validation users decoded per evaluation, a fixed sample; -1 for all."}
+    )
+    window_stride: int | None = field(
+        default=None, metadata={"help": "Items between two windows of a long history; half the history if not given."}
+    )
+    eval_num_beams: int = field(
+        default=20,
+        metadata={"help": "Beams of the evaluations during training, at least the 10 items of their lists."},
+    )
+    latent_aggregation: str = field(default="max", metadata={"help": "Score of an item over latents: max or sum."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better metric before training stops; None for never."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "bf16", "fp16", "fp32"):
+            raise ValueError(f"`precision` must be auto, bf16, fp16 or fp32, got {self.precision!r}.")
+        if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+            self.use_cpu = True
+        if self.precision == "auto":
+            self.bf16 = self.bf16 or (has_bfloat16() and not self.fp16)
+        else:
+            self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
+        super().__post_init__()
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        if self.latent_aggregation not in ("max", "sum"):
+            raise ValueError(f"`latent_aggregation` must be 'max' or 'sum', got {self.latent_aggregation!r}.")
+        if self.window_stride is not None and self.window_stride < 1:
+            raise ValueError(f"`window_stride` must be at least 1, got {self.window_stride}.")
+        if self.eval_num_beams < 1:
+            raise ValueError(f"`eval_num_beams` must be at least 1, got {self.eval_num_beams}.")
+        if self.num_eval_users == 0:
+            raise ValueError("`num_eval_users` must be at least 1, or -1 for all users; got 0.")
+        if self.early_stopping_patience is not None and (
+            self.early_stopping_patience < 1 or self.eval_strategy == IntervalStrategy.NO
+        ):
+            raise ValueError(
+                "`early_stopping_patience` needs to be at least 1 and `eval_strategy` to be 'steps' or 'epoch', got "
+                f"{self.early_stopping_patience} and '{IntervalStrategy(self.eval_strategy).value}'."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "`label_smoothing_factor` is not supported: the loss lives in the model. Set `label_smoothing` of the "
+                "model's config."
+            )
+
+
+def has_bfloat16() -> bool:
+    """
+    Whether this machine computes in bfloat16 in hardware.
+
+    Returns:
+        `bool`: for the GPU if there is one, else for the processor (AVX-512 BF16 or AMX).
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def keep_freed_memory() -> bool:
+    """
+    Ask the C library to keep freed memory for the next allocation instead of handing it back to the system.
+
+    Every training step on a CPU allocates and frees the same large tensors. By default glibc returns them to the
+    system each time and the system clears each page again at its first touch, which makes steps of changing shape
+    several times slower. The memory goes back when the process ends.
+
+    Returns:
+        `bool`: whether the C library understood (glibc does, others are left as they are).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # parameters of mallopt(3)
+    mallopt = ctypes.CDLL(None).mallopt
+    return all((mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 2**28)))
+
+
+ITEMS_PER_TARGET = 20  # a batch holds at most so many items for each target wanted
+
+
+class TargetBatchSampler(Sampler[list[int]]):
+    """
+    Batches of rows of similar length that together hold about `targets_per_batch` targets.
+
+    A window of 20 items trains up to 20 targets and a short one a single target, so batches of equal numbers of rows
+    would differ twentyfold in what they teach. Where rows are long and have few targets, as windows that move by one
+    item, a batch ends after 20 items for each target wanted, so its memory stays bounded. Batches are cut from the
+    rows sorted by length (rows of equal length in random order) and come in random order. The order depends on `seed`
+    and the epoch alone, so a resumed run sees the batches that an uninterrupted one sees; the number of batches is the
+    same in every epoch.
+
+    Args:
+        lengths (`list[int]`): Items in each row.
+        targets_per_row (`list[int]`): Targets in each row.
+        targets_per_batch (`int`): Targets wanted in a batch; a batch holds at least one row.
+        seed (`int`): Seed of the order.
+        num_replicas (`int`, *optional*, defaults to 1):
+            Processes that share the batches; the last batches are repeated until all get equally many.
+
+    Raises:
+        ValueError: If there are no rows or `targets_per_batch` is below 1.
+
+    Example:
+
+    ```python
+    >>> sampler = TargetBatchSampler([1, 3, 1, 3], [1, 3, 1, 3], targets_per_batch=3, seed=0)
+    >>> sorted(sorted(batch) for batch in sampler)
+    [[0, 2], [1], [3]]
+
+    ```
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        targets_per_row: Sequence[int],
+        *,
+        targets_per_batch: int,
+        seed: int,
+        num_replicas: int = 1,
+    ) -> None:
+        if not len(lengths):
+            raise ValueError("There are no training rows: no user has two items in the training part.")
+        if targets_per_batch < 1:
+            raise ValueError(f"`targets_per_batch` must be at least 1, got {targets_per_batch}.")
+        self.lengths = np.asarray(lengths)
+        self.targets_per_row = np.asarray(targets_per_row)
+        self.seed = seed
+        self.epoch = 0
+        order = np.lexsort((self.targets_per_row, self.lengths))
+        shares = np.maximum(self.targets_per_row, self.lengths / ITEMS_PER_TARGET)
+        batch_of = np.maximum(np.ceil(np.cumsum(shares[order])).astype(int) - 1, 0) // targets_per_batch
+        self._cuts = np.flatnonzero(np.diff(batch_of)) + 1
+        self._num_batches = -(-(len(self._cuts) + 1) // num_replicas) * num_replicas
+
+    def set_epoch(self, epoch: int) -> None:
+        """
+        Choose the order of an epoch.
+
+        Args:
+            epoch (`int`): Number of the epoch.
+        """
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = np.lexsort((random.random(len(self.lengths)), self.targets_per_row, self.lengths))
+        batches = np.split(order, self._cuts)
+        shuffled = random.permutation(len(batches))
+        for number in np.resize(shuffled, self._num_batches):
+            yield batches[number].tolist()
+
+
+class GenRecTrainer(Trainer):
+    """
+    `Trainer` whose batches hold equal numbers of targets and whose `evaluate()` recommends.
+
+    Args:
+        *args: See [`~transformers.Trainer`]. `train_dataset` is a [`WindowDataset`] or [`PrefixDataset`],
+            `eval_dataset` a [`PrefixDataset`] with one row per user.
+        **kwargs: See [`~transformers.Trainer`].
+    """
+
+    args: GenRecTrainingArguments
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        As in transformers; on a CPU the process keeps the memory it frees (see [`keep_freed_memory`]).
+
+        Args:
+            *args: See `Trainer.train`.
+            **kwargs: See `Trainer.train`, for example `resume_from_checkpoint`.
+
+        Returns:
+            `TrainOutput`
+        """
+        if self.args.use_cpu:
+            keep_freed_memory()
+        return super().train(*args, **kwargs)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Refused: what is published is a whole run folder, which a trainer alone does not have."""
+        raise ValueError(
+            "`push_to_hub` publishes a run folder: use `hf-genrec train`, or `push_recommender` on a folder."
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """
+        Rows packed by [`TargetBatchSampler`].
+
+        Returns:
+            `DataLoader`: prepared by accelerate.
+        """
+        rows = self.train_dataset
+        if not isinstance(rows, (WindowDataset, PrefixDataset)):
+            return super().get_train_dataloader()
+        sampler = TargetBatchSampler(
+            rows.lengths,
+            rows.targets_per_row,
+            targets_per_batch=self.args.per_device_train_batch_size,
+            seed=self.args.seed,
+            num_replicas=self.accelerator.num_processes,
+        )
+        self.accelerator.even_batches = False  # batches have different numbers of rows; the sampler evens them out
+        loader = DataLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Recommend for every row of the validation sample and rank its target among all items.
+
+        Args:
+            eval_dataset ([`PrefixDataset`], *optional*): One row per user; `None` for the one given at construction.
+            ignore_keys (`list[str]`, *optional*): Not used.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`): Prefix of the names.
+
+        Returns:
+            `dict`: `ndcg@10` and `recall@10` of the beam search with `eval_num_beams`, and `loss`: the negative
+            log-likelihood per code with latents summed out.
+        """
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        mine = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
+        loader = DataLoader(
+            torch.utils.data.Subset(rows, mine),
+            batch_size=self.args.per_device_eval_batch_size,
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),  # evaluating must not change the random numbers of training
+        )
+        ranks = [torch.empty(0, dtype=torch.long, device=model.device)]  # a process may get no user
+        losses = [torch.zeros((), device=model.device)]
+        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
+        for batch in tqdm(loader, desc="Validating", leave=False, disable=hidden):
+            batch = self._prepare_inputs(batch)
+            ranks.append(_target_ranks(model, batch, self.args))
+            with self.compute_loss_context_manager():
+                losses.append(model(**batch).loss.float() * len(ranks[-1]))
+        model.train(was_training)
+        # (num_users, 2): rank and the batch's share of the loss, gathered over processes
+        mine_ranks = torch.cat(ranks)
+        shares = torch.stack(losses).sum() / max(1, len(mine_ranks))
+        table = torch.stack([mine_ranks.float(), shares.expand(len(mine_ranks))], dim=1)
+        table = self.accelerator.gather(self.accelerator.pad_across_processes(table, pad_index=-2))
+        table = table[table[:, 0] > -2]
+        all_ranks = table[:, 0].long().cpu().numpy()
+        metrics = {
+            f"{metric_key_prefix}_ndcg@10": ndcg_at_k(all_ranks, k=10),
+            f"{metric_key_prefix}_recall@10": recall_at_k(all_ranks, k=10),
+            f"{metric_key_prefix}_loss": float(table[:, 1].mean()),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _target_ranks(model: Any, batch: dict[str, torch.Tensor], args: GenRecTrainingArguments) -> torch.Tensor:
+    """0-based rank of each row's target among the first ten recommendations, -1 where it is not there."""
+    output = model.recommend(
+        batch["input_ids"],
+        batch["attention_mask"],
+        top_k=min(10, model.config.num_items),
+        num_beams=args.eval_num_beams,
+        latent_aggregation=args.latent_aggregation,
+    )
+    hits = output.item_tokens == batch["labels"].amax(dim=1, keepdim=True)
+    return torch.where(hits.any(1), hits.int().argmax(1), -1)
+
+
+class Stopwatch(TrainerCallback):
+    """
+    Minutes of a training over all its resumptions: each checkpoint keeps what was spent up to it.
+
+    Args:
+        checkpoint (`str`, *optional*): The checkpoint that training goes on from; `None` for a new training.
+    """
+
+    def __init__(self, checkpoint: str | None = None) -> None:
+        self._earlier = {"minutes": 0.0, "cpu_minutes": 0.0}
+        if checkpoint is not None and (Path(checkpoint) / TIME_NAME).is_file():
+            self._earlier = json.loads((Path(checkpoint) / TIME_NAME).read_text(encoding="utf-8"))
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """
+        What was spent so far.
+
+        Returns:
+            `dict`: `minutes` by the clock and `cpu_minutes` of the processor.
+        """
+        spent = {"minutes": time.perf_counter() - self._start, "cpu_minutes": time.process_time() - self._cpu_start}
+        return {name: round(self._earlier[name] + seconds / 60, 3) for name, seconds in spent.items()}
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """
+        Note the minutes in the checkpoint that was just written.
+
+        Args:
+            args: The training arguments.
+            state: The trainer's state.
+            control: The trainer's control.
+            **kwargs: Not used.
+        """
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            (folder / TIME_NAME).write_text(json.dumps(self.read()) + "\n", encoding="utf-8")
+
+
+def validation_rows(
+    prepared: PreparedDataset, *, first_item_token: int, max_history_length: int, num_users: int | None, seed: int
+) -> PrefixDataset:
+    """
+    A fixed sample of validation users, one row each.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set.
+        first_item_token (`int`): Token of item 0.
+        max_history_length (`int`): Longer histories keep their last items.
+        num_users (`int`, *optional*): Size of the sample; `None` or a negative number for all.
+        seed (`int`): Seed of the sample.
+
+    Returns:
+        [`PrefixDataset`]
+    """
+    split = prepared.split("validation")
+    if num_users is not None and 0 <= num_users < len(split):
+        chosen = np.random.default_rng(seed).choice(len(split), num_users, replace=False)
+        split = split.select(np.sort(chosen))
+    examples = make_examples(split, prepared.item_ids, max_history_length=max_history_length, targets="last")
+    return PrefixDataset(examples, first_item_token=first_item_token)
+
+
+def make_trainer(
+    model: PreTrainedModel, prepared: PreparedDataset, args: GenRecTrainingArguments, *, targets: str = "all"
+) -> GenRecTrainer:
+    """
+    A trainer over the training part of a prepared data set; call its `train()`.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A model whose config has the token layout.
+        prepared ([`PreparedDataset`]): The data set; its catalog is the model's.
+        args ([`GenRecTrainingArguments`]): How to train.
+        targets (`str`, *optional*, defaults to `"all"`): Train on every item of a sequence or the `"last"` only.
+
+    Returns:
+        [`GenRecTrainer`]
+
+    Raises:
+        ValueError: If the model's catalog has another size than the data set, there is nothing to train on, or the
+            beams of the validation are fewer than the items of its lists.
+    """
+    config: Any = model.config
+    _check_beams(model, args)
+    if config.num_items != len(prepared.item_ids):
+        raise ValueError(
+            f"The model's catalog has {config.num_items} items, the data set {len(prepared.item_ids)}: "
+            "prepare the log against the model's items."
+        )
+    if config.items_fingerprint not in (None, items_fingerprint(prepared.item_ids)):
+        raise ValueError(
+            "The items of the data set are not those of the model, or stand in another order (config.json records the "
+            f"fingerprint {config.items_fingerprint}): prepare the log against the model's items."
+        )
+    train_rows = training_dataset(
+        prepared.split("train"),
+        prepared.item_ids,
+        first_item_token=config.first_item_token,
+        history_attention=config.history_attention,
+        max_history_length=config.max_history_length,
+        stride=max(1, config.max_history_length // 2) if args.window_stride is None else args.window_stride,
+        targets=targets,  # type: ignore[arg-type]
+    )
+    eval_rows = validation_rows(
+        prepared,
+        first_item_token=config.first_item_token,
+        max_history_length=config.max_history_length,
+        num_users=args.num_eval_users,
+        seed=args.seed,
+    )
+    if args.eval_strategy != IntervalStrategy.NO and not len(eval_rows):
+        raise ValueError(
+            "There are no validation users (nobody has three items), so nothing can be evaluated: set `eval_strategy` "
+            "and `save_strategy` to 'no' and `load_best_model_at_end` to `False`."
+        )
+    patience = args.early_stopping_patience
+    callbacks = [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+    return GenRecTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        data_collator=SequenceCollator(pad_token_id=config.pad_token_id),
+        callbacks=callbacks,  # type: ignore[arg-type]
+    )
+
+
+def _check_beams(model: Any, args: GenRecTrainingArguments) -> None:
+    """Fewer beams than the ten items of a list find too few items: the search would widen, and measure another one."""
+    least = min(10, model.config.num_items)
+    is_searched = getattr(model, "default_decoding", "beam") == "beam" and args.eval_strategy != IntervalStrategy.NO
+    if is_searched and args.eval_num_beams < least:
+        raise ValueError(
+            f"`eval_num_beams` must be at least {least}, the length of the lists, got {args.eval_num_beams}."
+        )

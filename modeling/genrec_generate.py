@@ -1,0 +1,142 @@
+"""
+transformers' own `generate()`, kept inside the catalog and freed of what it copies per beam.
+
+A model that mixes in `CatalogGenerationMixin` generates real items by default. Beams of one user read the user's
+encoder states where they lie: they are neither repeated when beams are opened nor moved when beams are re-ordered.
+"""
+
+import torch
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
+
+from .genrec_logits_process import CatalogLogitsProcessor
+
+
+class SharedHistoryCache(EncoderDecoderCache):
+    """
+    A cache whose cross-attention part has a row per user, not per beam, and stays where it is when beams move.
+
+    Example:
+
+    ```python
+    >>> cache = SharedHistoryCache(DynamicCache(), DynamicCache())
+    >>> _ = cache.self_attention_cache.update(torch.tensor([[[[1.0]]], [[[2.0]]]]), torch.zeros(2, 1, 1, 1), 0)
+    >>> _ = cache.cross_attention_cache.update(torch.tensor([[[[3.0]]]]), torch.zeros(1, 1, 1, 1), 0)
+    >>> cache.reorder_cache(torch.tensor([1, 1]))
+    >>> [part.layers[0].keys.flatten().tolist() for part in (cache.self_attention_cache, cache.cross_attention_cache)]
+    [[2.0, 2.0], [3.0]]
+
+    ```
+    """
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """
+        Let the beams' own keys and values follow the beams.
+
+        Args:
+            beam_idx (`torch.LongTensor` of shape `(num_rows,)`): The row each new row continues; of the same user.
+        """
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
+class CatalogGenerationMixin(GenerationMixin):
+    """
+    `generate()` of an encoder-decoder over a catalog; the fast path for many beams is `recommend()`.
+
+    The model supplies `config`, `catalog` and `encode_history`, and its attention must take more rows of queries than
+    of keys (`genrec_attention.py`).
+    """
+
+    def catalog_processor(self) -> CatalogLogitsProcessor:
+        """[`CatalogLogitsProcessor`]: the constraint that `generate()` applies by default."""
+        return CatalogLogitsProcessor(self.catalog, self.config)
+
+    @torch.no_grad()
+    def generate(self, inputs=None, generation_config=None, logits_processor=None, **kwargs):
+        """
+        transformers' `generate()`, kept inside the catalog and stopped after the last code.
+
+        Args:
+            inputs (`torch.LongTensor` of shape `(batch_size, history_length)`, *optional*): As `input_ids`.
+            generation_config (`GenerationConfig`, *optional*): As in transformers.
+            logits_processor (`LogitsProcessorList`, *optional*): Further processors; they run after the constraint.
+            **kwargs:
+                As in transformers (`attention_mask`, `num_beams`, `num_return_sequences`, `do_sample`, ...). Lengths
+                are set by the model: any `max_new_tokens` or `max_length` is overruled.
+
+        Returns:
+            As in transformers: `(batch_size * num_return_sequences, 1 + num_decoding_steps)` tokens, the start token
+            first. With beams, `sequences_scores` are sums of log-probabilities. Sequences are semantic IDs: of one
+            that several items share `catalog.item_of` names the first item, `recommend()` lists all.
+
+        Raises:
+            ValueError: If `num_return_sequences` beams are asked for and the catalog has fewer different paths, or if
+                sampled beams left the catalog because too few continuations had a probability above zero.
+        """
+        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        attention_mask = kwargs.pop("attention_mask", None)
+        base = generation_config if generation_config is not None else self.generation_config
+        num_beams = kwargs.get("num_beams", base.num_beams) or 1
+        num_return = kwargs.get("num_return_sequences", base.num_return_sequences) or 1
+        num_ids, num_latents = self.catalog.num_ids, max(1, self.config.num_latent_tokens)
+        if num_beams > 1 and num_return > num_ids * num_latents:
+            raise ValueError(
+                f"`num_return_sequences` is {num_return}, but this catalog has only {num_ids * num_latents} different "
+                f"paths ({num_ids} semantic IDs x {num_latents} latents)."
+            )
+        for name in ("max_length", "min_length", "min_new_tokens"):
+            kwargs.pop(name, None)
+        kwargs["max_new_tokens"] = self.config.num_decoding_steps
+        if num_beams > 1:
+            kwargs["length_penalty"] = 0.0  # scores are sums of log-probabilities, not divided by any length
+        if self.config.normalization == "catalog":
+            kwargs["renormalize_logits"] = True  # over the tokens that the constraint leaves
+        if kwargs.get("encoder_outputs") is None:
+            if input_ids is None:
+                raise ValueError("`generate()` needs `input_ids`, the histories as item tokens.")
+            kwargs["encoder_outputs"] = self.encode_history(input_ids, attention_mask)
+        processors = [self.catalog_processor(), *(logits_processor or [])]
+        output = super().generate(
+            input_ids, generation_config=generation_config, logits_processor=processors, **kwargs
+        )
+        if num_beams > 1 and kwargs.get("do_sample", base.do_sample):
+            self.check_sampled(output if torch.is_tensor(output) else output.sequences)
+        return output
+
+    def check_sampled(self, sequences: torch.LongTensor) -> None:
+        """
+        Whether sampled beams are items. Beam sampling draws without replacement; where fewer continuations than beams
+        have a probability above zero it draws illegal ones.
+
+        Args:
+            sequences (`torch.LongTensor` of shape `(num_rows, length)`): Generated tokens, codes last.
+
+        Raises:
+            ValueError: If some are no items.
+        """
+        config = self.config
+        level_starts = config.codebook_size * torch.arange(config.num_levels, device=sequences.device)
+        codes = sequences[:, -config.num_levels :] - config.first_code_token - level_starts
+        num_invalid = int((self.catalog.item_of(codes) < 0).sum())
+        if num_invalid:
+            raise ValueError(
+                f"{num_invalid} of {len(sequences)} sampled beams are no items: at this `temperature` fewer "
+                "continuations than beams have a probability above zero in float32. Raise `temperature`, lower "
+                "`num_beams`, or use `do_sample=False`."
+            )
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """Opens `expand_size` rows per user for the tokens to come; the encoder's states stay one row per user."""
+        if expand_size > 1 and input_ids is not None:
+            input_ids = input_ids.repeat_interleave(expand_size, dim=0)
+        return input_ids, model_kwargs
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        """As in transformers; a cache made here leaves the users' keys and values alone when beams move."""
+        is_own = model_kwargs.get("past_key_values") is None
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if is_own and cache is not None:
+            model_kwargs["past_key_values"] = SharedHistoryCache(cache.self_attention_cache, DynamicCache())
+
+
+__all__ = ["CatalogGenerationMixin", "SharedHistoryCache"]

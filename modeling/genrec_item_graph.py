@@ -1,0 +1,429 @@
+"""
+Graph-constrained decoding: from a few items along a graph of similar items to the best ones, without scoring them all.
+
+Log-probabilities per level `(B, L, K)`, the codes of all items and the nearest neighbours of each `(N, k)` come in;
+the items that were visited and their exact scores go out. The graph is built by `hf_genrec.serving.item_graph` after training
+and stands in `item_graph.safetensors` beside the weights; a fingerprint ties it to the codes and the code embeddings
+from which it was built.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers.utils import cached_file
+
+from .genrec_item_scoring import best_of, first_of_the_best, pair_scores
+from .genrec_noise import GOLDEN, hashed, random_items, user_keys
+
+
+GRAPH_FILE = "item_graph.safetensors"
+STARTS = ("random", "popular", "similar")
+NUM_LAST_ITEMS = 5  # whose neighbours a search from "similar" items starts at
+
+
+def code_similarities(code_embeddings: torch.Tensor) -> torch.FloatTensor:
+    """
+    What each pair of codes of a level adds to the similarity of two items, which is a mean over the levels: 1 for
+    items with the same codes, 0 if the embeddings of all codes point in opposite directions.
+
+    Args:
+        code_embeddings (`torch.Tensor` of shape `(num_levels, codebook_size, d_model)`): Trained code embeddings.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_levels, codebook_size, codebook_size)`: `(1 + cosine) / 2 / num_levels`.
+
+    Source: Hou et al. 2025, section 3.3 (https://huggingface.co/papers/2506.05781), with cosines for products.
+
+    Example:
+
+    ```python
+    >>> code_similarities(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]])).tolist()
+    [[[1.0, 0.5], [0.5, 1.0]]]
+
+    ```
+    """
+    directions = torch.nn.functional.normalize(code_embeddings.detach().float(), dim=-1)
+    return (1 + directions @ directions.transpose(1, 2)) / (2 * len(directions))
+
+
+def item_graph_fingerprint(item_codes: torch.Tensor, code_embeddings: torch.Tensor, *, num_neighbors: int) -> str:
+    """
+    Fingerprint of what a graph is built from: 16 hex digits of the sha256 of codes, embeddings and neighbour count.
+
+    Embeddings count as rounded to bfloat16, so a checkpoint in float32 and the same one loaded in bfloat16 agree.
+
+    Args:
+        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Codes, any integer type.
+        code_embeddings (`torch.Tensor` of shape `(num_levels, codebook_size, d_model)`): Trained code embeddings.
+        num_neighbors (`int`): Neighbours of each item.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+
+    Example:
+
+    ```python
+    >>> item_graph_fingerprint(torch.tensor([[0], [1]]), torch.eye(2).unsqueeze(0), num_neighbors=2)
+    '102852177f3cbb30'
+
+    ```
+    """
+    codes = item_codes.detach().to(device="cpu", dtype=torch.int16).contiguous()
+    embeddings = code_embeddings.detach().to(device="cpu", dtype=torch.bfloat16).contiguous().view(torch.int16)
+    digest = hashlib.sha256(json.dumps([*codes.shape, *embeddings.shape, num_neighbors]).encode())
+    for values in (codes, embeddings):
+        digest.update(values.numpy().astype("<i2").tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass
+class GraphOptions:
+    """
+    How a graph is searched; the defaults of `recommend()`.
+
+    Args:
+        num_propagations (`int`): How many times the search goes on to the neighbours of the beams.
+        num_neighbors (`int`, *optional*): How many of the stored neighbours are followed; `None` for all.
+        start (`str`): Where it begins: `"random"`, `"popular"` or `"similar"`.
+        seed (`int`): Of the random start.
+    """
+
+    num_propagations: int = 3
+    num_neighbors: int | None = None
+    start: str = "random"
+    seed: int = 0
+
+    def check(self, decoding: str, item_prior: torch.Tensor | None, *, num_items: int) -> None:
+        """
+        Args:
+            decoding (`str`): The decoding asked for.
+            item_prior (`torch.Tensor`, *optional*): As in `recommend`.
+            num_items (`int`): Size of the catalog.
+
+        Raises:
+            ValueError: If an option is out of range, or set although no graph is searched.
+        """
+        names = {"num_propagations": 3, "num_neighbors": None, "start": "random", "seed": 0}
+        for name, default in names.items():
+            argument = {"start": "graph_start", "seed": "start_seed"}.get(name, name)
+            if decoding != "graph" and getattr(self, name) != default:
+                raise ValueError(f"`{argument}` is for `decoding='graph'`; this is `decoding={decoding!r}`.")
+        if self.num_propagations < 0:
+            raise ValueError(f"`num_propagations` must be at least 0, got {self.num_propagations}.")
+        if self.num_neighbors is not None and self.num_neighbors < 1:
+            raise ValueError(f"`num_neighbors` must be at least 1, got {self.num_neighbors}.")
+        if self.start not in STARTS:
+            raise ValueError(f"`graph_start` must be one of {', '.join(map(repr, STARTS))}, got {self.start!r}.")
+        if self.start == "popular":
+            needed = "`graph_start='popular'` needs `item_prior`, the number of interactions of each item, say"
+            if item_prior is None:
+                raise ValueError(f"{needed}.")
+            if item_prior.shape != (num_items,):
+                raise ValueError(f"{needed}, of shape ({num_items},), got {tuple(item_prior.shape)}.")
+            if not bool((item_prior >= 0).all() & item_prior.isfinite().all()):
+                raise ValueError(f"{needed}: none may be negative, infinite or NaN.")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"`start_seed` must be an integer in [0, 2**63), got {self.seed!r}.")
+
+
+@dataclass
+class VisitedItems:
+    """
+    Distinct items that a search has scored, in ascending order.
+
+    Args:
+        items (`torch.IntTensor` of shape `(batch_size, n)`): Item indices; `num_items` where a user has fewer.
+        scores (`torch.FloatTensor`, same shape): Their scores; `-inf` where a user has fewer.
+    """
+
+    items: torch.IntTensor
+    scores: torch.FloatTensor
+
+    def best(self, top_k: int, *, allowed=None, penalty=None) -> tuple[torch.LongTensor, torch.FloatTensor]:
+        """
+        The best of them; of items that rank equally the one with the lower index first.
+
+        Args:
+            top_k (`int`): How many.
+            allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*): Items that count.
+            penalty (`torch.FloatTensor` of shape `(num_items,)`, *optional*): Subtracted from the scores in ranking.
+
+        Returns:
+            `tuple[torch.LongTensor, torch.FloatTensor]`: items and scores, `(batch_size, top_k)`; -1 and `-inf` where
+            there are fewer.
+        """
+        items = self.items.long().masked_fill(self.scores == -float("inf"), -1)
+        return best_of(items, self.scores, top_k=top_k, allowed=allowed, penalty=penalty)
+
+    def counts(self) -> torch.LongTensor:
+        """
+        Returns:
+            `torch.LongTensor` of shape `(batch_size,)`: number of items of each user.
+        """
+        return (self.scores > -float("inf")).sum(1)
+
+
+def graph_search(
+    log_probs: torch.Tensor,
+    item_codes: torch.Tensor,
+    neighbors: torch.Tensor,
+    start: torch.LongTensor,
+    *,
+    num_beams: int,
+    num_propagations: int,
+    penalty: torch.Tensor | None = None,
+) -> VisitedItems:
+    """
+    Follow the graph from the start, each time from the `num_beams` best items of all that were visited so far.
+
+    The time and the memory of a step do not depend on the size of the catalog: what was visited is a sorted list per
+    user, the neighbours of the beams are sorted into it, and only those that are new are scored.
+
+    Args:
+        log_probs (`torch.Tensor` of shape `(batch_size, num_levels, codebook_size)`): Log-probabilities.
+        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Codes, any integer type.
+        neighbors (`torch.IntTensor` of shape `(num_items, k)`): Neighbours of each item, most similar first.
+        start (`torch.LongTensor` of shape `(batch_size, n)`): Where to begin; items may repeat.
+        num_beams (`int`): Items that are followed.
+        num_propagations (`int`): How many times.
+        penalty (`torch.FloatTensor` of shape `(num_items,)`, *optional*):
+            What is subtracted from scores to choose the beams.
+
+    Returns:
+        [`VisitedItems`]
+
+    Source: Hou et al. 2025, section 3.3 (https://huggingface.co/papers/2506.05781). There the beams are the best of
+    the latest neighbours; ours are the best of everything visited, so nothing good is lost on the way.
+
+    Example:
+
+    ```python
+    >>> log_probs = torch.tensor([[[-3.0, -2.0, -1.0, -9.0]]])  # one user, one level of four codes
+    >>> codes, ring = torch.arange(4).unsqueeze(1), torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0]])
+    >>> visited = graph_search(log_probs, codes, ring, torch.tensor([[0]]), num_beams=1, num_propagations=2)
+    >>> visited.items.tolist(), visited.best(2)[0].tolist()
+    ([[0, 1, 2]], [[2, 1]])
+
+    ```
+    """
+    empty = torch.zeros(len(log_probs), 0, device=log_probs.device)
+    visited = VisitedItems(empty.int(), empty)
+    visited = _visit(visited, start.int(), log_probs, item_codes)
+    for _ in range(num_propagations):
+        beams, _ = visited.best(num_beams, penalty=penalty)
+        reached = neighbors[beams.clamp_min(0)].int()
+        reached = reached.masked_fill((beams < 0).unsqueeze(-1), len(item_codes))
+        visited = _visit(visited, reached.flatten(1), log_probs, item_codes)
+    return visited
+
+
+def _visit(visited: VisitedItems, reached: torch.IntTensor, log_probs, item_codes) -> VisitedItems:
+    """Sort what was reached into what was visited before, and score what is new; `num_items` is no item."""
+    num_known, num_items = visited.items.shape[1], len(item_codes)
+    keys = torch.cat([2 * visited.items, 2 * reached + 1], dim=1)  # of an item that is known too, the known one first
+    keys, order = keys.sort(dim=1)
+    items = keys >> 1
+    is_first = items < num_items
+    is_first[:, 1:] &= items[:, 1:] != items[:, :-1]
+    scores = torch.nn.functional.pad(visited.scores, (0, reached.shape[1])).gather(1, order)
+    users, columns = (is_first & (order >= num_known)).nonzero(as_tuple=True)
+    scores[users, columns] = pair_scores(log_probs, item_codes, users, items[users, columns].long())
+    place = is_first.cumsum(1) - 1
+    width = int(place[:, -1].max()) + 1 if place.numel() else 0
+    place = place.masked_fill(~is_first, width)  # a column that is cut off again
+    shape = (len(items), width + 1)
+    all_items = torch.full(shape, num_items, dtype=torch.int32, device=items.device).scatter_(1, place, items)
+    all_scores = torch.full(shape, -float("inf"), device=items.device).scatter_(1, place, scores)
+    return VisitedItems(all_items[:, :width], all_scores[:, :width])
+
+
+def _without_repeats(items: torch.LongTensor) -> torch.LongTensor:
+    """Rows of items with -1 where an item stands a second time."""
+    values, order = items.sort(dim=1, stable=True)
+    is_again = torch.nn.functional.pad(values[:, 1:] == values[:, :-1], (1, 0))
+    return items.masked_fill(torch.zeros_like(is_again).scatter(1, order, is_again), -1)
+
+
+def search_bytes(*, num_beams: int, num_neighbors: int, num_propagations: int, num_levels: int) -> int:
+    """
+    What a search takes for each user, by estimate.
+
+    Args:
+        num_beams (`int`): Items that are followed.
+        num_neighbors (`int`): Neighbours of each.
+        num_propagations (`int`): How many times.
+        num_levels (`int`): Length of a semantic ID.
+
+    Returns:
+        `int`: bytes.
+    """
+    num_reached = num_beams * num_neighbors
+    return num_reached * (16 * num_levels + 48 * (1 + num_propagations)) + 64 * num_beams
+
+
+class ItemGraphMixin:
+    """The item graph of a model: set by hand, or read from the folder or repository the model came from."""
+
+    _item_graph: torch.Tensor | None = None
+    _graph_fingerprint: str = ""
+    _graph_weights: tuple[int, ...] = ()  # those that the fingerprint was compared with
+
+    def item_graph_fingerprint(self, num_neighbors: int) -> str:
+        """
+        What a graph of this model must be marked with.
+
+        Args:
+            num_neighbors (`int`): Neighbours of each item.
+
+        Returns:
+            `str`: 16 hexadecimal digits.
+        """
+        return item_graph_fingerprint(self.item_codes, self.code_embeddings(), num_neighbors=num_neighbors)
+
+    def set_item_graph(self, neighbors: torch.Tensor, fingerprint: str) -> None:
+        """
+        Give the model the graph that `recommend(decoding="graph")` follows. Training changes the embeddings that a
+        graph is built from: build and set it afterwards. `save_pretrained` does not write it: a graph goes into a
+        folder with `hf_genrec.serving.item_graph.ItemGraph.save`.
+
+        Args:
+            neighbors (`torch.Tensor` of shape `(num_items, num_neighbors)`): Item indices, most similar first.
+            fingerprint (`str`): What the graph was marked with when it was built.
+
+        Raises:
+            ValueError: If the shape or an index does not fit the catalog, or the graph was built from other codes or
+                other code embeddings.
+        """
+        num_items = self.config.num_items
+        is_table = neighbors.ndim == 2 and len(neighbors) == num_items and neighbors.shape[1] > 0
+        if not is_table or neighbors.is_floating_point():
+            raise ValueError(
+                f"`neighbors` must be integers of shape (num_items, num_neighbors) = ({num_items}, num_neighbors), "
+                f"got {neighbors.dtype} of shape {tuple(neighbors.shape)}."
+            )
+        self._check_item_graph(neighbors.shape[1], fingerprint)
+        if int(neighbors.min()) < 0 or int(neighbors.max()) >= num_items:
+            raise ValueError(f"`neighbors` must lie in [0, {num_items}), got {neighbors.min()} to {neighbors.max()}.")
+        self._item_graph = neighbors.to(device=self.item_codes.device, dtype=torch.int32)
+        self._graph_fingerprint, self._graph_weights = fingerprint, self._weights_now()
+
+    def _check_item_graph(self, num_neighbors: int, fingerprint: str) -> None:
+        found = self.item_graph_fingerprint(num_neighbors)
+        if found != fingerprint:
+            advice = "Build it again"
+            if self.code_embeddings().dtype == torch.float16:
+                advice = (
+                    "Its weights were rounded to float16: load them in float32 or bfloat16, or build a graph of these"
+                )
+            raise ValueError(
+                f"The item graph (fingerprint {fingerprint}) was not built from the codes and code embeddings of this "
+                f"model (fingerprint {found}). {advice}: `hf_genrec.serving.item_graph.build_item_graph(model).save(folder)`."
+            )
+
+    def _weights_now(self) -> tuple[int, ...]:
+        """Differs after the code embeddings were changed, by training for example, or the codes."""
+        tensors = self.code_embeddings(), self.item_codes
+        return tuple(number for tensor in tensors for number in (tensor.data_ptr(), tensor._version))
+
+    @property
+    def item_graph(self) -> torch.Tensor:
+        """
+        `torch.IntTensor` of shape `(num_items, num_neighbors)`: the graph; read at first use from the folder or
+        repository that the model was loaded from. Raises a `ValueError` if the model was trained on since or its
+        catalog was set.
+        """
+        if self._item_graph is None:
+            self._read_item_graph()
+        if self._graph_weights != self._weights_now():
+            self._check_item_graph(self._item_graph.shape[1], self._graph_fingerprint)
+            self._graph_weights = self._weights_now()
+        if self._item_graph.device != self.item_codes.device:
+            self._item_graph = self._item_graph.to(self.item_codes.device)
+        return self._item_graph
+
+    def _read_item_graph(self) -> None:
+        source = getattr(self.config, "_name_or_path", "")
+        path = None
+        if source and (Path(source).is_dir() or not Path(source).is_absolute()):  # else a folder that is gone
+            path = cached_file(
+                source,
+                GRAPH_FILE,
+                revision=getattr(self.config, "_commit_hash", None),
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+        if path is None:
+            raise ValueError(
+                f"`decoding='graph'` needs an item graph, and there is no {GRAPH_FILE} "
+                + (f"in {source}. " if source else "since this model was not loaded from a folder. ")
+                + "Build it with `hf_genrec.serving.item_graph.build_item_graph(model)` and save it beside the checkpoint or "
+                "pass it to `model.set_item_graph`."
+            )
+        with safe_open(path, framework="pt") as file:
+            neighbors, metadata = file.get_tensor("neighbors"), file.metadata() or {}
+        self.set_item_graph(neighbors, metadata.get("fingerprint", "none"))
+
+    def start_items(
+        self,
+        options: GraphOptions,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        num_beams: int,
+        item_prior: torch.Tensor | None,
+    ) -> torch.LongTensor:
+        """
+        Where the search of each user begins.
+
+        A random start depends on the seed and the history alone, so a user gets the same list in any batch. A similar
+        one takes the neighbours of the last five items in turn, the nearest first and each once; what is missing is
+        random.
+
+        Args:
+            options ([`GraphOptions`]): How.
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            num_beams (`int`): How many items.
+            item_prior (`torch.Tensor` of shape `(num_items,)`, *optional*): Needed for `"popular"`.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch_size, num_beams)`: item indices; some may repeat.
+        """
+        num_items = self.config.num_items
+        if options.start == "popular":
+            most = first_of_the_best(item_prior.double().unsqueeze(0), num_beams)
+            return most.to(input_ids.device).expand(len(input_ids), -1)
+        is_item = self.is_item(input_ids, attention_mask)
+        items = (input_ids - self.config.first_item_token).masked_fill(~is_item, 0)
+        place = is_item.flip(1).cumsum(1).flip(1)  # 1 at the last item of the history, 2 at the one before, ...
+        history = hashed(items + place * (1 << 32)).masked_fill(~is_item, 0).sum(1) + GOLDEN
+        start = random_items(user_keys(options.seed, history), num_beams, num_items=num_items)
+        if options.start == "random":
+            return start
+        column = torch.where(is_item & (place <= NUM_LAST_ITEMS), place - 1, NUM_LAST_ITEMS)
+        last = torch.full((len(items), NUM_LAST_ITEMS + 1), -1, device=items.device)
+        last = last.scatter_(1, column, items)[:, :NUM_LAST_ITEMS]
+        graph = self.item_graph[:, : options.num_neighbors][:, :num_beams]
+        around = graph[last.clamp_min(0)].long().masked_fill((last < 0).unsqueeze(2), -1)
+        around = _without_repeats(around.transpose(1, 2).flatten(1))  # the nearest of each first
+        order = (around < 0).sort(dim=1, stable=True).indices[:, :num_beams]  # those of a short history too
+        around = around.gather(1, order)
+        around = torch.nn.functional.pad(around, (0, num_beams - around.shape[1]), value=-1)
+        return torch.where(around >= 0, around, start)
+
+
+__all__ = [
+    "GRAPH_FILE",
+    "GraphOptions",
+    "ItemGraphMixin",
+    "VisitedItems",
+    "code_similarities",
+    "graph_search",
+    "item_graph_fingerprint",
+    "search_bytes",
+]

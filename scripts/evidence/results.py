@@ -1,0 +1,379 @@
+"""
+Result records in, the page `RESULTS.md` out: one JSON file per trained and evaluated run, one table per data set; what
+is said about decoding comes from `decoding_results.py`.
+
+A result record is an evaluation record whose `run` tells everything about the run: the fields of [`RUN_FIELDS`], which
+must all be there, and what else is worth keeping. Its file is named after the run, so a run whose file exists is done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import pandas as pd
+
+from decoding_results import popularity_blocks, speed_blocks, sweep_blocks
+from hf_genrec.evaluation.comparison_page import baselines_of, difference_blocks, evidence_blocks
+from hf_genrec.evaluation.markdown_tables import markdown_table
+from hf_genrec.evaluation.record import write_record
+from hf_genrec.evaluation.systems import GROUP_FIELDS, group_of, seedless_key
+from parallel_results import parallel_blocks, training_blocks
+from space_results import space_blocks
+from tree_results import synthetic_blocks, tree_blocks
+
+
+# What `run` must hold, and the JSON types it may have; `minutes` and `cpu_minutes` are those of the training.
+RUN_FIELDS: dict[str, tuple[type, ...]] = {
+    "name": (str,),  # small letters, digits, "-" and "_": the name of the file and the anchor on the page
+    "system": (str,),
+    "dataset": (str,),
+    "encoder": (str, NoneType),  # null where the system reads no texts
+    "policy": (str, NoneType),  # of the semantic IDs; null, like the next two, where there are none
+    "num_levels": (int, NoneType),
+    "codebook_size": (int, NoneType),
+    "command": (str,),
+    "seed": (int,),
+    "minutes": (int, float),
+    "cpu_minutes": (int, float, NoneType),
+    "num_parameters": (int,),
+    "settings": (dict,),
+}  # and, where the run needs a word of explanation, a `note`
+
+
+def load_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """
+    Read the result records of a folder.
+
+    Args:
+        folder (`str` or `Path`):
+            Its `*.json` files are read, each named after the run it tells of.
+
+    Returns:
+        `list[dict]`: the records, sorted by name; empty if there are none.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If a file is no result record; the message names the file and what is wrong with it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder of records, {folder}, does not exist.")
+    records = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is no JSON: {error}.") from error
+        _check(record, owner=str(file))
+        if record["run"]["name"] != file.stem:
+            raise ValueError(f"{file} tells of the run {record['run']['name']!r}: name the file after the run.")
+        records.append(record)
+    return records
+
+
+def write_result(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> Path:
+    """
+    Check a result record and write it to the file named after its run.
+
+    Args:
+        record (`dict`):
+            What [`evaluation_record`] returned, with all of [`RUN_FIELDS`] in `run`.
+        folder (`str` or `Path`):
+            The folder of records; created where it is missing.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ValueError: If the record lacks something or holds a value of the wrong type.
+    """
+    _check(record, owner="The record")
+    path = Path(folder) / f"{record['run']['name']}.json"
+    write_record(record, path)
+    return path
+
+
+def results_page(
+    records: Iterable[Mapping[str, Any]],
+    *,
+    users: Mapping[str, pd.DataFrame | None] | None = None,
+    pairs: Sequence[Mapping[str, Any]] = (),
+    sweeps: Sequence[Mapping[str, Any]] = (),
+    popularity: Sequence[Mapping[str, Any]] = (),
+    decoding_speed: Mapping[str, Any] | None = None,
+    catalog_speed: Mapping[str, Any] | None = None,
+    parallel_speed: Mapping[str, Any] | None = None,
+    training_speed: Mapping[str, Any] | None = None,
+    space_speed: Mapping[str, Any] | None = None,
+    trees: Mapping[str, Mapping[str, Any]] | None = None,
+    synthetic: Mapping[str, Any] | None = None,
+) -> str:
+    """
+    All results as one page: a table per data set, protocol and split, paired differences, decoding, and the command of
+    each run.
+
+    Only what is comparable shares a table: the same data (by fingerprint), the same users and the same treatment of
+    histories. Baselines come first, each once; then numbers that records quote under `published`, a list of objects
+    with `system`, `source` and metrics; then one row per run.
+
+    Args:
+        records (`list[dict]`):
+            What [`load_records`] returned.
+        users (`dict[str, pd.DataFrame]`, *optional*):
+            Results per user by the name of the run, what [`~systems.load_users`] returned.
+        pairs (`list[dict]`, *optional*):
+            What [`~evidence_results.load_pairs`] returned.
+        sweeps (`list[dict]`, *optional*):
+            What [`~decoding_results.load_sweeps`] returned.
+        popularity (`list[dict]`, *optional*):
+            What `scripts/evidence/sweep_popularity.py` wrote.
+        decoding_speed (`dict`, *optional*):
+            Figures of `scripts/evidence/benchmark_decoding.py`; `None` if there are none.
+        catalog_speed (`dict`, *optional*):
+            Figures of `scripts/evidence/benchmark_catalog.py`; `None` if there are none.
+        parallel_speed (`dict`, *optional*):
+            Figures of `scripts/evidence/benchmark_parallel.py`; `None` if there are none.
+        training_speed (`dict`, *optional*):
+            Figures of `scripts/evidence/benchmark_training.py --models parallel`; `None` if there are none.
+        space_speed (`dict`, *optional*):
+            Figures of `scripts/evidence/benchmark_space.py`; `None` if there are none.
+        trees (`dict[str, dict]`, *optional*):
+            Reports of `hf-genrec diagnose` by name.
+        synthetic (`dict`, *optional*):
+            What `scripts/evidence/synthetic_siblings.py` wrote; `None` if there is none.
+
+    Returns:
+        `str`: Markdown, the same for the same records in any order.
+
+    Example:
+
+    ```python
+    >>> print(results_page([]).splitlines()[0])
+    # Results
+    >>> print(results_page([]).splitlines()[-1])
+    There are no results yet.
+
+    ```
+    """
+    ordered = sorted(records, key=lambda record: (*_group_of(record), _order_of(record)))
+    blocks = [_INTRODUCTION]
+    for _, group in itertools.groupby(ordered, key=_group_of):
+        blocks += _section(list(group))
+    blocks += difference_blocks(pairs, ordered, users or {})
+    blocks += tree_blocks(trees or {})
+    blocks += synthetic_blocks(synthetic)
+    blocks += sweep_blocks(sweeps)
+    blocks += popularity_blocks(popularity)
+    blocks += speed_blocks(decoding_speed, catalog_speed)
+    blocks += parallel_blocks(parallel_speed)
+    blocks += training_blocks(training_speed)
+    blocks += space_blocks(space_speed)
+    if ordered:
+        blocks.append("## Runs")
+        blocks += [_run_block(record["run"]) for record in sorted(ordered, key=_order_of)]
+    else:
+        blocks.append("There are no results yet.")
+    return "\n\n".join(blocks) + "\n"
+
+
+_METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+_WITH_INTERVAL = ("recall@10", "ndcg@10")
+_SHOWN = (*_METRICS, "mrr@10")
+_HEADER = ["system", *_SHOWN, "invalid", "encoder", "ids", "seed", "CPU minutes", "run"]
+_NONE = "–"
+_INTRODUCTION = """# Results
+
+This page is made by `python scripts/evidence/write_results.py` from the records in `scripts/evidence/records/`; edit neither by hand.
+
+Every item of the catalog is ranked for every user, one target per user, and users without a hit count. Recall, ndcg
+and mrr are shares in [0, 1]; in brackets stand bootstrap intervals over users. `invalid` is the share of users whose
+list is short, repeats an item or holds a foreign id. `ids` is the collision policy of the semantic IDs, their levels
+and the codes per level. CPU minutes are the processor time of the training, so that a run that had to share its cores
+counts no more than it used. A dash stands where a record does not tell.
+
+Items are counted, not ids. Where several items share an id (policy `keep`), the main table counts them in the order
+in which they were decoded, within an id that of the catalog; a further table says what counting ids would claim,
+beside the expectation over a random order of the items of an id, which is also what the paired differences compare.
+
+Published results of semantic-ID models embed item texts mostly with sentence-t5-base, some with an API encoder. Rows
+with another encoder, such as all-MiniLM-L6-v2, are not comparable with them."""
+
+
+def _check(record: Any, *, owner: str) -> None:
+    run = record.get("run") if isinstance(record, Mapping) else None
+    if not isinstance(run, Mapping):
+        raise ValueError(f"{owner} is no result record: it has no object `run`.")
+    for name, types in RUN_FIELDS.items():
+        if name not in run:
+            raise ValueError(f"{owner} lacks `run.{name}`.")
+        if type(run[name]) not in types:
+            wanted = " or ".join(_JSON_TYPES[kind] for kind in types)
+            raise ValueError(f"{owner}: `run.{name}` must be {wanted}, got {run[name]!r}.")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", run["name"]):
+        raise ValueError(
+            f"{owner}: `run.name` must be of small letters, digits, hyphens and underscores, got {run['name']!r}."
+        )
+    missing = [name for name in (*GROUP_FIELDS, "seed", "model", "baselines") if name not in record]
+    if missing:
+        raise ValueError(f"{owner} is no evaluation record: it lacks {', '.join(f'`{name}`' for name in missing)}.")
+    for system, values in {**record["baselines"], "model": record["model"]}.items():
+        _check_metrics(values, owner=f"{owner}, {system}")
+    for row in run.get("published", []):
+        if not {"system", "source"} <= set(row):
+            raise ValueError(f"{owner}: a row of `run.published` must name its `system` and `source`, got {row!r}.")
+
+
+_JSON_TYPES = {str: "a string", int: "an integer", float: "a number", dict: "an object", NoneType: "null"}
+
+
+def _check_metrics(values: Mapping[str, Any], *, owner: str) -> None:
+    for name in (*_METRICS, "invalid_rate"):
+        if not isinstance(values.get(name), int | float) or not 0 <= values[name] <= 1:
+            raise ValueError(f"{owner}: `{name}` must be a share in [0, 1], got {values.get(name)!r}.")
+    for name in _WITH_INTERVAL:
+        if len(values.get("intervals", {}).get(name, [])) != 2:
+            raise ValueError(f"{owner}: `{name}` must have an interval, two numbers.")
+
+
+def _group_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    return (record["run"]["dataset"], *group_of(record))
+
+
+def _order_of(record: Mapping[str, Any]) -> tuple[str, str]:
+    return record["run"]["system"].lower(), record["run"]["name"]
+
+
+def _section(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    first = records[0]
+    notes = [
+        f"{first['num_users']:,} users",
+        f"{first['num_items']:,} items",
+        f"data fingerprint `{first['fingerprint']}`",
+        f"{100 * first['confidence']:g} % intervals",
+    ]
+    if first["max_users"] is not None:
+        notes.append(f"a sample of the users drawn with seed {first['seed']}")
+    if first["max_history_length"] is not None:
+        notes.append(f"the latest {first['max_history_length']} items of each history")
+    if first["exclude_seen"]:
+        notes.append("items of the history are not recommended")
+    # Runs on the same data repeat its baselines: equal rows are one row.
+    rows: dict[tuple[str, ...], None] = {}
+    rows |= {_row(baseline.name, baseline.values): None for baseline in baselines_of(records)}
+    for record in records:
+        rows |= {_published_row(values): None for values in record["run"].get("published", [])}
+    rows |= {_model_row(record): None for record in records}
+    heading = f"## {first['run']['dataset']}, {first['protocol']}, {first['split']} split"
+    blocks = [heading, "; ".join(notes) + ".", _table_of_runs(rows)]
+    blocks += _seeds_table(records)
+    blocks += evidence_blocks(records)
+    if any(record["run"].get("curve") for record in records):
+        name = curves_name(first["run"]["dataset"])
+        blocks.append(f"![ndcg@10 on validation users while training](scripts/evidence/records/curves/{name}.png)")
+    return blocks
+
+
+def curves_name(dataset: str) -> str:
+    """
+    Name of the plot of a data set's learning curves.
+
+    Args:
+        dataset (`str`): Name of the data set.
+
+    Returns:
+        `str`: without the suffix.
+
+    Example:
+
+    ```python
+    >>> curves_name("Amazon 2014 Beauty")
+    'amazon_2014_beauty'
+
+    ```
+    """
+    return re.sub(r"[^a-z0-9]+", "_", dataset.lower()).strip("_")
+
+
+def _seeds_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Means over the seeds of runs that differ in nothing else that a row shows; empty without such runs."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(seedless_key(record, record["run"]["name"]), []).append(record)
+    rows = []
+    for group in groups.values():
+        num_seeds = len({record["run"]["seed"] for record in group})
+        if num_seeds > 1:
+            run = group[0]["run"]
+            cells = [_mean([record["model"][name] for record in group]) for name in _WITH_INTERVAL]
+            validated = [record["run"].get("best_validation_ndcg@10") for record in group]
+            cells.append(_NONE if None in validated else _mean(validated))
+            minutes = [record["run"]["cpu_minutes"] for record in group]
+            names = (_model_columns(run).get(name, _NONE) for name in ("ids", "encoder"))
+            cells.append(_NONE if None in minutes else f"{statistics.fmean(minutes):.1f}")
+            rows.append((run["system"], *names, str(num_seeds), *cells))
+    if not rows:
+        return []
+    header = ("system", "ids", "encoder", "seeds", *_WITH_INTERVAL, "validation ndcg@10", "CPU minutes")
+    return [
+        "Means over seeds, with the standard deviation between seeds:",
+        markdown_table([header, *rows], num_left=3),
+    ]
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
+
+
+def _row(system: str, values: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    cells = {"system": system} | dict(columns or {})
+    for name in _SHOWN:
+        low_high = values["intervals"][name] if name in _WITH_INTERVAL and "intervals" in values else None
+        cells[name] = _NONE if name not in values else f"{values[name]:.4f}"
+        cells[name] += "" if low_high is None else f" [{low_high[0]:.4f}, {low_high[1]:.4f}]"
+    if "invalid_rate" in values:
+        cells["invalid"] = f"{values['invalid_rate']:.4f}"
+    return tuple(cells.get(name, _NONE) for name in _HEADER)
+
+
+def _published_row(values: Mapping[str, Any]) -> tuple[str, ...]:
+    return _row(f"{values['system']}, published ({values['source']})", values)
+
+
+def _model_row(record: Mapping[str, Any]) -> tuple[str, ...]:
+    run = record["run"]
+    return _row(run["system"], record["model"], _model_columns(run))
+
+
+def _model_columns(run: Mapping[str, Any]) -> dict[str, str]:
+    columns = {"seed": str(run["seed"]), "run": f"[{run['name']}](#{run['name']})"}
+    if run["cpu_minutes"] is not None:
+        columns["CPU minutes"] = f"{run['cpu_minutes']:.1f}"
+    if run["encoder"] is not None:
+        columns["encoder"] = run["encoder"].rpartition("/")[2]
+    if run["policy"] is not None:
+        columns["ids"] = f"{run['policy']} {run['num_levels']} × {run['codebook_size']}"
+    return columns
+
+
+def _run_block(run: Mapping[str, Any]) -> str:
+    notes = [run["system"], run["dataset"], f"{run['num_parameters']:,} parameters"]
+    if "num_beams" in run:
+        notes.append(f"{run['num_beams']} beams")
+    if run.get("decoding", "beam") != "beam":
+        notes.append(f"{run['decoding']} decoding")
+    notes.append(f"trained for {run['minutes']:.1f} minutes by the clock")
+    notes.append(f"[record](scripts/evidence/records/results/{run['name']}.json)")
+    note = f"\n\n{run['note']}" if "note" in run else ""
+    return f"### {run['name']}\n\n{', '.join(notes)}{note}\n\n```bash\n{run['command']}\n```"
+
+
+def _table_of_runs(rows: Iterable[Sequence[str]]) -> str:
+    return markdown_table([_HEADER, *rows], num_right=len(_SHOWN))

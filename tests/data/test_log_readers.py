@@ -1,0 +1,235 @@
+"""Logs and ready-made sequences: every format gives the same table, every defect is named."""
+
+import gzip
+import json
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hf_genrec.data.log_readers import read_interactions, read_sequences
+
+
+ROWS = [("u", "b", 1_600_000_020), ("7", "a", 1_600_000_010), ("u", "c", 1_600_000_030)]
+EXPECTED = [{"user_id": user, "item_id": item, "timestamp": time * 1000} for user, item, time in ROWS]
+NAMES = {"user": "who", "item": "what", "timestamp": "at"}
+
+
+def write(folder, suffix):
+    path = folder / f"log{suffix}"
+    frame = pd.DataFrame(ROWS, columns=["who", "what", "at"])
+    if suffix.startswith(".csv"):
+        frame.to_csv(path, index=False)
+    elif suffix.startswith(".tsv"):
+        frame.to_csv(path, index=False, sep="\t")
+    elif suffix.startswith(".parquet"):
+        frame.to_parquet(path)
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".jsonl", ".jsonl.gz", ".json"])
+def test_every_format_gives_the_same_table(tmp_path, suffix):
+    assert read_interactions(write(tmp_path, suffix), **NAMES).table.to_pylist() == EXPECTED
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"\xef\xbb\xbfuser_id,item_id\r\nu,a\r\n")
+
+    assert read_interactions(path, timestamp=None).table["user_id"].to_pylist() == ["u"]
+
+
+def test_tables_in_memory_are_read_like_files():
+    frame = pd.DataFrame(ROWS, columns=["who", "what", "at"])
+
+    assert read_interactions(frame, **NAMES).table.to_pylist() == EXPECTED
+    assert read_interactions(pa.Table.from_pandas(frame), **NAMES).table.to_pylist() == EXPECTED
+
+
+def test_integer_ids_become_strings_in_every_format(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"user_id": 7, "item_id": "b"}\n{"user_id": "u", "item_id": 12}\n')
+    pq.write_table(pa.table({"user_id": [7], "item_id": pa.array([12], pa.int16())}), tmp_path / "log.parquet")
+
+    lines = read_interactions(tmp_path / "log.jsonl", timestamp=None).table
+    parquet = read_interactions(tmp_path / "log.parquet", timestamp=None).table
+
+    assert lines.to_pydict() == {"user_id": ["7", "u"], "item_id": ["b", "12"], "timestamp": [None, None]}
+    assert parquet.to_pydict() == {"user_id": ["7"], "item_id": ["12"], "timestamp": [None]}
+
+
+@pytest.mark.parametrize(
+    ("written", "milliseconds"),
+    [
+        ("1300000000", 1_300_000_000_000),
+        ("1300000000.25", 1_300_000_000_250),
+        ("1300000000123", 1_300_000_000_123),
+        ("2010-12-07 14:57:00", 1_291_733_820_000),
+        ("2010-12-07T15:57:00+01:00", 1_291_733_820_000),
+        ("2010-12-07", 1_291_680_000_000),
+    ],
+)
+def test_times_are_milliseconds_whatever_the_file_holds(tmp_path, written, milliseconds):
+    path = tmp_path / "log.csv"
+    path.write_text(f"user_id,item_id,timestamp\nu,a,{written}\n")
+
+    assert read_interactions(path).table["timestamp"].to_pylist() == [milliseconds]
+
+
+def test_parquet_timestamps_are_cast():
+    times = pa.array(["2010-12-07 14:57:00"]).cast(pa.timestamp("us"))
+
+    table = read_interactions(pa.table({"user_id": ["u"], "item_id": ["a"], "timestamp": times})).table
+
+    assert table["timestamp"].to_pylist() == [1_291_733_820_000]
+
+
+def test_one_column_of_times_has_one_unit():
+    table = read_interactions(
+        pa.table({"user_id": [1, 1], "item_id": [1, 2], "timestamp": [5, 1_300_000_000_000]})
+    ).table
+
+    assert table["timestamp"].to_pylist() == [5, 1_300_000_000_000]
+
+
+def test_ratings_are_read_when_asked_for(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,stars\nu,a,4\nu,b,x\n")
+
+    with pytest.raises(ValueError, match=r"line 3 \('u,b,x'\): the rating is not a number"):
+        read_interactions(path, timestamp=None, rating="stars")
+    assert read_interactions(path, timestamp=None, rating="stars", on_error="skip").table["rating"].to_pylist() == [
+        4.0
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("u,b", "3 fields were expected"),
+        (",b,1", "user id is empty"),
+        ("u,two words,1", "holds whitespace"),
+        ("u,<pad>,1", "special token"),
+        ("u,b,soon", "neither a number nor an ISO 8601 time"),
+    ],
+)
+def test_a_malformed_line_is_shown_with_its_number(tmp_path, line, reason):
+    path = tmp_path / "log.csv"
+    path.write_text(f"user_id,item_id,timestamp\nu,a,1\n\n{line}\nv,c,3\n")
+
+    with pytest.raises(ValueError, match=rf"log.csv: line 4 \('{line}'\).*{reason}.*on_error=\"skip\""):
+        read_interactions(path)
+
+
+def test_skipped_lines_are_counted_and_the_first_is_kept(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\nu,a,1\nbroken\nv,c,3\nv,,4\n")
+
+    read = read_interactions(path, on_error="skip")
+
+    assert read.table["item_id"].to_pylist() == ["a", "c"]
+    assert read.num_skipped == 2
+    assert "line 3 ('broken')" in read.first_skipped
+
+
+def test_quoted_line_breaks_do_not_shift_line_numbers(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text('user_id,item_id,timestamp,note\nu,a,1,"two\nlines"\nu,,2,x\n')
+
+    with pytest.raises(ValueError, match="line 4"):
+        read_interactions(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("{", "not JSON"), ("[1]", "not a JSON object"), ('{"user_id": 1.5, "item_id": "b"}', "user id")],
+)
+def test_malformed_json_lines_are_shown_or_skipped(tmp_path, line, reason):
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'{{"user_id": "u", "item_id": "a"}}\n\n{line}\n')
+
+    with pytest.raises(ValueError, match=rf"line 3.*{reason}"):
+        read_interactions(path, timestamp=None)
+    read = read_interactions(path, timestamp=None, on_error="skip")
+    assert (read.table["item_id"].to_pylist(), read.num_skipped) == (["a"], 1)
+
+
+def test_a_json_id_that_looks_like_a_date_stays_as_it_is(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"user_id": "u", "item_id": "2020-01-01", "timestamp": "2020-01-02"}) + "\n")
+
+    table = read_interactions(path).table
+
+    assert table.to_pylist() == [{"user_id": "u", "item_id": "2020-01-01", "timestamp": 1_577_923_200_000}]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_a_missing_column_is_named_with_those_there_are(tmp_path, suffix):
+    with pytest.raises(ValueError, match="no column 'buyer'; it has .*who"):
+        read_interactions(write(tmp_path, suffix), user="buyer", item="what", timestamp="at")
+
+
+def test_a_missing_time_says_how_to_do_without():
+    with pytest.raises(ValueError, match="timestamp=None"):
+        read_interactions(pa.table({"user_id": ["u"], "item_id": ["a"]}))
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl", "log.tsv.gz"])
+def test_an_empty_file_is_an_error(tmp_path, name):
+    (tmp_path / name).write_bytes(gzip.compress(b"") if name.endswith(".gz") else b"")
+
+    with pytest.raises(ValueError, match=rf"{name} is empty"):
+        read_interactions(tmp_path / name)
+
+
+def test_a_file_without_rows_is_an_error(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n")
+
+    with pytest.raises(ValueError, match="holds no interactions"):
+        read_interactions(tmp_path / "log.csv")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".csv.gz"])
+def test_bytes_that_are_not_utf8_are_named_with_their_offset(tmp_path, suffix):
+    line = b'{"user_id": "u", "item_id": "\xe9"}\n' if "json" in suffix else b"user_id,item_id\nu,\xe9\n"
+    path = tmp_path / f"log{suffix}"
+    path.write_bytes(gzip.compress(line) if suffix.endswith(".gz") else line)
+
+    with pytest.raises(ValueError, match=f"not UTF-8: byte 0xe9 at byte offset {line.index(0xE9)}"):
+        read_interactions(path, timestamp=None)
+
+
+def test_unknown_formats_and_modes_are_refused(tmp_path):
+    (tmp_path / "log.xlsx").write_bytes(b"x")
+
+    with pytest.raises(ValueError, match=r"\.csv, \.tsv"):
+        read_interactions(tmp_path / "log.xlsx")
+    with pytest.raises(ValueError, match="on_error"):
+        read_interactions(tmp_path / "log.xlsx", on_error="ignore")
+
+
+def test_sequences_become_one_row_per_interaction(tmp_path):
+    path = tmp_path / "sequences.tsv"
+    path.write_text("u\ta b a\n\n9\tc\n")
+
+    table = read_sequences(path).table
+
+    assert table["user_id"].to_pylist() == ["u", "u", "u", "9"]
+    assert table["item_id"].to_pylist() == ["a", "b", "a", "c"]
+    assert table["timestamp"].null_count == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("v", "2 fields"), ("v\t", "item id ''"), ("u\tc", "has a line already"), ("v\tc  d", "item id ''")],
+)
+def test_malformed_sequences_are_shown_or_skipped(tmp_path, line, reason):
+    path = tmp_path / "sequences.tsv"
+    path.write_text(f"u\ta b\n{line}\nw\tc\n")
+
+    with pytest.raises(ValueError, match=rf"sequences.tsv: line 2.*{reason}"):
+        read_sequences(path)
+    read = read_sequences(path, on_error="skip")
+    assert (read.table["item_id"].to_pylist(), read.num_skipped) == (["a", "b", "c"], 1)

@@ -1,0 +1,124 @@
+"""The prepared folder: atomic, loadable by others, named by its content."""
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hf_genrec.data.prepare import prepare
+from hf_genrec.data.prepared import PreparedDataset, replaced_folder
+
+
+LOG = pa.table(
+    {
+        "user_id": ["u", "u", "u", "u", "v", "v", "v", "w"],
+        "item_id": ["a", "b", "a", "c", "c", "b", "a", "b"],
+        "timestamp": [10, 20, 30, 40, 15, 25, 35, 5],
+    }
+)
+ITEMS = [{"item_id": name, "title": f"Item {name}"} for name in "cab"]
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    return prepare(tmp_path / "data", interactions=LOG, items=ITEMS)
+
+
+def test_a_loaded_folder_is_the_one_that_was_written(prepared):
+    loaded = PreparedDataset.load(prepared.folder)
+
+    assert loaded.metadata == prepared.metadata
+    assert loaded.fingerprint == prepared.fingerprint == loaded.compute_fingerprint()
+    assert loaded.item_ids == ["c", "a", "b"]
+    assert loaded.items.column_names == ["item_id", "title", "text"]
+
+
+def test_items_are_counted_over_the_training_part_only(prepared):
+    assert prepared.train_item_counts().tolist() == [1, 1, 2]
+
+
+def test_datasets_reads_the_splits_from_the_files(prepared, tmp_path):
+    files = {split: str(prepared.folder / f"{split}.parquet") for split in ("train", "validation", "test")}
+
+    loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+
+    assert loaded["test"].to_list() == prepared.split("test").to_list()
+    assert loaded["train"].column_names == ["user_id", "history", "target", "timestamp"]
+
+
+def test_an_unknown_split_is_refused(prepared):
+    with pytest.raises(ValueError, match="train, validation, test"):
+        prepared.split("dev")
+
+
+def test_the_fingerprint_follows_the_content_and_nothing_else(prepared, tmp_path):
+    again = prepare(tmp_path / "again", interactions=LOG, items=ITEMS, source="elsewhere")
+    swapped = prepare(tmp_path / "swapped", interactions=LOG, items=ITEMS[::-1])
+    shorter = prepare(tmp_path / "shorter", interactions=LOG.slice(0, 7), items=ITEMS)
+
+    assert again.fingerprint == prepared.fingerprint
+    assert len({prepared.fingerprint, swapped.fingerprint, shorter.fingerprint}) == 3
+
+
+def test_changed_files_have_another_fingerprint(prepared):
+    path = prepared.folder / "test.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+    assert prepared.compute_fingerprint() != prepared.fingerprint
+
+
+def test_a_folder_without_its_files_is_no_prepared_folder(prepared):
+    (prepared.folder / "validation.parquet").unlink()
+
+    with pytest.raises(FileNotFoundError, match=r"no validation.parquet. Run `hf-genrec prepare`"):
+        PreparedDataset.load(prepared.folder)
+
+
+def test_another_format_version_is_refused(prepared):
+    path = prepared.folder / "dataset.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+
+    with pytest.raises(ValueError, match="format version 99"):
+        PreparedDataset.load(prepared.folder)
+
+
+def test_a_prepared_folder_is_replaced_only_when_asked_for(prepared):
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        prepare(prepared.folder, interactions=LOG.slice(0, 7), items=ITEMS)
+
+    replaced = prepare(prepared.folder, interactions=LOG.slice(0, 7), items=ITEMS, overwrite=True)
+
+    assert replaced.fingerprint != prepared.fingerprint
+    assert [path.name for path in prepared.folder.parent.iterdir()] == ["data"]
+
+
+def test_a_folder_of_something_else_is_never_touched(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+
+    with pytest.raises(FileExistsError, match="nothing is written"):
+        prepare(tmp_path, interactions=LOG, items=ITEMS, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_a_failure_leaves_the_old_folder_and_no_temporary_one(tmp_path):
+    target = tmp_path / "data"
+    with replaced_folder(target, marker="mark") as fresh:
+        (fresh / "mark").write_text("old")
+
+    def fail():
+        with replaced_folder(target, marker="mark", overwrite=True) as fresh:
+            (fresh / "mark").write_text("new")
+            raise KeyError("broken")
+
+    with pytest.raises(KeyError, match="broken"):
+        fail()
+
+    assert (target / "mark").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failed_preparation_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="No interaction is left"):
+        prepare(tmp_path / "data", interactions=LOG, items=ITEMS, k_core=9)
+
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,207 @@
+"""Examples, windows and batches, checked by hand and by their properties."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_genrec.data.sequences import (
+    PrefixDataset,
+    SequenceCollator,
+    WindowDataset,
+    evaluation_histories,
+    make_examples,
+    make_windows,
+    training_dataset,
+)
+
+
+ITEM_IDS = ["a", "b", "c", "d", "e"]
+FIRST = 100
+
+
+def split_of(*sequences):
+    return datasets.Dataset.from_dict(
+        {
+            "history": [list(sequence[:-1]) for sequence in sequences],
+            "target": [sequence[-1] for sequence in sequences],
+        },
+        features=datasets.Features(
+            {
+                "history": datasets.List(datasets.Value("string")),
+                "target": datasets.Value("string"),
+            }
+        ),
+    )
+
+
+def number_split(num_items):
+    return split_of([str(number) for number in range(num_items)]), [str(number) for number in range(num_items)]
+
+
+def pairs_of(examples):
+    return [(examples.history(row).tolist(), int(examples.targets[row])) for row in range(len(examples))]
+
+
+def test_every_prefix_with_a_history_is_an_example():
+    examples = make_examples(split_of("abc", "d", "ea"), ITEM_IDS)
+
+    assert pairs_of(examples) == [([0], 1), ([0, 1], 2), ([4], 0)]
+    assert examples.user_rows.tolist() == [0, 0, 2]
+    assert examples.lengths.tolist() == [1, 2, 1]
+    assert examples.num_skipped_users == 1
+
+
+def test_only_the_last_target_is_an_example_when_asked_for():
+    examples = make_examples(split_of("abc", "d", "ea"), ITEM_IDS, targets="last")
+
+    assert pairs_of(examples) == [([0, 1], 2), ([4], 0)]
+    assert examples.user_rows.tolist() == [0, 2]
+
+
+def test_histories_keep_their_last_items():
+    assert pairs_of(make_examples(split_of("abcde"), ITEM_IDS, max_history_length=2, targets="last")) == [([2, 3], 4)]
+    examples = make_examples(*number_split(30))
+    assert examples.lengths.max() == 20
+    assert examples.history(28).tolist() == list(range(9, 29))
+
+
+def test_rows_that_were_selected_or_shuffled_keep_their_meaning():
+    split = split_of("abc", "de", "ca").select([2, 0])
+
+    assert pairs_of(make_examples(split, ITEM_IDS, targets="last")) == [([2], 0), ([0, 1], 2)]
+
+
+def test_unknown_items_are_named():
+    with pytest.raises(ValueError, match="2 item ids are not in the catalog: 'x', 'y'"):
+        make_examples(split_of("axya"), ITEM_IDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [({"max_history_length": 0}, "max_history_length"), ({"targets": "first"}, "targets")],
+)
+def test_arguments_of_examples_are_checked(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        make_examples(split_of("ab"), ITEM_IDS, **arguments)
+
+
+def test_a_prefix_row_labels_its_last_position_only():
+    rows = PrefixDataset(make_examples(split_of("abc"), ITEM_IDS), first_item_token=FIRST)
+
+    assert [rows[1]["input_ids"].tolist(), rows[1]["labels"].tolist()] == [[100, 101], [-100, 102]]
+    assert (len(rows), rows.lengths, rows.targets_per_row) == (2, [1, 2], [1, 1])
+
+
+def test_a_short_sequence_is_one_window():
+    rows = WindowDataset(make_windows(split_of("abc", "d"), ITEM_IDS), first_item_token=FIRST)
+
+    assert [rows[0]["input_ids"].tolist(), rows[0]["labels"].tolist()] == [[100, 101], [101, 102]]
+    assert (len(rows), rows.lengths, rows.targets_per_row) == (1, [2], [2])
+    assert rows.windows.num_skipped_users == 1
+
+
+@pytest.mark.parametrize(("num_items", "num_windows"), [(2, 1), (21, 1), (22, 2), (31, 2), (32, 3), (106, 10)])
+def test_longer_sequences_are_windows_of_21_items_every_10(num_items, num_windows):
+    windows = make_windows(*number_split(num_items))
+
+    assert windows.starts.tolist() == [10 * number for number in range(num_windows)]
+    assert windows.ends.tolist() == [min(start + 21, num_items) for start in windows.starts.tolist()]
+
+
+def test_later_windows_label_only_what_no_earlier_one_holds():
+    rows = WindowDataset(make_windows(*number_split(23)), first_item_token=FIRST)
+
+    assert rows[1]["input_ids"].tolist() == list(range(110, 122))
+    assert rows[1]["labels"].tolist() == [-100] * 10 + [121, 122]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=4), max_history=st.integers(1, 25), data=st.data())
+def test_every_target_is_trained_once_with_most_of_its_history(lengths, max_history, data):
+    stride = data.draw(st.integers(1, max_history))
+    catalog = [str(number) for number in range(sum(lengths))]
+    firsts = np.cumsum([0, *lengths])
+    split = split_of(*(catalog[first:last] for first, last in zip(firsts[:-1], firsts[1:], strict=True)))
+
+    rows = training_dataset(split, catalog, first_item_token=0, max_history_length=max_history, stride=stride)
+
+    seen: dict[int, int] = {}
+    for row in (rows[number] for number in range(len(rows))):
+        assert 1 <= len(row["input_ids"]) <= max_history
+        for position, label in enumerate(row["labels"].tolist()):
+            if label != -100:
+                assert label not in seen
+                assert label == row["input_ids"][position] + 1
+                seen[label] = position + 1
+    expected = [item for first, last in zip(firsts[:-1], firsts[1:], strict=True) for item in range(first + 1, last)]
+    assert sorted(seen) == expected
+    assert sum(rows.targets_per_row) == len(expected)
+    for item, length in seen.items():
+        before = item - firsts[np.searchsorted(firsts, item, side="right") - 1]
+        assert length >= min(before, max_history + 1 - stride)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5))
+def test_windows_and_prefixes_train_the_same_targets(lengths):
+    catalog = [str(number) for number in range(20)]
+    split = split_of(*(catalog[:length] for length in lengths))
+
+    prefixes = training_dataset(split, catalog, first_item_token=0, history_attention="bidirectional")
+    windows = training_dataset(split, catalog, first_item_token=0)
+
+    assert sum(prefixes.targets_per_row) == sum(windows.targets_per_row) == sum(length - 1 for length in lengths)
+
+
+def test_the_mode_decides_what_a_row_is():
+    split = split_of("abcd")
+
+    assert len(training_dataset(split, ITEM_IDS, first_item_token=0)) == 1
+    assert len(training_dataset(split, ITEM_IDS, first_item_token=0, history_attention="bidirectional")) == 3
+    last = training_dataset(split, ITEM_IDS, first_item_token=0, targets="last")
+    assert [row["labels"].tolist() for row in (last[0],)] == [[-100, -100, 3]]
+    with pytest.raises(ValueError, match="history_attention"):
+        training_dataset(split, ITEM_IDS, first_item_token=0, history_attention="both")
+
+
+@pytest.mark.parametrize("stride", [0, 21])
+def test_a_stride_that_would_lose_targets_is_refused(stride):
+    with pytest.raises(ValueError, match="`stride`"):
+        make_windows(split_of("ab"), ITEM_IDS, stride=stride)
+
+
+@pytest.mark.parametrize(
+    ("side", "input_ids", "mask", "labels"),
+    [
+        ("right", [[7, 8, 9], [6, 3, 3]], [[1, 1, 1], [1, 0, 0]], [[8, 9, 5], [4, -100, -100]]),
+        ("left", [[7, 8, 9], [3, 3, 6]], [[1, 1, 1], [0, 0, 1]], [[8, 9, 5], [-100, -100, 4]]),
+    ],
+)
+def test_batches_are_padded_to_their_longest_row(side, input_ids, mask, labels):
+    rows = [{"input_ids": [7, 8, 9], "labels": [8, 9, 5]}, {"input_ids": np.array([6]), "labels": np.array([4])}]
+
+    batch = SequenceCollator(pad_token_id=3, padding_side=side)(rows)
+
+    torch.testing.assert_close(batch["input_ids"], torch.tensor(input_ids))
+    torch.testing.assert_close(batch["attention_mask"], torch.tensor(mask))
+    torch.testing.assert_close(batch["labels"], torch.tensor(labels))
+
+
+def test_an_unknown_padding_side_is_refused():
+    with pytest.raises(ValueError, match="padding_side"):
+        SequenceCollator(padding_side="both")
+
+
+def test_evaluation_histories_are_cut_and_stay_strings():
+    histories, targets = evaluation_histories(split_of("abcd", "eb"), ITEM_IDS, max_history_length=2)
+
+    assert histories == [["b", "c"], ["e"]]
+    assert targets == ["d", "b"]
+
+
+def test_an_evaluation_target_outside_the_catalog_is_an_error():
+    with pytest.raises(ValueError, match="'x'"):
+        evaluation_histories(split_of("ax"), ITEM_IDS)

@@ -1,0 +1,385 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from hf_genrec.cli.tables import evaluation_tables
+from hf_genrec.evaluation.baselines import Popularity
+from hf_genrec.evaluation.evaluate import (
+    EvaluationSettings,
+    evaluate_recommender,
+    evaluate_systems,
+    evaluate_users,
+    evaluation_record,
+    record_table,
+    write_record,
+)
+from hf_genrec.evaluation.record import users_path, write_users
+from hf_genrec.serving.recommendations import Recommendations
+from hf_genrec.serving.recommender import Recommender
+from invariants.model import make_model, tiny_config
+
+
+SEQUENCES = {
+    "u": ["a", "b", "c", "d"],
+    "v": ["b", "c", "d", "e"],
+    "w": ["a", "e", "b", "a"],
+}
+
+
+class Scripted:
+    """Answers from a table keyed by the last item of the history, and remembers what it was asked."""
+
+    def __init__(self, answers):
+        self.answers = answers
+        self.calls = []
+
+    def recommend(self, histories, *, top_k=10, exclude_seen=False):
+        self.calls.append((histories, top_k, exclude_seen))
+        lists = [self.answers[history[-1]] for history in histories]
+        return Recommendations(item_ids=lists, scores=[[0.0] * len(items) for items in lists], num_unknown=1)
+
+
+@pytest.fixture
+def prepared(make_prepared):
+    return make_prepared(SEQUENCES)
+
+
+# The targets of the test split are d (after c), e (after d) and a (after b).
+ANSWERS = {"c": ["d", "a"], "d": ["a", "e"], "b": ["b", "b"]}
+
+
+def test_all_users_count_whether_hit_missed_or_invalid(prepared):
+    metrics = evaluate_recommender(Scripted(ANSWERS), prepared, ks=(1, 2))
+
+    assert metrics["recall@1"] == pytest.approx(1 / 3)
+    assert metrics["recall@2"] == pytest.approx(2 / 3)
+    assert metrics["ndcg@2"] == pytest.approx((1 + 1 / np.log2(3)) / 3)
+    assert metrics["invalid_rate"] == pytest.approx(1 / 3)
+    assert metrics["mrr@2"] == pytest.approx((1 + 1 / 2) / 3)
+    assert set(metrics["intervals"]) == {f"{name}@{k}" for name in ("recall", "ndcg", "mrr") for k in (1, 2)}
+    assert metrics["intervals"]["recall@1"] == [0.0, 1.0]
+
+
+def test_test_histories_hold_the_validation_item(prepared):
+    recommender = Scripted(ANSWERS)
+
+    evaluate_recommender(recommender, prepared, ks=(2,), batch_size=2)
+
+    histories = [history for batch, _, _ in recommender.calls for history in batch]
+    assert histories == [["a", "b", "c"], ["b", "c", "d"], ["a", "e", "b"]]
+    assert [(top_k, exclude_seen) for _, top_k, exclude_seen in recommender.calls] == [(2, False), (2, False)]
+
+
+def test_validation_split_and_history_length_are_passed_on(prepared):
+    recommender = Scripted({"b": ["c"], "c": ["a"], "e": ["b"]})
+
+    metrics = evaluate_recommender(recommender, prepared, split="validation", ks=(1,), max_history_length=1)
+
+    assert recommender.calls[0][0] == [["b"], ["c"], ["e"]]
+    assert metrics["recall@1"] == pytest.approx(2 / 3)
+
+
+def test_unknown_history_entries_are_summed_over_batches(prepared):
+    assert evaluate_recommender(Scripted(ANSWERS), prepared, ks=(2,), batch_size=1)["num_unknown"] == 3
+
+
+def test_sample_of_users_depends_on_the_seed(prepared):
+    samples = set()
+    for seed in range(9):
+        recommender = Scripted(ANSWERS)
+        evaluate_recommender(recommender, prepared, ks=(2,), max_users=2, seed=seed)
+        samples.add(str(recommender.calls[0][0]))
+
+    assert 1 < len(samples) <= 3
+
+
+def test_short_lists_are_valid_where_seen_items_leave_no_more(prepared):
+    popularity = Popularity.fit(prepared)
+
+    metrics = evaluate_recommender(popularity, prepared, ks=(4,), exclude_seen=True)
+
+    assert metrics["invalid_rate"] == 0
+    assert metrics["recall@4"] == pytest.approx(2 / 3)  # the third user takes `a` again, which is excluded
+
+
+def test_bad_arguments_are_named(prepared, make_prepared):
+    with pytest.raises(ValueError, match="`ks` must hold cut-offs"):
+        evaluate_recommender(Scripted(ANSWERS), prepared, ks=())
+    with pytest.raises(ValueError, match="`max_users` must be at least 1"):
+        evaluate_recommender(Scripted(ANSWERS), prepared, max_users=0)
+
+
+def test_record_holds_the_protocol_the_model_and_the_baselines(prepared):
+    record = evaluation_record(Scripted(ANSWERS), prepared, ks=(1, 2), run={"minutes": 3})
+
+    assert (record["protocol"], record["split"], record["num_users"], record["num_items"]) == ("custom", "test", 3, 5)
+    assert record["fingerprint"] == prepared.fingerprint
+    assert record["top_k"] == 2
+    assert list(record["baselines"]) == ["popularity", "item_knn"]
+    assert set(record["baselines"]["item_knn"]) == set(record["model"])
+    assert set(record["baseline_settings"]["item_knn"]) == {"alpha", "decay", "tuned_on"}
+    assert record["baseline_settings"]["item_knn"]["tuned_on"] == "validation"
+    assert record["cold_items"] is None
+    assert record["run"] == {"minutes": 3}
+    assert record["baselines"]["popularity"] | {"seconds_per_user": 0} == evaluate_recommender(
+        Popularity.fit(prepared), prepared, ks=(1, 2)
+    ) | {"seconds_per_user": 0}
+
+
+def test_default_cut_offs_are_those_of_the_published_tables(prepared):
+    record = evaluation_record(Popularity.fit(prepared), prepared, baselines={})
+
+    names = [f"{name}@{k}" for name in ("recall", "ndcg", "mrr") for k in (1, 5, 10, 20)]
+    assert list(record["model"])[:12] == names
+    assert list(record["model"]["intervals"]) == names
+    assert record["model"]["invalid_rate"] == 0  # the whole catalog of 5 is as much as there is
+
+
+def test_written_record_reads_back_and_leaves_nothing_else(prepared, tmp_path):
+    record = evaluation_record(Scripted(ANSWERS), prepared, ks=(1,), baselines={})
+    path = tmp_path / "results" / "toy.json"
+
+    write_record({"old": True}, path)
+    write_record(record, path)
+
+    assert json.loads(path.read_text(encoding="utf-8")) == record
+    assert [entry.name for entry in path.parent.iterdir()] == ["toy.json"]
+
+
+def test_record_with_a_nan_is_refused_and_the_old_one_kept(tmp_path):
+    path = tmp_path / "toy.json"
+    write_record({"old": True}, path)
+
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_record({"ndcg@10": float("nan")}, path)
+
+    assert json.loads(path.read_text(encoding="utf-8")) == {"old": True}
+
+
+def test_table_lists_the_model_last_with_chosen_columns(prepared):
+    record = evaluation_record(Scripted(ANSWERS), prepared, ks=(1, 2))
+
+    table = record_table(record, metrics=["recall@1", "invalid_rate"])
+
+    assert [row[0] for row in table] == ["system", "popularity", "item_knn", "model"]
+    assert table[-1] == ["model", "0.3333 [0.0000, 1.0000]", "0.3333"]
+
+
+# The training part is a, b; b, c; and a, e: two times a and b, once c and e, never d.
+LISTS = {"c": ["d", "a"], "d": ["a", "b"], "b": ["c", "x"]}
+
+
+def test_properties_of_the_lists_are_those_of_the_training_part(prepared):
+    metrics = evaluate_recommender(Scripted(LISTS), prepared, ks=(1, 2))
+
+    surprise = np.log2(6) - np.log2([[1, 2], [2, 2]])  # an item never seen counts as seen once
+    assert metrics["coverage@2"] == 4 / 5
+    assert metrics["gini@2"] == pytest.approx((-2 + 2 + 4 * 2) / (5 * 5))  # 0, 1, 1, 1 and 2 times
+    assert metrics["novelty@2"] == pytest.approx((surprise[0].mean() + surprise[1].mean() + np.log2(6)) / 3)
+    assert metrics["diversity@2"] == pytest.approx((1 + (1 - 1 / 2)) / 2)  # the third user got one item
+    lifts = [1 / (5 / 3) - 1, 2 / (3 / 3) - 1, 1 / (5 / 3) - 1]  # histories a b c; b c d; a e b
+    assert metrics["popularity_lift@2"] == pytest.approx(np.mean(lifts))
+
+
+def test_users_are_grouped_by_how_often_the_target_was_seen(prepared):
+    buckets = evaluate_recommender(Scripted(ANSWERS), prepared, ks=(2,))["by_popularity"]
+
+    rare = {"bucket": "0", "num_users": 1, "recall@2": 1.0, "ndcg@2": 1.0}
+    seen = {"bucket": "1-5", "num_users": 2, "recall@2": 0.5, "ndcg@2": pytest.approx(0.5 / np.log2(3))}
+    assert buckets == [rare, seen]
+
+
+def test_nothing_recommended_is_told_as_none_and_shown_as_a_dash(prepared):
+    record = evaluation_record(Scripted(dict.fromkeys("bcd", [])), prepared, baselines={})
+
+    assert [record["model"][f"{name}@10"] for name in ("coverage", "gini", "diversity")] == [0, None, None]
+    assert " – " in shown(record)
+
+
+def shown(record):
+    console = Console(width=100)
+    with console.capture() as capture:
+        for table in evaluation_tables(record):
+            console.print(table)
+    return capture.get()
+
+
+def test_users_are_told_one_by_one_in_the_order_of_the_split(prepared):
+    users = evaluate_users(Scripted(ANSWERS), prepared, settings=EvaluationSettings(ks=(2,))).users
+
+    assert users.to_pydict() == {
+        "rank": [0, 1, -1],
+        "num_train": [0, 1, 2],
+        "history_length": [3, 3, 3],
+        "user_id": ["u", "v", "w"],
+        "target": ["d", "e", "a"],
+    }
+    assert set(users.schema.types[:3]) == {pa.int32()}
+
+
+def test_ranks_of_the_baselines_stand_beside_those_of_the_model(prepared):
+    baselines = {"other": Scripted({"c": ["a"], "d": ["e"], "b": ["a"]})}
+
+    found = evaluate_systems(Scripted(ANSWERS), prepared, baselines=baselines, settings=EvaluationSettings(ks=(2,)))
+
+    assert found.users["rank"].to_pylist() == [0, 1, -1]
+    assert found.users["rank_other"].to_pylist() == [-1, 0, 0]
+    assert found.record["baselines"]["other"]["recall@2"] == pytest.approx(2 / 3)
+
+
+def test_users_are_written_without_their_names_unless_asked_for(prepared, tmp_path):
+    users = evaluate_users(Scripted(ANSWERS), prepared).users
+    path = users_path(tmp_path / "toy.json")
+
+    write_users(users, path)
+    public = pq.read_table(path)
+    write_users(users, path, keep_names=True)
+
+    assert path == tmp_path / "toy_users.parquet"
+    assert public.column_names == ["rank", "num_train", "history_length"]
+    assert pq.read_table(path) == users
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+class SharedIds(Scripted):
+    """A model whose items a and b share an id, and d and e."""
+
+    decoding = "beam"
+    search_options = {}
+
+    def __init__(self, answers, *, num_beams, num_latents=0):
+        super().__init__(answers)
+        self.num_beams = num_beams
+        self.model = SimpleNamespace(config=SimpleNamespace(num_latent_tokens=num_latents))
+        self.items = pa.table({"item_id": list("abcde"), "codes": [[0, 1], [0, 1], [2, 0], [3, 3], [3, 3]]})
+
+
+def test_shared_ids_are_counted_in_three_ways(prepared):
+    lists = {"c": ["c", "d", "e", "a"], "d": ["a", "b", "d", "e"], "b": ["d", "e", "c"]}
+    recommender = SharedIds(lists, num_beams=4)
+
+    found = evaluate_users(recommender, prepared, settings=EvaluationSettings(ks=(1, 3)))
+
+    assert recommender.calls[0][1] == 4  # a longer list, to know three distinct ids
+    metrics = found.metrics  # the targets are d, e and a
+    assert metrics["recall@3"] == pytest.approx(1 / 3)
+    assert metrics["corrected"]["recall@3"] == pytest.approx((1 + 1 / 2) / 3)
+    assert metrics["corrected"]["ndcg@3"] == pytest.approx(((1 / np.log2(3) + 1 / 2) / 2 + 1 / 2 / 2) / 3)
+    assert set(metrics["corrected"]["intervals"]) == {"recall@1", "recall@3", "ndcg@1", "ndcg@3"}
+    assert metrics["id_level"]["recall@3"] == pytest.approx(2 / 3)
+    assert metrics["id_level"]["ndcg@3"] == pytest.approx(2 / np.log2(3) / 3)
+    assert metrics["num_id_truncated"] == 1
+    assert found.users["group_start"].to_pylist() == [1, 2, -1]
+    assert found.users["id_rank"].to_pylist() == [1, 1, -1]
+    assert found.users["group_size"].to_pylist() == [2, 2, 2]
+    assert found.users["rank"].to_pylist() == [1, -1, -1]  # e stands behind the cut-off
+    assert "Where several items share an id" in shown(evaluation_record(recommender, prepared, baselines={}, ks=(3,)))
+
+
+def test_lists_of_a_model_with_latents_are_not_lengthened(prepared):
+    recommender = SharedIds(LISTS, num_beams=4, num_latents=8)
+
+    evaluate_recommender(recommender, prepared, ks=(2,))
+
+    assert recommender.calls[0][1] == 2
+
+
+@pytest.mark.parametrize("options", [{"diversity": 0.5}, {"num_rescored": 4}, {"num_groups": 2}, {"sample_seed": 0}])
+def test_lists_that_depend_on_their_length_are_not_lengthened(prepared, options):
+    recommender = SharedIds(LISTS, num_beams=4)
+    recommender.search_options = options
+
+    evaluate_recommender(recommender, prepared, ks=(2,))
+
+    assert recommender.calls[0][1] == 2
+
+
+def test_lists_are_lengthened_where_such_options_are_off(prepared):
+    recommender = SharedIds(LISTS, num_beams=4)
+    recommender.search_options = {"diversity": 0.0, "num_rescored": 0, "num_groups": 1, "sample_seed": None}
+
+    evaluate_recommender(recommender, prepared, ks=(2,))
+
+    assert recommender.calls[0][1] == 4
+
+
+def test_where_seen_items_are_excluded_shared_ids_are_not_corrected_for(prepared):
+    assert "corrected" not in evaluate_recommender(SharedIds(LISTS, num_beams=5), prepared, ks=(2,), exclude_seen=True)
+
+
+def test_a_search_narrower_than_its_lists_is_refused(prepared):
+    with pytest.raises(ValueError, match="3 beams, fewer than the 4 items.*at least 4"):
+        evaluate_recommender(SharedIds(LISTS, num_beams=3), prepared, ks=(1, 4))
+    evaluate_recommender(SharedIds(LISTS, num_beams=5), prepared, ks=(1, 20))  # there are no more than 5 items
+
+
+class Scored(Scripted):
+    """Recommends from a table, and has exact scores that say otherwise."""
+
+    item_ids = list("abcde")
+
+    def score_items(self, histories):
+        assert all(len(history) == 3 for history in histories)
+        return np.tile(np.array([0.5, 0.25, 0.25, 0.125, 0], dtype=np.float32), (len(histories), 1))
+
+
+def test_lists_are_held_against_exact_scores_of_all_items(prepared):
+    recommender = Scored({"c": ["d", "a"], "d": ["c", "a"], "b": ["a", "b"]})  # the exact best two are a and b
+
+    gap = evaluate_recommender(recommender, prepared, ks=(2,), exact_sample=100)["exact_gap"]
+
+    expected = {"ndcg@2": 2 / 3, "exact_ndcg@2": 1 / 3, "overlap@2": (1 + 1 + 2) / 6}
+    assert gap == {"num_users": 3} | {name: pytest.approx(value) for name, value in expected.items()}
+
+
+def test_exact_scores_leave_out_seen_items_as_the_lists_do(prepared):
+    recommender = Scored({"c": ["d", "e"], "d": ["a", "e"], "b": ["c", "d"]})
+
+    gap = evaluate_recommender(recommender, prepared, ks=(2,), exact_sample=3, exclude_seen=True)["exact_gap"]
+
+    assert gap["overlap@2"] == 1.0  # unseen are d e, a e and c d
+
+
+def test_all_beams_of_a_model_find_what_exact_scores_find(make_prepared):
+    items = [f"i{number:02d}" for number in range(29)]
+    prepared = make_prepared({f"u{user}": [items[(5 * user + step) % 29] for step in range(6)] for user in range(11)})
+    recommender = Recommender(make_model(tiny_config(num_latent_tokens=3)), prepared.items, num_beams=3 * 29)
+
+    metrics = evaluate_recommender(recommender, prepared, ks=(10,), exact_sample=7, exclude_seen=True)
+
+    assert metrics["exact_gap"]["num_users"] == 7
+    assert metrics["exact_gap"]["overlap@10"] == 1.0
+    assert metrics["exact_gap"]["ndcg@10"] == pytest.approx(metrics["exact_gap"]["exact_ndcg@10"])
+    assert metrics["distinct_items"] == 29 - 5
+
+
+def test_exact_scores_need_a_model(prepared):
+    with pytest.raises(ValueError, match="`exact_sample` needs a recommender with `score_items`.*Popularity"):
+        evaluate_recommender(Popularity.fit(prepared), prepared, exact_sample=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"diversity": 0.5}, {"num_groups": 2}, {"sample_seed": 0}, {"prior_correction": 0.4, "item_prior": np.ones(5)}],
+)
+def test_lists_ranked_by_something_else_are_not_held_against_exact_scores(prepared, options):
+    recommender = Scored(LISTS)
+    recommender.search_options = options
+
+    with pytest.raises(ValueError, match=", ".join(f"`{name}`" for name in options)):
+        evaluate_recommender(recommender, prepared, ks=(2,), exact_sample=3)
+
+    assert recommender.calls == []
+    assert "exact_gap" not in evaluate_recommender(recommender, prepared, ks=(2,))
+
+
+def test_options_of_the_search_alone_go_with_exact_scores(prepared):
+    recommender = Scored(LISTS)
+    recommender.search_options = {"diversity": 0, "num_groups": 1, "sample_seed": None, "num_rescored": 20}
+
+    assert evaluate_recommender(recommender, prepared, ks=(2,), exact_sample=3)["exact_gap"]["num_users"] == 3

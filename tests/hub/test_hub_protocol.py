@@ -1,0 +1,383 @@
+"""Publishing and loading over the real protocol: the unmodified client speaks to a small Hub on loopback."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
+from typer.testing import CliRunner
+
+import hub_server
+from hf_genrec import GenRecTrainingArguments, Recommender, make_trainer
+from hf_genrec.cli.main import app
+from hf_genrec.hub.cards import is_generated
+from hf_genrec.hub.push import push_ids, push_recommender, push_space
+from hf_genrec.training.initial import start_fresh
+from hf_genrec.training.runs import train_run, training_arguments
+from hub_server import Fault
+from invariants.model import random_codes
+from toy_run import answers, save_toy_run
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return save_toy_run(tmp_path_factory.mktemp("saved") / "run")
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def actions(publication, *names):
+    return {file.path: file.action for file in publication.files if file.path in names}
+
+
+PROGRAM = """
+import json, sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("hf_genrec", "modeling"):
+            raise ImportError(f"{name} is not installed here")
+sys.meta_path.insert(0, Blocker())
+from huggingface_hub import hf_hub_download
+shown = []
+for repo_type, repo in (("model", "me/toy"), ("dataset", "me/toy-ids")):
+    card = open(hf_hub_download(repo, "README.md", repo_type=repo_type), encoding="utf-8").read()
+    for part in card.split("```python\\n")[1:]:
+        exec(part.split("```")[0], {"print": lambda *words: shown.append(words)})
+print("\\n" + json.dumps(shown))
+"""
+
+
+def fresh_process(hub, program, *words, tmp_path):
+    """A process that knows nothing: not the package, no cache, only the address of the Hub."""
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_server.TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [sys.executable, "-I", "-c", program, *words],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        cwd=tmp_path,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_code_of_the_cards_runs_for_a_stranger_and_recommends_the_same_items(hub, run, tmp_path):
+    push_recommender(run, "toy")
+    push_ids(run, "toy-ids")
+
+    process = fresh_process(hub, PROGRAM, tmp_path=tmp_path)
+
+    assert process.returncode == 0, process.stderr
+    (recommended,), (tokens,), (item_id, codes) = json.loads(process.stdout.splitlines()[-1])
+    expected = Recommender.from_pretrained(run, device="cpu").recommend(["i0", "i1"], top_k=10)
+    assert [entry["item_id"] for entry in recommended] == tokens == expected.item_ids[0]
+    assert recommended[0]["title"] == f"the {tokens[0]}"
+    assert (item_id, codes) == ("i0", random_codes()[0].tolist())
+
+
+def test_repository_is_private_and_holds_the_whole_folder_in_one_commit(hub, run):
+    publication = push_recommender(run, "toy")
+
+    repo = hub.model("me/toy")
+    assert repo.private
+    assert repo.messages == ["initial commit", "Upload recommender"]
+    assert publication.commit == repo.head()
+    assert publication.url == f"{hub.url}/me/toy"
+    assert set(repo.files()) == {path.name for path in run.iterdir()} | {".gitattributes"}
+    assert repo.files()["model.safetensors"] == (run / "model.safetensors").read_bytes()
+
+
+def test_public_only_if_asked_for_and_open_to_strangers_then(hub, run, tmp_path, monkeypatch):
+    push_recommender(run, "toy", private=False)
+    push_recommender(run, "hidden")
+    monkeypatch.delenv("HF_TOKEN")
+
+    assert answers("me/toy", token=False) == answers(run)
+    with pytest.raises(OSError, match="me/hidden"):
+        answers("me/hidden", token=False)
+
+
+def test_card_names_the_repository(hub, run):
+    push_recommender(run, "toy")
+
+    card = hub.model("me/toy").files()["README.md"].decode()
+    assert '"me/toy"' in card
+    assert is_generated(card)
+    assert "REPO" not in ModelCard(card).text
+
+
+def test_only_what_changed_travels(hub, run, tmp_path):
+    push_recommender(run, "toy")
+    save_toy_run(tmp_path / "other", shift=0.5)
+    shutil.copy(tmp_path / "other" / "model.safetensors", run)
+    since = len(hub.requests)
+
+    publication = push_recommender(run, "toy")
+
+    sent = hub.bytes_received(since=since)
+    weights = (run / "model.safetensors").read_bytes()
+    assert {f.path for f in publication.files if f.action == "upload"} == {"model.safetensors"}
+    assert sent[f"PUT {hub_server.Blob(weights, True).sha256}"] == len(weights)
+    assert sum(sent.values()) < len(weights) + 2000
+    assert hub.model("me/toy").files()["model.safetensors"] == weights
+
+
+def test_client_itself_sends_no_file_twice(hub, run):
+    operations = [CommitOperationAdd(name, run / name) for name in ("config.json", "items.parquet")]
+    push_recommender(run, "toy")
+    since = len(hub.requests)
+
+    HfApi().create_commit("me/toy", operations, commit_message="again")
+
+    assert len(hub.model("me/toy").messages) == 2
+    assert not [path for _, path, _ in hub.requests[since:] if path.startswith("/storage/")]
+
+
+def test_same_folder_again_makes_no_commit(hub, run):
+    first = push_recommender(run, "toy")
+    second = push_recommender(run, "toy")
+
+    assert first.commit == second.commit
+    assert {file.action for file in second.files} == {"unchanged"}
+
+
+def test_old_revision_can_be_loaded(hub, run, tmp_path):
+    first = push_recommender(run, "toy").commit
+    second = push_recommender(save_toy_run(tmp_path / "other", shift=0.5), "toy").commit
+
+    old = Recommender.from_pretrained("me/toy", revision=first, device="cpu")
+    new = Recommender.from_pretrained("me/toy", device="cpu")
+
+    assert (new.model.shared.weight - old.model.shared.weight).round(decimals=3).unique().tolist() == [0.5]
+    assert first != second
+
+
+def test_branch_is_made_and_main_stays(hub, run, tmp_path):
+    first = push_recommender(run, "toy").commit
+    publication = push_recommender(save_toy_run(tmp_path / "other", shift=0.5), "toy", revision="seed-2")
+
+    assert hub.model("me/toy").branches == {"main": first, "seed-2": publication.commit}
+
+
+def test_what_was_pulled_works_offline(hub, run, monkeypatch):
+    push_recommender(run, "toy")
+    expected = answers("me/toy")
+    since = len(hub.requests)
+
+    assert answers("me/toy", local_files_only=True) == expected
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert answers("me/toy") == expected
+    assert hub.requests[since:] == []
+    with pytest.raises(OSError, match="couldn't find them in the cached files"):
+        answers("me/never", local_files_only=True)
+
+
+def test_all_files_are_of_one_commit_even_if_somebody_publishes_meanwhile(hub, run, tmp_path, monkeypatch):
+    from hf_genrec.serving import recommender as module
+
+    push_recommender(run, "toy")
+    other = save_toy_run(tmp_path / "other", shift=0.5)
+    shutil.copy(run / "tokenizer.json", other / "tokenizer.json")
+    load = module.AutoModel.from_pretrained
+
+    def publish_then_load(*args, **kwargs):
+        push_recommender(other, "toy")
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(module.AutoModel, "from_pretrained", publish_then_load)
+    loaded = Recommender.from_pretrained("me/toy", device="cpu")
+
+    assert loaded.model.shared.weight.tolist() == load(run).shared.weight.tolist()
+
+
+def test_card_edited_on_the_hub_stays_until_told_otherwise(hub, run):
+    push_recommender(run, "toy")
+    edited = hub.model("me/toy").files()["README.md"].replace(b"recommender", b"toy of mine", 1)
+    HfApi().create_commit("me/toy", [CommitOperationAdd("README.md", edited)], commit_message="edit")
+    (run / "evaluation.json").write_text("{}\n", encoding="utf-8")
+    (run / "README.md").write_text("# written at home\n", encoding="utf-8")
+
+    kept = push_recommender(run, "toy")
+    assert actions(kept, "README.md", "evaluation.json") == {"README.md": "keep", "evaluation.json": "upload"}
+    assert hub.model("me/toy").files()["README.md"] == edited
+
+    replaced = push_recommender(run, "toy", replace_card=True)
+    assert actions(replaced, "README.md") == {"README.md": "upload"}
+    assert hub.model("me/toy").files()["README.md"] == b"# written at home\n"
+
+
+def test_files_of_ours_go_with_the_folder_and_those_of_others_stay(hub, run):
+    (run / "evaluation.json").write_text("{}\n", encoding="utf-8")
+    (run / "README.md").write_text("# mine\n", encoding="utf-8")
+    push_recommender(run, "toy")
+    HfApi().create_commit("me/toy", [CommitOperationAdd("notes.txt", b"mine")], commit_message="notes")
+    (run / "evaluation.json").unlink()
+
+    publication = push_recommender(run, "toy")
+
+    assert actions(publication, "evaluation.json", "notes.txt") == {"evaluation.json": "delete", "notes.txt": "keep"}
+    assert {"notes.txt", "README.md", ".gitattributes"} < set(hub.model("me/toy").files())
+    assert "evaluation.json" not in hub.model("me/toy").files()
+
+
+def test_dry_run_lists_and_sends_nothing(hub, run):
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "optimizer.pt").write_bytes(b"123")
+
+    plan = push_recommender(run, "toy", dry_run=True)
+
+    assert hub.repos == {}
+    assert actions(plan, "model.safetensors", "checkpoints/") == {
+        "model.safetensors": "upload",
+        "checkpoints/": "leave out",
+    }
+    assert (plan.commit, plan.url) == (None, None)
+    assert {method for method, _, _ in hub.requests} == {"GET"}
+
+
+def test_dry_run_needs_no_hub(run, monkeypatch):
+    plan = push_recommender(run, "toy", dry_run=True)
+
+    assert plan.repo_id == "toy"
+    assert "was not asked" in plan.notes[0]
+
+
+def test_loaded_recommender_publishes_what_it_was_loaded_from(hub, run):
+    Recommender.from_pretrained(run, device="cpu").push_to_hub("toy")
+    Recommender.from_pretrained("me/toy", device="cpu").push_to_hub("copy")
+
+    files, copied = hub.model("me/toy").files(), hub.model("me/copy").files()
+    assert set(files) == set(copied)
+    assert {name for name in files if files[name] != copied[name]} == {"README.md"}
+
+
+def test_recommender_does_not_publish_other_weights_than_it_serves(hub, run):
+    recommender = Recommender.from_pretrained(run, device="cpu")
+    recommender.model.shared.weight.data += 1
+
+    with pytest.raises(ValueError, match="weights in memory"):
+        recommender.push_to_hub("toy")
+    with pytest.raises(ValueError, match="built in memory"):
+        Recommender(recommender.model, recommender.items).push_to_hub("toy")
+    assert hub.repos == {}
+
+
+def test_plain_push_of_a_model_is_a_recommender_of_tokens(hub, run, tmp_path):
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(run)
+    model.push_to_hub("plain", private=True)
+
+    files = set(hub.model("me/plain").files())
+    assert {"model.safetensors", "config.json", "modeling_latte.py", "genrec_catalog.py"} <= files
+    again = AutoModel.from_pretrained("me/plain")
+    history = [[model.config.first_item_token + 3]]
+    tokens = again.recommend(again.item_codes.new_tensor(history).long(), top_k=5).item_tokens
+    assert (
+        tokens.tolist() == model.recommend(model.item_codes.new_tensor(history).long(), top_k=5).item_tokens.tolist()
+    )
+
+
+def test_ids_become_a_data_set_with_a_card(hub, run):
+    push_ids(run, "toy-ids")
+
+    files = hub.repo("dataset", "me/toy-ids").files()
+    assert set(files) == {".gitattributes", "README.md", "ids.parquet"}
+    assert pq.read_table(pa.BufferReader(files["ids.parquet"])).column_names == ["item_id", "codes", "title"]
+    assert "me/toy-ids" in files["README.md"].decode()
+
+
+def test_space_holds_the_demo_and_names_the_recommender(hub, run, repository):
+    push_recommender(run, "toy")
+    publication = push_space("me/toy", "toy-demo")
+    again = push_space("me/toy", "toy-demo")
+
+    space = hub.repo("space", "me/toy-demo")
+    files = space.files()
+    assert files["app.py"] == (repository / "spaces_demo" / "app.py").read_bytes()
+    assert ModelCard(files["README.md"].decode()).data["models"] == ["me/toy"]
+    assert (space.private, space.settings["sdk"]) == (True, "gradio")
+    assert space.settings["set"] == {"HF_GENREC_REPO": "me/toy"}
+    assert again.commit == publication.commit
+    with pytest.raises(ValueError, match="is a folder"):
+        push_space(str(run), "toy-demo")
+
+
+def test_verbs_publish(hub, run):
+    result = CliRunner().invoke(app, ["push", str(run), "--repo", "toy", "--public", "-m", "First", "--json"])
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    plan = CliRunner().invoke(app, ["push", str(run), "--repo", "toy", "--dry-run"])
+
+    assert told["url"] == f"{hub.url}/me/toy"
+    assert hub.model("me/toy").messages[-1] == "First"
+    assert not hub.model("me/toy").private
+    assert "unchanged" in plan.stdout
+    assert CliRunner().invoke(app, ["push-ids", str(run), "--repo", "ids"]).exit_code == 0
+    assert CliRunner().invoke(app, ["push-space", "me/toy", "--repo", "demo"]).exit_code == 0
+    assert set(hub.repos) == {("model", "me/toy"), ("dataset", "me/ids"), ("space", "me/demo")}
+
+
+@pytest.fixture
+def train(make_prepared, tmp_path):
+    """Trains a tiny model for a step into the folder `trained`."""
+    prepared = make_prepared({"u": list("abcde"), "v": list("bacd"), "w": list("cbaed")})
+
+    def train(**settings):
+        shape = {"d_model": 8, "num_layers": 1, "num_heads": 2}
+        starting = start_fresh(prepared, None, shape=shape, seed=0, architecture="sasrec")
+        folder, settings = tmp_path / "trained", {"max_steps": 1, "push_to_hub": True} | settings
+        return train_run(prepared, starting, folder, training_arguments(folder, settings=settings))
+
+    return train
+
+
+def test_training_publishes_the_finished_run_once_and_no_checkpoint(hub, train, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    record = train(hub_token=hub_server.TOKEN, hub_private_repo=False, hub_model_id="mine", hub_revision="first")
+
+    repo = hub.model("me/mine")
+    published = {path.name for path in (tmp_path / "trained").iterdir()} - {"checkpoints"}
+    assert set(repo.files("first")) == published | {".gitattributes"}
+    assert repo.messages == ["initial commit", "Upload recommender"]
+    assert not repo.private
+    assert list((tmp_path / "trained" / "checkpoints").glob("*/training_args.bin"))
+    assert record["settings"]["training"] == {"max_steps": 1}
+
+
+def test_run_is_kept_and_the_command_told_if_publishing_fails(hub, train, tmp_path, caplog):
+    hub.faults.append(Fault("/commit/main", times=1000, status=503))
+
+    train()
+
+    assert (tmp_path / "trained" / "training.json").is_file()
+    assert f"hf-genrec push {tmp_path / 'trained'} --repo me/trained" in caplog.text
+    assert len(hub.model("me/trained").messages) == 1
+
+
+def test_training_to_publish_begins_only_if_the_hub_knows_the_user(hub, train, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="checkpoints stay at home"):
+        train(hub_strategy="all_checkpoints")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ConnectionError, match="hf auth login"):
+        train(hub_model_id="me/mine")
+
+    assert not (tmp_path / "trained").exists()
+
+
+def test_trainer_alone_has_no_run_to_publish(make_prepared, tmp_path):
+    prepared = make_prepared({"u": list("abcde"), "v": list("bacd")})
+    model = start_fresh(prepared, None, shape={"d_model": 8, "num_heads": 2}, seed=0, architecture="sasrec").model
+
+    with pytest.raises(ValueError, match="publishes a run folder"):
+        make_trainer(model, prepared, GenRecTrainingArguments(output_dir=tmp_path, push_to_hub=True))

@@ -1,0 +1,208 @@
+"""A folder whose files do not belong together, or are damaged, is an error and never a wrong recommendation."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, pipeline
+
+from hf_genrec import Recommender, SASRecForItemGeneration
+from saved_folders import ARCHITECTURES, ITEM_IDS, make_folder
+
+
+PERMUTED = [*ITEM_IDS[1:], ITEM_IDS[0]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Per architecture a good folder, and one of other weights and codes over the same items in another order."""
+    root = tmp_path_factory.mktemp("folders")
+    made = {}
+    for architecture in ARCHITECTURES:
+        good = make_folder(root / architecture, architecture)
+        other = make_folder(root / f"{architecture}-other", architecture, item_ids=PERMUTED, seed=1)
+        made[architecture] = (good, other)
+    return made
+
+
+def model(folder):
+    AutoModel.from_pretrained(folder)
+
+
+def recommender(folder):
+    Recommender.from_pretrained(folder, device="cpu")
+
+
+def next_items(folder):
+    pipeline("next-item-recommendation", model=str(folder), device="cpu")(["i1"])
+
+
+def truncated(name):
+    def damage(folder, _):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) * 2 // 3])
+
+    return damage
+
+
+def missing(name):
+    return lambda folder, _: (folder / name).unlink()
+
+
+def swapped(*names):
+    def damage(folder, other):
+        for name in names:
+            shutil.copyfile(other / name, folder / name)
+
+    return damage
+
+
+def changed_config(**changes):
+    def damage(folder, _):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+    return damage
+
+
+def changed_weights(change):
+    def damage(folder, _):
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+def one_other_code(weights):
+    weights["item_codes"][3, 1] = (weights["item_codes"][3, 1] + 1) % 5
+
+
+def no_digest(weights):
+    del weights["items_digest"]
+
+
+def changed_table(change):
+    def damage(folder, _):
+        pq.write_table(change(pq.read_table(folder / "items.parquet")), folder / "items.parquet")
+
+    return damage
+
+
+def reversed_rows(table):
+    return table.take(list(range(table.num_rows - 1, -1, -1)))
+
+
+def one_row_more(table):
+    return pa.concat_tables([table, table.slice(0, 1)])
+
+
+def edited_codes(table):
+    codes = table["codes"].to_pylist()
+    codes[0], codes[1] = codes[1], codes[0]
+    return table.set_column(1, "codes", pa.array(codes, pa.list_(pa.int16())))
+
+
+def changed_vocabulary(change):
+    def damage(folder, _):
+        path = folder / "tokenizer.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        change(content["model"]["vocab"])
+        path.write_text(json.dumps(content), encoding="utf-8")
+
+    return damage
+
+
+def exchanged_tokens(vocabulary):
+    vocabulary["i3"], vocabulary["i4"] = vocabulary["i4"], vocabulary["i3"]
+
+
+def one_token_more(vocabulary):
+    vocabulary["new"] = len(vocabulary)
+
+
+def weights_of_pickle(folder, _):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+WEIGHTS_LACK = r"model\.safetensors\) are not those of its config\.json.* they lack `encoder"
+FAULTS = {
+    "truncated weights": ("latte", truncated("model.safetensors"), model, "(?i)deserializ"),
+    "missing weights": ("latte", missing("model.safetensors"), model, "model.safetensors"),
+    "weights in a pickle": ("latte", weights_of_pickle, model, "model.safetensors"),
+    "weights of other codes": ("latte", swapped("model.safetensors"), model, r"`item_codes`.*`catalog_fingerprint`"),
+    "weights of other codes, rpg": ("rpg", swapped("model.safetensors"), model, "`item_codes`.*`catalog_fingerprint`"),
+    "weights of other codes, acerec": ("acerec", swapped("model.safetensors"), model, "`item_codes`"),
+    "weights of permuted items": (
+        "sasrec", swapped("model.safetensors"), model, "saved for items with fingerprint .* `items_fingerprint`"
+    ),
+    "one code in the weights": ("latte", changed_weights(one_other_code), model, "`item_codes`"),
+    "config of a deeper model": ("latte", changed_config(num_layers=3), model, WEIGHTS_LACK),
+    "config of a flatter model": ("latte", changed_config(num_layers=1), model, "they hold what the model has no"),
+    "config of other codes": ("latte", changed_config(catalog_fingerprint="0" * 16), model, "`catalog_fingerprint` 0"),
+    "truncated config": ("latte", truncated("config.json"), model, "not a valid JSON file"),
+    "table and tokenizer of another revision": (
+        "sasrec", swapped("items.parquet", "tokenizer.json"), recommender, r"items\.parquet.* are not those"
+    ),
+    "tokenizer of another revision": (
+        "sasrec", swapped("tokenizer.json"), next_items, r"tokenizer\.json.* are not those .*config\.json"
+    ),
+    "exchanged tokens": ("latte", changed_vocabulary(exchanged_tokens), next_items, "`items_fingerprint`"),
+    "exchanged tokens, recommender": ("sasrec", changed_vocabulary(exchanged_tokens), recommender, "tokenizer.json"),
+    "one token more": ("latte", changed_vocabulary(one_token_more), next_items, r"holds 51 tokens.*config\.json\) 50"),
+    "one token more, recommender": ("latte", changed_vocabulary(one_token_more), recommender, "tokenizer.json"),
+    "truncated tokenizer": ("latte", truncated("tokenizer.json"), next_items, None),
+    "permuted table": ("sasrec", changed_table(reversed_rows), recommender, "items.parquet.* are not those the model"),
+    "permuted table, pipeline": ("sasrec", changed_table(reversed_rows), next_items, "does not list the 29 items"),
+    "one item more": ("rpg", changed_table(one_row_more), recommender, r"items\.parquet, 30 rows"),
+    "one item more, pipeline": ("rpg", changed_table(one_row_more), next_items, "30 rows"),
+    "edited codes": ("latte", changed_table(edited_codes), recommender, "codes of the item table"),
+    "truncated table": ("latte", truncated("items.parquet"), recommender, "no readable Parquet file"),
+    "truncated table, pipeline": ("latte", truncated("items.parquet"), next_items, "no readable Parquet file"),
+    "missing table": ("latte", missing("items.parquet"), recommender, "items.parquet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("architecture", "damage", "load", "text"), list(FAULTS.values()), ids=list(FAULTS))
+def test_fault_is_an_error_that_names_it(folders, tmp_path, architecture, damage, load, text):
+    good, other = folders[architecture]
+    folder = shutil.copytree(good, tmp_path / "folder")
+
+    damage(folder, other)
+
+    with pytest.raises(Exception, match=text):  # of transformers, safetensors or ours
+        load(folder)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_folder_without_a_fault_loads_everywhere(folders, architecture):
+    for load in (model, recommender, next_items):
+        load(folders[architecture][0])
+
+
+def test_weights_may_be_missing_only_where_that_is_asked_for(folders, tmp_path):
+    folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
+    changed_config(num_layers=3)(folder, None)
+
+    loaded, info = AutoModel.from_pretrained(folder, ignore_mismatched_sizes=True, output_loading_info=True)
+
+    assert len(loaded.encoder.blocks if hasattr(loaded.encoder, "blocks") else loaded.encoder.h) == 3
+    assert info["missing_keys"]
+
+
+def test_weights_saved_without_a_digest_of_the_items_are_read(folders, tmp_path):
+    folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
+
+    changed_weights(no_digest)(folder, None)
+
+    assert AutoModel.from_pretrained(folder).items_digest.tolist() == [0] * 8
+
+
+def test_other_formats_than_safetensors_are_refused(folders):
+    with pytest.raises(ValueError, match="reads its weights from safetensors files only"):
+        SASRecForItemGeneration.from_pretrained(folders["sasrec"][0], use_safetensors=False)

@@ -1,0 +1,321 @@
+"""Recommender: histories of item ids in, ranked item ids out; a folder that does not fit together is refused."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_genrec import Recommender, SemanticIds, build_tokenizer, save_recommender
+from hf_genrec.serving.recommendations import as_histories
+from hf_genrec.serving.recommender import check_items
+from invariants.model import NUM_ITEMS, make_model, random_codes, tiny_config
+
+
+ITEM_IDS = [f"item {number}" for number in range(NUM_ITEMS)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    semantic_ids = SemanticIds(ITEM_IDS, random_codes().numpy(), 5, "keep")
+    model = make_model(tiny_config(num_latent_tokens=2, max_history_length=4))
+    items = pa.table({"item_id": ITEM_IDS, "title": [f"The {name}" for name in ITEM_IDS]})
+    return save_recommender(tmp_path / "run", model, semantic_ids, items)
+
+
+@pytest.fixture
+def recommender(folder):
+    return Recommender.from_pretrained(folder, device="cpu", num_beams=7)
+
+
+def replace_items(folder, change):
+    table = pq.read_table(folder / "items.parquet")
+    pq.write_table(change(table), folder / "items.parquet")
+
+
+def test_lists_are_those_of_the_model(recommender):
+    history = ["item 3", "item 28", "item 0"]
+
+    result = recommender.recommend(history, top_k=6)
+
+    first = recommender.model.config.first_item_token
+    output = recommender.model.recommend(torch.tensor([[first + 3, first + 28, first]]), top_k=6, num_beams=7)
+    assert result.item_ids == [[ITEM_IDS[token - first] for token in output.item_tokens[0].tolist()]]
+    assert result.scores == [pytest.approx(output.scores[0].tolist())]
+    assert result.num_unknown == 0
+
+
+def test_batch_keeps_its_order_and_equals_its_users_one_by_one(folder):
+    histories = [["item 5"] * 9, [], ["item 1", "item 2"], ["item 7"], ["item 2", "item 1"]]
+    recommender = Recommender.from_pretrained(folder, device="cpu", batch_size=2)
+
+    together = recommender.recommend(histories, top_k=5)
+
+    for user, history in enumerate(histories):
+        alone = recommender.recommend([history], top_k=5)
+        assert alone.item_ids[0] == together.item_ids[user]
+        assert alone.scores[0] == pytest.approx(together.scores[user], abs=1e-5)
+
+
+def test_only_the_last_items_of_a_long_history_are_read(recommender):
+    recent = ["item 4", "item 5", "item 6", "item 7"]
+
+    assert recommender.recommend(["item 1", "item 2", *recent]).scores == recommender.recommend(recent).scores
+
+
+def test_seen_items_are_left_out_even_those_too_old_to_be_read(recommender):
+    everything = recommender.recommend(["item 9"], top_k=NUM_ITEMS).item_ids[0]
+    history = [*everything[:5], "item 1", "item 2", "item 3", "item 4"]
+
+    unseen = recommender.recommend(history, top_k=NUM_ITEMS, exclude_seen=True)
+
+    assert sorted(unseen.item_ids[0]) == sorted(set(ITEM_IDS) - set(history))
+    assert len(unseen.scores[0]) == len(unseen.item_ids[0])
+
+
+def test_users_with_different_numbers_of_seen_items_share_a_batch(recommender):
+    histories = [ITEM_IDS[:27], ["item 3"], []]
+
+    result = recommender.recommend(histories, top_k=4, exclude_seen=True)
+
+    assert sorted(result.item_ids[0]) == ["item 27", "item 28"]
+    assert [len(row) for row in result.item_ids] == [2, 4, 4]
+    assert "item 3" not in result.item_ids[1]
+
+
+def test_user_who_has_seen_everything_gets_an_empty_list(recommender):
+    result = recommender.recommend([ITEM_IDS, ["item 1"]], top_k=3, exclude_seen=True)
+
+    assert result.item_ids[0] == result.scores[0] == []
+    assert len(result.item_ids[1]) == 3
+
+
+def test_rules_for_all_users_and_for_each_are_item_ids(recommender):
+    everyone = recommender.recommend([["item 1"], ["item 2"]], top_k=3, allow_items=["item 4", "item 9", "item 6"])
+    each = recommender.recommend(
+        [["item 1"], ["item 2"]], top_k=3, allow_items=[["item 4"], []], exclude_items=["item 9"]
+    )
+
+    assert [sorted(row) for row in everyone.item_ids] == [["item 4", "item 6", "item 9"]] * 2
+    assert each.item_ids == [["item 4"], []]
+    assert each.scores[0] == pytest.approx([everyone.scores[0][everyone.item_ids[0].index("item 4")]], abs=1e-5)
+
+
+def test_rules_of_each_user_stay_with_the_user_when_a_batch_is_split(folder):
+    recommender = Recommender.from_pretrained(folder, device="cpu", batch_size=2)
+    histories = [["item 1"] * 4, [], ["item 2"]]
+
+    result = recommender.recommend(histories, top_k=9, allow_items=[["item 5"], ["item 6"], ["item 7", "item 8"]])
+
+    assert [sorted(row) for row in result.item_ids] == [["item 5"], ["item 6"], ["item 7", "item 8"]]
+
+
+def test_seen_and_excluded_items_are_both_left_out(recommender):
+    for rule in (ITEM_IDS[:20], [ITEM_IDS[:20], ITEM_IDS[:20]]):
+        histories = [["item 20", "item 3"], ["item 25"]]
+
+        result = recommender.recommend(histories, top_k=NUM_ITEMS, exclude_seen=True, exclude_items=rule)
+
+        assert [sorted(row) for row in result.item_ids] == [
+            sorted(set(ITEM_IDS[20:]) - {"item 20"}),
+            sorted(set(ITEM_IDS[20:]) - {"item 25"}),
+        ]
+
+
+def test_rules_with_unknown_ids_or_for_other_users_are_refused(recommender):
+    with pytest.raises(ValueError, match="`allow_items` holds ids that are not in the catalog: 'soap', 'comb'"):
+        recommender.recommend(["item 1"], allow_items=["soap", "item 2", "comb"])
+    with pytest.raises(
+        ValueError, match=r"`exclude_items` holds ids .* 'x0', 'x1', 'x2', 'x3', 'x4', ... \(7 in all\)"
+    ):
+        recommender.recommend(["item 1"], exclude_items=[[f"x{number}" for number in range(7)]])
+    with pytest.raises(
+        ValueError, match=r"`exclude_items` must be one list of ids or one per user \(1\), got 2 lists"
+    ):
+        recommender.recommend(["item 1"], exclude_items=[["item 1"], ["item 2"]])
+
+
+def test_options_of_the_search_reach_the_model(recommender):
+    first = recommender.model.config.first_item_token
+
+    result = recommender.recommend(["item 1"], top_k=3, search_options={"num_rescored": 29})
+
+    exact = recommender.model.score_items(torch.tensor([[first + 1]])).topk(3)
+    assert result.item_ids == [[ITEM_IDS[index] for index in exact.indices[0].tolist()]]
+
+
+def test_unknown_ids_are_counted_reported_and_ignored(recommender, caplog):
+    known = recommender.recommend(["item 3", "item 4"])
+
+    with caplog.at_level("WARNING"):
+        result = recommender.recommend([["soap", "item 3", "item 4", "Item 3"], ["item 1"]])
+
+    assert result.num_unknown == 2
+    assert "2 history items are not in the catalog and are ignored: 'soap', 'Item 3'" in caplog.text
+    assert result.item_ids[0] == known.item_ids[0]
+    assert result.scores[0] == pytest.approx(known.scores[0], abs=1e-5)
+
+
+def test_history_of_unknown_ids_only_is_an_empty_one(recommender):
+    assert recommender.recommend(["soap", "comb"]).item_ids == recommender.recommend([[]]).item_ids
+
+
+def test_longer_lists_than_the_catalog_are_the_whole_catalog(recommender):
+    result = recommender.recommend(["item 1"], top_k=1000)
+
+    assert sorted(result.item_ids[0]) == sorted(ITEM_IDS)
+
+
+def test_beams_of_a_call_come_before_those_of_the_recommender(recommender):
+    wide = recommender.recommend(["item 1"], num_beams=1000, top_k=3)
+
+    first = recommender.model.config.first_item_token
+    exact = recommender.model.score_items(torch.tensor([[first + 1]])).topk(3)
+    assert wide.item_ids == [[ITEM_IDS[index] for index in exact.indices[0].tolist()]]
+    with pytest.raises(ValueError, match="`num_beams` must be at least 1, got 0"):
+        recommender.recommend(["item 1"], num_beams=0)
+
+
+@pytest.mark.parametrize(
+    "histories", ["item 1", [1, 2], [["item 1"], "item 2"], ["item 2", ["item 1"]], [["item 1", 2]], [None]]
+)
+def test_anything_but_lists_of_strings_is_refused(recommender, histories):
+    with pytest.raises(TypeError):
+        recommender.recommend(histories)
+
+
+def test_lists_of_no_items_are_refused(recommender):
+    with pytest.raises(ValueError, match="`top_k` must be at least 1, got 0"):
+        recommender.recommend(["item 1"], top_k=0)
+
+
+def test_tuples_are_histories_too():
+    assert as_histories((("a", "b"), ("c",))) == [["a", "b"], ["c"]]
+    assert as_histories(("a", "b")) == [["a", "b"]]
+
+
+def test_model_is_served_in_evaluation_mode(folder):
+    recommender = Recommender.from_pretrained(folder)
+
+    assert not recommender.model.training
+
+
+def test_renamed_items_are_refused(folder):
+    replace_items(folder, lambda table: table.set_column(0, "item_id", pa.array(["soap", *ITEM_IDS[1:]])))
+
+    with pytest.raises(ValueError, match=r"ids of the item table \(items.parquet, 29 rows, .*config.json, 29 items"):
+        Recommender.from_pretrained(folder)
+
+
+def test_reordered_items_are_refused(folder):
+    replace_items(folder, lambda table: table.take(list(range(NUM_ITEMS - 1, -1, -1))))
+
+    with pytest.raises(ValueError, match="ids of the item table .* are not those the model was saved with"):
+        Recommender.from_pretrained(folder)
+
+
+def test_missing_items_are_refused(folder):
+    replace_items(folder, lambda table: table.slice(0, 28))
+
+    with pytest.raises(ValueError, match="items.parquet, 28 rows"):
+        Recommender.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "codes", [random_codes(seed=3).tolist(), [[0, 1]] * NUM_ITEMS, [[0, 1, 2]] * 28 + [[1]], [[0, 1, 2]] * 28 + [None]]
+)
+def test_other_codes_in_the_table_are_refused(folder, codes):
+    column = pa.array(codes, pa.list_(pa.int16()))
+    replace_items(folder, lambda table: table.set_column(1, "codes", column))
+
+    with pytest.raises(ValueError, match=r"codes of the item table \(items.parquet"):
+        Recommender.from_pretrained(folder)
+
+
+def test_table_without_ids_is_refused(folder):
+    replace_items(folder, lambda table: table.drop_columns(["item_id"]))
+
+    with pytest.raises(ValueError, match="needs a column `item_id`, found"):
+        Recommender.from_pretrained(folder)
+    with pytest.raises(ValueError, match="needs a column `item_id`, found"):
+        Recommender(make_model(tiny_config()), pa.table({"title": ["x"] * NUM_ITEMS}))
+
+
+def test_table_of_another_size_is_refused_for_a_model_without_a_record_of_its_items():
+    with pytest.raises(ValueError, match="has 3 rows, the model's catalog 29 items"):
+        check_items(make_model(tiny_config()), pa.table({"item_id": ["a", "b", "c"]}))
+
+
+def test_file_that_is_no_table_is_refused(folder):
+    (folder / "items.parquet").write_text("soap\n", encoding="utf-8")
+
+    with pytest.raises(ValueError, match="is no readable Parquet file"):
+        Recommender.from_pretrained(folder)
+
+
+def test_missing_table_and_missing_folder_are_reported(folder, tmp_path):
+    (folder / "items.parquet").unlink()
+
+    with pytest.raises(OSError, match=r"items\.parquet"):
+        Recommender.from_pretrained(folder)
+    with pytest.raises(OSError, match="nowhere"):
+        Recommender.from_pretrained(tmp_path / "nowhere")
+
+
+def test_tokenizer_of_other_items_is_refused(folder):
+    config = tiny_config(num_latent_tokens=2)
+    build_tokenizer(["soap", *ITEM_IDS[1:]], config).save_pretrained(folder)
+
+    with pytest.raises(ValueError, match=r"tokenizer \(tokenizer.json\) does not hold the items"):
+        Recommender.from_pretrained(folder)
+
+
+def test_tokenizer_with_items_behind_the_last_one_is_refused(folder):
+    config = tiny_config(num_latent_tokens=2, num_items=NUM_ITEMS + 1)
+    build_tokenizer([*ITEM_IDS, "soap"], config).save_pretrained(folder)
+
+    with pytest.raises(ValueError, match=r"tokenizer \(tokenizer.json\) does not hold the items"):
+        Recommender.from_pretrained(folder)
+
+
+def test_weights_of_another_catalog_are_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["item_codes"] = weights["item_codes"].flip(0).contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ValueError, match="semantic-ID table `item_codes` of the checkpoint"):
+        Recommender.from_pretrained(folder)
+
+
+def test_config_of_another_catalog_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["items_fingerprint"] = "0" * 16
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    with pytest.raises(ValueError, match="fingerprint 0000000000000000"):
+        Recommender.from_pretrained(folder)
+
+
+def test_search_options_overrule_the_recommender_and_cannot_replace_arguments(recommender):
+    options = {"num_beams": 29, "latent_aggregation": "sum"}
+
+    result = recommender.recommend(["item 1"], top_k=3, search_options=options)
+    first = recommender.model.config.first_item_token
+    expected = recommender.model.recommend(torch.tensor([[first + 1]]), top_k=3, **options)
+
+    assert result.scores == [pytest.approx(expected.scores[0].tolist())]
+    with pytest.raises(ValueError, match="must not hold `return_paths`, `top_k`"):
+        recommender.recommend(["item 1"], search_options={"top_k": 3, "return_paths": True})
+
+
+def test_rules_may_come_from_an_iterator_and_may_be_empty(recommender):
+    excluding = recommender.recommend(["item 1"], top_k=29, exclude_items=(name for name in ["item 5"]))
+    nothing = recommender.recommend(["item 1"], top_k=3, allow_items=[])
+    anything = recommender.recommend(["item 1"], top_k=29, exclude_items=[])
+
+    assert len(excluding.item_ids[0]) == 28
+    assert "item 5" not in excluding.item_ids[0]
+    assert nothing.item_ids == [[]]
+    assert len(anything.item_ids[0]) == 29

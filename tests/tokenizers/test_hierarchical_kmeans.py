@@ -1,0 +1,182 @@
+"""Hierarchical k-means: the tree, walking down, saving, checks."""
+
+import json
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_genrec.tokenizers.collisions import group_by_codes
+from hf_genrec.tokenizers.quantizers import HierarchicalKMeans, load_quantizer, relative_errors
+
+
+@pytest.fixture(scope="module")
+def embeddings() -> np.ndarray:
+    return np.random.default_rng(7).normal(size=(301, 13)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def quantizer(embeddings) -> HierarchicalKMeans:
+    return HierarchicalKMeans(num_levels=3, codebook_size=8).fit(embeddings)
+
+
+def test_each_level_splits_the_members_of_a_cluster(embeddings, quantizer):
+    codes = quantizer.encode(embeddings)
+
+    assert codes.shape == (301, 3)
+    assert codes.dtype == np.int64
+    assert [codes.min(), codes.max()] == [0, 7]
+    num_clusters = [len(group_by_codes(codes[:, : depth + 1])[1]) for depth in range(3)]
+    assert num_clusters[0] == 8
+    assert 8 < num_clusters[1] <= 64
+    assert num_clusters[2] > 250  # most clusters of the second level have at most eight members
+
+
+def test_first_level_is_plain_k_means(embeddings, quantizer):
+    codes = quantizer.encode(embeddings)[:, :1]
+
+    centroids = quantizer.decode(np.arange(8)[:, None])
+    nearest = ((embeddings[:, None] - centroids) ** 2).sum(axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(codes[:, 0], nearest)
+    for code in range(8):  # k-means has not converged after 25 iterations, but nearly
+        np.testing.assert_allclose(centroids[code], embeddings[nearest == code].mean(axis=0), atol=0.15)
+
+
+def test_members_of_small_clusters_get_codes_of_their_own_and_reconstruct_exactly(embeddings, quantizer):
+    codes = quantizer.encode(embeddings)
+
+    groups, sizes = group_by_codes(codes[:, :2])
+    is_small = sizes[groups] <= 8
+    assert (group_by_codes(codes[is_small])[1] == 1).all()
+    np.testing.assert_array_equal(quantizer.decode(codes[is_small]), embeddings[is_small])
+
+
+def test_cluster_that_is_split_further_keeps_a_single_member_at_code_zero():
+    rows = np.array([[0.0, 0.0], [5.0, 0.0], [9.0, 9.0]])
+
+    codes = HierarchicalKMeans(num_levels=3, codebook_size=4).fit(rows).encode(rows)
+
+    assert sorted(codes[:, 0].tolist()) == [0, 1, 2]
+    np.testing.assert_array_equal(codes[:, 1:], np.zeros((3, 2)))
+
+
+def test_new_items_walk_to_the_nearest_child(embeddings, quantizer):
+    new_items = np.random.default_rng(8).normal(size=(57, 13)).astype(np.float32)
+
+    codes = quantizer.encode(new_items)
+
+    for depth in range(3):
+        for item, row in zip(new_items, codes, strict=True):
+            level, node = quantizer._levels[depth], 0
+            for before, code in zip(quantizer._levels[:depth], row, strict=False):
+                node = before.offsets[node] + code
+            children = level.children[level.offsets[node] : level.offsets[node + 1]]
+            assert row[depth] == ((quantizer._centroids[children] - item) ** 2).sum(axis=1).argmin()
+
+
+def test_deeper_levels_reconstruct_better(embeddings, quantizer):
+    errors = relative_errors(quantizer, embeddings, quantizer.encode(embeddings))
+
+    assert 1 > errors[0] > errors[1] > errors[2] >= 0
+    np.testing.assert_allclose(
+        errors[2],
+        ((quantizer.decode(quantizer.encode(embeddings)) - embeddings) ** 2).sum()
+        / ((embeddings - embeddings.mean(axis=0)) ** 2).sum(),
+        rtol=1e-5,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 3), st.sampled_from([2, 4, 8]), st.integers(0, 99))
+def test_equal_rows_share_codes_and_every_code_can_be_decoded(num_rows, num_levels, codebook_size, seed):
+    rows = np.random.default_rng(seed).integers(0, 3, size=(num_rows, 2)).astype(np.float32)
+
+    quantizer = HierarchicalKMeans(num_levels=num_levels, codebook_size=codebook_size).fit(rows)
+    codes = quantizer.encode(rows)
+
+    assert codes.max() < codebook_size
+    assert quantizer.decode(codes).shape == rows.shape
+    groups = np.unique(rows, axis=0, return_inverse=True)[1].ravel()
+    assert len(np.unique(np.column_stack([groups, codes]), axis=0)) == len(np.unique(groups))
+
+
+def test_tree_depends_on_neither_the_order_of_the_rows_nor_the_number_of_threads(embeddings, quantizer):
+    order = np.random.default_rng(9).permutation(301)
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(3)
+    try:
+        again = HierarchicalKMeans(num_levels=3, codebook_size=8).fit(embeddings[order])
+        num_threads = faiss.omp_get_max_threads()
+    finally:
+        faiss.omp_set_num_threads(before)
+
+    np.testing.assert_array_equal(again.encode(embeddings), quantizer.encode(embeddings))
+    assert num_threads == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 29])
+def test_codes_do_not_depend_on_the_batch(embeddings, quantizer, batch_size):
+    batches = [quantizer.encode(embeddings[i : i + batch_size]) for i in range(0, 31, batch_size)]
+
+    np.testing.assert_array_equal(np.concatenate(batches)[:31], quantizer.encode(embeddings)[:31])
+
+
+def test_seed_changes_the_tree(embeddings, quantizer):
+    other = HierarchicalKMeans(num_levels=3, codebook_size=8, seed=5).fit(embeddings)
+
+    assert not np.array_equal(other.encode(embeddings), quantizer.encode(embeddings))
+
+
+def test_saved_tree_assigns_the_same_codes_to_new_items(tmp_path, quantizer):
+    new_items = np.random.default_rng(8).normal(size=(57, 13)).astype(np.float32)
+
+    quantizer.save(tmp_path)
+    loaded = load_quantizer(tmp_path)
+
+    assert isinstance(loaded, HierarchicalKMeans)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "quantizer.safetensors"]
+    codes = quantizer.encode(new_items)
+    np.testing.assert_array_equal(loaded.encode(new_items), codes)
+    np.testing.assert_array_equal(loaded.decode(codes), quantizer.decode(codes))
+    assert (loaded.num_levels, loaded.codebook_size, loaded.seed, loaded.num_iterations) == (3, 8, 1234, 25)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("num_levels", 2, "3 levels, config.json says 2"), ("dim", 5, "5 columns"), ("quantizer_type", "opq", "'opq'")],
+)
+def test_folder_that_does_not_fit_its_config_is_refused(tmp_path, quantizer, key, value, message):
+    quantizer.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}), encoding="utf-8")
+
+    with pytest.raises(ValueError, match=message):
+        HierarchicalKMeans.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"num_levels": 0}, {"codebook_size": 3}, {"codebook_size": 65536}, {"num_iterations": 0}]
+)
+def test_arguments_out_of_range_are_named(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        HierarchicalKMeans(**arguments)
+
+
+def test_wrong_input_is_an_error(embeddings, quantizer):
+    broken = embeddings.copy()
+    broken[[4, 9], 2] = np.nan
+
+    with pytest.raises(ValueError, match=r"2 rows, first at rows \[4, 9\]"):
+        HierarchicalKMeans().fit(broken)
+    with pytest.raises(ValueError, match="at least one row"):
+        HierarchicalKMeans().fit(embeddings[:0])
+    with pytest.raises(ValueError, match="13 columns, got 12"):
+        quantizer.encode(embeddings[:, :12])
+    with pytest.raises(ValueError, match="not fitted"):
+        HierarchicalKMeans().encode(embeddings)
+    with pytest.raises(ValueError, match="between 0 and 7"):
+        quantizer.decode(np.array([[0, 8, 0]]))
+    with pytest.raises(ValueError, match="no cluster has 1 of them, first row 1"):
+        HierarchicalKMeans(num_levels=2, codebook_size=4).fit(embeddings[:3]).decode(np.array([[0, 0], [3, 0]]))

@@ -1,0 +1,390 @@
+"""Training: batches, the toy world, evaluation, resuming."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import TrainerState
+
+from hf_genrec import (
+    GenRecTrainingArguments,
+    Recommender,
+    SASRecConfig,
+    SASRecForItemGeneration,
+    SemanticIds,
+    evaluate_recommender,
+    make_trainer,
+)
+from hf_genrec.training.trainer import Stopwatch, TargetBatchSampler, validation_rows
+from invariants.model import make_model, tiny_config
+
+
+NUM_ITEMS = 11
+
+
+@st.composite
+def rows_of_targets(draw):
+    """Lengths and numbers of targets of rows: between one and `length` targets each."""
+    lengths = draw(st.lists(st.integers(1, 20), min_size=1, max_size=40))
+    return lengths, [draw(st.integers(1, length)) for length in lengths]
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows_of_targets(), st.integers(1, 64), st.integers(0, 5))
+def test_every_row_comes_exactly_once_per_epoch_in_equally_many_batches(rows, targets_per_batch, seed):
+    lengths, targets = rows
+    sampler = TargetBatchSampler(lengths, targets, targets_per_batch=targets_per_batch, seed=seed)
+
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+
+        assert len(batches) == len(sampler)
+        assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+        assert all(batches)
+        assert batches == list(sampler)
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows_of_targets(), st.integers(1, 64))
+def test_batches_hold_about_their_number_of_targets(rows, targets_per_batch):
+    lengths, targets = rows
+    sampler = TargetBatchSampler(lengths, targets, targets_per_batch=targets_per_batch, seed=0)
+
+    sizes = [sum(targets[row] for row in batch) for batch in sampler]
+
+    assert max(sizes) < targets_per_batch + max(targets)
+    assert len(sizes) <= -(-sum(targets) // targets_per_batch)
+
+
+def test_long_rows_with_few_targets_end_a_batch_before_its_memory_explodes():
+    sampler = TargetBatchSampler([50] * 37 + [3] * 5, [1] * 37 + [3] * 5, targets_per_batch=16, seed=0)
+
+    batches = list(sampler)
+
+    assert max(sum(50 for row in batch if row < 37) for batch in batches) < 16 * 20 + 50
+    assert sorted(row for batch in batches for row in batch) == list(range(42))
+
+
+def test_rows_of_a_batch_have_neighbouring_lengths():
+    lengths = [7, 1, 3, 7, 1, 3, 7, 1]
+    sampler = TargetBatchSampler(lengths, lengths, targets_per_batch=10, seed=3)
+
+    spans = sorted((min(lengths[row] for row in batch), max(lengths[row] for row in batch)) for batch in sampler)
+
+    assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:], strict=False))
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    def batches(seed, epoch):
+        sampler = TargetBatchSampler([2] * 20, [2] * 20, targets_per_batch=6, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert batches(0, 4) == batches(0, 4)
+    assert batches(0, 4) != batches(0, 5)
+    assert batches(0, 4) != batches(1, 4)
+
+
+@pytest.mark.parametrize("num_replicas", [2, 3, 8])
+def test_processes_get_equally_many_batches_and_leave_no_row_out(num_replicas):
+    sampler = TargetBatchSampler([1] * 7, [1] * 7, targets_per_batch=2, seed=0, num_replicas=num_replicas)
+
+    batches = list(sampler)
+
+    assert len(batches) == len(sampler)
+    assert len(batches) % num_replicas == 0
+    assert {row for batch in batches for row in batch} == set(range(7))
+
+
+def test_no_rows_and_empty_batches_are_refused():
+    with pytest.raises(ValueError, match="There are no training rows"):
+        TargetBatchSampler([], [], targets_per_batch=3, seed=0)
+    with pytest.raises(ValueError, match="`targets_per_batch` must be at least 1, got 0"):
+        TargetBatchSampler([1], [1], targets_per_batch=0, seed=0)
+
+
+@pytest.fixture
+def circle(make_prepared):
+    """A world with one rule: item i is followed by item i + 1, and the last one by the first."""
+    random = np.random.default_rng(0)
+    sequences = {}
+    for user in range(60):
+        start, length = random.integers(NUM_ITEMS), random.integers(5, 13)
+        sequences[f"u{user}"] = [f"i{(start + step) % NUM_ITEMS:02d}" for step in range(length)]
+    return make_prepared(sequences)
+
+
+def arguments(folder, **changes):
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 48,
+        "num_train_epochs": 12,
+        "learning_rate": 1e-2,
+        "precision": "fp32",
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "disable_tqdm": True,
+        "num_eval_users": 17,
+        "seed": 5,
+    }
+    return GenRecTrainingArguments(**(defaults | changes))
+
+
+def circle_model(**changes):
+    return make_model(tiny_config(num_items=NUM_ITEMS, num_levels=2, codebook_size=4, **changes))
+
+
+@pytest.mark.parametrize("num_latent_tokens", [0, 2])
+@pytest.mark.parametrize("mode", ["causal", "bidirectional"])
+def test_toy_world_is_solved(circle, tmp_path, mode, num_latent_tokens):
+    options = {"history_attention": mode, "num_latent_tokens": num_latent_tokens}
+    model = circle_model(**options, max_history_length=3, d_model=32)
+
+    make_trainer(model, circle, arguments(tmp_path, num_train_epochs=15)).train()
+
+    recommender = Recommender(model.eval(), circle.items, num_beams=8)
+    metrics = evaluate_recommender(recommender, circle, split="test", ks=(1,))
+    assert metrics["recall@1"] == 1.0
+
+
+def test_evaluation_ranks_as_the_recommender_does(circle, tmp_path):
+    model = circle_model(num_latent_tokens=2)
+    trainer = make_trainer(model, circle, arguments(tmp_path, num_eval_users=-1, eval_num_beams=1000))
+
+    metrics = trainer.evaluate()
+
+    split = circle.split("validation")
+    rows = [[*history, target] for history, target in zip(split["history"], split["target"], strict=True)]
+    first, ranks, losses = model.config.first_item_token, [], []
+    for row in rows:
+        tokens = torch.tensor([[first + circle.item_ids.index(item) for item in row]])
+        exact = model.eval().score_items(tokens[:, :-1])
+        ranks.append(int((exact[0] > exact[0, tokens[0, -1] - first]).sum()))
+        total = model.score_items(tokens[:, :-1], latent_aggregation="sum")
+        losses.append(-total[0, tokens[0, -1] - first].item() / 2)
+    assert metrics["eval_recall@10"] == pytest.approx(np.mean(np.array(ranks) < 10))
+    gains = [1 / np.log2(rank + 2) if rank < 10 else 0 for rank in ranks]
+    assert metrics["eval_ndcg@10"] == pytest.approx(np.mean(gains))
+    assert metrics["eval_loss"] == pytest.approx(np.mean(losses), abs=1e-4)
+
+
+def test_evaluation_leaves_the_training_mode_and_the_random_numbers_alone(circle, tmp_path):
+    trainer = make_trainer(circle_model(num_latent_tokens=2), circle, arguments(tmp_path))
+    trainer.model.train()
+    state = torch.get_rng_state()
+
+    trainer.evaluate()
+
+    assert trainer.model.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_validation_sample_is_fixed_by_the_seed(circle):
+    def sample(num_users, seed=0):
+        rows = validation_rows(circle, first_item_token=4, max_history_length=3, num_users=num_users, seed=seed)
+        return [(row["input_ids"].tolist(), row["labels"].tolist()) for row in (rows[i] for i in range(len(rows)))]
+
+    assert sample(9) == sample(9)
+    assert sample(9) != sample(9, seed=1)
+    assert len(sample(None)) == len(sample(-1)) == len(sample(1000)) == 60
+    assert all(len(ids) == 3 and labels[:-1] == [-100, -100] for ids, labels in sample(9))
+
+
+def test_training_log_and_best_checkpoint_follow_ndcg(circle, tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("transformers.trainer.logger.warning", lambda message, *_: warnings.append(message))
+    changes = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    trainer = make_trainer(circle_model(), circle, arguments(tmp_path, num_train_epochs=3, **changes))
+
+    trainer.train()
+
+    values = [entry["eval_ndcg@10"] for entry in trainer.state.log_history if "eval_ndcg@10" in entry]
+    assert len(values) == 3
+    assert trainer.state.best_metric == max(values)
+    best = load_file(os.path.join(trainer.state.best_model_checkpoint, "model.safetensors"))
+    assert torch.equal(best["shared.weight"], trainer.model.shared.weight)
+    assert [warning for warning in warnings if "missing keys" in warning] == []  # tied weights are stored once
+
+
+def test_training_stops_early_when_nothing_gets_better(circle, tmp_path):
+    changes = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    frozen = {"learning_rate": 0.0, "num_train_epochs": 9, "early_stopping_patience": 2}
+    trainer = make_trainer(circle_model(), circle, arguments(tmp_path, **changes, **frozen))
+
+    trainer.train()
+
+    assert trainer.state.epoch == 3.0
+
+
+@pytest.mark.parametrize("mode", ["causal", "bidirectional"])
+def test_every_epoch_trains_every_target_in_another_order(circle, tmp_path, mode):
+    trainer = make_trainer(circle_model(history_attention=mode), circle, arguments(tmp_path, num_train_epochs=2))
+    seen, forward = [], trainer.model.forward
+
+    def record(*args, **inputs):
+        seen.append(sorted(tuple(row) for row in inputs["labels"].tolist()))
+        return forward(*args, **inputs)
+
+    trainer.model.forward = record
+    trainer.train()
+
+    train = circle.split("train")
+    num_targets = sum(len(history) for history in train["history"])
+    num_seen = [sum(label != -100 for rows in half for row in rows for label in row) for half in halves(seen)]
+    assert num_seen == [num_targets, num_targets]
+    first, second = halves(seen)
+    assert first != second
+
+
+def halves(rows):
+    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+
+
+def test_accumulated_steps_train_like_one_large_step(circle, tmp_path):
+    weights = []
+    for size, accumulation in ((10_000, 1), (60, 100)):
+        model = circle_model()
+        changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 1}
+        args = arguments(tmp_path, warmup_steps=0, max_grad_norm=0.0, optim="sgd", **changes)
+        make_trainer(model, circle, args).train()
+        weights.append(model.shared.weight.detach().clone())
+
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "int8"}, "`precision` must be auto, bf16, fp16 or fp32, got 'int8'"),
+        ({"latent_aggregation": "mean"}, "`latent_aggregation` must be 'max' or 'sum', got 'mean'"),
+        ({"eval_num_beams": 0}, "`eval_num_beams` must be at least 1, got 0"),
+        ({"num_eval_users": 0}, "`num_eval_users` must be"),
+        ({"window_stride": 0}, "`window_stride` must be at least 1, got 0"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing` of the model's config"),
+        ({"early_stopping_patience": 2}, "`early_stopping_patience` needs"),
+    ],
+)
+def test_training_arguments_out_of_range_are_refused_before_anything_runs(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **changes)
+
+
+def test_validation_needs_as_many_beams_as_its_lists_have_items(circle, tmp_path):
+    looks = {"eval_strategy": "epoch", "eval_num_beams": 9}
+    model = circle_model()
+
+    with pytest.raises(ValueError, match="`eval_num_beams` must be at least 10, .* got 9"):
+        make_trainer(model, circle, arguments(tmp_path, **looks))
+
+    make_trainer(model, circle, arguments(tmp_path, **looks | {"eval_num_beams": 10}))
+    make_trainer(model, circle, arguments(tmp_path, **looks | {"eval_strategy": "no"}))
+    sasrec = make_model(SASRecConfig(num_items=NUM_ITEMS, d_model=8), model_class=SASRecForItemGeneration)
+    make_trainer(sasrec, circle, arguments(tmp_path, **looks))  # which scores all items
+
+
+def test_half_precision_asked_for_by_its_own_flag_is_not_overruled(monkeypatch, tmp_path):
+    monkeypatch.setattr("hf_genrec.training.trainer.has_bfloat16", lambda: True)
+
+    args = arguments(tmp_path, precision="auto", fp16=True)
+
+    assert (args.fp16, args.bf16) == (True, False)
+    assert arguments(tmp_path, precision="auto").bf16
+
+
+def test_data_set_of_another_catalog_is_refused(circle, tmp_path):
+    model = make_model(tiny_config(num_items=12))
+    with pytest.raises(ValueError, match="The model's catalog has 12 items, the data set 11"):
+        make_trainer(model, circle, arguments(tmp_path))
+
+    model = circle_model()
+    semantic_ids = SemanticIds([f"other {i}" for i in range(NUM_ITEMS)], model.item_codes.numpy(), 4, "keep")
+    model.config.items_fingerprint = semantic_ids.items_fingerprint
+    with pytest.raises(ValueError, match="items of the data set are not those of the model"):
+        make_trainer(model, circle, arguments(tmp_path))
+
+
+def test_data_set_without_validation_users_trains_only_without_evaluation(make_prepared, tmp_path):
+    prepared = make_prepared({"u1": ["a", "b"], "u2": ["b", "c"]})
+    model = make_model(tiny_config(num_items=3))
+
+    make_trainer(model, prepared, arguments(tmp_path, num_train_epochs=1)).train()
+    with pytest.raises(ValueError, match="no validation users"):
+        make_trainer(model, prepared, arguments(tmp_path, eval_strategy="epoch"))
+
+
+def resumable_trainer(prepared, output):
+    """A checkpoint every five steps, in the middle of an epoch; dropout and latents are drawn at random."""
+    model = circle_model(history_attention="causal", num_latent_tokens=2, dropout_rate=0.2)
+    every_five_steps = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 5}
+    args = arguments(output, num_train_epochs=3, save_total_limit=None, **every_five_steps)
+    return make_trainer(model, prepared, args)
+
+
+PROGRAM = """
+import os, signal, sys
+tests, root, prepared, output = sys.argv[1:]
+sys.path[:0] = [*tests.split(os.pathsep), root]
+from transformers import TrainerCallback
+from hf_genrec import PreparedDataset
+from test_training import resumable_trainer
+
+class Killer(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+trainer = resumable_trainer(PreparedDataset.load(prepared), output)
+trainer.add_callback(Killer())
+trainer.train()
+"""
+
+
+def test_killed_run_resumes_and_ends_with_the_weights_of_an_uninterrupted_one(circle, tmp_path, repository):
+    whole = resumable_trainer(circle, tmp_path / "whole")
+    whole.train()
+
+    folders = (
+        os.pathsep.join([str(repository / "tests"), str(repository / "tests" / "training")]),
+        repository,
+        circle.folder,
+        tmp_path / "run",
+    )
+    command = [sys.executable, "-c", PROGRAM, *map(str, folders)]
+    killed = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=200, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-10", "checkpoint-5"]
+    resumed = resumable_trainer(circle, tmp_path / "run")
+    resumed.train(resume_from_checkpoint=True)
+
+    expected, found = whole.model.state_dict(), resumed.model.state_dict()
+    assert [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])] == []
+    losses = [
+        [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        for trainer in (whole, resumed)
+    ]
+    assert losses[0] == losses[1]
+    assert whole.state.global_step == resumed.state.global_step > 15
+
+
+def test_minutes_of_a_resumed_training_go_on_from_those_of_its_checkpoint(tmp_path):
+    (tmp_path / "checkpoint-7").mkdir()
+    (tmp_path / "checkpoint-7" / "time.json").write_text('{"minutes": 5.5, "cpu_minutes": 4.25}', encoding="utf-8")
+    (tmp_path / "checkpoint-9").mkdir()
+    state = TrainerState(global_step=9)
+
+    stopwatch = Stopwatch(str(tmp_path / "checkpoint-7"))
+    stopwatch.on_save(arguments(tmp_path), state, None)
+    again = Stopwatch(str(tmp_path / "checkpoint-9")).read()
+
+    assert 5.5 <= again["minutes"] < 6
+    assert 4.25 <= again["cpu_minutes"] < 5
+    assert Stopwatch().read()["minutes"] < 0.1
