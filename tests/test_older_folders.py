@@ -56,7 +56,7 @@ def test_prepared_data_vectors_and_ids_load(older):
     data = PreparedDataset.load(older / "data")
     ids, _ = load_tokenized(older / "ids")
 
-    assert ids.item_ids == data.item_ids
+    assert list(ids.item_ids) == list(data.item_ids)
     assert read_embeddings(older / "vectors", data)[0].shape == (31, 8)
 
 
