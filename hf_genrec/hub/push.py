@@ -9,7 +9,7 @@ import json
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,11 +22,14 @@ from hf_genrec.hub.files import CARD_NAME, Content, files_left_out, is_published
 from hf_genrec.tokenizers.folder import IDS_NAME, QUANTIZER_NAME, load_tokenized
 
 
+if TYPE_CHECKING:
+    from hf_genrec.serving.recommender import Recommender
+
 SPACE_VARIABLE = "HF_GENREC_REPO"  # of the Space: the repository that it shows
 
 
 def push_recommender(
-    folder: str | os.PathLike[str],
+    recommender: str | os.PathLike[str] | Recommender,
     repo_id: str,
     *,
     private: bool = True,
@@ -37,13 +40,15 @@ def push_recommender(
     dry_run: bool = False,
 ) -> Publication:
     """
-    Publish a run folder as a Hub repository that is a complete recommender.
+    Publish a recommender as a Hub repository that is complete: model, code, tokenizer, items and card.
 
     The repository holds what [`hub_files`] lists, and nothing of ours that the folder no longer has; files of other
     people stay. A card that was edited on the Hub stays too.
 
     Args:
-        folder (`str` or `Path`): What training or [`save_recommender`] wrote.
+        recommender (`str`, `Path` or [`Recommender`]):
+            A folder that training or [`save_recommender`] wrote, or a recommender that was loaded from a folder or
+            repository and not changed since.
         repo_id (`str`): `user/name`, or `name` for the user of the token. Created where it is missing.
         private (`bool`, *optional*, defaults to `True`): Of a new repository; an existing one stays as it is.
         revision (`str`, *optional*): The branch; `None` for `main`. Created where it is missing.
@@ -57,12 +62,15 @@ def push_recommender(
 
     Raises:
         FileNotFoundError: If the folder is no complete recommender.
-        ValueError: If a file is damaged, holds a token, or is JSON with a path of this machine.
+        ValueError:
+            If a file is damaged, holds a token, or is JSON with a path of this machine; if a [`Recommender`] was built
+            in memory or was changed since it was loaded.
         OSError: If the Hub cannot be reached or refuses; the branch is then as it was.
     """
+    folder = Path(recommender) if isinstance(recommender, (str, os.PathLike)) else recommender.saved_folder()
     contents = published_files(folder)
     repo_id = full_name(repo_id, token=token, must_answer=not dry_run)
-    contents |= _card_of(Path(folder), repo_id)
+    contents |= _card_of(folder, repo_id)
     left = [PlannedFile(name, "leave out", size, why) for name, (size, why) in files_left_out(folder).items()]
     return publish(
         contents,

@@ -24,8 +24,6 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from hf_genrec.hub.commits import Publication
-from hf_genrec.hub.push import push_recommender
 from hf_genrec.modeling.genrec_catalog import catalog_fingerprint
 from hf_genrec.serving.recommendations import Recommendations, as_histories
 from hf_genrec.tokenizers.semantic_ids import items_fingerprint
@@ -143,55 +141,25 @@ class Recommender:
         recommender._origin = (path, where)
         return recommender
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = True,
-        revision: str | None = None,
-        commit_message: str | None = None,
-        replace_card: bool = False,
-        token: str | None = None,
-        dry_run: bool = False,
-    ) -> Publication:
+    def saved_folder(self) -> Path:
         """
-        Publish the folder or repository that this recommender was loaded from, see [`push_recommender`].
-
-        Args:
-            repo_id (`str`): `user/name`, or `name` for the user of the token. Created where it is missing.
-            private (`bool`, *optional*, defaults to `True`): Of a new repository; an existing one stays as it is.
-            revision (`str`, *optional*): The branch; `None` for `main`. Created where it is missing.
-            commit_message (`str`, *optional*): The first line of the commit.
-            replace_card (`bool`, *optional*, defaults to `False`): Whether a card edited on the Hub may be replaced.
-            token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
-            dry_run (`bool`, *optional*, defaults to `False`): Whether to say only what would happen.
+        The folder that holds what this recommender serves, to be copied or published.
 
         Returns:
-            [`Publication`]
+            `Path`: the folder it was loaded from; of a Hub repository, its files in the cache.
 
         Raises:
-            ValueError: If it was not loaded with `from_pretrained`, its weights were changed since, or a file may not
-                be published.
-            OSError: If the Hub cannot be reached or refuses; the branch is then as it was.
+            ValueError: If it was not loaded with `from_pretrained`, or differs from the files it was loaded from.
         """
         if self._origin is None:
             raise ValueError(
-                "This recommender was built in memory: write it with `save_recommender(folder, ...)`, then publish "
-                "the folder with `push_recommender(folder, repo_id)`."
+                "This recommender was built in memory, so there is no folder with its files. Write one with "
+                "`save_recommender(folder, ...)`."
             )
         path, where = self._origin
         folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, **where))
-        _check_weights(self.model, folder)
-        return push_recommender(
-            folder,
-            repo_id,
-            private=private,
-            revision=revision,
-            commit_message=commit_message,
-            replace_card=replace_card,
-            token=token,
-            dry_run=dry_run,
-        )
+        _check_unchanged(self, folder)
+        return folder
 
     @property
     def decoding(self) -> str:
@@ -359,18 +327,19 @@ class Recommender:
         return torch.from_numpy(tokens).to(self.model.device)  # type: ignore[return-value]
 
 
-def _check_weights(model: Any, folder: Path) -> None:
-    """What is published must be what is served."""
-    state = model.state_dict()
+def _check_unchanged(recommender: Recommender, folder: Path) -> None:
+    """Whether a recommender serves the weights and items of a folder."""
+    remedy = "Write them to a folder with `save_recommender(folder, ...)` and use that one."
+    state = recommender.model.state_dict()
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
                 tensor = file.get_tensor(name)
                 if name not in state or not torch.equal(state[name].to(tensor), tensor):
-                    raise ValueError(
-                        f"The weights in memory are not those of {path} (`{name}` differs): write them with "
-                        "`save_recommender(folder, ...)`, then publish the folder with `push_recommender`."
-                    )
+                    raise ValueError(f"The weights in memory are not those of {path} (`{name}` differs). {remedy}")
+    table = folder / "items.parquet"
+    if not recommender.items.equals(pq.read_table(table)):
+        raise ValueError(f"The item table in memory is not that of {table}. {remedy}")
 
 
 def _check_search_options(model: Any, search_options: Mapping[str, Any]) -> None:

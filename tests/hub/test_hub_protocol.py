@@ -253,8 +253,8 @@ def test_dry_run_needs_no_hub(run, monkeypatch):
 
 
 def test_loaded_recommender_publishes_what_it_was_loaded_from(hub, run):
-    Recommender.from_pretrained(run, device="cpu").push_to_hub("toy")
-    Recommender.from_pretrained("me/toy", device="cpu").push_to_hub("copy")
+    push_recommender(Recommender.from_pretrained(run, device="cpu"), "toy")
+    push_recommender(Recommender.from_pretrained("me/toy", device="cpu"), "copy")
 
     files, copied = hub.model("me/toy").files(), hub.model("me/copy").files()
     assert set(files) == set(copied)
@@ -266,9 +266,19 @@ def test_recommender_does_not_publish_other_weights_than_it_serves(hub, run):
     recommender.model.shared.weight.data += 1
 
     with pytest.raises(ValueError, match="weights in memory"):
-        recommender.push_to_hub("toy")
+        push_recommender(recommender, "toy")
     with pytest.raises(ValueError, match="built in memory"):
-        Recommender(recommender.model, recommender.items).push_to_hub("toy")
+        push_recommender(Recommender(recommender.model, recommender.items), "toy")
+    assert hub.repos == {}
+
+
+def test_recommender_does_not_publish_another_table_than_it_serves(hub, run):
+    recommender = Recommender.from_pretrained(run, device="cpu")
+    titles = pa.array(["another title"] * recommender.items.num_rows)
+    pq.write_table(recommender.items.set_column(2, "title", titles), run / "items.parquet")
+
+    with pytest.raises(ValueError, match="item table in memory"):
+        push_recommender(recommender, "toy")
     assert hub.repos == {}
 
 
