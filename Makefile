@@ -18,7 +18,7 @@ endif
 	$(BIN)/python spaces_demo/app.py $(or $(REPO),demo/model)
 
 test: $(VENV)/.dev-installed
-	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --durations=10
 
 test-slow: $(VENV)/.dev-installed $(VENV)/.space-installed
 	$(BIN)/python -m pytest -q -m slow
@@ -31,6 +31,7 @@ quality: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python" if sys.version_info < (3, 11) else 0)'

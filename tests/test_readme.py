@@ -1,4 +1,4 @@
-"""The README keeps its word: its Python blocks run, its commands exist with the options it names."""
+"""The READMEs keep their word: Python blocks run, commands exist with the options they name, links lead somewhere."""
 
 import functools
 import os
@@ -15,25 +15,38 @@ from hf_genrec.cli.main import app
 
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+# The library's page, the guide of each room, and the guides of what stands beside the library.
+READMES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "hf_genrec").glob("*/README.md"),
+        *(ROOT / "scripts").rglob("README.md"),
+    ]
+)
+PAGES = {file.relative_to(ROOT).as_posix(): file for file in READMES if "spaces_demo" not in file.parts}
 # A block below a comment `<!-- not run: reason -->` is shown only, for example because it needs the network.
 BLOCK = re.compile(r"(<!-- not run: .+? -->\s*)?^```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:href|src|srcset)=\"([^\"]+)\"")
 
 
-def blocks(*languages: str) -> list[str]:
-    text = README.read_text(encoding="utf-8") if README.exists() else ""
+def blocks_of(text: str, *languages: str) -> list[str]:
     return [body for skipped, language, body in BLOCK.findall(text) if language in languages and not skipped]
 
 
-def commands() -> list[list[str]]:
+def commands_in(text: str) -> list[list[str]]:
     """Every command of the shell blocks as words, continuation lines joined, comments and prompts dropped."""
-    lines = "".join(blocks("bash", "shell", "sh", "console")).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks_of(text, "bash", "shell", "sh", "console")).replace("\\\n", " ").splitlines()
     words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if not line.startswith(("#", ">"))]
     return [command for command in words if command]
 
 
 def commands_of(program: str) -> list[list[str]]:
-    return [command for command in commands() if command[0] == program]
+    """The distinct commands of all pages that begin with a word."""
+    found = {}
+    for file in PAGES.values():
+        found |= {tuple(c): c for c in commands_in(file.read_text(encoding="utf-8")) if c[0] == program}
+    return list(found.values())
 
 
 @functools.lru_cache
@@ -53,7 +66,7 @@ def assert_options_exist(command: list[str], help_text: str) -> None:
 
 
 @pytest.mark.parametrize("command", commands_of("hf-genrec"), ids=" ".join)
-def test_command_line_of_the_readme_exists(command):
+def test_command_line_of_a_readme_exists(command):
     is_verb = len(command) > 1 and not command[1].startswith("-")
 
     result = CliRunner().invoke(app, [*command[1 : 2 if is_verb else 1], "--help"])
@@ -63,30 +76,41 @@ def test_command_line_of_the_readme_exists(command):
 
 
 @pytest.mark.parametrize("command", [c for c in commands_of("python") if c[1].startswith("scripts/")], ids=" ".join)
-def test_script_of_the_readme_exists(command):
+def test_script_of_a_readme_exists(command):
     assert_options_exist(command[2:], help_of(command[1]))
 
 
 @pytest.mark.parametrize("command", commands_of("make"), ids=" ".join)
-def test_make_target_of_the_readme_exists(command):
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+def test_make_target_of_a_readme_exists(command):
+    words = [word for word in command[1:] if "=" not in word]
+    makefile = words.pop(words.index("-f") + 1) if "-f" in words else "Makefile"
+    text = (ROOT / makefile).read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", text, flags=re.MULTILINE))
+    targets |= {name for line in re.findall(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE) for name in line.split()}
 
-    assert {word for word in command[1:] if "=" not in word} <= targets
+    assert {word for word in words if word != "-f"} <= targets
 
 
-def test_python_blocks_of_the_readme_run_from_top_to_bottom(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_of_a_readme_run_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
 
-    for number, block in enumerate(blocks("python"), start=1):
-        exec(compile(block, f"README.md, Python block {number}", "exec"), namespace)
+    for number, block in enumerate(blocks_of(PAGES[page].read_text(encoding="utf-8"), "python"), start=1):
+        exec(compile(block, f"{page}, Python block {number}", "exec"), namespace)
 
 
-def test_blocks_marked_as_not_run_are_left_out(monkeypatch, tmp_path):
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_readme_to_files_lead_somewhere(page):
+    found = [first or second for first, second in LINK.findall(PAGES[page].read_text(encoding="utf-8"))]
+    local = {link.split("#")[0] for link in found if "://" not in link and not link.startswith(("#", "mailto:"))}
+
+    assert [link for link in sorted(local) if not (PAGES[page].parent / link).exists()] == []
+
+
+def test_blocks_marked_as_not_run_are_left_out():
     python = "<!-- not run: network -->\n```python\n1 / 0\n```\n\n```python\nx = 1\n```\n"
     text = python + "```bash\nmake test \\\n  A=b  # c\n```\n"
-    (tmp_path / "README.md").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(sys.modules[__name__], "README", tmp_path / "README.md")
 
-    assert blocks("python") == ["x = 1\n"]
-    assert commands() == [["make", "test", "A=b"]]
+    assert blocks_of(text, "python") == ["x = 1\n"]
+    assert commands_in(text) == [["make", "test", "A=b"]]
