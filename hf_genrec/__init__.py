@@ -21,8 +21,8 @@ from hf_genrec.modeling.configuration_latte import LatteConfig
 from hf_genrec.modeling.configuration_rpg import RPGConfig
 from hf_genrec.modeling.configuration_sasrec import SASRecConfig
 from hf_genrec.modeling.genrec_catalog import Catalog
-from hf_genrec.modeling.genrec_checkpoint import TASK
-from hf_genrec.modeling.genrec_logits_process import CatalogLogitsProcessor
+from hf_genrec.modeling.genrec_folder import TASK
+from hf_genrec.modeling.genrec_generate import CatalogLogitsProcessor
 from hf_genrec.modeling.modeling_acerec import ACERecForItemGeneration
 from hf_genrec.modeling.modeling_latte import LatteForConditionalGeneration
 from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration

@@ -13,8 +13,7 @@ import hashlib
 
 import torch
 
-from .genrec_checkpoint import CheckpointMixin
-from .genrec_item_tokens import ItemTokensMixin
+from .genrec_folder import CheckpointMixin, ItemTokensMixin
 
 
 # a dense (nodes x codes) table of legal codes is kept for levels up to this many entries (bytes); those above, and

@@ -12,18 +12,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from .genrec_beam_parallel import search_codes
-from .genrec_diversity import diversify, shared_codes
-from .genrec_item_graph import GraphOptions, ItemGraphMixin, graph_search, search_bytes
-from .genrec_item_scoring import (
+from .genrec_choice import best_of, gumbel_noise, user_keys
+from .genrec_code_scores import (
     best_items,
-    best_of,
     candidate_scores,
     check_table_dtype,
     code_scores,
     item_scores,
     users_per_table,
 )
-from .genrec_noise import gumbel_noise, user_keys
+from .genrec_diversity import diversify, shared_codes
+from .genrec_item_graph import GraphOptions, ItemGraphMixin, graph_search, search_bytes
 from .genrec_ranking import BeamPath, describe_paths, item_penalties, prior_penalties
 from .genrec_recommend import MEMORY_BUDGET, RULE_BYTES, RecommendOutput
 from .genrec_rules import allowed_items, check_rule, rule_rows

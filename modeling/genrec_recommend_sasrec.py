@@ -7,9 +7,8 @@ Every item is scored, so nothing is searched for; of equal scores the lower item
 
 import torch
 
+from .genrec_choice import first_of_the_best, gumbel_noise, user_keys
 from .genrec_diversity import diversify
-from .genrec_item_scoring import first_of_the_best
-from .genrec_noise import gumbel_noise, user_keys
 from .genrec_ranking import item_penalties
 from .genrec_recommend import MEMORY_BUDGET, RULE_BYTES, RecommendOutput
 from .genrec_rules import allowed_items, check_rule, rule_rows

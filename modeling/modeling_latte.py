@@ -14,11 +14,10 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 
 from .configuration_latte import LatteConfig
-from .genrec_attention import SHARED_HISTORY_ATTENTION
 from .genrec_beam_search import HistoryOutput, token_range
 from .genrec_catalog import CatalogMixin
-from .genrec_dropout import use_byte_dropout
 from .genrec_generate import CatalogGenerationMixin
+from .genrec_layers import SHARED_HISTORY_ATTENTION, use_byte_dropout
 from .genrec_recommend import RecommendMixin
 
 

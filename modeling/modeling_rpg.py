@@ -1,10 +1,247 @@
-"""RPG: items as the mean of their code embeddings, GPT-2 blocks, and one head per level of a long semantic ID."""
+"""
+RPG, and what it shares with ACERec: all codes of the next item predicted at once, item tokens in, a loss or
+log-probabilities out.
+
+RPG reads an item as the mean of its code embeddings, with GPT-2 blocks and one head per level of a long semantic ID.
+A model of the family says how items become tokens of the encoder (`_merge`) and how a state is read (`_encode`). The
+token table's rows for codes, the heads, the loss and the log-probabilities of codes are the same for all.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import initialization as init
+from transformers.utils import ModelOutput
 
 from .configuration_rpg import RPGConfig
-from .genrec_parallel import MergedItems, ParallelPreTrainedModel
+from .genrec_catalog import CatalogMixin
+from .genrec_encoder import HistoryPreTrainedModel, PackedHistories
+from .genrec_losses import code_loss
+from .genrec_recommend_parallel import ParallelRecommendMixin
+
+
+ITEMS_STEP = 64
+
+
+@dataclass
+class ParallelOutput(ModelOutput):
+    """
+    What a forward pass returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): With labels: the loss.
+        log_probs (`torch.FloatTensor` of shape `(batch_size, num_levels, codebook_size)`, *optional*):
+            Without labels: log-probability of each code of the item that follows each history.
+    """
+
+    loss: torch.FloatTensor | None = None
+    log_probs: torch.FloatTensor | None = None
+
+
+@dataclass
+class MergedItems:
+    """
+    Items as the encoder reads them.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(num_items, tokens_per_item, d_model)`): What enters the encoder.
+        vectors (`torch.Tensor` of shape `(num_items, d_model)`, *optional*): One vector of each, for other losses.
+        code_tokens (`torch.LongTensor` of shape `(num_items, num_levels)`, *optional*): Tokens of their codes.
+    """
+
+    tokens: torch.Tensor
+    vectors: torch.Tensor | None = None
+    code_tokens: torch.LongTensor | None = None
+
+
+class CodeHeads(nn.Module):
+    """
+    `g_j(h) = h + SiLU(W_j h + b_j)`, one `W_j` and `b_j` per level or one for all. `W` starts at zero.
+
+    Args:
+        config ([`RPGConfig`]): With `projection` `"separate"` or `"shared"`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        num_heads = config.num_levels if config.projection == "separate" else 1
+        self.weight = nn.Parameter(torch.zeros(num_heads, config.d_model, config.d_model))
+        self.bias = nn.Parameter(torch.zeros(num_heads, config.d_model))
+
+
+class ParallelPreTrainedModel(CatalogMixin, ParallelRecommendMixin, HistoryPreTrainedModel):
+    """
+    A model that predicts all codes of an item at once.
+
+    Args:
+        config ([`RPGConfig`]): Sizes, token layout and options.
+    """
+
+    _predicts = "all codes of an item at once"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.heads = CodeHeads(config) if config.projection != "none" else None
+
+    def _finish_init(self) -> None:
+        self.register_catalog()
+        super()._finish_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """GPT-2's initialisation; heads start as `h + SiLU(b)`."""
+        super()._init_weights(module)
+        if isinstance(module, CodeHeads):
+            init.zeros_(module.weight)
+            init.uniform_(module.bias, -(self.config.d_model**-0.5), self.config.d_model**-0.5)
+
+    def code_embeddings(self) -> torch.Tensor:
+        """
+        The rows of the token table that stand for codes.
+
+        Returns:
+            `torch.Tensor` of shape `(num_levels, codebook_size, d_model)`: a view.
+        """
+        config = self.config
+        rows = self.token_embeddings.weight[config.first_code_token :]
+        return rows.view(config.num_levels, config.codebook_size, config.d_model)
+
+    # --- what a model says of itself -----------------------------------------------------------------------------
+
+    def _merge(self, code_tokens: torch.LongTensor) -> MergedItems:
+        """How items, given as tokens of their codes `(num_items, num_levels)`, enter the encoder."""
+        raise NotImplementedError
+
+    def _merged_numbers(self) -> int:
+        """How many numbers merging an item takes, beside the tokens of its codes."""
+        return self.config.d_model
+
+    def _encode(self, merged: MergedItems, places: torch.LongTensor, histories: PackedHistories, anchors=None):
+        """States `(num_anchors, d_model)`; `places` says which of the merged items each packed one is."""
+        return self.encoder(merged.tokens.index_select(0, places), histories, anchors=anchors).squeeze(1)
+
+    def _other_losses(self, merged, states, targets, places) -> torch.Tensor | float:
+        """What training adds to the prediction loss, summed over targets; `places` are those of the targets."""
+        return 0.0
+
+    def _code_tokens(self, tokens: torch.LongTensor) -> torch.LongTensor:
+        """Tokens of the codes of items `(n, num_levels)`; the user token all along for the user token."""
+        first = self.config.first_item_token
+        code_tokens = self.semantic_id_tokens(tokens.clamp_min(first))
+        return code_tokens.masked_fill((tokens < first).unsqueeze(1), self.config.user_token_id)
+
+    # --- predictions ---------------------------------------------------------------------------------------------
+
+    def code_log_probs(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        Log-probability of every code at every level of the item that follows each history.
+
+        The levels are independent of each other: the log-probability of an item is the sum over its codes.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`):
+                Item tokens, oldest first, padded on either side; special and unknown tokens are ignored.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_levels, codebook_size)`: float32.
+        """
+        config = self.config
+        if not len(input_ids):
+            shape = (0, config.num_levels, config.codebook_size)
+            return torch.zeros(shape, dtype=torch.float32, device=input_ids.device)
+        histories = self._pack(input_ids, self._present(input_ids, attention_mask))
+        distinct, places = histories.tokens.unique(return_inverse=True)
+        states = self._encode(self._merge(self._code_tokens(distinct)), places, histories)
+        outputs = states.unsqueeze(0)  # (num_heads or 1, batch_size, d_model)
+        if self.heads is not None:
+            inner = torch.matmul(outputs, self.heads.weight.transpose(1, 2)) + self.heads.bias.unsqueeze(1)
+            outputs = outputs + nn.functional.silu(inner)
+        with torch.autocast(states.device.type, enabled=False):
+            outputs, table = nn.functional.normalize(outputs.float(), dim=-1), self.code_embeddings().float()
+            lengths = torch.linalg.vector_norm(table, dim=-1).clamp_min(1e-12) * config.temperature
+            logits = (torch.matmul(outputs, table.transpose(1, 2)) / lengths.unsqueeze(1)).transpose(0, 1)
+            return logits.log_softmax(-1)
+
+    def history_bytes(self, history_length: int) -> int:
+        """
+        What `code_log_probs` takes per user, for the size of a chunk of users: one block of the encoder with its
+        attention scores, what merging an item takes, and outputs and logits of all levels.
+
+        Args:
+            history_length (`int`): Number of items in the longest history.
+
+        Returns:
+            `int`: bytes.
+        """
+        config, size = self.config, self.token_embeddings.weight.dtype.itemsize
+        num_items = min(max(1, history_length), config.max_history_length)
+        merging = num_items * (3 * 8 * config.num_levels + size * self._merged_numbers())
+        outputs = config.num_levels * (2 * config.d_model * (size + 4) + 3 * 4 * config.codebook_size)
+        return self._encoder_bytes(num_items) + merging + outputs
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> ParallelOutput:
+        """
+        With `labels` the loss; without, the log-probabilities of the codes of the item after each history.
+
+        The loss is the mean cross-entropy over levels and targets; in training mode a model may add others.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            labels (`torch.LongTensor`, same shape as `input_ids`, *optional*):
+                At each position the item token that follows, or -100 for none; each is predicted from the items up to
+                its position.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Number of targets the loss is divided by under gradient accumulation; `None` for this batch's.
+            **kwargs: Options that transformers passes along; not used.
+
+        Returns:
+            [`ParallelOutput`]
+
+        Raises:
+            ValueError: If there is no `input_ids`, tokens are out of range or a target follows no item that is read.
+        """
+        if input_ids is None:
+            raise ValueError("`input_ids` is needed.")
+        if labels is None:
+            return ParallelOutput(log_probs=self.code_log_probs(input_ids, attention_mask))
+        present = self._present(input_ids, attention_mask)
+        targets, anchors = self._targets(input_ids, present, labels)
+        histories = self._pack(input_ids, present)
+        distinct, places = torch.cat([histories.tokens, targets]).unique(return_inverse=True)
+        places, target_places = places.split([len(histories.tokens), len(targets)])
+        merged = self._merge(self._code_tokens(_rounded_up(distinct)))
+        states = self._encode(merged, places, histories, anchors)
+        codes = self.item_codes[targets - self.config.first_item_token].long()
+        weight, bias = (None, None) if self.heads is None else (self.heads.weight, self.heads.bias)
+        loss = code_loss(states, weight, bias, self.code_embeddings(), codes, temperature=self.config.temperature)
+        if self.training:
+            loss = loss + self._other_losses(merged, states, targets, target_places)
+        num_targets = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
+        return ParallelOutput(loss=loss / num_targets)
+
+
+def _rounded_up(items: torch.Tensor) -> torch.Tensor:
+    """
+    Some items again at the end, so that there is a multiple of `ITEMS_STEP` of them (fewer are left as they are).
+
+    On a CPU each shape of a matrix product is compiled when it is first met and few are remembered; every batch having
+    another number of distinct items costs ACERec a twentieth of its time.
+    """
+    if len(items) < ITEMS_STEP:
+        return items
+    return torch.cat([items, items[: -len(items) % ITEMS_STEP]])
 
 
 class RPGForItemGeneration(ParallelPreTrainedModel):
@@ -46,4 +283,10 @@ class RPGForItemGeneration(ParallelPreTrainedModel):
         return MergedItems(tokens=vectors.unsqueeze(1))
 
 
-__all__ = ["RPGForItemGeneration"]
+__all__ = [
+    "CodeHeads",
+    "MergedItems",
+    "ParallelOutput",
+    "ParallelPreTrainedModel",
+    "RPGForItemGeneration",
+]

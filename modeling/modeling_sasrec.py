@@ -6,9 +6,8 @@ import torch
 from transformers.utils import ModelOutput
 
 from .configuration_sasrec import SASRecConfig
-from .genrec_block_encoder import PackedHistories
-from .genrec_history_model import HistoryPreTrainedModel
-from .genrec_item_loss import item_loss
+from .genrec_encoder import HistoryPreTrainedModel, PackedHistories
+from .genrec_losses import item_loss
 from .genrec_recommend_sasrec import ItemRecommendMixin
 
 

@@ -16,8 +16,7 @@ import torch
 from transformers import Pipeline
 from transformers.utils import cached_file
 
-from .genrec_checkpoint import item_ids_of
-from .genrec_item_tokens import as_histories
+from .genrec_folder import as_histories, item_ids_of
 
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from hf_genrec.data.protocols import PROTOCOLS
 from hf_genrec.evaluation.record import record_table, shown_cut
 from hf_genrec.hub.card_texts import code_of_ids, dataset_of, description_of, markdown_text, method_lines, system_name
-from hf_genrec.modeling.genrec_checkpoint import TASK
+from hf_genrec.modeling.genrec_folder import TASK
 
 
 __all__ = ["dataset_card", "folder_card", "is_generated", "marked", "model_card", "system_name"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hf_genrec.modeling.genrec_item_tokens import as_histories
+from hf_genrec.modeling.genrec_folder import as_histories
 
 
 __all__ = ["Recommendations", "Recommender", "as_histories"]

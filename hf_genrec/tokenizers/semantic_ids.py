@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from hf_genrec.modeling.genrec_catalog import catalog_fingerprint
-from hf_genrec.modeling.genrec_checkpoint import items_fingerprint
+from hf_genrec.modeling.genrec_folder import items_fingerprint
 
 from .collisions import append_code, group_by_codes, reassign_by_candidates, rematch_last_level
 

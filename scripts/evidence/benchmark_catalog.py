@@ -41,7 +41,7 @@ from transformers import PrefixConstrainedLogitsProcessor
 from hf_genrec.evaluation.evaluate import write_record
 from hf_genrec.modeling.configuration_genrec import GenRecConfig
 from hf_genrec.modeling.genrec_catalog import Catalog
-from hf_genrec.modeling.genrec_logits_process import CatalogLogitsProcessor
+from hf_genrec.modeling.genrec_generate import CatalogLogitsProcessor
 from hf_genrec.plots import Panel, plot_lines
 
 

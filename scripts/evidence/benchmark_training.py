@@ -36,9 +36,8 @@ from hf_genrec.data.sequences import PrefixDataset, SequenceCollator, WindowData
 from hf_genrec.modeling.configuration_acerec import ACERecConfig
 from hf_genrec.modeling.configuration_genrec import GenRecConfig
 from hf_genrec.modeling.configuration_rpg import RPGConfig
-from hf_genrec.modeling.genrec_parallel import ParallelPreTrainedModel
 from hf_genrec.modeling.modeling_acerec import ACERecForItemGeneration
-from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
+from hf_genrec.modeling.modeling_rpg import ParallelPreTrainedModel, RPGForItemGeneration
 from hf_genrec.training.recipes import QUICK_SHAPE
 from hf_genrec.training.trainer import TargetBatchSampler, has_bfloat16, keep_freed_memory
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hf_genrec.modeling.genrec_attention import MAX_DIRECT_KEYS, shared_history_attention
+from hf_genrec.modeling.genrec_layers import MAX_DIRECT_KEYS, shared_history_attention
 
 
 MODULE = SimpleNamespace(training=False, is_causal=False, num_key_value_groups=1)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from hf_genrec.modeling.genrec_code_loss import code_loss
+from hf_genrec.modeling.genrec_losses import code_loss
 
 
 def definition(states, weight, bias, table, codes, *, temperature):

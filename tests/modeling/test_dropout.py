@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hf_genrec.modeling.genrec_dropout import ByteDropout, use_byte_dropout
+from hf_genrec.modeling.genrec_layers import ByteDropout, use_byte_dropout
 
 
 def test_kept_elements_are_scaled_by_the_share_that_is_kept():

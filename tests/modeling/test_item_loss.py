@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_genrec.modeling import genrec_item_loss
-from hf_genrec.modeling.genrec_item_loss import item_loss
+from hf_genrec.modeling import genrec_losses
+from hf_genrec.modeling.genrec_losses import item_loss
 
 
 def inputs(num_targets=7, num_items=12, width=5, *, dtype=torch.float64, seed=0):
@@ -27,7 +27,7 @@ def test_loss_and_gradients_are_those_of_the_formula(num_targets, num_items, wid
     expected = torch.autograd.grad(plain_loss(states, table, items) * 3, (states, table))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(genrec_item_loss, "LOGITS_AT_A_TIME", num_logits)
+        patch.setattr(genrec_losses, "LOGITS_AT_A_TIME", num_logits)
         loss = item_loss(states, table, items)
 
     assert loss.dtype == torch.float64

@@ -9,7 +9,7 @@ from transformers import PrefixConstrainedLogitsProcessor
 
 from hf_genrec.modeling.configuration_genrec import GenRecConfig
 from hf_genrec.modeling.genrec_catalog import Catalog
-from hf_genrec.modeling.genrec_logits_process import CatalogLogitsProcessor
+from hf_genrec.modeling.genrec_generate import CatalogLogitsProcessor
 
 
 # Items (0, 1), (0, 3), (2, 0): code 3 of level 1 is legal after 0 only, code 0 after 2 only.

@@ -8,9 +8,9 @@ from test_modeling_rpg import make_rpg, next_items
 from torch.nn.functional import cosine_similarity
 
 from hf_genrec import ACERecConfig, ACERecForItemGeneration
-from hf_genrec.modeling import genrec_parallel, modeling_acerec
-from hf_genrec.modeling.genrec_block_encoder import BlockEncoder, PackedHistories
-from hf_genrec.modeling.genrec_merger import GroupMerger, Reconstruction
+from hf_genrec.modeling import modeling_acerec, modeling_rpg
+from hf_genrec.modeling.genrec_encoder import BlockEncoder, PackedHistories
+from hf_genrec.modeling.modeling_acerec import GroupMerger, Reconstruction
 from invariants.model import ModelInvariants, histories_of, make_model, solved_circle
 
 
@@ -292,7 +292,7 @@ def test_items_that_round_a_batch_up_change_nothing(monkeypatch):
     model.merger.register_forward_pre_hook(lambda module, inputs: num_merged.append(len(inputs[1])))
 
     for step in (1, 10):
-        monkeypatch.setattr(genrec_parallel, "ITEMS_STEP", step)
+        monkeypatch.setattr(modeling_rpg, "ITEMS_STEP", step)
         loss = model(input_ids, mask, labels=labels).loss
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
 

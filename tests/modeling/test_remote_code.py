@@ -14,17 +14,14 @@ from invariants.model import histories_of, make_model, tiny_config
 
 # What the modeling file imports, itself included. A new sibling belongs here only if saving must copy it.
 CODE_FILES = {
-    "genrec_attention.py",
+    "genrec_layers.py",
     "genrec_beam_search.py",
     "genrec_catalog.py",
-    "genrec_checkpoint.py",
+    "genrec_folder.py",
     "configuration_genrec.py",
     "configuration_latte.py",
     "genrec_diversity.py",
-    "genrec_dropout.py",
     "genrec_generate.py",
-    "genrec_item_tokens.py",
-    "genrec_logits_process.py",
     "modeling_latte.py",
     "pipeline_genrec.py",
     "genrec_ranking.py",

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hf_genrec.modeling import genrec_row_attention
-from hf_genrec.modeling.genrec_row_attention import attend_to_rows
+from hf_genrec.modeling import genrec_layers
+from hf_genrec.modeling.genrec_layers import attend_to_rows
 
 
 def definition(queries, table, places):
@@ -22,7 +22,7 @@ def example(*, num_items=7, dtype=torch.float64):
 
 @pytest.mark.parametrize("items_per_block", [1, 3, 32])
 def test_values_and_gradients_do_not_depend_on_the_blocks(monkeypatch, items_per_block):
-    monkeypatch.setattr(genrec_row_attention, "ITEMS_PER_BLOCK", items_per_block)
+    monkeypatch.setattr(genrec_layers, "ITEMS_PER_BLOCK", items_per_block)
     queries, table, places = example()
     weights = torch.randn(queries.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from .genrec_choice import best_of, first_of_the_best
+
 
 # On the CPU a table of 64 users and a piece of the scores stay in the cache of a core: measured on two cores at 32
 # levels of 256 codes, 7 microseconds per user and 12,101 items, where a table of 256 users takes 65.
@@ -206,85 +208,6 @@ def best_items(
     )
 
 
-def best_of(
-    items: torch.LongTensor,
-    scores: torch.FloatTensor,
-    *,
-    top_k: int,
-    allowed: torch.BoolTensor | None = None,
-    penalty: torch.Tensor | None = None,
-) -> tuple[torch.LongTensor, torch.FloatTensor]:
-    """
-    The best of some items of each user whose scores are known.
-
-    Args:
-        items (`torch.LongTensor` of shape `(batch_size, n)`): Distinct items in ascending order; -1 for none.
-        scores (`torch.FloatTensor`, same shape): Their scores.
-        top_k (`int`): Length of the lists.
-        allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*): As in `best_items`.
-        penalty (`torch.FloatTensor` of shape `(num_items,)`, *optional*): As in `best_items`.
-
-    Returns:
-        `tuple[torch.LongTensor, torch.FloatTensor]`: as from `best_items`.
-
-    Example:
-
-    ```python
-    >>> items, scores = torch.tensor([[0, 2, 5, -1]]), torch.tensor([[-3.0, -1.0, -1.0, 0.0]])
-    >>> best_of(items, scores, top_k=5)[0].tolist()
-    [[2, 5, 0, -1, -1]]
-
-    ```
-    """
-    is_counted, listed = items >= 0, items.clamp_min(0)
-    if allowed is not None:
-        is_counted = is_counted & allowed.expand(len(items), -1).gather(1, listed)
-    ranked = scores if penalty is None else scores - penalty[listed]
-    index = first_of_the_best(ranked.masked_fill(~is_counted, -float("inf")), top_k)
-    is_none = ~is_counted.gather(1, index)
-    missing = (0, top_k - index.shape[1])
-    items = items.gather(1, index).masked_fill(is_none, -1)
-    scores = scores.gather(1, index).masked_fill(is_none, -float("inf"))
-    pad = torch.nn.functional.pad
-    return pad(items, missing, value=-1), pad(scores, missing, value=-float("inf"))
-
-
-def first_of_the_best(values: torch.Tensor, top_k: int) -> torch.LongTensor:
-    """
-    Positions of the largest values of each row, largest first; of equal ones the first. `torch.topk` leaves open which
-    of several equal values it takes, and takes others on another device or in another piece.
-
-    Args:
-        values (`torch.Tensor` of shape `(num_rows, n)`): Numbers.
-        top_k (`int`): How many.
-
-    Returns:
-        `torch.LongTensor` of shape `(num_rows, min(top_k, n))`: positions.
-
-    Example:
-
-    ```python
-    >>> first_of_the_best(torch.tensor([[2.0, 5.0, 3.0, 5.0, 3.0]]), 3).tolist()
-    [[1, 3, 2]]
-
-    ```
-    """
-    if top_k >= values.shape[1]:
-        return values.sort(dim=1, descending=True, stable=True).indices
-    largest, index = values.topk(top_k + 1, dim=1)
-    last = largest[:, top_k - 1 : top_k]
-    is_open = ((largest[:, top_k:] == last) & (last > -float("inf")))[:, 0]  # equal ones stand on both sides
-    index = index[:, :top_k]
-    if bool(is_open.any()):
-        rows, last = values[is_open], last[is_open]
-        is_equal = rows == last
-        num_left = top_k - (rows > last).sum(1, keepdim=True)
-        is_kept = (rows > last) | (is_equal & (is_equal.cumsum(1, dtype=torch.int32) <= num_left))
-        index[is_open] = is_kept.nonzero()[:, 1].view(-1, top_k)
-    index = index.sort(dim=1).values
-    return index.gather(1, values.gather(1, index).sort(dim=1, descending=True, stable=True).indices)
-
-
 def users_per_table(device: torch.device) -> int:
     """
     Users whose scores are computed together.
@@ -431,11 +354,9 @@ def _table_rows(codes: torch.Tensor, codebook_size: int) -> torch.IntTensor:
 
 __all__ = [
     "best_items",
-    "best_of",
     "candidate_scores",
     "check_table_dtype",
     "code_scores",
-    "first_of_the_best",
     "item_scores",
     "pair_scores",
     "users_per_table",
