@@ -8,12 +8,13 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 .PHONY: demo space test test-slow style quality
 
 demo: $(VENV)/.demo-installed
+	$(BIN)/python scripts/fetch_movielens.py demo/ml-100k
 	$(BIN)/hf-genrec demo
 
 # The page in a browser, at http://127.0.0.1:7860: the quick start's model, made first if it is missing, or REPO.
 space: $(VENV)/.space-installed
 ifndef REPO
-	@test -f demo/model/evaluation.json || $(BIN)/hf-genrec demo
+	@test -f demo/model/evaluation.json || ($(BIN)/python scripts/fetch_movielens.py demo/ml-100k && $(BIN)/hf-genrec demo)
 endif
 	$(BIN)/python spaces_demo/app.py $(or $(REPO),demo/model)
 

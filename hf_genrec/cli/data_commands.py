@@ -23,7 +23,10 @@ def _prepare(
     interactions: Annotated[str | None, typer.Option(help="Log: .csv, .tsv, .jsonl (also .gz) or .parquet.")] = None,
     sequences: Annotated[str | None, typer.Option(help="Ready-made sequences: user<TAB>item item ...")] = None,
     items: Annotated[str | None, typer.Option(help="Items table: .jsonl, .csv, .tsv or .parquet.")] = None,
-    movielens: Annotated[bool, typer.Option("--movielens", help="Fetch and prepare MovieLens-100K.")] = False,
+    movielens: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="MovieLens-100K: what scripts/fetch_movielens.py wrote, or ml-100k.zip."),
+    ] = None,
     amazon: Annotated[int | None, typer.Option(metavar="2014|2023", help="Amazon Reviews of this year.")] = None,
     category: Annotated[str | None, typer.Option(help="Category of Amazon Reviews, as its files spell it.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder with Amazon's files; else they are fetched.")] = None,
@@ -72,9 +75,9 @@ def _prepare(
       hf-genrec prepare --interactions log.parquet --user-column customer --item-column sku \\
           --timestamp-column time --items items.csv --output data
       hf-genrec prepare --sequences sequences.tsv --items items.jsonl --output data
-      hf-genrec prepare --movielens --output data
+      hf-genrec prepare --movielens ml-100k --output data
       hf-genrec prepare --amazon 2023 --category Video_Games --output data
-      hf-genrec prepare --movielens --cold-items 0.05 --output cold_data
+      hf-genrec prepare --movielens ml-100k --cold-items 0.05 --output cold_data
     """
     kinds = {"--interactions": interactions, "--sequences": sequences, "--movielens": movielens, "--amazon": amazon}
     if sum(bool(value) for value in kinds.values()) != 1:
@@ -94,7 +97,7 @@ def _prepare(
         rules: dict[str, Any] = {"missing_text": missing_text, "on_error": on_error, "overwrite": overwrite}
         rules |= {"cold_items": cold_items, "strict": strict}
         if movielens:
-            prepared = prepare_movielens(output, cold_items=cold_items, overwrite=overwrite)
+            prepared = prepare_movielens(output, movielens, cold_items=cold_items, overwrite=overwrite)
         elif amazon:
             files: Any = None if benchmark == "none" else benchmark
             year: Any = amazon

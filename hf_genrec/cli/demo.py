@@ -111,6 +111,7 @@ def run_demo(
     output_dir: str | os.PathLike[str],
     *,
     console: Console,
+    movielens: str | os.PathLike[str] | None = None,
     prepared: PreparedDataset | None = None,
     settings: DemoSettings | None = None,
 ) -> dict[str, Any]:
@@ -120,18 +121,20 @@ def run_demo(
     Args:
         output_dir (`str` or `Path`): The folder for everything.
         console (`rich.console.Console`): Where tables go.
-        prepared ([`PreparedDataset`], *optional*): A data set; `None` fetches and prepares MovieLens-100K.
+        movielens (`str` or `Path`, *optional*): MovieLens-100K; see [`prepare_movielens`]. `None` looks for
+            `ml-100k` in the output folder.
+        prepared ([`PreparedDataset`], *optional*): A data set; `None` prepares MovieLens-100K.
         settings ([`DemoSettings`], *optional*): Other settings than the quick start's.
 
     Returns:
         `dict`: `folder` of the model, `evaluation` (the record), `users` (recommendations) and `minutes`.
 
     Raises:
-        ConnectionError: If the data set cannot be fetched.
+        FileNotFoundError: If the data set is not there.
     """
     folder, settings = Path(output_dir), settings or DemoSettings()
     start = time.perf_counter()
-    prepared = prepared or _prepared(folder / "data", console)
+    prepared = prepared or _prepared(folder / "data", movielens or folder / "ml-100k", console)
     console.print(statistics_table(prepared.metadata), *preparation_notes(prepared.metadata), sep="\n")
     _tokenized(folder, prepared, settings, console)
     _trained(folder, prepared, settings, console)
@@ -150,10 +153,10 @@ def run_demo(
     return {"folder": str(folder / "model"), "evaluation": record, "users": users, "minutes": minutes}
 
 
-def _prepared(folder: Path, console: Console) -> PreparedDataset:
+def _prepared(folder: Path, movielens: str | os.PathLike[str], console: Console) -> PreparedDataset:
     _heading(console, "1. MovieLens-100K", (folder / "dataset.json").is_file())
     if not (folder / "dataset.json").is_file():
-        return prepare_movielens(folder)
+        return prepare_movielens(folder, movielens)
     prepared = PreparedDataset.load(folder)
     if prepared.metadata["protocol"] != "movielens":
         raise ValueError(f"{folder} holds another data set than MovieLens-100K. Choose another `--output`.")

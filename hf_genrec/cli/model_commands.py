@@ -466,6 +466,14 @@ def _graph(
 @app.command("demo")
 def _demo(
     output: Annotated[str, typer.Option("--output", help="Folder for everything.")] = "demo",
+    movielens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="MovieLens-100K: what scripts/fetch_movielens.py wrote, or ml-100k.zip.",
+            show_default="OUTPUT/ml-100k",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
@@ -474,11 +482,11 @@ def _demo(
     \b
     Examples:
       hf-genrec demo
-      hf-genrec demo --output /tmp/demo --json
+      hf-genrec demo --movielens ml-100k.zip --output /tmp/demo --json
     """
     with output_on(as_json) as show:
         from rich.console import Console
 
         from hf_genrec.cli.demo import run_demo
 
-        show(result=run_demo(output, console=Console(highlight=False)))
+        show(result=run_demo(output, console=Console(highlight=False), movielens=movielens))

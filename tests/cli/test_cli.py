@@ -128,7 +128,18 @@ def test_malformed_lines_are_skipped_and_counted_if_asked_for(shop, tmp_path):
         (["prepare", "--output", "x", "--interactions", "log.csv"], "`--items` is missing"),
         (["prepare", "--output", "x", "--amazon", "2023"], "needs `--category`"),
         (
-            ["prepare", "--output", "x", "--movielens", "--k-core", "3", "--min-history", "2", "--no-strict"],
+            [
+                "prepare",
+                "--output",
+                "x",
+                "--movielens",
+                "ml-100k",
+                "--k-core",
+                "3",
+                "--min-history",
+                "2",
+                "--no-strict",
+            ],
             "`--k-core`, `--min-history`, `--strict` would have no effect with `--movielens`",
         ),
         (

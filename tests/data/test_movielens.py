@@ -1,16 +1,32 @@
-"""MovieLens: two archives, one prepared folder. The archives here are invented; the real one is a slow test."""
+"""MovieLens: the publisher's files to a prepared folder, and the script that fetches them. The films are invented."""
 
+import hashlib
+import importlib.util
 import io
 import zipfile
 
 import pytest
 
 from hf_genrec.data.sources import movielens
-from hf_genrec.data.sources.movielens import WHEEL_FOLDER, download_movielens, prepare_movielens, unpack_movielens
+from hf_genrec.data.sources.movielens import prepare_movielens, read_movielens
 
 
 FILMS = [("1", "Red Barn, The", "1971", ["Comedy", "War"]), ("2", "Caf\u00e9 (Kaffee)", "1985", ["Film-Noir"])]
 RATINGS = [("7", "2", "5", "881250949"), ("3", "1", "1", "881250949"), ("7", "1", "4", "881250949")]
+ITEMS = [
+    {"item_id": "1", "title": "Red Barn, The", "genres": ["Comedy", "War"], "year": "1971"},
+    {"item_id": "2", "title": "Caf\u00e9 (Kaffee)", "genres": ["Film-Noir"], "year": "1985"},
+    {"item_id": "3", "title": "unknown", "genres": [], "year": ""},
+    {"item_id": "4", "title": "Film", "genres": ["Children's"], "year": "1995"},
+]
+
+
+@pytest.fixture
+def script(repository):
+    spec = importlib.util.spec_from_file_location("fetch_movielens", repository / "scripts" / "fetch_movielens.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def archive_of(files):
@@ -38,74 +54,90 @@ def grouplens_archive():
     )
 
 
-def wheel_archive():
+def package_archive(script):
     films = ["\t".join([name, title, year, " ".join(genres)]) for name, title, year, genres in FILMS]
     odd = ["3\tunkonwn\tunkonwn\tunknown", "4\tFilm (1995)\tV\tChildren's"]
     header = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"
     ratings = ["user_id:token\titem_id:token\trating:float\ttimestamp:float", *map("\t".join, RATINGS)]
     return archive_of(
         {
-            f"{WHEEL_FOLDER}/ml-100k.inter": "\n".join(ratings) + "\n",
-            f"{WHEEL_FOLDER}/ml-100k.item": "\n".join([header, *films, *odd]) + "\n",
+            f"{script.PACKAGE_FOLDER}/ml-100k.inter": "\n".join(ratings) + "\n",
+            f"{script.PACKAGE_FOLDER}/ml-100k.item": "\n".join([header, *films, *odd]) + "\n",
         }
     )
 
 
-ARCHIVES = {"grouplens": grouplens_archive, "recbole": wheel_archive}
+def no_network():
+    raise ConnectionError("no network")
 
 
 @pytest.mark.parametrize("source", ["grouplens", "recbole"])
-def test_both_archives_give_the_same_files(tmp_path, source):
-    folder = unpack_movielens(ARCHIVES[source](), tmp_path / "films", source=source, expected=None)
+def test_both_sources_give_the_same_log_and_items(script, monkeypatch, tmp_path, source):
+    monkeypatch.setattr(script, "_download_grouplens", grouplens_archive if source == "grouplens" else no_network)
+    monkeypatch.setattr(script, "_download_package", lambda: package_archive(script))
 
-    assert (folder / "interactions.tsv").read_text().splitlines() == [
-        "user_id\titem_id\trating\ttimestamp",
-        "7\t2\t5\t881250949",
-        "3\t1\t1\t881250949",
-        "7\t1\t4\t881250949",
-    ]
-    assert (folder / "items.jsonl").read_text(encoding="utf-8").splitlines() == [
-        '{"item_id": "1", "title": "Red Barn, The", "genres": ["Comedy", "War"], "year": "1971"}',
-        '{"item_id": "2", "title": "Caf\u00e9 (Kaffee)", "genres": ["Film-Noir"], "year": "1985"}',
-        '{"item_id": "3", "title": "unknown", "genres": [], "year": ""}',
-        '{"item_id": "4", "title": "Film", "genres": ["Children\'s"], "year": "1995"}',
-    ]
+    assert script.fetch_movielens(tmp_path / "ml-100k") == source
+    log, items = read_movielens(tmp_path / "ml-100k")
+
+    assert [tuple(row.values()) for row in log.to_pylist()] == RATINGS
+    assert items == ITEMS
+    assert [path.name for path in tmp_path.iterdir()] == ["ml-100k"]
+    monkeypatch.setattr(script, "_download_grouplens", None)
+    assert script.fetch_movielens(tmp_path / "ml-100k") == "the folder"
 
 
-def test_an_incomplete_archive_is_refused_and_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"\(2, 4, 3\) users, items and interactions, \(943, 1682, 100000\)"):
-        unpack_movielens(wheel_archive(), tmp_path / "films", source="recbole")
+def test_the_publishers_zip_is_read_like_its_folder(tmp_path):
+    (tmp_path / "ml-100k.zip").write_bytes(grouplens_archive())
+    zipfile.ZipFile(tmp_path / "ml-100k.zip").extractall(tmp_path)
+
+    from_zip, from_folder, from_above = map(read_movielens, (tmp_path / "ml-100k.zip", tmp_path / "ml-100k", tmp_path))
+
+    assert from_zip == from_folder == from_above
+    assert from_zip[1] == ITEMS
+
+
+def test_a_missing_data_set_names_the_script_that_fetches_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"`python scripts/fetch_movielens.py OUTPUT_FOLDER`"):
+        prepare_movielens(tmp_path / "data", tmp_path / "ml-100k")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_wheel_stands_in_when_the_publisher_does_not_answer(tmp_path, monkeypatch):
-    def no_network():
-        raise ConnectionError("no network")
+def test_an_incomplete_data_set_is_refused_and_leaves_nothing(tmp_path):
+    (tmp_path / "ml-100k.zip").write_bytes(grouplens_archive())
 
-    monkeypatch.setattr(movielens, "_fetch_grouplens", no_network)
-    monkeypatch.setattr(movielens, "_fetch_wheel", wheel_archive)
-    monkeypatch.setattr(movielens, "NUM_USERS", 2)
-    monkeypatch.setattr(movielens.unpack_movielens, "__kwdefaults__", {"expected": None})
-
-    folder = download_movielens(tmp_path)
-    monkeypatch.setattr(movielens, "_fetch_wheel", no_network)
-
-    assert (folder / "source.json").read_text() == '{"source": "recbole"}\n'
-    assert download_movielens(tmp_path) == folder
-    with pytest.raises(ConnectionError, match="grouplens: no network"):
-        download_movielens(tmp_path, source="grouplens")
+    with pytest.raises(ValueError, match=r"\(2, 4, 3\) users, items and interactions, expected \(943, 1682, 100000\)"):
+        prepare_movielens(tmp_path / "data", tmp_path / "ml-100k.zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["ml-100k.zip"]
 
 
-def test_an_unknown_source_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="grouplens"):
-        download_movielens(tmp_path, source="kaggle")
+def test_another_archive_than_the_known_one_is_refused(script):
+    right = hashlib.sha256(b"films").hexdigest()
+
+    assert script._verified(b"films", right, "a.zip") == b"films"
+    with pytest.raises(ValueError, match=f"a.zip has the SHA-256 .*, expected {right}"):
+        script._verified(b"other films", right, "a.zip")
+
+
+def test_what_cannot_be_fetched_leaves_nothing(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "_download_grouplens", no_network)
+    monkeypatch.setattr(script, "_download_package", no_network)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "photo.jpg").touch()
+
+    with pytest.raises(ConnectionError, match=r"grouplens: no network recbole: no network"):
+        script.fetch_movielens(tmp_path / "ml-100k")
+    with pytest.raises(FileExistsError, match=r"not empty and has no u\.data and u\.item"):
+        script.fetch_movielens(tmp_path / "taken")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 @pytest.mark.slow
-def test_the_real_wheel_gives_the_whole_data_set(tmp_path):
-    prepared = prepare_movielens(tmp_path / "data", cache_dir=tmp_path / "cache", source="recbole")
+def test_the_real_data_set_gives_its_known_sizes(script, tmp_path):
+    script.fetch_movielens(tmp_path / "ml-100k")
+    prepared = prepare_movielens(tmp_path / "data", tmp_path / "ml-100k")
 
     read, core = prepared.metadata["steps"]
     assert (read["num_users"], read["num_items"], read["num_interactions"]) == (943, 1_682, 100_000)
     assert (core["num_users"], core["num_items"], core["num_interactions"]) == (943, 1_349, 99_287)
     assert prepared.items.slice(0, 1).to_pylist()[0]["text"] == "Toy Story Animation, Children's, Comedy. 1995"
+    assert prepared.fingerprint == "70a292968daf092c"
