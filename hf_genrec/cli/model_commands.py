@@ -313,6 +313,7 @@ def _evaluate(
         from hf_genrec.cli.tables import evaluation_tables
         from hf_genrec.data.checks import check_trained_on
         from hf_genrec.data.prepared import PreparedDataset
+        from hf_genrec.evaluation.baselines import save_neighbors
         from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate_systems
         from hf_genrec.evaluation.record import evaluation_run, read_training, users_path, write_record, write_users
         from hf_genrec.serving.recommender import Recommender, check_model_name
@@ -344,6 +345,7 @@ def _evaluate(
             write_users(found.users, users_path(output))
         if split == "test" and max_users is None and not exclude_seen and Path(model).is_dir():
             write_evaluation(model, recommender.model.config, found.record, users=found.users)
+            save_neighbors(prepared, model)
         notes = []
         if split == "validation" and baselines is None:
             notes.append("item_knn was tuned on users of this split: its numbers here are higher than they should be.")

@@ -23,6 +23,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import HubStrategy
 
 from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.evaluation.baselines import save_neighbors
 from hf_genrec.evaluation.record import (
     TRAINING_NAME,
     is_finished,
@@ -324,6 +325,7 @@ def _write_run(
 ) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     save_recommender(folder, model, starting.semantic_ids, prepared.items, quantizer=starting.quantizer)
+    save_neighbors(prepared, folder)
     write_record(record, folder / TRAINING_NAME)  # last: it says that the run is finished
 
 

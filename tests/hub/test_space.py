@@ -4,12 +4,15 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from hf_genrec import Recommender, SemanticIds, save_recommender
+from hf_genrec.evaluation.baselines import NEIGHBORS_NAME, ItemKNN, save_neighbors
+from hf_genrec.evaluation.baselines.neighbors import NUM_NEIGHBORS
 from invariants.model import NUM_ITEMS, make_model, make_sasrec, random_codes, tiny_config
 
 
@@ -22,12 +25,13 @@ TITLES = [f"Crème number {number}" for number in range(NUM_ITEMS - 2)] + [HOSTI
 def space(repository):
     """The Space's modules, found as the Space finds them."""
     sys.path.insert(0, str(repository / "spaces_demo"))
+    import neighbors
     import page_parts
     import served_model
     import tree_view
     import visit
 
-    yield SimpleNamespace(model=served_model, parts=page_parts, tree=tree_view, visit=visit)
+    yield SimpleNamespace(model=served_model, parts=page_parts, tree=tree_view, visit=visit, neighbors=neighbors)
     sys.path.remove(str(repository / "spaces_demo"))
 
 
@@ -271,3 +275,31 @@ def test_space_needs_nothing_of_this_package(repository):
     assert not [file.name for file in files if "hf_genrec" in file.read_text(encoding="utf-8")]
     names = {line.split(">")[0].strip() for line in requirements.splitlines()}
     assert names == {"gradio", "huggingface_hub", "pyarrow", "torch", "transformers"}
+
+
+def test_neighbors_give_the_lists_of_item_knn(space, make_prepared, tmp_path):
+    random = np.random.default_rng(3)
+    log = {f"u{user}": [f"i{item}" for item in random.choice(60, 9, replace=False)] for user in range(150)}
+    prepared = make_prepared(log)
+    item_ids = list(prepared.item_ids)
+    knn = ItemKNN.fit(prepared, num_neighbors=NUM_NEIGHBORS)
+    neighbors = space.neighbors.read_neighbors(saved_neighbors(prepared, tmp_path), item_ids)
+
+    for length in (0, 1, 4, 9):
+        history = random.choice(len(item_ids), length, replace=False).tolist()
+        for exclude_seen in (False, True):
+            wanted = knn.recommend([[item_ids[item] for item in history]], top_k=60, exclude_seen=exclude_seen)
+            found = neighbors.recommend(history, top_k=60, exclude_seen=exclude_seen)
+            assert [item_ids[item] for item in found] == wanted.item_ids[0]
+
+
+def test_neighbors_of_other_items_are_an_error(space, make_prepared, tmp_path):
+    path = saved_neighbors(make_prepared({"u": ["a", "b", "c"], "v": ["b", "a", "c"]}), tmp_path)
+
+    with pytest.raises(ValueError, match=r"item_neighbors\.parquet .3 items"):
+        space.neighbors.read_neighbors(path, ["a", "c", "b"])
+
+
+def saved_neighbors(prepared, folder):
+    save_neighbors(prepared, folder)
+    return folder / NEIGHBORS_NAME

@@ -1,0 +1,100 @@
+"""
+What item-kNN knows, small enough to be published beside a model: each item's most similar items.
+
+A repository holds no interactions, so without this file nobody who only has the repository can compare the model's
+list with the baseline's; the Space shows both. The file holds similarities, from which counts of users who took two
+items together can be worked out, but no users. It is made from the training part alone.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.evaluation.baselines.item_knn import ItemKNN
+
+
+logger = logging.getLogger(__name__)
+
+NEIGHBORS_NAME = "item_neighbors.parquet"
+NUM_NEIGHBORS = 50
+MAX_PAIRS = 50_000_000  # pairs of items that are held in memory, about 2 GB
+
+
+def neighbor_table(prepared: PreparedDataset, *, num_neighbors: int = NUM_NEIGHBORS) -> pa.Table:
+    """
+    The most similar items of each item, as [`ItemKNN`] with its default settings has them.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set; only its training part is read.
+        num_neighbors (`int`, *optional*, defaults to 50): Items per item at most.
+
+    Returns:
+        `pa.Table`: one row per item in the order of the catalog: `item_id`, `num_interactions` (the order of items
+        that are like nothing in a history), `neighbors` (row numbers, most similar first) and `similarity` beside
+        them. Its metadata holds `decay`, the weight of an item of a history relative to the one after it.
+
+    Raises:
+        ValueError: If `num_neighbors` is below 1.
+
+    Example:
+
+    ```python
+    >>> import pandas as pd
+    >>> import tempfile
+    >>> from hf_genrec.data.prepare import prepare
+    >>> log = pd.DataFrame({"user_id": list("uuuuvvvv"), "item_id": ["tea", "cup", "pot", "jam"] * 2})
+    >>> items = [{"item_id": item, "title": item} for item in ["cup", "jam", "pot", "tea"]]
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> table = neighbor_table(prepare(folder.name, interactions=log, items=items, timestamp=None))
+    >>> table["item_id"].to_pylist(), table["neighbors"].to_pylist()  # only tea and cup are in the training part
+    (['cup', 'jam', 'pot', 'tea'], [[3], [], [], [0]])
+    >>> folder.cleanup()
+
+    ```
+    """
+    knn = ItemKNN.fit(prepared, num_neighbors=num_neighbors)
+    rows = pd.Index(prepared.item_ids).get_indexer(knn.item_ids)  # row of the catalog at each place in popularity
+    near = knn._similarity.tocoo()
+    item, column = near.coords
+    order = np.lexsort((column, -near.data, rows[item]))
+    lengths = np.bincount(rows[item], minlength=len(rows))
+    offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
+    table = pa.table(
+        {
+            "item_id": pa.array(prepared.item_ids, pa.string()),
+            "num_interactions": prepared.train_item_counts(),
+            "neighbors": pa.ListArray.from_arrays(offsets, pa.array(rows[column][order], pa.int32())),
+            "similarity": pa.ListArray.from_arrays(offsets, pa.array(near.data[order])),
+        }
+    )
+    return table.replace_schema_metadata({"decay": str(knn.decay)})
+
+
+def save_neighbors(prepared: PreparedDataset, folder: str | os.PathLike[str]) -> bool:
+    """
+    Put [`neighbor_table`] into a run folder, as `item_neighbors.parquet`; it is published with the model.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set that the run was trained on.
+        folder (`str` or `Path`): The run folder.
+
+    Returns:
+        `bool`: `False` where the data set has too many pairs of items to count them in memory. An older file is
+        removed then.
+    """
+    path = Path(folder) / NEIGHBORS_NAME
+    lengths = pc.list_value_length(prepared.split("train").with_format("arrow")[:]["history"]).to_numpy() + 1
+    num_pairs = min(int(np.square(lengths, dtype=np.int64).sum()), len(prepared.item_ids) ** 2)
+    if num_pairs > MAX_PAIRS:
+        logger.info("%s is not written: up to %d pairs of items are too many to count.", NEIGHBORS_NAME, num_pairs)
+        path.unlink(missing_ok=True)
+        return False
+    pq.write_table(neighbor_table(prepared), path, compression="zstd")
+    return True
