@@ -31,7 +31,11 @@ from hf_genrec.modeling.pipeline_genrec import NextItemPipeline
 from hf_genrec.serving.recommendations import Recommendations
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.embeddings import Whitening, embed_texts
-from hf_genrec.tokenizers.quantizers import RQVAE, HierarchicalKMeans, ProductQuantizer, RandomCodes, ResidualKMeans
+from hf_genrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans
+from hf_genrec.tokenizers.product import ProductQuantizer
+from hf_genrec.tokenizers.random_codes import RandomCodes
+from hf_genrec.tokenizers.residual_kmeans import ResidualKMeans
+from hf_genrec.tokenizers.rqvae import RQVAE
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
 from hf_genrec.tokenizers.vocabulary import build_tokenizer
 from hf_genrec.training.trainer import GenRecTrainer, GenRecTrainingArguments, make_trainer

@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoModel
 
 from hf_genrec import PreparedDataset, Recommender
+from hf_genrec.tokenizers.base import Quantizer
 from hf_genrec.tokenizers.folder import load_tokenized, read_embeddings
-from hf_genrec.tokenizers.quantizers import load_quantizer
 
 
 HISTORIES = [["item-03", "item-04"], [], ["item-30", "item-00", "item-01"]]
@@ -47,7 +47,7 @@ def test_published_code_beside_the_weights_still_runs(older, expected, name):
 
 @pytest.mark.parametrize("name", ["ids", "long_ids", "rqvae_ids", "tree_ids", "random_ids"])
 def test_quantizer_gives_the_same_codes(older, expected, name):
-    quantizer = load_quantizer(older / name / "quantizer")
+    quantizer = Quantizer.load(older / name / "quantizer")
 
     assert quantizer.encode(np.load(older / "raw_vectors.npy")).tolist() == expected[name]
 

@@ -1,32 +1,373 @@
 """
-What the quantizers share: checks of arguments, rows and codes, the folder they are saved in, and the thread rule.
+What every quantizer is: embeddings `(num_items, dim)` in, codes `(num_items, num_levels)` out.
+
+[`Quantizer`] checks, cuts into blocks, saves and loads. A new quantizer is one file with one subclass that says how to
+learn, how to assign and which tensors it keeps, and whose module is named in `_MODULES` below.
 """
 
+import importlib
+import inspect
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import faiss
 import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from hf_genrec.tokenizers.semantic_ids import MAX_CODEBOOK_SIZE, CollisionPolicy
 
 
-__all__ = [
-    "CONFIG_NAME",
-    "MAX_CODEBOOK_SIZE",
-    "WEIGHTS_NAME",
-    "as_codes",
-    "as_rows",
-    "check_sizes",
-    "one_thread",
-    "read_config",
-    "write_config",
-]
+__all__ = ["LONGEST_UNIQUE", "PROGRESS_DELAY", "Quantizer", "as_rows", "check_sizes", "one_thread"]
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "quantizer.safetensors"
-MAX_CODEBOOK_SIZE = 2**15  # codes are stored as int16
+PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
+
+_MODULES = ("residual_kmeans", "rqvae", "hierarchical_kmeans", "product", "random_codes")
+_CONFIG_NAME = "config.json"
+_WEIGHTS_NAME = "quantizer.safetensors"
+LONGEST_UNIQUE = 8  # codes; longer ids hardly collide, and too many tuples lie near each of them to be tried
+
+
+class Quantizer(ABC):
+    """
+    Turns the embedding of an item into a tuple of codes.
+
+    The same rows and seed give the same codes, in any batch, order of items and number of threads. `embeddings` is
+    everywhere one row per item, `(num_items, dim)`, without NaN and infinity; `codes` is int64, `(num_items,
+    num_levels)`, from 0 to `codebook_size - 1`.
+
+    Each subclass keeps its arguments as attributes of the same name, as scikit-learn does, so that they can be saved.
+    What it is and what suits it are class attributes:
+
+    - `quantizer_type`: its name in a saved `config.json`,
+    - `names`: what `tokenize_items` and the command line call it, with the arguments that the name stands for,
+    - `default_whitened`: whitened components that its paper takes; 0 for the plain embeddings,
+    - `has_codebooks`: whether all items share one set of centroids per level, which the collision policies
+      `"candidates"`, `"widen"` and `"rematch"` need,
+    - `can_decode`: whether codes stand for an approximate embedding.
+
+    Args:
+        num_levels (`int`): Codes per item, at least 1.
+        codebook_size (`int`): Codes per level: a power of two from 2 to 32,768.
+        seed (`int`): Seed of everything that is drawn.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    quantizer_type: ClassVar[str]
+    names: ClassVar[Mapping[str, Mapping[str, Any]]]
+    default_whitened: ClassVar[int] = 0
+    has_codebooks: ClassVar[bool] = True
+    can_decode: ClassVar[bool] = True
+    block_size: ClassVar[int] = 2**16  # rows encoded at once
+
+    def __init__(self, *, num_levels: int, codebook_size: int, seed: int) -> None:
+        check_sizes(num_levels=num_levels, codebook_size=codebook_size)
+        self.num_levels = num_levels
+        self.codebook_size = codebook_size
+        self.seed = seed
+        self.report: dict[str, Any] = {}  # how training went, where there is more to say than the errors
+        self._dim: int | None = None
+
+    # What a subclass says
+
+    @abstractmethod
+    def _fit(self, rows: np.ndarray, *, show_progress: bool) -> None:
+        """Learns from checked rows, on one thread."""
+
+    @abstractmethod
+    def _encode(self, rows: np.ndarray) -> np.ndarray:
+        """Codes of checked rows, at most `block_size` of them."""
+
+    def _shapes(self, dim: int) -> dict[str, tuple[int | None, ...]]:
+        """Of the tensors that it keeps; `None` is any number."""
+        return {}
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        """What it learned: by default one attribute `_name` for each name of `_shapes`."""
+        return {name: getattr(self, f"_{name}") for name in self._shapes(self.dim)}
+
+    def _restore(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Takes back what `_tensors` gave."""
+        for name, tensor in tensors.items():
+            setattr(self, f"_{name}", tensor)
+
+    @property
+    def codebooks(self) -> np.ndarray | None:
+        """
+        `np.ndarray` of shape `(num_levels, codebook_size, dim)`: the centroids, float32; `None` without any.
+
+        They lie where [`Quantizer.latents`] lie, and an item is approximated by the sum of one centroid per level.
+        """
+        return None
+
+    def latents(self, embeddings: np.ndarray) -> np.ndarray:
+        """
+        What the codebooks approximate: the embeddings themselves, unless a quantizer maps them elsewhere.
+
+        Args:
+            embeddings (`np.ndarray`): As for [`Quantizer.encode`].
+
+        Returns:
+            `np.ndarray` of shape `(num_items, columns of the codebooks)`: float32.
+        """
+        return as_rows(embeddings, dim=self.dim)
+
+    @property
+    def _least_rows(self) -> int:
+        """Rows to learn from, at least: each centroid of a level starts from one."""
+        return self.codebook_size
+
+    @classmethod
+    def default_codebook_size(cls, *, num_levels: int, num_items: int) -> int:
+        """
+        Codes per level if none are given.
+
+        Args:
+            num_levels (`int`): Codes per item.
+            num_items (`int`): Items of the catalog.
+
+        Returns:
+            `int`: 256 for all but hierarchical k-means.
+        """
+        return 256
+
+    # What all share
+
+    @property
+    def dim(self) -> int:
+        """Columns of the embeddings it was fitted on; a `ValueError` before that."""
+        if self._dim is None:
+            raise ValueError("The quantizer is not fitted: call `fit` or `load` first.")
+        return self._dim
+
+    @property
+    def default_policy(self) -> CollisionPolicy:
+        """What is done about collisions if nothing is said; see [`SemanticIds.from_codes`]."""
+        if self.num_levels > LONGEST_UNIQUE:
+            return "keep"
+        return "widen" if self.has_codebooks else "append"
+
+    def fit(self, embeddings: np.ndarray, *, show_progress: bool = True) -> Self:
+        """
+        Learn the codes, on one thread.
+
+        Args:
+            embeddings (`np.ndarray` of shape `(num_rows, dim)`):
+                The rows to learn from, usually those of the items that occur in training.
+            show_progress (`bool`, *optional*, defaults to `True`):
+                Whether a progress bar is shown once it takes longer than two seconds.
+
+        Returns:
+            [`Quantizer`]: itself.
+
+        Raises:
+            ValueError: If the shape is wrong, there are too few rows, or NaN or infinity is among them.
+        """
+        rows = as_rows(embeddings, at_least=self._least_rows)
+        with one_thread():
+            self._fit(rows, show_progress=show_progress)
+        self._dim = rows.shape[1]
+        return self
+
+    def encode(self, embeddings: np.ndarray) -> np.ndarray:
+        """
+        Codes of items, seen in training or not.
+
+        Args:
+            embeddings (`np.ndarray` of shape `(num_items, dim)`): One row per item.
+
+        Returns:
+            `np.ndarray` of shape `(num_items, num_levels)`: int64, from 0 to `codebook_size - 1`.
+
+        Raises:
+            ValueError: If the quantizer is not fitted, the width differs or a value is not finite.
+        """
+        rows = as_rows(embeddings, dim=self.dim)
+        codes = np.empty((len(rows), self.num_levels), dtype=np.int64)
+        for start in range(0, len(rows), self.block_size):
+            codes[start : start + self.block_size] = self._encode(rows[start : start + self.block_size])
+        return codes
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """
+        Approximate embeddings.
+
+        Args:
+            codes (`np.ndarray` of shape `(num_items, num_levels)`):
+                Codes as [`Quantizer.encode`] returns them; with fewer columns, the first levels alone.
+
+        Returns:
+            `np.ndarray` of shape `(num_items, dim)`: float32.
+
+        Raises:
+            ValueError: If the quantizer is not fitted or cannot decode, or the shape or a code is wrong.
+        """
+        *_, approximation = self._approximations(self._checked_codes(codes))
+        return approximation
+
+    def relative_errors(self, embeddings: np.ndarray, codes: np.ndarray) -> list[float] | None:
+        """
+        Squared error of the first 1, 2, ... levels, in units of the embeddings' own spread.
+
+        0 is a perfect reconstruction, 1 is what the mean of the embeddings achieves. For product quantization, a level
+        that is left out counts as zeros. The decoder of an RQ-VAE was trained for all levels; errors of fewer may
+        pass 1.
+
+        Args:
+            embeddings (`np.ndarray` of shape `(num_items, dim)`): What the codes stand for.
+            codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes as [`Quantizer.encode`] returns them.
+
+        Returns:
+            `list[float]`: one number per level; `None` for a quantizer that cannot decode, or without any spread.
+        """
+        rows = np.asarray(embeddings, dtype=np.float32)
+        spread = float(np.square(rows - rows.mean(axis=0)).sum(dtype=np.float64)) if len(rows) else 0.0
+        if not self.can_decode or spread == 0:
+            return None
+        found = self._approximations(self._checked_codes(codes))
+        return [float(np.square(rows - approximation).sum(dtype=np.float64)) / spread for approximation in found]
+
+    def save(self, folder: str | Path) -> None:
+        """
+        Write `config.json`, and `quantizer.safetensors` if anything was learned.
+
+        Args:
+            folder (`str` or `Path`): Created if missing.
+
+        Raises:
+            ValueError: If the quantizer is not fitted.
+        """
+        arguments = {name: getattr(self, name) for name in self._defaults()}
+        config = {"quantizer_type": self.quantizer_type, **arguments, "dim": self.dim}
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        tensors = self._tensors()
+        if tensors:
+            save_file(tensors, folder / _WEIGHTS_NAME)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """
+        Read what [`Quantizer.save`] wrote; the result assigns the same codes.
+
+        Args:
+            folder (`str` or `Path`):
+                The folder, such as `quantizer/` of a tokenized folder. `Quantizer.load` opens that of any quantizer,
+                a subclass only its own.
+
+        Returns:
+            [`Quantizer`]: a fitted quantizer of the saved type.
+
+        Raises:
+            ValueError: If the folder holds another quantizer, or tensors of other shapes than its config says.
+            FileNotFoundError: If there is no `config.json`.
+        """
+        config = json.loads((Path(folder) / _CONFIG_NAME).read_text(encoding="utf-8"))
+        kind = config.get("quantizer_type")
+        found = next((each for each in _subclasses() if each.quantizer_type == kind), None)
+        if found is None or not issubclass(found, cls):
+            known = [each.quantizer_type for each in _subclasses() if issubclass(each, cls)]
+            opens = f"{cls.__name__}.load opens {', '.join(known)}"
+            raise ValueError(f"{folder} holds a quantizer of the type {kind!r}; {opens}.")
+        return found._open(Path(folder), config)
+
+    @classmethod
+    def named(
+        cls,
+        name: str,
+        *,
+        num_items: int,
+        num_levels: int | None = None,
+        codebook_size: int | None = None,
+        seed: int = 1234,
+        options: Mapping[str, Any] | None = None,
+    ) -> "Quantizer":
+        """
+        A new quantizer by the name that the command line calls it.
+
+        Args:
+            name (`str`): Such as `"residual-kmeans"` or `"opq"`.
+            num_items (`int`): Items of the catalog, for the size of a tree.
+            num_levels (`int`, *optional*): Codes per item. `None` is the default of the class.
+            codebook_size (`int`, *optional*): Codes per level; see [`Quantizer.default_codebook_size`].
+            seed (`int`, *optional*, defaults to 1234): Seed of everything that is drawn.
+            options (`Mapping[str, Any]`, *optional*): Further arguments of the class.
+
+        Returns:
+            [`Quantizer`]: not fitted yet.
+
+        Raises:
+            ValueError: If the name or an option is unknown, or an argument is out of range.
+
+        Example:
+
+        ```python
+        >>> quantizer = Quantizer.named("random", num_items=9, num_levels=2)
+        >>> quantizer.codebook_size, quantizer.default_policy
+        (256, 'append')
+
+        ```
+        """
+        found = next((each for each in _subclasses() if name in each.names), None)
+        if found is None:
+            names = [each for subclass in _subclasses() for each in subclass.names]
+            raise ValueError(f"`quantizer` must be one of {', '.join(names)}, got {name!r}.")
+        options, implied, defaults = options or {}, found.names[name], found._defaults()
+        num_levels = defaults["num_levels"] if num_levels is None else num_levels
+        if codebook_size is None:
+            codebook_size = found.default_codebook_size(num_levels=num_levels, num_items=num_items)
+        fixed = {"num_levels": num_levels, "codebook_size": codebook_size, "seed": seed, **implied}
+        allowed = [option for option in defaults if option not in fixed]
+        unknown = [option for option in options if option not in allowed]
+        if unknown:
+            has = f"it has {', '.join(allowed)}" if allowed else "it has none"
+            raise ValueError(f"The quantizer {name!r} has no option {', '.join(map(repr, unknown))}; {has}.")
+        try:
+            return found(**fixed, **options)
+        except TypeError as error:
+            raise ValueError(f"An option of the quantizer {name!r} has the wrong type: {error}.") from error
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        """Names and defaults of its arguments."""
+        return {name: argument.default for name, argument in inspect.signature(cls).parameters.items()}
+
+    @classmethod
+    def _open(cls, folder: Path, config: Mapping[str, Any]) -> Self:
+        loaded = cls(**{name: config[name] for name in cls._defaults()})
+        expected = loaded._shapes(config["dim"])
+        tensors = load_file(folder / _WEIGHTS_NAME) if expected else {}
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        if set(found) != set(expected) or not all(_fits(found[name], shape) for name, shape in expected.items()):
+            raise ValueError(f"The tensors in {folder} have the shapes {found}, config.json says {expected}.")
+        loaded._dim = config["dim"]
+        loaded._restore(tensors)
+        return loaded
+
+    def _checked_codes(self, codes: np.ndarray) -> np.ndarray:
+        codes = np.empty((0, self.num_levels)) if not self.dim else np.asarray(codes)
+        if codes.ndim != 2 or not 1 <= codes.shape[1] <= self.num_levels:
+            raise ValueError(f"`codes` must have the shape (num_items, {self.num_levels}) or less, got {codes.shape}.")
+        if codes.size and not (codes.min() >= 0 and codes.max() < self.codebook_size):
+            raise ValueError(f"`codes` must lie between 0 and {self.codebook_size - 1}.")
+        return codes.astype(np.int64)
+
+    def _approximations(self, codes: np.ndarray) -> Iterator[np.ndarray]:
+        """Embeddings that the first, the first two, ... columns of the codes stand for."""
+        codebooks = self.codebooks
+        if codebooks is None:
+            raise ValueError(f"{type(self).__name__} cannot decode: its codes stand for no embedding.")
+        total = np.zeros((len(codes), codebooks.shape[2]), dtype=np.float32)
+        for centroids, level in zip(codebooks, codes.T, strict=False):
+            total = total + centroids[level]
+            yield total
 
 
 def check_sizes(*, num_levels: int, codebook_size: int) -> None:
@@ -35,7 +376,7 @@ def check_sizes(*, num_levels: int, codebook_size: int) -> None:
 
     Args:
         num_levels (`int`): Codes per item, at least 1.
-        codebook_size (`int`): Codes per level, a power of two from 2 to 32,768.
+        codebook_size (`int`): Codes per level, a power of two from 2 to 32,768: faiss counts bits.
 
     Raises:
         ValueError: If one is out of range.
@@ -77,78 +418,38 @@ def as_rows(embeddings: np.ndarray, *, dim: int | None = None, at_least: int = 0
     return rows
 
 
-def as_codes(codes: np.ndarray, *, num_levels: int, codebook_size: int) -> np.ndarray:
-    """
-    Codes that a quantizer can decode.
-
-    Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`): Integers.
-        num_levels (`int`): The columns there must be.
-        codebook_size (`int`): Every code must be below it.
-
-    Returns:
-        `np.ndarray`: the same array.
-
-    Raises:
-        ValueError: If the shape or a code is wrong.
-    """
-    codes = np.asarray(codes)
-    if codes.ndim != 2 or codes.shape[1] != num_levels:
-        raise ValueError(f"`codes` must have the shape (num_items, {num_levels}), got {codes.shape}.")
-    if codes.size and not (codes.min() >= 0 and codes.max() < codebook_size):
-        raise ValueError(f"`codes` must lie between 0 and {codebook_size - 1}.")
-    return codes
-
-
-def read_config(folder: str | Path, *, quantizer_type: str) -> dict[str, Any]:
-    """
-    The `config.json` of a saved quantizer.
-
-    Args:
-        folder (`str` or `Path`): The folder.
-        quantizer_type (`str`): The kind it must be.
-
-    Returns:
-        `dict[str, Any]`: its content.
-
-    Raises:
-        ValueError: If the folder holds a quantizer of another kind.
-    """
-    config = json.loads((Path(folder) / CONFIG_NAME).read_text(encoding="utf-8"))
-    found = config.get("quantizer_type")
-    if found != quantizer_type:
-        raise ValueError(f"{folder} holds no quantizer of the type {quantizer_type!r} but {found!r}.")
-    return config
-
-
-def write_config(folder: str | Path, config: Mapping[str, Any]) -> Path:
-    """
-    Write `config.json` into a folder, which is created if missing.
-
-    Args:
-        folder (`str` or `Path`): The folder.
-        config (`dict`): `quantizer_type`, the arguments of the class, and sizes.
-
-    Returns:
-        `Path`: where the tensors go.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_NAME).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
-    return folder / WEIGHTS_NAME
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """
-    Runs faiss on one thread: with more, rounding and with it the codebooks would depend on their number.
+    Runs faiss and torch on one thread: with more, the last bits and with them codes would depend on their number.
 
     Yields:
-        `None`; the number of threads is restored afterwards.
+        `None`; the numbers of threads are restored afterwards.
     """
-    num_threads = faiss.omp_get_max_threads()
+    of_faiss, of_torch = faiss.omp_get_max_threads(), torch.get_num_threads()
     faiss.omp_set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        faiss.omp_set_num_threads(num_threads)
+        faiss.omp_set_num_threads(of_faiss)
+        torch.set_num_threads(of_torch)
+
+
+def _subclasses() -> Iterator[type[Quantizer]]:
+    """
+    The quantizers of this room, then any that others have defined. One import at a time: who looks for k-means does
+    not wait for the network of the RQ-VAE.
+    """
+    modules = [f"hf_genrec.tokenizers.{name}" for name in _MODULES]
+    for module in modules:
+        defined = vars(importlib.import_module(module)).values()
+        yield from (each for each in defined if inspect.isclass(each) and each.__module__ == module
+                    and issubclass(each, Quantizer))  # fmt: skip
+    yield from (each for each in Quantizer.__subclasses__() if each.__module__ not in modules)
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        wanted in (None, size) for size, wanted in zip(shape, expected, strict=True)
+    )

@@ -4,11 +4,20 @@ Collisions: codes `(num_items, num_levels)` in which items share a tuple in, cod
 Every policy is deterministic: the same codes in the same item order give the same result.
 """
 
+from typing import Any
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 
-__all__ = ["append_code", "group_by_codes", "reassign_by_candidates", "rematch_last_level"]
+__all__ = [
+    "append_code",
+    "collision_statistics",
+    "group_by_codes",
+    "level_statistics",
+    "reassign_by_candidates",
+    "rematch_last_level",
+]
 
 _MAX_TUPLES = 2**22  # candidate tuples scored at once; more than any catalog that fits a machine needs
 _CHUNK_ELEMENTS = 2**24
@@ -41,6 +50,54 @@ def group_by_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Big-endian bytes sort like the tuples, and four times as fast as `np.unique(codes, axis=0)`.
     _, groups, sizes = np.unique(rows.ravel(), return_inverse=True, return_counts=True)
     return groups, sizes
+
+
+def collision_statistics(codes: np.ndarray) -> dict[str, Any]:
+    """
+    How many items share a tuple; see [`SemanticIds.statistics`].
+
+    Args:
+        codes (`np.ndarray` of shape `(num_items, num_levels)`): The codes.
+
+    Returns:
+        `dict[str, Any]`: `num_distinct`, `collision_rate`, `excess_rate` and `group_sizes`.
+    """
+    _, sizes = group_by_codes(codes)
+    values, counts = np.unique(sizes, return_counts=True)
+    return {
+        "num_distinct": len(sizes),
+        "collision_rate": float(sizes[sizes > 1].sum() / len(codes)),
+        "excess_rate": 1 - len(sizes) / len(codes),
+        "group_sizes": dict(zip(values.tolist(), counts.tolist(), strict=True)),
+    }
+
+
+def level_statistics(codes: np.ndarray, *, codebook_size: int) -> list[dict[str, float]]:
+    """
+    How the codes of each level are used; see [`SemanticIds.statistics`].
+
+    Args:
+        codes (`np.ndarray` of shape `(num_items, num_levels)`): The codes.
+        codebook_size (`int`): Codes that a level could use.
+
+    Returns:
+        `list[dict[str, float]]`: per level `num_used`, `usage`, `perplexity` and `num_prefixes`.
+    """
+    statistics = []
+    groups = np.zeros(len(codes), dtype=np.int64)  # of the items that share all codes so far
+    for level in codes.T:
+        counts = np.unique(level, return_counts=True)[1]
+        shares = counts / counts.sum()
+        groups = np.unique(groups * (int(codes.max()) + 1) + level, return_inverse=True)[1].ravel()
+        statistics.append(
+            {
+                "num_used": len(counts),
+                "usage": len(counts) / codebook_size,
+                "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
+                "num_prefixes": int(groups.max()) + 1,
+            }
+        )
+    return statistics
 
 
 def append_code(codes: np.ndarray) -> np.ndarray:

@@ -11,29 +11,20 @@ A prepared folder in, the two folders between data and model out: the embeddings
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from hf_genrec.data.prepared import PreparedDataset, replaced_folder
+from hf_genrec.tokenizers.base import LONGEST_UNIQUE, Quantizer
 from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, encoder_identity, load_matrix
-from hf_genrec.tokenizers.quantizers import (
-    RQVAE,
-    HierarchicalKMeans,
-    ProductQuantizer,
-    Quantizer,
-    RandomCodes,
-    ResidualKMeans,
-    relative_errors,
-)
 from hf_genrec.tokenizers.semantic_ids import CollisionPolicy, SemanticIds, items_fingerprint
 
 
@@ -43,16 +34,6 @@ EMBEDDINGS_NAME = "embeddings.safetensors"
 RECORD_NAME = "tokenizer.json"
 IDS_NAME = "semantic_ids.parquet"
 QUANTIZER_NAME = "quantizer"
-
-QuantizerName = Literal["residual-kmeans", "rqvae", "hierarchical-kmeans", "opq", "pq", "random"]
-
-# Levels and whitened components if none are given: those of Latte's, TIGER's and RPG's papers.
-_DEFAULT_SIZES = {
-    "residual-kmeans": (3, 192), "rqvae": (3, 0), "hierarchical-kmeans": (3, 0), "opq": (32, 128), "pq": (32, 128),
-    "random": (32, 0),
-}  # fmt: skip
-_TUPLES_PER_ITEM = 8  # of hierarchical k-means, whose clusters differ in size
-_LONGEST_UNIQUE = 8  # codes; longer ids hardly collide, and too many tuples lie near each of them to be tried
 
 
 def embed_items(
@@ -189,7 +170,7 @@ def tokenize_items(
     embeddings: str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
     *,
-    quantizer: QuantizerName = "residual-kmeans",
+    quantizer: str = "residual-kmeans",
     num_levels: int | None = None,
     codebook_size: int | None = None,
     policy: CollisionPolicy | None = None,
@@ -249,25 +230,25 @@ def tokenize_items(
     """
     if fit_on not in ("train", "all"):
         raise ValueError(f'`fit_on` must be "train" or "all", got {fit_on!r}.')
-    if quantizer not in get_args(QuantizerName):
-        raise ValueError(f"`quantizer` must be one of {', '.join(get_args(QuantizerName))}, got {quantizer!r}.")
-    default_levels, default_whitened = _DEFAULT_SIZES[quantizer]
-    num_levels = default_levels if num_levels is None else num_levels
-    num_whitened = default_whitened if num_whitened is None else num_whitened
+    learner = Quantizer.named(
+        quantizer,
+        num_items=len(prepared.item_ids),
+        num_levels=num_levels,
+        codebook_size=codebook_size,
+        seed=seed,
+        options=options,
+    )
+    policy = policy or learner.default_policy
+    num_whitened = learner.default_whitened if num_whitened is None else num_whitened
     if num_whitened < 0:
         raise ValueError(f"`num_whitened` must be at least 0, got {num_whitened}.")
-    policy = policy or _default_policy(quantizer, num_levels=num_levels)
-    num_items = len(prepared.item_ids)
-    if codebook_size is None:
-        codebook_size = _default_codebook_size(quantizer, num_levels=num_levels, num_items=num_items)
-    sizes = {"num_levels": num_levels, "codebook_size": codebook_size, "seed": seed}
-    learner = _new_quantizer(quantizer, sizes=sizes, options=options or {})
     settings = {
-        "quantizer": quantizer, "num_levels": num_levels, "codebook_size": codebook_size, "policy": policy,
-        "num_whitened": num_whitened, "fit_on": fit_on, "num_candidates": num_candidates, "seed": seed,
+        "quantizer": quantizer, "num_levels": learner.num_levels, "codebook_size": learner.codebook_size,
+        "policy": policy, "num_whitened": num_whitened, "fit_on": fit_on, "num_candidates": num_candidates,
+        "seed": seed,
     } | ({"options": dict(options)} if options else {})  # fmt: skip
     matrix, encoder = read_embeddings(embeddings, prepared)
-    rows = np.flatnonzero(prepared.train_item_counts() > 0) if fit_on == "train" else np.arange(num_items)
+    rows = np.flatnonzero(prepared.train_item_counts() > 0) if fit_on == "train" else np.arange(len(matrix))
     with replaced_folder(output_dir, marker=RECORD_NAME, overwrite=overwrite) as folder:
         (folder / QUANTIZER_NAME).mkdir()
         num_components = min(num_whitened, matrix.shape[1], len(rows) - 1)
@@ -276,19 +257,13 @@ def tokenize_items(
             whitening = Whitening.fit(matrix, num_components=num_components, fit_on=rows)
             whitening.save(folder / QUANTIZER_NAME / "whitening.safetensors")
             points = whitening.transform(matrix)
-        codes = _fit(learner, points[rows], show_progress=show_progress).encode(points)
-        learner.save(folder / QUANTIZER_NAME)
-        _write_json(folder / QUANTIZER_NAME / "encoder.json", {n: encoder.get(n) or None for n in _ENCODER_KEYS})
-        semantic_ids = SemanticIds.from_codes(
-            prepared.item_ids,
-            codes,
-            codebook_size=codebook_size,
-            policy=policy,
-            embeddings=learner.latents(points) if isinstance(learner, RQVAE) else points,
-            codebooks=None if policy in ("keep", "append") else getattr(learner, "codebooks", None),
-            num_candidates=num_candidates,
+        learner.fit(points[rows], show_progress=show_progress).save(folder / QUANTIZER_NAME)
+        source = {name: encoder.get(name) or None for name in ("model", "revision", "identity")}
+        _write_json(folder / QUANTIZER_NAME / "encoder.json", source)
+        semantic_ids = SemanticIds.from_quantizer(
+            learner, points, prepared.item_ids, policy=policy, num_candidates=num_candidates
         )
-        report = _fit_report(learner, points, codes, fitted=rows)
+        report = _fit_report(learner, points, semantic_ids.codes_before, fitted=rows)
         _write_tokenized(folder, prepared, semantic_ids, settings | {"embeddings": _digest_of(matrix)}, fit=report)
     return semantic_ids
 
@@ -327,7 +302,7 @@ def import_ids(
         raise ValueError(f'Imported ids have no centroids: `policy` must be "append" or "keep", got {policy!r}.')
     options: dict[str, Any] = {"item_ids": prepared.item_ids, "codebook_size": codebook_size}
     semantic_ids = SemanticIds.from_json(Path(ids), policy="keep", **options)
-    policy = policy or ("keep" if semantic_ids.num_levels > _LONGEST_UNIQUE else "append")
+    policy = policy or ("keep" if semantic_ids.num_levels > LONGEST_UNIQUE else "append")
     if policy == "append":
         semantic_ids = SemanticIds.from_json(Path(ids), policy="append", **options)
     settings = {"ids": Path(ids).name, "policy": policy, "codebook_size": codebook_size}
@@ -356,58 +331,15 @@ def load_tokenized(folder: str | os.PathLike[str]) -> tuple[SemanticIds, dict[st
     return SemanticIds.load(folder / IDS_NAME), record
 
 
-_ENCODER_KEYS = ("model", "revision", "identity")
-
-
-def _default_policy(quantizer: QuantizerName, *, num_levels: int) -> CollisionPolicy:
-    if num_levels > _LONGEST_UNIQUE:
-        return "keep"
-    return "append" if quantizer in ("random", "hierarchical-kmeans") else "widen"
-
-
-def _default_codebook_size(quantizer: QuantizerName, *, num_levels: int, num_items: int) -> int:
-    if quantizer != "hierarchical-kmeans":
-        return 256
-    fitting = (2**bits for bits in range(1, 15) if 2 ** (bits * num_levels) >= _TUPLES_PER_ITEM * num_items)
-    return next(fitting, 2**15)
-
-
-_CLASSES: dict[str, type[Quantizer]] = {
-    "residual-kmeans": ResidualKMeans, "rqvae": RQVAE, "hierarchical-kmeans": HierarchicalKMeans,
-    "opq": ProductQuantizer, "pq": ProductQuantizer, "random": RandomCodes,
-}  # fmt: skip
-
-
-def _new_quantizer(name: QuantizerName, *, sizes: Mapping[str, Any], options: Mapping[str, Any]) -> Quantizer:
-    fixed: dict[str, Any] = {**sizes, **({"rotate": name == "opq"} if name in ("opq", "pq") else {})}
-    allowed = [option for option in inspect.signature(_CLASSES[name]).parameters if option not in fixed]
-    unknown = [option for option in options if option not in allowed]
-    if unknown:
-        raise ValueError(
-            f"The quantizer {name!r} has no option {', '.join(map(repr, unknown))}; "
-            + (f"it has {', '.join(allowed)}." if allowed else "it has none.")
-        )
-    try:
-        return _CLASSES[name](**fixed, **options)
-    except TypeError as error:
-        raise ValueError(f"An option of the quantizer {name!r} has the wrong type: {error}.") from error
-
-
-def _fit(quantizer: Quantizer, points: np.ndarray, *, show_progress: bool) -> Quantizer:
-    if isinstance(quantizer, (ResidualKMeans, RandomCodes)):
-        return quantizer.fit(points)
-    return quantizer.fit(points, show_progress=show_progress)
-
-
 def _fit_report(quantizer: Quantizer, points: np.ndarray, codes: np.ndarray, *, fitted: np.ndarray) -> dict[str, Any]:
     """Relative squared errors per level, of the rows that the quantizer learned from and of the others."""
     others = np.setdiff1d(np.arange(len(points)), fitted)
     report = {
         "num_rows": len(fitted),
-        "relative_error": relative_errors(quantizer, points[fitted], codes[fitted]),
-        "relative_error_of_others": relative_errors(quantizer, points[others], codes[others]),
+        "relative_error": quantizer.relative_errors(points[fitted], codes[fitted]),
+        "relative_error_of_others": quantizer.relative_errors(points[others], codes[others]),
     }
-    return report | ({"training": quantizer.report} if isinstance(quantizer, RQVAE) else {})
+    return report | ({"training": quantizer.report} if quantizer.report else {})
 
 
 def _write_tokenized(

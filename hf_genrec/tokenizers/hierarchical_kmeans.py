@@ -1,34 +1,22 @@
 """
-Hierarchical k-means on faiss: embeddings `(num_items, dim)` in, codes `(num_items, num_levels)` out.
+Hierarchical k-means on faiss: level 1 clusters all embeddings, level 2 the members of each cluster, and so on.
 
-A tree of clusters: level 1 clusters all embeddings, level 2 the members of each cluster, and so on. What a code means
-depends on the codes before it, so there is no codebook that items of different clusters share.
+What a code means depends on the codes before it, so there is no codebook that items of different clusters share.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import faiss
 import numpy as np
-from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
-from hf_genrec.tokenizers.base import (
-    WEIGHTS_NAME,
-    as_codes,
-    as_rows,
-    check_sizes,
-    one_thread,
-    read_config,
-    write_config,
-)
+from hf_genrec.tokenizers.base import PROGRESS_DELAY, Quantizer
 
 
 __all__ = ["HierarchicalKMeans"]
 
-_TYPE = "hierarchical_kmeans"
-_BLOCK = 2**16  # rows encoded at once
-_DELAY = 2.0  # seconds before the progress bar shows
+_TUPLES_PER_ITEM = 8  # clusters differ in size
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,25 +27,21 @@ class _Level:
     children: np.ndarray  # (num_nodes,), each the row of its centroid
 
 
-class HierarchicalKMeans:
+class HierarchicalKMeans(Quantizer):
     """
     Codes by walking down a tree of k-means clusters in the space of the embeddings.
 
     A cluster with at most `codebook_size` distinct members is not clustered again: each member gets a code of its
-    own, so ids are distinct but for equal embeddings and clusters that are still larger at the last level. The same
-    rows give the same codes in any order, however many threads there are; equal rows count once. There is no
-    `codebooks`, so of the collision policies only `"append"` and `"keep"` work.
+    own, so ids are distinct but for equal embeddings and clusters that are still larger at the last level. Equal
+    rows count once. There is no `codebooks`, so of the collision policies only `"append"` and `"keep"` work.
 
     Args:
-        num_levels (`int`, *optional*, defaults to 3):
-            Codes per item, at least 1.
+        num_levels (`int`, *optional*, defaults to 3): See [`Quantizer`], as for the next two.
         codebook_size (`int`, *optional*, defaults to 256):
-            Clusters per node: a power of two from 2 to 32,768. With `codebook_size ** num_levels` a few times the
-            number of items, all levels are used; with far more, the last levels have little left to tell apart.
-        seed (`int`, *optional*, defaults to 1234):
-            Seed of the k-means initialisation.
-        num_iterations (`int`, *optional*, defaults to 25):
-            Iterations of each k-means; faiss' default.
+            Clusters per node, a power of two. With `codebook_size ** num_levels` a few times the number of items, all
+            levels are used; with far more, the last levels have little left to separate.
+        seed (`int`, *optional*, defaults to 1234): Of k-means.
+        num_iterations (`int`, *optional*, defaults to 25): Of each k-means; faiss' default.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -75,170 +59,89 @@ class HierarchicalKMeans:
     ```
     """
 
+    quantizer_type = "hierarchical_kmeans"
+    names = {"hierarchical-kmeans": {}}
+    has_codebooks = False
+
     def __init__(
         self, *, num_levels: int = 3, codebook_size: int = 256, seed: int = 1234, num_iterations: int = 25
     ) -> None:
-        check_sizes(num_levels=num_levels, codebook_size=codebook_size)
+        super().__init__(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
         if num_iterations < 1:
             raise ValueError(f"`num_iterations` must be at least 1, got {num_iterations}.")
-        self.num_levels = num_levels
-        self.codebook_size = codebook_size
-        self.seed = seed
         self.num_iterations = num_iterations
-        self._centroids: np.ndarray | None = None  # (num_centroids, dim)
+        self._centroids = np.empty((0, 0), np.float32)  # (num_centroids, dim)
         self._levels: list[_Level] = []
 
-    def fit(self, embeddings: np.ndarray, *, show_progress: bool = True) -> "HierarchicalKMeans":
-        """
-        Grow the tree, on one thread: with more, rounding and with it the tree would depend on their number.
+    @classmethod
+    def default_codebook_size(cls, *, num_levels: int, num_items: int) -> int:
+        """The smallest power of two whose tuples are at least eight times as many as the items; see the base class."""
+        fitting = (2**bits for bits in range(1, 15) if 2 ** (bits * num_levels) >= _TUPLES_PER_ITEM * num_items)
+        return next(fitting, 2**15)
 
-        Args:
-            embeddings (`np.ndarray` of shape `(num_rows, dim)`):
-                The rows to learn from, usually those of the items that occur in training.
-            show_progress (`bool`, *optional*, defaults to `True`):
-                Whether a progress bar is shown once it takes longer than two seconds.
+    @property
+    def _least_rows(self) -> int:
+        return 0
 
-        Returns:
-            [`HierarchicalKMeans`]: itself.
-
-        Raises:
-            ValueError: If there are no rows, or NaN or infinity among them.
-        """
-        rows = as_rows(embeddings)
+    def _fit(self, rows: np.ndarray, *, show_progress: bool) -> None:
         if not rows.size:
             raise ValueError(f"`embeddings` must have at least one row and one column, its shape is {rows.shape}.")
         rows = _distinct(rows)
-        nodes = np.zeros(len(rows), dtype=np.int64)
+        nodes = np.zeros(len(rows), dtype=np.int64)  # the node of the level reached so far that holds each row
+        # A member of a cluster that is not split is its own centroid, so the rows themselves are the first centroids.
         centroids, levels = [rows], []
         num_nodes, num_centroids = 1, len(rows)
         total = self.num_levels * len(rows)
-        with one_thread(), tqdm(total=total, desc="Clusters", delay=_DELAY, disable=not show_progress) as progress:
+        with tqdm(total=total, desc="Clusters", delay=PROGRESS_DELAY, disable=not show_progress) as progress:
             for _ in range(self.num_levels):
                 level, codes, found = self._split(rows, nodes, num_nodes, num_centroids, progress=progress)
                 nodes = level.offsets[nodes] + codes
                 levels.append(level)
                 centroids += found
                 num_nodes, num_centroids = len(level.children), num_centroids + sum(map(len, found))
+        # Keep only the centroids that a node points to.
         used, new_rows = np.unique(np.concatenate([level.children for level in levels]), return_inverse=True)
         self._centroids = np.concatenate(centroids)[used]
         ends = np.cumsum([len(level.children) for level in levels])[:-1]
-        self._levels = [
-            _Level(level.offsets, children)
-            for level, children in zip(levels, np.split(new_rows.ravel(), ends), strict=True)
-        ]
-        return self
+        children = np.split(new_rows.ravel(), ends)
+        self._levels = [_Level(level.offsets, each) for level, each in zip(levels, children, strict=True)]
 
-    def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """
-        Codes of items, seen in training or not: from the root down to the nearest child.
-
-        Args:
-            embeddings (`np.ndarray` of shape `(num_items, dim)`):
-                One row per item.
-
-        Returns:
-            `np.ndarray` of shape `(num_items, num_levels)`: int64, from 0 to `codebook_size - 1`.
-
-        Raises:
-            ValueError: If the quantizer is not fitted, the width differs or a value is not finite.
-        """
-        centroids = self._fitted()
-        rows = as_rows(embeddings, dim=centroids.shape[1])
-        codes = np.zeros((len(rows), self.num_levels), dtype=np.int64)
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            nodes = np.zeros(len(block), dtype=np.int64)
-            for number, level in enumerate(self._levels):
-                code = _walk(block, nodes, level, centroids)
-                codes[start : start + _BLOCK, number] = code
-                nodes = level.offsets[nodes] + code
+    def _encode(self, rows: np.ndarray) -> np.ndarray:
+        """From the root down to the nearest child."""
+        codes = np.empty((len(rows), self.num_levels), dtype=np.int64)
+        nodes = np.zeros(len(rows), dtype=np.int64)
+        for number, level in enumerate(self._levels):
+            codes[:, number] = _walk(rows, nodes, level, self._centroids)
+            nodes = level.offsets[nodes] + codes[:, number]
         return codes
 
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """
-        Approximate embeddings: the centroid of the cluster at the end of the codes.
-
-        Args:
-            codes (`np.ndarray` of shape `(num_items, num_levels)`):
-                Codes as [`HierarchicalKMeans.encode`] returns them; with fewer columns, the clusters at that depth.
-
-        Returns:
-            `np.ndarray` of shape `(num_items, dim)`: float32.
-
-        Raises:
-            ValueError: If the quantizer is not fitted, the shape or a code is wrong, or the tree has no such cluster.
-        """
-        centroids = self._fitted()
-        num_levels = min(max(1, np.shape(codes)[-1]), self.num_levels)
-        codes = as_codes(codes, num_levels=num_levels, codebook_size=self.codebook_size)
+    def _approximations(self, codes: np.ndarray) -> Iterator[np.ndarray]:
+        """The centroid of the cluster at each depth."""
         nodes = np.zeros(len(codes), dtype=np.int64)
-        for number, level in enumerate(self._levels[:num_levels]):
-            wrong = np.flatnonzero(codes[:, number] >= np.diff(level.offsets)[nodes])
+        for level, column in zip(self._levels, codes.T, strict=False):
+            wrong = np.flatnonzero(column >= np.diff(level.offsets)[nodes])
             if len(wrong):
                 raise ValueError(
                     f"`codes` must be those of the tree; no cluster has {len(wrong)} of them, first row {wrong[0]}: "
                     f"{codes[wrong[0]].tolist()}."
                 )
-            nodes = level.offsets[nodes] + codes[:, number]
-        return centroids[level.children[nodes]]
+            nodes = level.offsets[nodes] + column
+            yield self._centroids[level.children[nodes]]
 
-    def save(self, folder: str | Path) -> None:
-        """
-        Write `config.json` and `quantizer.safetensors`.
+    def _shapes(self, dim: int) -> dict[str, tuple[int | None, ...]]:
+        parts = [f"{part}_{number}" for part in ("offsets", "children") for number in range(self.num_levels)]
+        return {"centroids": (None, dim)} | dict.fromkeys(parts, (None,))
 
-        Args:
-            folder (`str` or `Path`):
-                Created if missing.
-
-        Raises:
-            ValueError: If the quantizer is not fitted.
-        """
-        centroids = self._fitted()
-        config = {
-            "quantizer_type": _TYPE,
-            "num_levels": self.num_levels,
-            "codebook_size": self.codebook_size,
-            "seed": self.seed,
-            "num_iterations": self.num_iterations,
-            "dim": centroids.shape[1],
-        }
-        tensors = {"centroids": centroids}
+    def _tensors(self) -> dict[str, np.ndarray]:
+        tensors = {"centroids": self._centroids}
         for number, level in enumerate(self._levels):
             tensors |= {f"offsets_{number}": level.offsets, f"children_{number}": level.children}
-        save_file(tensors, write_config(folder, config))
+        return tensors
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "HierarchicalKMeans":
-        """
-        Read what [`HierarchicalKMeans.save`] wrote; the result assigns the same codes.
-
-        Args:
-            folder (`str` or `Path`):
-                The folder.
-
-        Returns:
-            [`HierarchicalKMeans`]: a fitted quantizer.
-
-        Raises:
-            ValueError: If the folder holds another quantizer, or a tree of another shape than its config says.
-        """
-        config = read_config(folder, quantizer_type=_TYPE)
-        loaded = cls(**{name: config[name] for name in ("num_levels", "codebook_size", "seed", "num_iterations")})
-        tensors = load_file(Path(folder) / WEIGHTS_NAME)
-        centroids = tensors["centroids"]
-        expected = {"centroids"} | {
-            f"{part}_{n}" for part in ("offsets", "children") for n in range(loaded.num_levels)
-        }
-        if set(tensors) != expected or centroids.ndim != 2 or centroids.shape[1] != config["dim"]:
-            raise ValueError(
-                f"The tree in {folder} has centroids of the shape {centroids.shape} and {(len(tensors) - 1) // 2} "
-                f"levels, config.json says {loaded.num_levels} levels and {config['dim']} columns."
-            )
-        loaded._centroids = centroids
-        loaded._levels = [
-            _Level(tensors[f"offsets_{number}"], tensors[f"children_{number}"]) for number in range(loaded.num_levels)
-        ]
-        return loaded
+    def _restore(self, tensors: Mapping[str, np.ndarray]) -> None:
+        numbers = range(self.num_levels)
+        self._centroids = tensors["centroids"]
+        self._levels = [_Level(tensors[f"offsets_{number}"], tensors[f"children_{number}"]) for number in numbers]
 
     def _split(
         self, rows: np.ndarray, nodes: np.ndarray, num_nodes: int, num_centroids: int, *, progress: tqdm
@@ -269,23 +172,12 @@ class HierarchicalKMeans:
 
     def _cluster(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Centroids that have members, and the centroid of each row."""
-        kmeans = faiss.Kmeans(
-            rows.shape[1],
-            self.codebook_size,
-            niter=self.num_iterations,
-            seed=self.seed,
-            min_points_per_centroid=1,
-            max_points_per_centroid=len(rows),
-        )
+        points = {"min_points_per_centroid": 1, "max_points_per_centroid": len(rows)}  # all rows, and no advice
+        kmeans = faiss.Kmeans(rows.shape[1], self.codebook_size, niter=self.num_iterations, seed=self.seed, **points)
         kmeans.train(rows)
         centroids = np.asarray(kmeans.centroids)
         used, codes = np.unique(_nearest(rows, centroids), return_inverse=True)
         return centroids[used], codes
-
-    def _fitted(self) -> np.ndarray:
-        if self._centroids is None:
-            raise ValueError("The quantizer is not fitted: call `fit` or `load` first.")
-        return self._centroids
 
 
 def _distinct(rows: np.ndarray) -> np.ndarray:

@@ -1,22 +1,16 @@
 """
-Random codes: the control for every quantizer. Embeddings `(num_items, dim)` in, codes `(num_items, num_levels)` out.
-
-What a model learns with them it learns without any meaning in the codes.
+Random codes: the control for every quantizer. What a model learns with them owes nothing to the meaning of the codes.
 """
-
-from pathlib import Path
 
 import numpy as np
 
-from hf_genrec.tokenizers.base import as_rows, check_sizes, read_config, write_config
+from hf_genrec.tokenizers.base import Quantizer
 
 
 __all__ = ["RandomCodes"]
 
-_TYPE = "random"
 
-
-class RandomCodes:
+class RandomCodes(Quantizer):
     """
     Uniform random codes that depend on an item's embedding and the seed alone.
 
@@ -25,12 +19,9 @@ class RandomCodes:
     policies only `"append"` and `"keep"` work.
 
     Args:
-        num_levels (`int`, *optional*, defaults to 32):
-            Codes per item, at least 1.
-        codebook_size (`int`, *optional*, defaults to 256):
-            Codes per level: a power of two from 2 to 32,768.
-        seed (`int`, *optional*, defaults to 1234):
-            Another seed gives other codes.
+        num_levels (`int`, *optional*, defaults to 32): See [`Quantizer`], as for the next two.
+        codebook_size (`int`, *optional*, defaults to 256): A power of two.
+        seed (`int`, *optional*, defaults to 1234): Another seed gives other codes.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -46,91 +37,30 @@ class RandomCodes:
     ```
     """
 
+    quantizer_type = "random"
+    names = {"random": {}}
+    has_codebooks = False
+    can_decode = False
+
     def __init__(self, *, num_levels: int = 32, codebook_size: int = 256, seed: int = 1234) -> None:
-        check_sizes(num_levels=num_levels, codebook_size=codebook_size)
+        super().__init__(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
         if seed < 0:
             raise ValueError(f"`seed` must be at least 0, got {seed}.")
-        self.num_levels = num_levels
-        self.codebook_size = codebook_size
-        self.seed = seed
-        self._dim: int | None = None
 
-    def fit(self, embeddings: np.ndarray) -> "RandomCodes":
-        """
-        Note the number of columns; nothing is learned.
+    @property
+    def _least_rows(self) -> int:
+        return 0
 
-        Args:
-            embeddings (`np.ndarray` of shape `(num_rows, dim)`):
-                Any rows.
+    def _fit(self, rows: np.ndarray, *, show_progress: bool) -> None:
+        """Nothing is learned."""
 
-        Returns:
-            [`RandomCodes`]: itself.
-
-        Raises:
-            ValueError: If the shape is wrong, or NaN or infinity is among them.
-        """
-        self._dim = as_rows(embeddings).shape[1]
-        return self
-
-    def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """
-        Codes of items.
-
-        Args:
-            embeddings (`np.ndarray` of shape `(num_items, dim)`):
-                One row per item.
-
-        Returns:
-            `np.ndarray` of shape `(num_items, num_levels)`: int64, from 0 to `codebook_size - 1`.
-
-        Raises:
-            ValueError: If `fit` was not called, the width differs or a value is not finite.
-        """
-        rows = as_rows(embeddings, dim=self._fitted())
+    def _encode(self, rows: np.ndarray) -> np.ndarray:
         words = (rows + 0.0).view(np.uint32).astype(np.uint64)  # adding 0 makes -0 and 0 one value
         keys = np.random.PCG64(self.seed).random_raw(rows.shape[1] + self.num_levels) | np.uint64(1)
         hashed = _mix((_mix(words) * keys[: rows.shape[1]]).sum(axis=1, dtype=np.uint64))
         drawn = _mix(hashed[:, None] ^ keys[rows.shape[1] :])  # (num_items, num_levels)
+        # The codebook size is a power of two, so the highest bits are uniform codes without a remainder.
         return (drawn >> np.uint64(64 - (self.codebook_size.bit_length() - 1))).astype(np.int64)
-
-    def save(self, folder: str | Path) -> None:
-        """
-        Write `config.json`; there is nothing else to keep.
-
-        Args:
-            folder (`str` or `Path`):
-                Created if missing.
-
-        Raises:
-            ValueError: If `fit` was not called.
-        """
-        sizes = {"num_levels": self.num_levels, "codebook_size": self.codebook_size}
-        write_config(folder, {"quantizer_type": _TYPE, **sizes, "seed": self.seed, "dim": self._fitted()})
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "RandomCodes":
-        """
-        Read what [`RandomCodes.save`] wrote; the result assigns the same codes.
-
-        Args:
-            folder (`str` or `Path`):
-                The folder.
-
-        Returns:
-            [`RandomCodes`]: ready to encode.
-
-        Raises:
-            ValueError: If the folder holds another quantizer.
-        """
-        config = read_config(folder, quantizer_type=_TYPE)
-        loaded = cls(**{name: config[name] for name in ("num_levels", "codebook_size", "seed")})
-        loaded._dim = config["dim"]
-        return loaded
-
-    def _fitted(self) -> int:
-        if self._dim is None:
-            raise ValueError("The quantizer is not fitted: call `fit` or `load` first.")
-        return self._dim
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -1,47 +1,29 @@
 """
-Residual k-means on faiss: embeddings `(num_items, dim)` in, codes `(num_items, num_levels)` out.
-
-Level 1 clusters the embeddings, level 2 what level 1 left over, and so on; an item is approximated by the sum of one
-centroid per level.
+Residual k-means on faiss: level 1 clusters the embeddings, level 2 what level 1 left over, and so on.
 """
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import faiss
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
-from hf_genrec.tokenizers.base import (
-    WEIGHTS_NAME,
-    as_codes,
-    as_rows,
-    check_sizes,
-    one_thread,
-    read_config,
-    write_config,
-)
+from hf_genrec.tokenizers.base import Quantizer
 
 
 __all__ = ["ResidualKMeans"]
 
-_TYPE = "residual_kmeans"
 
-
-class ResidualKMeans:
+class ResidualKMeans(Quantizer):
     """
-    Residual quantizer with k-means codebooks.
+    Residual quantizer with k-means codebooks: an item is approximated by the sum of one centroid per level.
 
     Training grows the dimension step by step (faiss' progressive-dim k-means, 10 iterations); the assignment is a beam
-    search for the tuple with the smallest squared error, not a greedy walk. The same input gives the same codes,
-    however it is cut into batches and however many threads there are.
+    search for the tuple with the smallest squared error, not a greedy walk.
 
     Args:
-        num_levels (`int`, *optional*, defaults to 3):
-            Codes per item, at least 1.
-        codebook_size (`int`, *optional*, defaults to 256):
-            Centroids per level: a power of two from 2 to 32,768, because faiss counts bits.
-        seed (`int`, *optional*, defaults to 1234):
-            Seed of the k-means initialisation. The default is faiss' own, which the paper's code uses.
+        num_levels (`int`, *optional*, defaults to 3): See [`Quantizer`], as for the next two.
+        codebook_size (`int`, *optional*, defaults to 256): A power of two.
+        seed (`int`, *optional*, defaults to 1234): Of k-means. The default is faiss' own, which the paper's code uses.
         beam_size (`int`, *optional*, defaults to 5):
             Beams of the assignment, in training too. 1 is the greedy nearest centroid.
 
@@ -64,132 +46,41 @@ class ResidualKMeans:
     ```
     """
 
+    quantizer_type = "residual_kmeans"
+    names = {"residual-kmeans": {}}
+    default_whitened = 192
+
     def __init__(self, *, num_levels: int = 3, codebook_size: int = 256, seed: int = 1234, beam_size: int = 5) -> None:
-        check_sizes(num_levels=num_levels, codebook_size=codebook_size)
+        super().__init__(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
         if beam_size < 1:
             raise ValueError(f"`beam_size` must be at least 1, got {beam_size}.")
-        self.num_levels = num_levels
-        self.codebook_size = codebook_size
-        self.seed = seed
         self.beam_size = beam_size
-        self._quantizer: faiss.ResidualQuantizer | None = None
-
-    def fit(self, embeddings: np.ndarray) -> "ResidualKMeans":
-        """
-        Learn the codebooks.
-
-        Runs on one thread: with more, rounding and with it the codebooks would depend on their number.
-
-        Args:
-            embeddings (`np.ndarray` of shape `(num_rows, dim)`):
-                The rows to learn from, usually those of the items that occur in training.
-
-        Returns:
-            [`ResidualKMeans`]: itself.
-
-        Raises:
-            ValueError: If there are fewer rows than centroids, or NaN or infinity among them.
-        """
-        embeddings = as_rows(embeddings, at_least=self.codebook_size)
-        quantizer = self._new_quantizer(embeddings.shape[1])
-        with one_thread():
-            quantizer.train(embeddings)
-        self._quantizer = quantizer
-        return self
-
-    def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """
-        Codes of items, seen in training or not.
-
-        Args:
-            embeddings (`np.ndarray` of shape `(num_items, dim)`):
-                One row per item.
-
-        Returns:
-            `np.ndarray` of shape `(num_items, num_levels)`: int64, from 0 to `codebook_size - 1`.
-
-        Raises:
-            ValueError: If the quantizer is not fitted, the width differs or a value is not finite.
-        """
-        quantizer = self._fitted()
-        embeddings = as_rows(embeddings, dim=quantizer.d)
-        packed = quantizer.compute_codes(embeddings)
-        return faiss.unpack_bitstrings(packed, self.num_levels, self._num_bits).astype(np.int64)
-
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """
-        Approximate embeddings: the sum of one centroid per level.
-
-        Args:
-            codes (`np.ndarray` of shape `(num_items, num_levels)`):
-                Codes as [`ResidualKMeans.encode`] returns them.
-
-        Returns:
-            `np.ndarray` of shape `(num_items, dim)`: float32.
-
-        Raises:
-            ValueError: If the shape or a code is wrong.
-        """
-        codebooks = self.codebooks
-        codes = as_codes(codes, num_levels=self.num_levels, codebook_size=self.codebook_size)
-        return np.sum([codebooks[level][codes[:, level]] for level in range(self.num_levels)], axis=0)
+        self._quantizer = self._new_quantizer(1)
 
     @property
     def codebooks(self) -> np.ndarray:
-        """`np.ndarray` of shape `(num_levels, codebook_size, dim)`: the centroids, float32, a copy."""
-        flat = faiss.vector_to_array(self._fitted().codebooks)
-        return flat.reshape(self.num_levels, self.codebook_size, -1)
+        """See [`Quantizer.codebooks`]; a copy."""
+        flat = faiss.vector_to_array(self._quantizer.codebooks)
+        return flat.reshape(self.num_levels, self.codebook_size, self.dim)
 
-    def save(self, folder: str | Path) -> None:
-        """
-        Write `config.json` and `quantizer.safetensors`.
+    def _fit(self, rows: np.ndarray, *, show_progress: bool) -> None:
+        self._quantizer = self._new_quantizer(rows.shape[1])
+        self._quantizer.train(rows)
 
-        Args:
-            folder (`str` or `Path`):
-                Created if missing.
+    def _encode(self, rows: np.ndarray) -> np.ndarray:
+        return faiss.unpack_bitstrings(self._quantizer.compute_codes(rows), self.num_levels, self._num_bits)
 
-        Raises:
-            ValueError: If the quantizer is not fitted.
-        """
-        codebooks = self.codebooks
-        config = {
-            "quantizer_type": _TYPE,
-            "num_levels": self.num_levels,
-            "codebook_size": self.codebook_size,
-            "seed": self.seed,
-            "beam_size": self.beam_size,
-            "dim": codebooks.shape[2],
-        }
-        save_file({"codebooks": codebooks}, write_config(folder, config))
+    def _shapes(self, dim: int) -> dict[str, tuple[int | None, ...]]:
+        return {"codebooks": (self.num_levels, self.codebook_size, dim)}
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "ResidualKMeans":
-        """
-        Read what [`ResidualKMeans.save`] wrote; the result assigns the same codes.
+    def _tensors(self) -> dict[str, np.ndarray]:
+        return {"codebooks": self.codebooks}
 
-        Args:
-            folder (`str` or `Path`):
-                The folder.
-
-        Returns:
-            [`ResidualKMeans`]: a fitted quantizer.
-
-        Raises:
-            ValueError: If the folder holds another quantizer, or codebooks of another shape than its config says.
-        """
-        config = read_config(folder, quantizer_type=_TYPE)
-        loaded = cls(**{name: config[name] for name in ("num_levels", "codebook_size", "seed", "beam_size")})
-        codebooks = load_file(Path(folder) / WEIGHTS_NAME)["codebooks"]
-        expected = (loaded.num_levels, loaded.codebook_size, config["dim"])
-        if codebooks.shape != expected:
-            raise ValueError(
-                f"The codebooks in {folder} have the shape {codebooks.shape}, config.json says {expected}."
-            )
-        quantizer = loaded._new_quantizer(config["dim"])
-        faiss.copy_array_to_vector(np.ascontiguousarray(codebooks, np.float32).ravel(), quantizer.codebooks)
-        quantizer.is_trained = True
-        loaded._quantizer = quantizer
-        return loaded
+    def _restore(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self._quantizer = self._new_quantizer(self.dim)
+        flat = np.ascontiguousarray(tensors["codebooks"], np.float32).ravel()
+        faiss.copy_array_to_vector(flat, self._quantizer.codebooks)
+        self._quantizer.is_trained = True
 
     @property
     def _num_bits(self) -> int:
@@ -203,8 +94,3 @@ class ResidualKMeans:
         quantizer.cp.seed = self.seed
         quantizer.cp.min_points_per_centroid = 1  # silences faiss' advice on stderr; `fit` checks the number of rows
         return quantizer
-
-    def _fitted(self) -> faiss.ResidualQuantizer:
-        if self._quantizer is None:
-            raise ValueError("The quantizer is not fitted: call `fit` or `load` first.")
-        return self._quantizer

@@ -1,16 +1,15 @@
 """
-RQ-VAE as a quantizer: embeddings `(num_items, dim)` in, codes `(num_items, num_levels)` out.
-
-Trains [`RQVAEModel`] with transformers' Trainer until rows held out are no longer reconstructed better.
+RQ-VAE as a quantizer: trains [`RQVAEModel`] with transformers' Trainer until rows held out are no longer reconstructed
+better.
 """
 
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import faiss
 import numpy as np
@@ -29,41 +28,33 @@ from transformers import (
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging as transformers_logging
 
-from hf_genrec.tokenizers.base import as_codes, as_rows, one_thread, read_config
+from hf_genrec.tokenizers.base import PROGRESS_DELAY, Quantizer, as_rows
 from hf_genrec.tokenizers.rqvae_network import RQVAEConfig, RQVAEModel
 
 
 __all__ = ["RQVAE"]
 
-_TYPE = "rqvae"
 _TRAINING_NAME = "training.json"
-_BLOCK = 4096  # rows encoded at once
-_DELAY = 2.0  # seconds before the progress bar shows
 
 
-class RQVAE:
+class RQVAE(Quantizer):
     """
     Residual quantizer in the latent space of an autoencoder, as TIGER's ids are made.
 
     Codebooks start from k-means over the latents; centroids that no row chose during an epoch are put onto residuals
     of random rows. A share of the rows is held out, and training ends when they are no longer reconstructed better;
-    the best weights are kept. The same rows and seed give the same codes, however many threads there are. Codes of
-    [`RQVAE.encode`] are the nearest centroids, one level after the other, and do not depend on the batch.
+    the best weights are kept. Codes are the nearest centroids, one level after the other.
 
-    [`RQVAE.codebooks`] lie in the latent space: a collision policy that needs centroids takes [`RQVAE.latents`] as
-    the embeddings.
+    After `fit`, `report` says how training went: `num_rows`, `num_validation_rows`, `epochs`, `best_epoch`,
+    `relative_error` (of the rows held out; squared error over their variance, `None` for a single row), `history` (a
+    list of both at every evaluation) and `num_restarts` of dead codes.
 
     Args:
-        num_levels (`int`, *optional*, defaults to 3): Codes per item, at least 1.
-        codebook_size (`int`, *optional*, defaults to 256): Centroids per level: a power of two from 2 to 32,768.
-        seed (`int`, *optional*, defaults to 1234): Seed of weights, k-means, batches, held-out rows and restarts.
-        hidden_sizes (`Sequence[int]`, *optional*, defaults to `(512, 256, 128)`): Hidden layers of the encoder.
-        latent_dim (`int`, *optional*, defaults to 32): Columns of the latents.
-        commitment_weight (`float`, *optional*, defaults to 0.25): See [`RQVAEConfig`].
-        dropout (`float`, *optional*, defaults to 0.0): Dropout after each hidden layer.
-        sinkhorn_epsilon (`float`, *optional*, defaults to 0.0): Above 0, training balances the last level's codes.
-        sinkhorn_iterations (`int`, *optional*, defaults to 50): See [`RQVAEConfig`].
-        sinkhorn_levels (`int`, *optional*, defaults to 1): Levels that are balanced, counted from the last.
+        num_levels (`int`, *optional*, defaults to 3): See [`Quantizer`], as for the next two.
+        codebook_size (`int`, *optional*, defaults to 256): A power of two.
+        seed (`int`, *optional*, defaults to 1234): Of weights, k-means, batches, held-out rows and restarts.
+        hidden_sizes, latent_dim, commitment_weight, dropout, sinkhorn_epsilon, sinkhorn_iterations, sinkhorn_levels:
+            See [`RQVAEConfig`], whose defaults they have.
         restart_dead_codes (`bool`, *optional*, defaults to `True`): Whether unused centroids are moved.
         epochs (`int`, *optional*, defaults to 100): Passes over the rows at most. TIGER takes 20,000.
         batch_size (`int`, *optional*, defaults to 256): Rows per step. TIGER takes 1,024 and far more epochs.
@@ -71,9 +62,9 @@ class RQVAE:
         optimizer (`str`, *optional*, defaults to `"adamw_torch"`): A Trainer's `optim`; TIGER takes `"adagrad"`.
         weight_decay (`float`, *optional*, defaults to 0.0): Of the optimizer.
         validation_share (`float`, *optional*, defaults to 0.1): Share of rows held out; 0 trains all epochs on all.
-        evaluate_every (`int`, *optional*, defaults to 10): Epochs between looks at the rows held out; the last
-            epoch is looked at too.
-        patience (`int`, *optional*, defaults to 5): Looks without an improvement before training ends.
+        evaluate_every (`int`, *optional*, defaults to 10): Epochs between evaluations on the rows held out; the
+            last epoch is evaluated too.
+        patience (`int`, *optional*, defaults to 5): Evaluations without an improvement before training ends.
         device (`str`, *optional*, defaults to `"cpu"`): `"cpu"` or `"cuda"`, for training.
 
     Raises:
@@ -92,6 +83,10 @@ class RQVAE:
 
     ```
     """
+
+    quantizer_type = "rqvae"
+    names = {"rqvae": {}}
+    block_size = 4096
 
     def __init__(
         self,
@@ -117,6 +112,7 @@ class RQVAE:
         patience: int = 5,
         device: str = "cpu",
     ) -> None:
+        super().__init__(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
         self._shape: dict[str, Any] = {
             "num_levels": num_levels, "codebook_size": codebook_size, "hidden_sizes": list(hidden_sizes),
             "latent_dim": latent_dim, "commitment_weight": float(commitment_weight), "dropout": float(dropout),
@@ -134,39 +130,30 @@ class RQVAE:
         except StrictDataclassFieldValidationError as error:
             raise ValueError(f"An argument has the wrong type: {' '.join(str(error).split())}.") from error
         _check_schedule(self._schedule)
-        self.num_levels = num_levels
-        self.codebook_size = codebook_size
-        self.seed = seed
         self.model: RQVAEModel | None = None
-        self.report: dict[str, Any] = {}
+        self._exact: RQVAEModel | None = None  # the same in float64
 
-    def fit(self, embeddings: np.ndarray, *, show_progress: bool = True) -> "RQVAE":
-        """
-        Train encoder, codebooks and decoder, on one thread.
+    @property
+    def codebooks(self) -> np.ndarray:
+        """See [`Quantizer.codebooks`]; among the latents, not the embeddings."""
+        return self._fitted().codebooks.detach().numpy().copy()
 
-        Afterwards `report` tells how training went: `num_rows`, `num_validation_rows`, `epochs`, `best_epoch`,
-        `relative_error` (of the rows held out; squared error over their variance, `None` for a single row),
-        `history` (a list of both at every look) and `num_restarts` of dead codes.
+    def latents(self, embeddings: np.ndarray) -> np.ndarray:
+        """The encoder's output, float32 of shape `(num_items, latent_dim)`; see [`Quantizer.latents`]."""
+        rows = as_rows(embeddings, dim=self.dim)
+        blocks = [self._latents(rows[i : i + self.block_size]) for i in range(0, max(1, len(rows)), self.block_size)]
+        return torch.cat(blocks).float().numpy()
 
-        Args:
-            embeddings (`np.ndarray` of shape `(num_rows, dim)`):
-                The rows to learn from, usually those of the items that occur in training.
-            show_progress (`bool`, *optional*, defaults to `True`):
-                Whether a progress bar is shown once it takes longer than two seconds.
+    @property
+    def _least_rows(self) -> int:
+        return 0  # checked below: what counts is how many are left without the rows held out
 
-        Returns:
-            [`RQVAE`]: itself.
-
-        Raises:
-            ValueError: If there are fewer rows than centroids, or NaN or infinity among them; or if training
-                diverges.
-        """
-        rows = as_rows(embeddings)
+    def _fit(self, rows: np.ndarray, *, show_progress: bool) -> None:
         order = np.random.default_rng(self.seed).permutation(len(rows))
         num_held_out = round(len(rows) * self._schedule["validation_share"])
         held_out, rest = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
         as_rows(rows[rest], at_least=self.codebook_size)
-        with _one_torch_thread(), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = RQVAEModel(RQVAEConfig(input_dim=rows.shape[1], **self._shape))
             train_rows = torch.from_numpy(rows[rest])
@@ -176,103 +163,48 @@ class RQVAE:
             self.report = self._train(model, _Rows(train_rows), validation, show_progress=show_progress)
         if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
             raise ValueError("Training diverged: weights are not finite. Use a smaller `learning_rate`.")
-        self.model = model.cpu().eval()
-        return self
+        self._set_model(model.cpu())
 
-    def latents(self, embeddings: np.ndarray) -> np.ndarray:
-        """
-        What the codes approximate: the encoder's output.
+    def _set_model(self, model: RQVAEModel) -> None:
+        self.model = model.eval()
+        # Codes are chosen in float64: rounding that depends on the batch then decides no code.
+        self._exact = RQVAEModel(model.config).double().eval()
+        self._exact.load_state_dict(model.state_dict())
 
-        Args:
-            embeddings (`np.ndarray` of shape `(num_items, dim)`):
-                One row per item.
+    @torch.no_grad()
+    def _latents(self, rows: np.ndarray) -> torch.Tensor:
+        return self._fitted(is_exact=True).encode(torch.from_numpy(rows).double())
 
-        Returns:
-            `np.ndarray` of shape `(num_items, latent_dim)`: float32.
+    @torch.no_grad()
+    def _encode(self, rows: np.ndarray) -> np.ndarray:
+        return self._fitted(is_exact=True).assign(self._latents(rows)).numpy()
 
-        Raises:
-            ValueError: If the quantizer is not fitted, the width differs or a value is not finite.
-        """
-        return self._encode(embeddings)[0].astype(np.float32)
-
-    def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """
-        Codes of items, seen in training or not.
-
-        Args:
-            embeddings (`np.ndarray` of shape `(num_items, dim)`):
-                One row per item.
-
-        Returns:
-            `np.ndarray` of shape `(num_items, num_levels)`: int64, from 0 to `codebook_size - 1`.
-
-        Raises:
-            ValueError: If the quantizer is not fitted, the width differs or a value is not finite.
-        """
-        return self._encode(embeddings)[1]
-
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """
-        Approximate embeddings: the decoder's output for the sum of one centroid per level.
-
-        Args:
-            codes (`np.ndarray` of shape `(num_items, num_levels)`):
-                Codes as [`RQVAE.encode`] returns them; with fewer columns, the first levels alone.
-
-        Returns:
-            `np.ndarray` of shape `(num_items, dim)`: float32.
-
-        Raises:
-            ValueError: If the quantizer is not fitted, or the shape or a code is wrong.
-        """
-        model = self._fitted()
-        num_levels = min(max(1, np.shape(codes)[-1]), self.num_levels)
-        codes = as_codes(codes, num_levels=num_levels, codebook_size=self.codebook_size)
-        with torch.no_grad():
-            return model.decode(torch.from_numpy(np.ascontiguousarray(codes, dtype=np.int64))).numpy()
-
-    @property
-    def codebooks(self) -> np.ndarray:
-        """`np.ndarray` of shape `(num_levels, codebook_size, latent_dim)`: the centroids, float32, a copy."""
-        return self._fitted().codebooks.detach().numpy().copy()
+    @torch.no_grad()
+    def _approximations(self, codes: np.ndarray) -> Iterator[np.ndarray]:
+        """The decoder's output for the sum of the first centroids."""
+        for level in range(codes.shape[1]):
+            yield self._fitted().decode(torch.from_numpy(codes[:, : level + 1])).numpy()
 
     def save(self, folder: str | Path) -> None:
         """
         Write `config.json` and `model.safetensors`, which [`RQVAEModel`] can load too, and `training.json`.
 
         Args:
-            folder (`str` or `Path`):
-                Created if missing.
+            folder (`str` or `Path`): Created if missing.
 
         Raises:
             ValueError: If the quantizer is not fitted.
         """
-        folder = Path(folder)
-        model = self._fitted()
         with _no_progress_of_files():
-            model.save_pretrained(folder)
+            self._fitted().save_pretrained(folder)
         content = json.dumps({"arguments": self._schedule, "report": self.report}, indent=2)
-        (folder / _TRAINING_NAME).write_text(content + "\n", encoding="utf-8")
+        (Path(folder) / _TRAINING_NAME).write_text(content + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path) -> "RQVAE":
-        """
-        Read what [`RQVAE.save`] wrote; the result assigns the same codes.
-
-        Args:
-            folder (`str` or `Path`):
-                The folder.
-
-        Returns:
-            [`RQVAE`]: a fitted quantizer.
-
-        Raises:
-            ValueError: If the folder holds another quantizer, or weights of other shapes than its config says.
-        """
-        config = read_config(folder, quantizer_type=_TYPE)
-        training = json.loads((Path(folder) / _TRAINING_NAME).read_text(encoding="utf-8"))
-        names = cls()._shape
-        loaded = cls(**{name: config[name] for name in names}, **training["arguments"])
+    def _open(cls, folder: Path, config: Mapping[str, Any]) -> Self:
+        training = json.loads((folder / _TRAINING_NAME).read_text(encoding="utf-8"))
+        arguments = {name: config[name] for name in cls._defaults() if name in config}
+        loaded = cls(**arguments | training["arguments"])
         try:
             with _no_progress_of_files():
                 opened: Any = RQVAEModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -281,29 +213,16 @@ class RQVAE:
         model, found = opened
         if found["missing_keys"]:  # which transformers would fill with random numbers
             raise ValueError(f"The weights in {folder} lack {', '.join(sorted(found['missing_keys']))}.")
-        loaded.model = model.eval()
+        loaded._set_model(model)
+        loaded._dim = model.config.input_dim
         loaded.report = training["report"]
         return loaded
 
-    def _fitted(self) -> RQVAEModel:
-        if self.model is None:
+    def _fitted(self, *, is_exact: bool = False) -> RQVAEModel:
+        model = self._exact if is_exact else self.model
+        if model is None:
             raise ValueError("The quantizer is not fitted: call `fit` or `load` first.")
-        return self.model
-
-    def _encode(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Latents and codes, in float64: rounding that depends on the batch then decides no code."""
-        model = self._fitted()
-        rows = as_rows(embeddings, dim=model.config.input_dim)
-        latents = np.empty((len(rows), model.config.latent_dim))
-        codes = np.empty((len(rows), self.num_levels), dtype=np.int64)
-        exact = RQVAEModel(model.config).double().eval()
-        exact.load_state_dict(model.state_dict())
-        with torch.no_grad():
-            for start in range(0, len(rows), _BLOCK):
-                block = exact.encode(torch.from_numpy(rows[start : start + _BLOCK]).double())
-                latents[start : start + _BLOCK] = block.numpy()
-                codes[start : start + _BLOCK] = exact.assign(block).numpy()
-        return latents, codes
+        return model
 
     def _train(
         self, model: RQVAEModel, rows: "_Rows", validation: "_Rows | None", *, show_progress: bool
@@ -356,7 +275,7 @@ class RQVAE:
             output_dir=folder,
             num_train_epochs=schedule["epochs"],
             per_device_train_batch_size=schedule["batch_size"],
-            per_device_eval_batch_size=_BLOCK,
+            per_device_eval_batch_size=self.block_size,
             learning_rate=schedule["learning_rate"],
             lr_scheduler_type="cosine",
             optim=schedule["optimizer"],
@@ -413,7 +332,7 @@ class _Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         epochs = state.max_steps // self._steps_per_epoch
-        self._bar = tqdm(total=epochs, desc="RQ-VAE", unit="epoch", delay=_DELAY, disable=not self._is_shown)
+        self._bar = tqdm(total=epochs, desc="RQ-VAE", unit="epoch", delay=PROGRESS_DELAY, disable=not self._is_shown)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
@@ -445,17 +364,6 @@ def _check_schedule(schedule: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Runs torch on one thread: with more, rounding and with it the weights would depend on their number."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
-
-
-@contextmanager
 def _no_progress_of_files() -> Iterator[None]:
     """Hides the bars that transformers shows whenever it writes or reads weights."""
     is_shown = transformers_logging.is_progress_bar_enabled()
@@ -471,13 +379,12 @@ def _no_progress_of_files() -> Iterator[None]:
 def _start_codebooks(model: RQVAEModel, rows: torch.Tensor, *, seed: int) -> None:
     """Residual k-means over the latents of the untrained encoder."""
     residuals = np.ascontiguousarray(model.eval().encode(rows).numpy())
-    with one_thread():
-        for codebook in model.codebooks:
-            kmeans = faiss.Kmeans(residuals.shape[1], len(codebook), niter=10, seed=seed, min_points_per_centroid=1)
-            kmeans.train(residuals)
-            centroids = np.asarray(kmeans.centroids)
-            codebook.copy_(torch.from_numpy(centroids))
-            residuals = residuals - centroids[kmeans.assign(residuals)[1]]
+    for codebook in model.codebooks:
+        kmeans = faiss.Kmeans(residuals.shape[1], len(codebook), niter=10, seed=seed, min_points_per_centroid=1)
+        kmeans.train(residuals)
+        centroids = np.asarray(kmeans.centroids)
+        codebook.copy_(torch.from_numpy(centroids))
+        residuals = residuals - centroids[kmeans.assign(residuals)[1]]
 
 
 def _as_they_are(batch: Any) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +19,25 @@ import torch
 
 from hf_genrec.modeling.genrec_catalog import catalog_fingerprint
 from hf_genrec.modeling.genrec_folder import items_fingerprint
+from hf_genrec.tokenizers.collisions import (
+    append_code,
+    collision_statistics,
+    group_by_codes,
+    level_statistics,
+    reassign_by_candidates,
+    rematch_last_level,
+)
 
-from .collisions import append_code, group_by_codes, reassign_by_candidates, rematch_last_level
 
+if TYPE_CHECKING:
+    from hf_genrec.tokenizers.base import Quantizer
 
-__all__ = ["CollisionPolicy", "SemanticIds", "items_fingerprint"]
+__all__ = ["MAX_CODEBOOK_SIZE", "CollisionPolicy", "SemanticIds", "items_fingerprint"]
 
 CollisionPolicy = Literal["append", "candidates", "widen", "rematch", "keep"]
 
 _POLICIES = get_args(CollisionPolicy)
-_MAX_CODEBOOK_SIZE = 2**15  # codes travel as int16
+MAX_CODEBOOK_SIZE = 2**15  # codes travel as int16
 _METADATA_KEY = b"hf_genrec.semantic_ids"
 
 
@@ -41,14 +50,10 @@ class SemanticIds:
     [`SemanticIds.from_json`] (another project's ids).
 
     Args:
-        item_ids (`tuple[str, ...]`):
-            Distinct item ids.
-        codes (`np.ndarray` of shape `(num_items, num_levels)`):
-            Codes after the collision policy.
-        codebook_size (`int`):
-            Every code is below it; at most 32,768.
-        policy (`str`):
-            What was done about collisions: `"append"`, `"candidates"`, `"widen"`, `"rematch"` or `"keep"`.
+        item_ids (`tuple[str, ...]`): Distinct item ids.
+        codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes after the collision policy.
+        codebook_size (`int`): Every code is below it; at most 32,768.
+        policy (`str`): What was done about collisions: `"append"`, `"candidates"`, `"widen"`, `"rematch"` or `"keep"`.
         raw_codes (`np.ndarray`, *optional*):
             Codes before the policy, for the statistics. `None` means that they are the same.
 
@@ -79,8 +84,8 @@ class SemanticIds:
         _check_item_ids(self.item_ids)
         if self.policy not in _POLICIES:
             raise ValueError(f"`policy` must be one of {', '.join(_POLICIES)}, got {self.policy!r}.")
-        if not 1 <= self.codebook_size <= _MAX_CODEBOOK_SIZE:
-            raise ValueError(f"`codebook_size` must be between 1 and {_MAX_CODEBOOK_SIZE}, got {self.codebook_size}.")
+        if not 1 <= self.codebook_size <= MAX_CODEBOOK_SIZE:
+            raise ValueError(f"`codebook_size` must be between 1 and {MAX_CODEBOOK_SIZE}, got {self.codebook_size}.")
         for name in ("codes", "raw_codes"):
             codes = self.codes if self.raw_codes is None else getattr(self, name)
             codes = _check_codes(codes, name=name, num_items=len(self.item_ids), codebook_size=self.codebook_size)
@@ -102,12 +107,9 @@ class SemanticIds:
         Resolve the collisions of a quantizer's codes.
 
         Args:
-            item_ids (`Sequence[str]`):
-                Distinct item ids, in the order of the rows.
-            codes (`np.ndarray` of shape `(num_items, num_levels)`):
-                The quantizer's codes.
-            codebook_size (`int`):
-                Codes per level. `"append"` raises it where a group is larger.
+            item_ids (`Sequence[str]`): Distinct item ids, in the order of the rows.
+            codes (`np.ndarray` of shape `(num_items, num_levels)`): The quantizer's codes.
+            codebook_size (`int`): Codes per level. `"append"` raises it where a group is larger.
             policy (`str`):
                 `"append"` adds a level that counts (TIGER); `"candidates"` reassigns among the nearest centroids
                 (PSID) and fails where none is free; `"widen"` is the same but looks further; `"rematch"` hands out the
@@ -148,6 +150,60 @@ class SemanticIds:
         return cls(raw.item_ids, final, codebook_size, policy, raw.codes)
 
     @classmethod
+    def from_quantizer(
+        cls,
+        quantizer: "Quantizer",
+        vectors: np.ndarray,
+        item_ids: Sequence[str],
+        *,
+        policy: CollisionPolicy | None = None,
+        num_candidates: int = 5,
+    ) -> "SemanticIds":
+        """
+        The ids that a fitted quantizer gives to a catalog: its codes, collisions resolved.
+
+        Args:
+            quantizer ([`Quantizer`]):
+                A fitted quantizer; it knows the codebook size, the centroids and the usual policy.
+            vectors (`np.ndarray` of shape `(num_items, dim)`):
+                Embeddings of the items, projected as those that it was fitted on.
+            item_ids (`Sequence[str]`): Distinct item ids, in the order of the rows.
+            policy (`str`, *optional*):
+                See [`SemanticIds.from_codes`]. `None` is [`Quantizer.default_policy`]: `"keep"` for more than 8 codes,
+                else `"widen"`, or `"append"` where there are no codebooks.
+            num_candidates (`int`, *optional*, defaults to 5): See [`SemanticIds.from_codes`].
+
+        Returns:
+            [`SemanticIds`]: unique for every policy but `"keep"`.
+
+        Raises:
+            ValueError: If the quantizer is not fitted, sizes do not fit, or the policy cannot succeed.
+
+        Example:
+
+        ```python
+        >>> from hf_genrec.tokenizers.residual_kmeans import ResidualKMeans
+        >>> vectors = np.array([[0.0, 1.0], [0.2, 1.1], [8.0, 3.0], [8.1, 3.2], [8.2, 3.1]])
+        >>> quantizer = ResidualKMeans(num_levels=2, codebook_size=4).fit(vectors)
+        >>> ids = SemanticIds.from_quantizer(quantizer, vectors, ["tea", "cup", "pot", "jam", "oat"])
+        >>> ids.policy, ids.codebook_size, ids.is_unique
+        ('widen', 4, True)
+
+        ```
+        """
+        policy = quantizer.default_policy if policy is None else policy
+        resolves = policy not in ("keep", "append")
+        return cls.from_codes(
+            item_ids,
+            quantizer.encode(vectors),
+            codebook_size=quantizer.codebook_size,
+            policy=policy,
+            embeddings=quantizer.latents(vectors) if resolves else None,
+            codebooks=quantizer.codebooks if resolves else None,
+            num_candidates=num_candidates,
+        )
+
+    @classmethod
     def from_json(
         cls,
         source: str | Path | Mapping[str, Sequence[int | str]],
@@ -164,8 +220,7 @@ class SemanticIds:
                 A JSON file or the mapping itself. Codes are 0-based integers or strings of digits.
             item_ids (`Sequence[str]`, *optional*):
                 The catalog, whose order the result takes. `None` takes the ids and the order of the source.
-            codebook_size (`int`, *optional*):
-                Codes per level. `None` takes the largest code plus one.
+            codebook_size (`int`, *optional*): Codes per level. `None` takes the largest code plus one.
             policy (`str`, *optional*, defaults to `"keep"`):
                 `"keep"` or `"append"`, see [`SemanticIds.from_codes`]; the others need centroids.
 
@@ -197,8 +252,7 @@ class SemanticIds:
         Read what [`SemanticIds.save`] wrote. Further columns are ignored.
 
         Args:
-            path (`str` or `Path`):
-                The Parquet file.
+            path (`str` or `Path`): The Parquet file.
 
         Returns:
             [`SemanticIds`]: an equal table.
@@ -223,8 +277,7 @@ class SemanticIds:
         Write a Parquet file with the columns `item_id`, `codes` and `raw_codes` (lists of int16).
 
         Args:
-            path (`str` or `Path`):
-                The file.
+            path (`str` or `Path`): The file.
         """
         pq.write_table(self.to_table(), path)
 
@@ -236,7 +289,7 @@ class SemanticIds:
             `pa.Table`: one row per item; the codebook size and the policy are in the schema's metadata.
         """
         columns = {"item_id": pa.array(self.item_ids, pa.string()), "codes": _to_list_array(self.codes)}
-        columns["raw_codes"] = _to_list_array(self._raw)
+        columns["raw_codes"] = _to_list_array(self.codes_before)
         metadata = json.dumps({"codebook_size": self.codebook_size, "policy": self.policy})
         return pa.table(columns).replace_schema_metadata({_METADATA_KEY: metadata.encode()})
 
@@ -254,8 +307,7 @@ class SemanticIds:
         Write the plain mapping for other projects; [`SemanticIds.from_json`] reads it.
 
         Args:
-            path (`str` or `Path`):
-                The file.
+            path (`str` or `Path`): The file.
         """
         Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -315,23 +367,21 @@ class SemanticIds:
 
         ```
         """
-        kept = self.codes[:, : self._raw.shape[1]]
+        kept = self.codes[:, : self.codes_before.shape[1]]
         return {
             "num_items": self.num_items,
             "num_levels": self.num_levels,
             "codebook_size": self.codebook_size,
             "policy": self.policy,
-            "num_changed": int((kept != self._raw).any(axis=1).sum()),
-            "before": _collision_statistics(self._raw),
-            "after": _collision_statistics(self.codes),
-            "levels": [
-                _level_statistics(level, codebook_size=self.codebook_size) | {"num_prefixes": num_prefixes}
-                for level, num_prefixes in zip(self.codes.T, _num_prefixes(self.codes), strict=True)
-            ],
+            "num_changed": int((kept != self.codes_before).any(axis=1).sum()),
+            "before": collision_statistics(self.codes_before),
+            "after": collision_statistics(self.codes),
+            "levels": level_statistics(self.codes, codebook_size=self.codebook_size),
         }
 
     @property
-    def _raw(self) -> np.ndarray:
+    def codes_before(self) -> np.ndarray:
+        """The codes before the policy, appended ones not included."""
         return self.codes if self.raw_codes is None else self.raw_codes
 
 
@@ -404,33 +454,6 @@ def _parse_code(code: Any, *, item_id: str) -> int:
     if isinstance(code, str) and code.isascii() and code.isdigit():
         return int(code)
     raise ValueError(f"The codes of item {item_id!r} must be integers, got {code!r}.")
-
-
-def _collision_statistics(codes: np.ndarray) -> dict[str, Any]:
-    _, sizes = group_by_codes(codes)
-    values, counts = np.unique(sizes, return_counts=True)
-    return {
-        "num_distinct": len(sizes),
-        "collision_rate": float(sizes[sizes > 1].sum() / len(codes)),
-        "excess_rate": 1 - len(sizes) / len(codes),
-        "group_sizes": dict(zip(values.tolist(), counts.tolist(), strict=True)),
-    }
-
-
-def _level_statistics(level: np.ndarray, *, codebook_size: int) -> dict[str, float]:
-    counts = np.unique(level, return_counts=True)[1]
-    shares = counts / counts.sum()
-    perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
-    return {"num_used": len(counts), "usage": len(counts) / codebook_size, "perplexity": perplexity}
-
-
-def _num_prefixes(codes: np.ndarray) -> list[int]:
-    """Distinct tuples of the first code, the first two, ...; later levels part the groups of earlier ones."""
-    groups, numbers = np.zeros(len(codes), dtype=np.int64), []
-    for level in codes.T:
-        groups = np.unique(groups * (int(codes.max()) + 1) + level, return_inverse=True)[1].ravel()
-        numbers.append(int(groups.max()) + 1)
-    return numbers
 
 
 def _to_list_array(codes: np.ndarray) -> pa.ListArray:

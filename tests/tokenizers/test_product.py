@@ -145,7 +145,7 @@ def test_item_that_must_move_goes_to_the_nearest_free_tuple():
 def test_codes_do_not_depend_on_the_batch(embeddings, quantizer, batch_size, monkeypatch):
     batches = [quantizer.encode(embeddings[i : i + batch_size]) for i in range(0, 61, batch_size)]
     together = quantizer.encode(embeddings)
-    monkeypatch.setattr(product, "_BLOCK", batch_size)
+    monkeypatch.setattr(ProductQuantizer, "block_size", batch_size)
 
     np.testing.assert_array_equal(np.concatenate(batches)[:61], together[:61])
     np.testing.assert_array_equal(quantizer.encode(embeddings), together)
@@ -230,7 +230,7 @@ def test_too_few_rows_nan_wrong_width_and_unfitted_use_are_errors(embeddings, qu
 
 
 def test_long_training_shows_its_progress(embeddings, capfd, monkeypatch):
-    monkeypatch.setattr(product, "_DELAY", 0)
+    monkeypatch.setattr(product, "PROGRESS_DELAY", 0)
 
     ProductQuantizer(num_levels=3, codebook_size=4).fit(embeddings)
     shown = capfd.readouterr().err

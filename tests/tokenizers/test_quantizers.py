@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 import pytest
 
-from hf_genrec.tokenizers.quantizers import ResidualKMeans
+from hf_genrec.tokenizers.residual_kmeans import ResidualKMeans
 
 
 @pytest.fixture(scope="module")
@@ -159,4 +159,4 @@ def test_nan_wrong_width_and_unfitted_use_are_errors(embeddings, quantizer):
     with pytest.raises(ValueError, match="between 0 and 15"):
         quantizer.decode(np.array([[0, 16, 0]]))
     with pytest.raises(ValueError, match="shape"):
-        quantizer.decode(np.array([[0, 1]]))
+        quantizer.decode(np.array([[0, 1, 2, 3]]))

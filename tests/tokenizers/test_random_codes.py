@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_genrec.tokenizers.quantizers import ProductQuantizer, RandomCodes, ResidualKMeans, load_quantizer
+from hf_genrec.tokenizers.base import Quantizer
+from hf_genrec.tokenizers.product import ProductQuantizer
+from hf_genrec.tokenizers.random_codes import RandomCodes
+from hf_genrec.tokenizers.residual_kmeans import ResidualKMeans
 
 
 EMBEDDINGS = np.random.default_rng(7).normal(size=(1009, 5)).astype(np.float32)
@@ -67,7 +70,7 @@ def test_smallest_and_largest_codebook(codebook_size):
 def test_folder_of_any_quantizer_loads_as_what_it_is(tmp_path, quantizer):
     quantizer.fit(EMBEDDINGS[:101]).save(tmp_path)
 
-    loaded = load_quantizer(tmp_path)
+    loaded = Quantizer.load(tmp_path)
 
     assert type(loaded) is type(quantizer)
     np.testing.assert_array_equal(loaded.encode(EMBEDDINGS), quantizer.encode(EMBEDDINGS))
@@ -75,14 +78,14 @@ def test_folder_of_any_quantizer_loads_as_what_it_is(tmp_path, quantizer):
 
 def test_unknown_type_other_type_and_no_folder_are_errors(tmp_path):
     RandomCodes().fit(EMBEDDINGS).save(tmp_path)
-    with pytest.raises(ValueError, match="'product' but 'random'"):
+    with pytest.raises(ValueError, match="'random'; ProductQuantizer.load opens product"):
         ProductQuantizer.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"quantizer_type": "vq"}), encoding="utf-8")
 
-    with pytest.raises(ValueError, match="'vq'; known are residual_kmeans, rqvae, .*random"):
-        load_quantizer(tmp_path)
+    with pytest.raises(ValueError, match="'vq'; Quantizer.load opens residual_kmeans, rqvae, .*random"):
+        Quantizer.load(tmp_path)
     with pytest.raises(FileNotFoundError):
-        load_quantizer(tmp_path / "nowhere")
+        Quantizer.load(tmp_path / "nowhere")
 
 
 def test_wrong_arguments_width_and_unfitted_use_are_errors():

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from hf_genrec.tokenizers.base import Quantizer
 from hf_genrec.tokenizers.collisions import reassign_by_candidates
-from hf_genrec.tokenizers.quantizers import RQVAE, RQVAEConfig, RQVAEModel, load_quantizer, relative_errors
-from hf_genrec.tokenizers.rqvae_network import balanced_codes
+from hf_genrec.tokenizers.rqvae import RQVAE
+from hf_genrec.tokenizers.rqvae_network import RQVAEConfig, RQVAEModel, balanced_codes
 
 
 SIZES = {"num_levels": 2, "codebook_size": 8, "hidden_sizes": (11,), "latent_dim": 5}
@@ -170,7 +171,7 @@ def test_training_reconstructs_better_and_keeps_the_best_weights(embeddings):
     assert report["relative_error"] < 0.6 * errors[5]
     held_out = np.sort(np.random.default_rng(1234).permutation(301)[:30])
     rows = embeddings[held_out]
-    found = relative_errors(longer, rows, longer.encode(rows))
+    found = longer.relative_errors(rows, longer.encode(rows))
     assert found[-1] == pytest.approx(report["relative_error"], rel=1e-4)
 
 
@@ -180,7 +181,7 @@ def test_last_epoch_is_looked_at_and_its_weights_kept(embeddings):
     assert [entry["epoch"] for entry in fitted.report["history"]] == [3, 5]
     assert fitted.report["best_epoch"] == 5
     rows = embeddings[np.sort(np.random.default_rng(1234).permutation(301)[:30])]
-    found = relative_errors(fitted, rows, fitted.encode(rows))
+    found = fitted.relative_errors(rows, fitted.encode(rows))
     assert found[-1] == pytest.approx(fitted.report["relative_error"], rel=1e-4)
 
 
@@ -257,7 +258,7 @@ def test_collision_policies_work_in_the_latent_space(embeddings, quantizer):
 
 def test_saved_quantizer_assigns_the_same_codes_and_opens_as_a_model(tmp_path, embeddings, quantizer):
     quantizer.save(tmp_path)
-    loaded = load_quantizer(tmp_path)
+    loaded = Quantizer.load(tmp_path)
 
     assert isinstance(loaded, RQVAE)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "training.json"}

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from hf_genrec.cli.main import app
+from hf_genrec.tokenizers.base import Quantizer
 from hf_genrec.tokenizers.embeddings import Whitening
 from hf_genrec.tokenizers.folder import import_ids, load_tokenized, tokenize_items
-from hf_genrec.tokenizers.quantizers import load_quantizer
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
 
 
@@ -52,7 +52,7 @@ def test_saved_folder_gives_new_items_the_codes_of_the_table(prepared, matrix, t
 
     ids, record = load_tokenized(tmp_path / "ids")
     points = Whitening.load(tmp_path / "ids" / "quantizer" / "whitening.safetensors").transform(np.load(matrix))
-    codes = load_quantizer(tmp_path / "ids" / "quantizer").encode(points)
+    codes = Quantizer.load(tmp_path / "ids" / "quantizer").encode(points)
     np.testing.assert_array_equal(codes, ids.codes)
     assert record["settings"]["quantizer"] == quantizer
     assert record["fit"]["num_rows"] == 43
@@ -93,7 +93,7 @@ def test_record_tells_how_well_the_codes_fit_level_by_level(prepared, matrix, tm
     wanted = {"num_levels": 3, "codebook_size": 8, "num_whitened": 0, "policy": "keep"}
     ids = tokenize_items(prepared, matrix, tmp_path / "ids", **wanted)
 
-    rows, quantizer = np.load(matrix), load_quantizer(tmp_path / "ids" / "quantizer")
+    rows, quantizer = np.load(matrix), Quantizer.load(tmp_path / "ids" / "quantizer")
     fit = load_tokenized(tmp_path / "ids")[1]["fit"]
     for name, part in (("relative_error", slice(43)), ("relative_error_of_others", slice(43, 47))):
         found, residuals = [], rows[part]
@@ -112,7 +112,7 @@ def test_record_of_an_rqvae_tells_its_options_and_its_training(prepared, matrix,
     training = record["fit"]["training"]
     assert (training["num_rows"], training["num_validation_rows"]) == (34, 9)
     assert [entry["epoch"] for entry in training["history"]] == [1, 2]
-    assert load_quantizer(tmp_path / "ids" / "quantizer").report == training
+    assert Quantizer.load(tmp_path / "ids" / "quantizer").report == training
 
 
 def test_product_codes_learn_from_the_items_of_training_unless_told_otherwise(prepared, matrix, tmp_path):
@@ -121,7 +121,7 @@ def test_product_codes_learn_from_the_items_of_training_unless_told_otherwise(pr
         tokenize_items(prepared, matrix, tmp_path / fit_on, fit_on=fit_on, **wanted)
 
     rows = np.load(matrix)
-    learned = {fit_on: load_quantizer(tmp_path / fit_on / "quantizer") for fit_on in ("train", "all")}
+    learned = {fit_on: Quantizer.load(tmp_path / fit_on / "quantizer") for fit_on in ("train", "all")}
     again = {"train": learned["train"].fit(rows[:43]).encode(rows), "all": learned["all"].fit(rows).encode(rows)}
     for fit_on, codes in again.items():
         np.testing.assert_array_equal(load_tokenized(tmp_path / fit_on)[0].codes, codes)
