@@ -16,7 +16,7 @@ from hf_genrec.cli.command_line import AsJson, app, output_on
 
 
 if TYPE_CHECKING:
-    from hf_genrec.hub.commits import Publication
+    from hf_genrec.hub.push import Publication
 
 Repo = Annotated[
     str, typer.Option("--repo", metavar="[OWNER/]NAME", help="The repository; created if missing.", show_default=False)

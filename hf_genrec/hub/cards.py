@@ -1,8 +1,14 @@
-"""A config and an evaluation record in, a card out: the pages are in `hub_cards/`, their values come from here."""
+"""
+A config and the records of a folder in, a card out: the pages are in `hub_cards/`, their values come from here.
+
+Titles and ids come from strangers: they are made safe for Markdown before they enter a page. A card ends with a mark
+by which an edited one is known, which is never replaced unless asked.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import os
 import re
@@ -15,18 +21,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 from transformers import AutoConfig
 
 from hf_genrec.data.protocols import PROTOCOLS
 from hf_genrec.evaluation.record import record_table, shown_cut
-from hf_genrec.hub.card_texts import code_of_ids, dataset_of, description_of, markdown_text, method_lines, system_name
 from hf_genrec.modeling.genrec_folder import TASK
 
 
-__all__ = ["dataset_card", "folder_card", "is_generated", "marked", "model_card", "system_name"]
-
 NUM_EXAMPLES = 5
+MAX_TEXT = 80  # characters of a title that a table shows
 
 
 def model_card(
@@ -37,6 +41,9 @@ def model_card(
     run: Mapping[str, Any] | None = None,
     quantizer: Mapping[str, Any] | None = None,
     items: pa.Table | None = None,
+    sample: str | None = None,
+    license: str | None = None,
+    space: str | None = None,
 ) -> str:
     """
     The `README.md` of a checkpoint.
@@ -45,9 +52,12 @@ def model_card(
         config: The model's config.
         evaluation (`dict`, *optional*): Its evaluation record; `None` says that it was not evaluated.
         repo_id (`str`, *optional*): The repository that the examples name; `None` for `REPO`.
-        run (`dict`, *optional*): How it was trained, as `training.json` of a run folder tells it.
+        run (`dict`, *optional*): How it was trained: the content of `training.json`.
         quantizer (`dict`, *optional*): `quantizer_type` and `encoder` behind the semantic IDs.
         items (`pa.Table`, *optional*): The item table, for collisions and examples.
+        sample (`str`, *optional*): What [`sample_output`] returned.
+        license (`str`, *optional*): The licence of the repository, as the Hub spells it; `None` names none.
+        space (`str`, *optional*): The Space that shows the model.
 
     Returns:
         `str`: Markdown with the Hub's metadata in front and a mark at the end by which [`is_generated`] knows it.
@@ -61,37 +71,56 @@ def model_card(
 
     ```
     """
-    tags = ["recommendation", *_TAGS[config.has_codes], config.model_type]
-    data = ModelCardData(library_name="transformers", tags=tags, **_model_index(config, evaluation, repo_id))
+    data = _data_of(evaluation, run)
+    metadata = ModelCardData(
+        library_name="transformers",
+        license=license,
+        datasets=data.get("dataset"),
+        tags=["recommendation", *_TAGS[config.has_codes], config.model_type],
+        **_model_index(config, evaluation, repo_id),
+    )
     card = ModelCard.from_template(
-        data,
+        metadata,
         template_str=_template("model_card.md"),
+        config=config,
         system=system_name(config),
         num_items=f"{config.num_items:,}",
-        num_levels=config.num_levels,
-        codebook_size=config.codebook_size,
-        decoding=_DECODING[config.model_type],
         repo=repo_id or "REPO",
+        space=space,
         history=code_of_ids(_first(items, "item_id")),
         examples=_examples(items),
-        description=_bullets([*description_of(config), *_collisions(items), *_ids_made_by(quantizer)]),
-        data=_data_section(evaluation, run),
-        evaluation=_evaluation_section(evaluation),
-        limits=_bullets(_limits(evaluation)),
-        methods=_bullets(method_lines(config)),
+        sample=sample,
+        collisions=_collisions(items),
+        ids_made_by=_ids_made_by(quantizer or {}),
+        data=data,
+        evaluation=evaluation,
         versions=_versions(),
+        **_measured(evaluation),
     )
     return marked(str(card))
 
 
-def folder_card(folder: str | os.PathLike[str], *, config: Any = None, repo_id: str | None = None) -> str:
+def folder_card(
+    folder: str | os.PathLike[str],
+    *,
+    config: Any = None,
+    repo_id: str | None = None,
+    sample: str | None = None,
+    license: str | None = None,
+    space: str | None = None,
+    published: str = "",
+) -> str:
     """
-    The card of a run folder, with all that its files tell.
+    The card of a run folder, with all that its files say; what only a card says is kept from the earlier one.
 
     Args:
         folder (`str` or `Path`): What training or [`save_recommender`] wrote.
         config (*optional*): The model's config; `None` for the one of the folder.
-        repo_id (`str`, *optional*): The repository that the examples name; `None` for `REPO`.
+        repo_id (`str`, *optional*): See [`model_card`], and so for the next three; `None` keeps the earlier card's.
+        sample (`str`, *optional*): The sample output.
+        license (`str`, *optional*): The licence.
+        space (`str`, *optional*): The Space.
+        published (`str`, *optional*): The card on the Hub, asked where the folder's card says nothing.
 
     Returns:
         `str`: see [`model_card`].
@@ -100,7 +129,9 @@ def folder_card(folder: str | os.PathLike[str], *, config: Any = None, repo_id: 
         OSError: If there is no config.
     """
     folder = Path(folder)
-    items = folder / "items.parquet"
+    items, card = folder / "items.parquet", folder / "README.md"
+    earlier = _facts_of(published) | _facts_of(card.read_text(encoding="utf-8") if card.is_file() else "")
+    given = {"sample": sample, "license": license, "space": space}
     return model_card(
         AutoConfig.from_pretrained(folder) if config is None else config,
         _read(folder / "evaluation.json"),
@@ -108,20 +139,27 @@ def folder_card(folder: str | os.PathLike[str], *, config: Any = None, repo_id: 
         run=_read(folder / "training.json"),
         quantizer=_quantizer_of(folder / "quantizer"),
         items=pq.read_table(items) if items.is_file() else None,
+        **(earlier | {name: value for name, value in given.items() if value is not None}),
     )
 
 
 def dataset_card(
-    table: pa.Table, record: Mapping[str, Any] | None = None, *, repo_id: str | None = None, file: str = "ids.parquet"
+    table: pa.Table,
+    record: Mapping[str, Any] | None = None,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    published: str = "",
 ) -> str:
     """
-    The `README.md` of a data set repository that holds semantic IDs.
+    The `README.md` of a data set repository that holds semantic IDs in `ids.parquet`.
 
     Args:
         table (`pa.Table`): `item_id`, `codes` and whatever else is published.
         record (`dict`, *optional*): The record that tokenizing left beside the ids.
         repo_id (`str`, *optional*): The repository that the example names; `None` for `REPO`.
-        file (`str`, *optional*, defaults to `"ids.parquet"`): Name of the table in the repository.
+        license (`str`, *optional*): See [`model_card`]; `None` keeps that of the card on the Hub.
+        published (`str`, *optional*): The card on the Hub.
 
     Returns:
         `str`: Markdown with the Hub's metadata in front and a mark at the end by which [`is_generated`] knows it.
@@ -141,29 +179,55 @@ def dataset_card(
     missing = [name for name in ("item_id", "codes") if name not in table.column_names]
     if missing:
         raise ValueError(f"`table` needs the columns `item_id` and `codes`, it lacks {missing}.")
-    data = DatasetCardData(
-        tags=["recommendation", "semantic-ids"],
-        configs=[{"config_name": "default", "data_files": file}],
-    )
-    codes = table["codes"].to_pylist()
-    shape = [f"{len(codes[0]) if codes else 0} codes per item, from 0", *_collisions(table)]
+    record = record or {}
+    made = record.get("settings", {})
+    known = [name for name in ("quantizer", "num_whitened", "fit_on", "seed") if made.get(name) is not None]
     card = DatasetCard.from_template(
-        data,
+        DatasetCardData(
+            license=license or _facts_of(published).get("license"),
+            tags=["recommendation", "semantic-ids"],
+            configs=[{"config_name": "default", "data_files": "ids.parquet"}],
+        ),
         template_str=_template("dataset_card.md"),
         num_items=f"{table.num_rows:,}",
+        num_levels=len(table["codes"][0]) if table.num_rows else 0,
         columns=", ".join(f"`{name}`" for name in table.column_names),
-        shape="; ".join(shape) + ".",
+        collisions=_collisions(table),
         repo=repo_id or "REPO",
         examples=_examples(table),
-        making=_bullets(_making(record)),
+        statistics=record.get("statistics"),
+        settings=", ".join(f"{name} {markdown_text(str(made[name]))}" for name in known),
+        fingerprint=record.get("data_fingerprint"),
         versions=_versions(),
     )
     return marked(str(card))
 
 
+def sample_output(history: Sequence[str], recommended: Sequence[tuple[str, str, float]]) -> str:
+    """
+    The part of a card that shows what the model does.
+
+    Args:
+        history (`list[str]`): Titles, oldest first.
+        recommended (`list[tuple[str, str, float]]`): Title, item id and score, best first.
+
+    Returns:
+        `str`: Markdown.
+    """
+    rows = [
+        (str(rank), markdown_text(title), markdown_text(item_id), f"{score:.2f}")
+        for rank, (title, item_id, score) in enumerate(recommended, start=1)
+    ]
+    titles = "\n".join(f"- {markdown_text(title)}" for title in history)
+    table = _markdown_table([("rank", "title", "item_id", "score"), *rows])
+    return (
+        f"A history, oldest first:\n\n{titles}\n\nWhat the model puts next, without items of the history:\n\n{table}"
+    )
+
+
 def is_generated(card: str) -> bool:
     """
-    Whether a card is one of ours that nobody has edited.
+    Whether a card is generated and was not edited since.
 
     Args:
         card (`str`): The text of a `README.md`.
@@ -195,28 +259,83 @@ def marked(card: str) -> str:
 
     Returns:
         `str`: the same with a comment at the end.
-
-    Example:
-
-    ```python
-    >>> is_generated(marked("# A page"))
-    True
-
-    ```
     """
     body = _plain_lines(card)
     return f"{body}{_MARK}{_digest(body)} -->\n"
 
 
+def system_name(config: Any) -> str:
+    """
+    What the literature calls a model with this config.
+
+    Args:
+        config: The model's config.
+
+    Returns:
+        `str`: `"RPG"`, `"ACERec"`, `"SASRec"`, `"Latte"` with latents, else `"TIGER/PSID"`: these two differ in their
+            ids, not in the network.
+    """
+    if config.model_type in _SYSTEMS:
+        return _SYSTEMS[config.model_type]
+    return "Latte" if config.num_latent_tokens else "TIGER/PSID"
+
+
+def markdown_text(text: str) -> str:
+    """
+    A string of somebody else as text of a Markdown table: shown as it is, never read as markup, HTML or a link.
+
+    Args:
+        text (`str`): Any string; control characters are dropped and what is too long is cut.
+
+    Returns:
+        `str`: one line.
+
+    Example:
+
+    ```python
+    >>> markdown_text("a|b <script>\\n*c*")
+    'a\\\\|b &lt;script&gt; \\\\*c\\\\*'
+
+    ```
+    """
+    line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+    if len(line) > MAX_TEXT:
+        line = line[: MAX_TEXT - 1].rstrip() + "…"
+    line = re.sub(r"([\\`*_{}\[\]#|~!$])", r"\\\1", html.escape(line, quote=False))
+    return line.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
+def code_of_ids(item_ids: Sequence[str]) -> str:
+    """
+    A history for an example: the first two ids that can stand in a block of code.
+
+    Args:
+        item_ids (`list[str]`): Ids of the catalog.
+
+    Returns:
+        `str`: a list in Python; with names that stand for ids where there are none.
+    """
+    fit = [item_id for item_id in item_ids if re.fullmatch(r"[\w.:/+-]{1,40}", item_id)][:2]
+    return json.dumps(fit or ["AN_ITEM_ID", "ANOTHER_ITEM_ID"], ensure_ascii=False)
+
+
+_SYSTEMS = {"rpg": "RPG", "acerec": "ACERec", "sasrec": "SASRec"}
 _TAGS = {True: ["generative-recommendation", "semantic-ids"], False: ["sequential-recommendation"]}
 _MARK = "\n\n<!-- generated by hf_genrec; edit it and it will be left alone: "
-_DECODING = {
-    "latte": "writes the next item's\ntuple, kept inside the catalog at every step",
-    "rpg": "predicts all codes of the\nnext item at once, with which every item of the catalog is scored",
-    "acerec": "predicts all codes of the\nnext item at once, with which every item of the catalog is scored",
-    "sasrec": "scores every item of\nthe catalog",
-}
 _METRICS = ("recall@10", "ndcg@10", "invalid_rate")
+_AMAZON = "published for research without a stated licence; ask its authors before any other use"
+_GROUPLENS = "for research; no commercial use and no redistribution without permission of GroupLens"
+_OWN = "not stated here; whoever publishes this model must have the right to use the log"
+# per protocol: the data's name, its page, what may be done with it, and its data set on the Hub
+_DATA: dict[str, tuple[str, str | None, str, str | None]] = {
+    "amazon2014": ("Amazon reviews 2014", "https://jmcauley.ucsd.edu/data/amazon/", _AMAZON, None),
+    "amazon2018": ("Amazon reviews 2018", "https://nijianmo.github.io/amazon/", _AMAZON, None),
+    "amazon2023": (
+        "Amazon reviews 2023", "https://amazon-reviews-2023.github.io/", _AMAZON, "McAuley-Lab/Amazon-Reviews-2023"
+    ),
+    "movielens": ("MovieLens", "https://grouplens.org/datasets/movielens/", _GROUPLENS, None),
+    "custom": ("a log of its own", None, _OWN, None),
+}  # fmt: skip
 
 
 def _template(name: str) -> str:
@@ -231,19 +350,26 @@ def _digest(body: str) -> str:
     return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _quantizer_of(folder: Path) -> dict[str, Any] | None:
+def _quantizer_of(folder: Path) -> dict[str, Any]:
     """What the files that tokenizing wrote say about the ids."""
     config, encoder = _read(folder / "config.json") or {}, _read(folder / "encoder.json") or {}
-    told = {"quantizer_type": config.get("quantizer_type"), "encoder": encoder.get("model")}
-    return {name: value for name, value in told.items() if value} or None
+    return {"quantizer_type": config.get("quantizer_type"), "encoder": encoder.get("model")}
+
+
+def _facts_of(card: str) -> dict[str, str]:
+    """What a generated card says that no other file of the folder does."""
+    if not is_generated(card):
+        return {}
+    sample = re.search(r"^## Sample output\n\n(.*?)\n\n## ", card, re.DOTALL | re.MULTILINE)
+    space = re.search(r"^Try it in the browser: <https://huggingface\.co/spaces/(\S+)>$", card, re.MULTILINE)
+    facts = {"license": RepoCard(card).data.get("license")}
+    return {name: value for name, value in facts.items() if value} | {
+        name: found[1] for name, found in (("sample", sample), ("space", space)) if found
+    }
 
 
 def _versions() -> str:
@@ -263,13 +389,13 @@ def _model_index(config: Any, evaluation: Mapping[str, Any] | None, repo_id: str
             task_type=TASK,
             task_name="Next-item recommendation",
             dataset_type=evaluation["protocol"],
-            dataset_name=dataset_of(evaluation["protocol"])[0],
+            dataset_name=_DATA.get(evaluation["protocol"], _DATA["custom"])[0],
             dataset_split=evaluation["split"],
             dataset_args={name: value for name, value in about.items() if value is not None},
             metric_type=name,
             metric_name=name,
             metric_value=round(float(values[name]), 4),
-            metric_args=_interval(evaluation, name),
+            metric_args=_interval(values, name, evaluation.get("confidence", 0.95)),
         )
         for name in _METRICS
         if name in values
@@ -278,12 +404,9 @@ def _model_index(config: Any, evaluation: Mapping[str, Any] | None, repo_id: str
     return {"model_name": name, "eval_results": results}
 
 
-def _interval(evaluation: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
-    interval = evaluation["model"]["intervals"].get(metric)
-    if interval is None:
-        return None
-    confidence = evaluation.get("confidence", 0.95)
-    return {"confidence": confidence, "interval": [round(float(end), 4) for end in interval]}
+def _interval(values: Mapping[str, Any], metric: str, confidence: float) -> dict[str, Any] | None:
+    interval = values["intervals"].get(metric)
+    return interval and {"confidence": confidence, "interval": [round(float(end), 4) for end in interval]}
 
 
 def _first(items: pa.Table | None, column: str) -> list[Any]:
@@ -293,112 +416,84 @@ def _first(items: pa.Table | None, column: str) -> list[Any]:
 
 
 def _examples(items: pa.Table | None) -> str:
-    """A table of the first items; ids and titles come from anybody, so they are escaped."""
+    """A table of the first items."""
     columns = [name for name in ("item_id", "codes", "title") if _first(items, name)]
     if "item_id" not in columns:
         return ""
-    cells = [[markdown_text(str(cell)) for cell in _first(items, name)] for name in columns]
-    rows = [f"| {' | '.join(row)} |" for row in zip(*cells, strict=True)]
-    return "\n".join([f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns), *rows])
+    cells = [[markdown_text(str("" if cell is None else cell)) for cell in _first(items, name)] for name in columns]
+    return _markdown_table([columns, *zip(*cells, strict=True)])
 
 
-def _collisions(items: pa.Table | None) -> list[str]:
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def _collisions(items: pa.Table | None) -> str:
     if items is None or "codes" not in items.column_names or not items.num_rows:
-        return []
+        return ""
     _, sizes = np.unique(np.asarray(items["codes"].to_pylist()), axis=0, return_counts=True)
     shared = sizes[sizes > 1]
     if not len(shared):
-        return ["no two items share all their codes"]
-    return [
+        return "no two items share all their codes"
+    return (
         f"{int(shared.sum()):,} of {items.num_rows:,} items ({shared.sum() / items.num_rows:.1%}) share all their "
         f"codes with another, in groups of up to {int(shared.max())}: the model cannot tell the items of a group apart"
-    ]
+    )
 
 
-def _ids_made_by(quantizer: Mapping[str, Any] | None) -> list[str]:
-    if not quantizer:
-        return []
-    parts = [f"semantic IDs by `{quantizer['quantizer_type']}`"] if quantizer.get("quantizer_type") else []
-    if quantizer.get("encoder"):
-        parts.append(f"from texts read by {markdown_text(Path(quantizer['encoder']).name)}")
-    return [" ".join(parts)]
+def _ids_made_by(quantizer: Mapping[str, Any]) -> str:
+    kind, encoder = quantizer.get("quantizer_type"), quantizer.get("encoder")
+    parts = [f"semantic IDs by `{kind}`"] if kind else []
+    parts += [f"from texts read by {markdown_text(Path(encoder).name)}"] if encoder else []
+    return " ".join(parts)
 
 
-def _making(record: Mapping[str, Any] | None) -> list[str]:
-    """How semantic IDs were made, by the record of tokenizing."""
-    if not record or "statistics" not in record:
-        return ["not recorded"]
-    statistics, settings = record["statistics"], record.get("settings", {})
-    before, after = (statistics[name]["collision_rate"] for name in ("before", "after"))
-    lines = [
-        f"collision policy `{statistics['policy']}`: items that share all their codes before it {before:.1%}, after "
-        f"it {after:.1%}",
-        f"codes in use per level: {', '.join(str(level['num_used']) for level in statistics['levels'])} of "
-        f"{statistics['codebook_size']}",
-    ]
-    known = ("quantizer", "num_whitened", "fit_on", "seed")
-    told = [f"{name} {markdown_text(str(settings[name]))}" for name in known if settings.get(name) is not None]
-    return lines + ([", ".join(told)] if told else []) + [f"data fingerprint `{record.get('data_fingerprint')}`"]
-
-
-def _data_section(evaluation: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -> str:
+def _data_of(evaluation: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -> dict[str, Any]:
     """Which log the model saw and how; never a command, which may hold paths of somebody's machine."""
-    settings = (run or {}).get("settings", {})
-    name = (evaluation or {}).get("protocol") or settings.get("protocol")
-    if name is None:
-        return "Not recorded."
-    label, page, licence = dataset_of(name)
-    protocol = PROTOCOLS.get(name)
-    lines = [f"data: {label}{f' ({page})' if page else ''}; protocol `{name}`"]
-    if protocol is not None and protocol.k_core:
-        lines.append(f"users and items with fewer than {protocol.k_core} interactions were taken out, repeatedly")
-    lines.append("per user in the order of time: the last item is for test, the one before it for validation")
-    if run:
-        known = (("num_train_targets", "training targets"), ("num_parameters", "parameters"))
-        told = [f"{run[key]:,} {what}" for key, what in known if run.get(key) is not None]
-        told += [f"{run['minutes']:.0f} minutes"] if run.get("minutes") is not None else []
-        told += [f"seed {settings['seed']}"] if settings.get("seed") is not None else []
-        lines.append(", ".join(told))
-    fingerprint = settings.get("data_fingerprint") or (evaluation or {}).get("fingerprint")
-    if fingerprint:
-        lines.append(f"data fingerprint `{markdown_text(str(fingerprint))}`")
-    return _bullets([*(line for line in lines if line), f"licence: {licence}"])
+    run, evaluation = run or {}, evaluation or {}
+    settings, prepared = run.get("settings", {}), run.get("data", {})
+    protocol = evaluation.get("protocol") or settings.get("protocol")
+    if protocol is None:
+        return {}
+    label, page, licence, dataset = _DATA.get(protocol, _DATA["custom"])
+    if prepared.get("category"):
+        label += f", {markdown_text(prepared['category'])}"
+    counts = (("num_train_targets", "training targets"), ("num_parameters", "parameters"))
+    training = [f"{run[key]:,} {what}" for key, what in counts if run.get(key) is not None]
+    training += [f"{run['minutes']:.0f} minutes"] if run.get("minutes") is not None else []
+    training += [f"seed {settings['seed']}"] if settings.get("seed") is not None else []
+    fingerprint = settings.get("data_fingerprint") or evaluation.get("fingerprint")
+    return {
+        "label": label,
+        "page": page,
+        "licence": licence,
+        "dataset": dataset,
+        "protocol": protocol,
+        "k_core": PROTOCOLS[protocol].k_core if protocol in PROTOCOLS else 0,
+        "training": ", ".join(training),
+        "fingerprint": fingerprint and markdown_text(str(fingerprint)),
+    }
 
 
-def _evaluation_section(evaluation: Mapping[str, Any] | None) -> str:
+def _measured(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The table of metrics, and what of the record speaks of limits."""
     if evaluation is None:
-        return "This checkpoint was not evaluated."
-    cut = shown_cut(evaluation["model"], metric="recall")
-    confidence = f"{100 * evaluation['confidence']:g} % " if "confidence" in evaluation else ""
-    header, *rows = record_table(evaluation, metrics=[f"recall@{cut}", f"ndcg@{cut}", "invalid_rate"])
-    seen = "left out of the lists" if evaluation.get("exclude_seen") else "not filtered"
-    lines = [
-        f"Protocol {evaluation['protocol']}, {evaluation['split']} split, {evaluation['num_users']:,} users, full "
-        f"ranking over {evaluation['num_items']:,} items; items of the history are {seen}. In brackets "
-        f"{confidence}bootstrap intervals over users. Baselines first, the model last.",
-        "",
-        "| " + " | ".join(header) + " |",
-        "|" + " --- |" * len(header),
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
-    return "\n".join(lines)
-
-
-def _limits(evaluation: Mapping[str, Any] | None) -> list[str]:
-    lines = [
-        "It knows only the items of its table, and of a person only the history that it is given.",
-        "It repeats the habits of the log it was trained on, popular items most of all, with what is unfair in it.",
-        "It says nothing about why a person might want an item. A high score is no sign of quality.",
-    ]
-    values = (evaluation or {}).get("model", {})
+        return {"metrics": "", "confidence": "", "popularity": "", "coverage": None}
+    values = evaluation["model"]
+    cut = shown_cut(values, metric="recall")
+    popularity = ""
     buckets = [bucket for bucket in values.get("by_popularity", ()) if bucket["num_users"]]
     if len(buckets) > 1:
         rare, popular = buckets[0], buckets[-1]
         metric = next(name for name in rare if re.match(r"recall@\d+$", name))
-        lines.append(
+        popularity = (
             f"{metric} is {rare[metric]:.4f} for items with {rare['bucket']} interactions in training and "
             f"{popular[metric]:.4f} for those with {popular['bucket']}."
         )
-    if "coverage@10" in values:
-        lines.append(f"The lists of ten of all test users together show {values['coverage@10']:.1%} of the catalog.")
-    return lines
+    return {
+        "metrics": _markdown_table(record_table(evaluation, metrics=[f"recall@{cut}", f"ndcg@{cut}", "invalid_rate"])),
+        "confidence": f"{100 * evaluation['confidence']:g} % " if "confidence" in evaluation else "",
+        "popularity": popularity,
+        "coverage": values.get("coverage@10"),
+    }

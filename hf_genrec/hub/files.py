@@ -149,9 +149,10 @@ def checked_content(path: Path, name: str) -> Content:
 
 
 _PUBLISHED = (
-    CARD_NAME, "LICENSE*", "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
-    "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "items.parquet", "item_neighbors.parquet", "item_graph.safetensors", "evaluation.json", "training.json",
+    CARD_NAME, "LICENSE*", "config.json", "generation_config.json", "recommend_config.json", "model.safetensors",
+    "model-*-of-*.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "items.parquet", "item_neighbors.parquet", "item_graph.safetensors", "evaluation.json",
+    "training.json",
 )  # fmt: skip
 _CODE = re.compile(r"(configuration|modeling|genrec)_\w+\.py|pipeline_genrec\.py")  # remote code
 _REQUIRED = ("config.json", "items.parquet", "tokenizer.json", "tokenizer_config.json")

@@ -1,23 +1,33 @@
 """
-A run folder, a table of semantic IDs or the Space in, a Hub repository out: private unless said otherwise, one commit.
+A recommender, a table of semantic IDs or the Space in; a Hub repository out: private by default, one commit.
+
+`huggingface_hub` sends the files and skips what the Hub has already. What is decided here: which files of a branch a
+push replaces, keeps or removes. It is planned against the branch's head and committed on top of that head: if anything
+fails on the way, or somebody else commits meanwhile, the branch stays where it was.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import logging
 import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import HfApi, SpaceCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, SpaceCard
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
 from hf_genrec.hub.cards import dataset_card, folder_card, is_generated, marked
-from hf_genrec.hub.commits import PlannedFile, Publication, full_name, publish
 from hf_genrec.hub.files import CARD_NAME, Content, files_left_out, is_published, published_files
 from hf_genrec.tokenizers.folder import IDS_NAME, QUANTIZER_NAME, load_tokenized
 
@@ -25,7 +35,63 @@ from hf_genrec.tokenizers.folder import IDS_NAME, QUANTIZER_NAME, load_tokenized
 if TYPE_CHECKING:
     from hf_genrec.serving.recommender import Recommender
 
+logger = logging.getLogger(__name__)
+
 SPACE_VARIABLE = "HF_GENREC_REPO"  # of the Space: the repository that it shows
+RepoType = Literal["model", "dataset", "space"]
+Action = Literal["upload", "unchanged", "keep", "delete", "leave out"]
+MakeFiles = Callable[[str], dict[str, Content]]  # from the card on the Hub, which may be "", to what shall be there
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedFile:
+    """
+    What a push does with one file.
+
+    Attributes:
+        path (`str`): its place in the repository.
+        action (`str`):
+            `"upload"`, `"unchanged"` (it is there already), `"keep"` (what is there stays), `"delete"` or
+            `"leave out"` (local only).
+        size (`int`): bytes of the file that is meant.
+        reason (`str`): why, where it is not obvious.
+    """
+
+    path: str
+    action: Action
+    size: int
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Publication:
+    """
+    A push, done or planned.
+
+    Attributes:
+        repo_id (`str`): the repository.
+        repo_type (`str`): `"model"`, `"dataset"` or `"space"`.
+        files (`tuple[PlannedFile, ...]`): what happens to each file.
+        commit (`str` or `None`): the commit that now holds them; `None` if nothing was sent.
+        url (`str` or `None`): the repository's page; `None` if nothing was sent.
+        notes (`tuple[str, ...]`): what else a person should know.
+    """
+
+    repo_id: str
+    repo_type: RepoType
+    files: tuple[PlannedFile, ...]
+    commit: str | None = None
+    url: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        The publication as JSON-ready values.
+
+        Returns:
+            `dict`
+        """
+        return dataclasses.asdict(self) | {"files": [dataclasses.asdict(file) for file in self.files]}
 
 
 def push_recommender(
@@ -35,6 +101,8 @@ def push_recommender(
     private: bool = True,
     revision: str | None = None,
     commit_message: str | None = None,
+    license: str | None = None,
+    space: str | None = None,
     replace_card: bool = False,
     token: str | None = None,
     dry_run: bool = False,
@@ -42,8 +110,8 @@ def push_recommender(
     """
     Publish a recommender as a Hub repository that is complete: model, code, tokenizer, items and card.
 
-    The repository holds what [`hub_files`] lists, and nothing of ours that the folder no longer has; files of other
-    people stay. A card that was edited on the Hub stays too.
+    The repository holds what [`hub_files`] lists, and nothing of ours that the folder no longer has; other files stay.
+    A card that was edited on the Hub stays too.
 
     Args:
         recommender (`str`, `Path` or [`Recommender`]):
@@ -51,17 +119,19 @@ def push_recommender(
             repository and not changed since.
         repo_id (`str`): `user/name`, or `name` for the user of the token. Created where it is missing.
         private (`bool`, *optional*, defaults to `True`): Of a new repository; an existing one stays as it is.
-        revision (`str`, *optional*): The branch; `None` for `main`. Created where it is missing.
+        revision (`str`, *optional*): The branch; `None` for `main`. Created from `main` where it is missing.
         commit_message (`str`, *optional*): The first line of the commit.
-        replace_card (`bool`, *optional*, defaults to `False`): Whether a card that a person edited may be replaced.
+        license (`str`, *optional*): The licence in the card's metadata; `None` keeps that of the earlier card.
+        space (`str`, *optional*): The Space that the card links to; `None` keeps that of the earlier card.
+        replace_card (`bool`, *optional*, defaults to `False`): Whether a card edited on the Hub may be replaced.
         token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
-        dry_run (`bool`, *optional*, defaults to `False`): Whether to say only what would happen.
+        dry_run (`bool`, *optional*, defaults to `False`): Whether to list only what would happen.
 
     Returns:
         [`Publication`]
 
     Raises:
-        FileNotFoundError: If the folder is no complete recommender.
+        FileNotFoundError: If the folder is not a complete recommender.
         ValueError:
             If a file is damaged, holds a token, or is JSON with a path of this machine; if a [`Recommender`] was built
             in memory or was changed since it was loaded.
@@ -69,20 +139,24 @@ def push_recommender(
     """
     folder = Path(recommender) if isinstance(recommender, (str, os.PathLike)) else recommender.saved_folder()
     contents = published_files(folder)
-    repo_id = full_name(repo_id, token=token, must_answer=not dry_run)
-    contents |= _card_of(folder, repo_id)
-    left = [PlannedFile(name, "leave out", size, why) for name, (size, why) in files_left_out(folder).items()]
-    return publish(
-        contents,
-        repo_id,
+    target = _Target(repo_id, "model", revision, token, dry_run=dry_run)
+    if space is not None:
+        validate_repo_id(space)
+
+    def files(card_there: str) -> dict[str, Content]:
+        card = folder / CARD_NAME
+        if card.is_file() and not is_generated(card.read_text(encoding="utf-8")):
+            return contents  # a person wrote it
+        text = folder_card(folder, repo_id=target.repo_id, license=license, space=space, published=card_there)
+        return contents | {CARD_NAME: text.encode()}
+
+    return target.push(
+        files,
+        commit_message or "Upload recommender",
         is_ours=is_published,
-        left_out=left,
+        left_out=[PlannedFile(name, "leave out", *entry) for name, entry in files_left_out(folder).items()],
         private=private,
-        revision=revision,
-        commit_message=commit_message or "Upload recommender",
         replace_card=replace_card,
-        token=token,
-        dry_run=dry_run,
     )
 
 
@@ -93,6 +167,7 @@ def push_ids(
     private: bool = True,
     revision: str | None = None,
     commit_message: str | None = None,
+    license: str | None = None,
     replace_card: bool = False,
     token: str | None = None,
     dry_run: bool = False,
@@ -103,13 +178,14 @@ def push_ids(
     Args:
         folder (`str` or `Path`):
             A tokenized folder, or a run folder of a model with semantic IDs, whose table has the titles as well.
-        repo_id (`str`): `user/name`, or `name` for the user of the token. Created where it is missing.
-        private (`bool`, *optional*, defaults to `True`): Of a new repository; an existing one stays as it is.
-        revision (`str`, *optional*): The branch; `None` for `main`. Created where it is missing.
+        repo_id (`str`): This and all that follow: see [`push_recommender`].
+        private (`bool`, *optional*, defaults to `True`): Of a new repository.
+        revision (`str`, *optional*): The branch.
         commit_message (`str`, *optional*): The first line of the commit.
-        replace_card (`bool`, *optional*, defaults to `False`): Whether a card that a person edited may be replaced.
-        token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
-        dry_run (`bool`, *optional*, defaults to `False`): Whether to say only what would happen.
+        license (`str`, *optional*): In the card's metadata.
+        replace_card (`bool`, *optional*, defaults to `False`): Even if it was edited on the Hub.
+        token (`str`, *optional*): The access token.
+        dry_run (`bool`, *optional*, defaults to `False`): Whether to list only what would happen.
 
     Returns:
         [`Publication`]
@@ -119,19 +195,16 @@ def push_ids(
         ValueError: If its items have no semantic IDs.
         OSError: If the Hub cannot be reached or refuses; the branch is then as it was.
     """
-    table, record = ids_table(folder)
-    repo_id = full_name(repo_id, token=token, must_answer=not dry_run)
-    return publish(
-        {CARD_NAME: dataset_card(table, record, repo_id=repo_id).encode(), "ids.parquet": _parquet_of(table)},
-        repo_id,
-        repo_type="dataset",
-        private=private,
-        revision=revision,
-        commit_message=commit_message or "Upload semantic IDs",
-        replace_card=replace_card,
-        token=token,
-        dry_run=dry_run,
-    )
+    table, record = _ids_table(Path(folder))
+    target = _Target(repo_id, "dataset", revision, token, dry_run=dry_run)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+
+    def files(card_there: str) -> dict[str, Content]:
+        card = dataset_card(table, record, repo_id=target.repo_id, license=license, published=card_there)
+        return {CARD_NAME: card.encode(), "ids.parquet": buffer.getvalue()}
+
+    return target.push(files, commit_message or "Upload semantic IDs", private=private, replace_card=replace_card)
 
 
 def push_space(
@@ -150,11 +223,11 @@ def push_space(
     Args:
         repo (`str`): The repository of the recommender. A Space cannot read a private one without a token of its own.
         space_id (`str`): `user/name`, or `name` for the user of the token. Created where it is missing.
-        private (`bool`, *optional*, defaults to `True`): Of a new Space; an existing one stays as it is.
+        private (`bool`, *optional*, defaults to `True`): This and all that follow: see [`push_recommender`].
         commit_message (`str`, *optional*): The first line of the commit.
-        replace_card (`bool`, *optional*, defaults to `False`): Whether a card that a person edited may be replaced.
-        token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
-        dry_run (`bool`, *optional*, defaults to `False`): Whether to say only what would happen.
+        replace_card (`bool`, *optional*, defaults to `False`): Even if it was edited on the Hub.
+        token (`str`, *optional*): The access token.
+        dry_run (`bool`, *optional*, defaults to `False`): Whether to list only what would happen.
 
     Returns:
         [`Publication`]
@@ -169,39 +242,56 @@ def push_space(
             f"with `hf-genrec push {repo} --repo NAME` and give that name."
         )
     validate_repo_id(repo)
-    space_id = full_name(space_id, token=token, must_answer=not dry_run)
-    publication = publish(
-        space_files(repo),
-        space_id,
-        repo_type="space",
-        private=private,
-        commit_message=commit_message or "Upload demo",
-        replace_card=replace_card,
-        token=token,
-        dry_run=dry_run,
-        space_sdk="gradio",
+    contents = _space_files(repo)
+    target = _Target(space_id, "space", None, token, dry_run=dry_run)
+    publication = target.push(
+        lambda card_there: contents, commit_message or "Upload demo", private=private, replace_card=replace_card
     )
     if not dry_run:
-        HfApi(token=token).add_space_variable(space_id, SPACE_VARIABLE, repo)
+        HfApi(token=token).add_space_variable(target.repo_id, SPACE_VARIABLE, repo)
     return publication
 
 
-def ids_table(folder: str | os.PathLike[str]) -> tuple[pa.Table, dict[str, Any]]:
+def full_name(repo_id: str, *, token: str | None = None, must_answer: bool = True) -> str:
     """
-    The table of semantic IDs as it is published.
+    A repository's name with its owner.
 
     Args:
-        folder (`str` or `Path`): A tokenized folder, or a run folder of a model with semantic IDs.
+        repo_id (`str`): `user/name`, or `name` for the user of the token.
+        token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
+        must_answer (`bool`, *optional*, defaults to `True`): Whether silence of the Hub is an error.
 
     Returns:
-        `tuple[pa.Table, dict]`: `item_id`, `codes` and, of a run folder, `title`; and what is known about how the ids
-            were made: the record of a tokenized folder, the quantizer's settings of a run.
+        `str`: `user/name`; just `name` if the Hub did not answer and need not.
 
     Raises:
-        FileNotFoundError: If the folder is neither.
-        ValueError: If its items have no semantic IDs.
+        ValueError: If the name is no repository's.
+        OSError: If the Hub cannot be reached or refuses the token.
+
+    Example:
+
+    ```python
+    >>> full_name("me/latte-beauty")
+    'me/latte-beauty'
+
+    ```
     """
-    folder = Path(folder)
+    validate_repo_id(repo_id)
+    if "/" in repo_id:
+        return repo_id
+    try:
+        return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+    except (HTTPError, OSError) as error:
+        if not must_answer:
+            return repo_id
+        raise ConnectionError(
+            f"`repo_id` {repo_id!r} has no owner, and the Hub did not say who you are: {error}. Log in with `hf auth "
+            "login`, or write `owner/name`."
+        ) from error
+
+
+def _ids_table(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """The table as it is published, with the titles of a run folder, and what is known about how it was made."""
     if (folder / IDS_NAME).is_file():
         semantic_ids, record = load_tokenized(folder)
         return semantic_ids.to_table().select(["item_id", "codes"]), record
@@ -217,16 +307,8 @@ def ids_table(folder: str | os.PathLike[str]) -> tuple[pa.Table, dict[str, Any]]
     return table.select([name for name in ("item_id", "codes", "title") if name in table.column_names]), record
 
 
-def space_files(repo: str) -> dict[str, Content]:
-    """
-    The Space as it is uploaded, with its recommender named in the head of its `README.md`.
-
-    Args:
-        repo (`str`): The repository of the recommender.
-
-    Returns:
-        `dict[str, Path | bytes]`: place in the repository to file or content.
-    """
+def _space_files(repo: str) -> dict[str, Content]:
+    """The demo, with its recommender named in the head of its `README.md`."""
     folder = Path(str(resources.files("hf_genrec").joinpath("spaces_demo")))
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix in (".py", ".md", ".txt"))
     card = SpaceCard((folder / CARD_NAME).read_text(encoding="utf-8"), ignore_metadata_errors=False)
@@ -234,15 +316,157 @@ def space_files(repo: str) -> dict[str, Content]:
     return {name: folder / name for name in names if name != "__init__.py"} | {CARD_NAME: marked(str(card)).encode()}
 
 
-def _card_of(folder: Path, repo_id: str) -> dict[str, Content]:
-    """The card with the repository's name in its example; one that a person wrote in the folder stays as it is."""
-    card = folder / CARD_NAME
-    if card.is_file() and not is_generated(card.read_text(encoding="utf-8")):
-        return {}
-    return {CARD_NAME: folder_card(folder, repo_id=repo_id).encode()}
+_WAITS = (1, 4)  # seconds before the second and the third attempt
+_PASSING = {408, 412, 425, 429, 500, 502, 503, 504}  # what may be over soon; 412: somebody else has just committed
 
 
-def _parquet_of(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
+@dataclasses.dataclass(frozen=True)
+class _Head:
+    """What a branch holds; `commit` is `None` where there is no repository yet or the Hub was not asked."""
+
+    commit: str | None = None
+    files: Mapping[str, RepoFile] = dataclasses.field(default_factory=dict)
+    card: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class _Target:
+    """A branch of a repository to push to."""
+
+    def __init__(
+        self, repo_id: str, repo_type: RepoType, revision: str | None, token: str | None, *, dry_run: bool
+    ) -> None:
+        self.api = HfApi(token=token)
+        self.repo_id = full_name(repo_id, token=token, must_answer=not dry_run)
+        self.repo_type = repo_type
+        self.revision = revision
+        self.dry_run = dry_run
+
+    def push(
+        self,
+        files: MakeFiles,
+        commit_message: str,
+        *,
+        is_ours: Callable[[str], bool] = lambda path: False,
+        left_out: list[PlannedFile] | None = None,
+        private: bool,
+        replace_card: bool,
+    ) -> Publication:
+        """
+        Make the branch hold files, in one commit; files that `is_ours` and that are no longer there are removed.
+
+        What passes by itself is tried three times in all, each time against the head of that moment.
+        """
+        left = tuple(left_out or ())
+        if self.dry_run:
+            head = self._head()
+            plan, _ = _plan(files(head.card), head, is_ours=is_ours, replace_card=replace_card)
+            return Publication(self.repo_id, self.repo_type, (*plan, *left), notes=head.notes)
+        for wait in (*_WAITS, None):
+            try:
+                url = self._create(private=private)
+                head = self._head()
+                plan, operations = _plan(files(head.card), head, is_ours=is_ours, replace_card=replace_card)
+                commit = self._commit(operations, commit_message, head)
+                return Publication(
+                    self.repo_id, self.repo_type, (*plan, *left), commit=commit, url=url, notes=head.notes
+                )
+            except (HTTPError, RuntimeError) as error:  # uploads wrap theirs in a RuntimeError
+                cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+                if isinstance(cause, HfHubHTTPError) and cause.response.status_code not in _PASSING:
+                    raise
+                what = f"Publishing to {self.repo_id} failed: {str(cause) or type(cause).__name__}"
+                if wait is None:
+                    raise ConnectionError(
+                        f"{what}. The repository is as it was. Run the same command again; what has arrived is not "
+                        "sent twice."
+                    ) from error
+                logger.warning("%s; trying again.", what)
+                time.sleep(wait)
+        raise AssertionError("unreachable")
+
+    def _create(self, *, private: bool) -> str:
+        sdk = "gradio" if self.repo_type == "space" else None
+        url = self.api.create_repo(
+            self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True, space_sdk=sdk
+        )
+        if self.revision is not None:
+            self.api.create_branch(self.repo_id, repo_type=self.repo_type, branch=self.revision, exist_ok=True)
+        return str(url)
+
+    def _head(self) -> _Head:
+        """The branch; of one that does not exist yet, `main`, from which it will be made."""
+        where: dict[str, Any] = {"repo_id": self.repo_id, "repo_type": self.repo_type}
+        try:
+            try:
+                info = self.api.repo_info(**where, revision=self.revision)
+            except RevisionNotFoundError:
+                info = self.api.repo_info(**where)
+            tree = self.api.list_repo_tree(**where, revision=info.sha, recursive=True)
+            files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+            card = ""
+            if CARD_NAME in files:
+                path = self.api.hf_hub_download(**where, filename=CARD_NAME, revision=info.sha)
+                card = Path(path).read_text(encoding="utf-8")
+            notes = (f"{self.repo_id} is public.",) if self.dry_run and not info.private else ()
+            return _Head(info.sha, files, card, notes)
+        except (HTTPError, OSError) as error:
+            if not self.dry_run:
+                raise
+            if isinstance(error, RepositoryNotFoundError):
+                return _Head(notes=(f"{self.repo_id} does not exist yet or is hidden from you.",))
+            return _Head(notes=(f"The Hub was not asked what it holds already: {str(error).splitlines()[0]}",))
+
+    def _commit(self, operations: list[Any], message: str, head: _Head) -> str | None:
+        """The new head; the old one if nothing has changed."""
+        if not operations:
+            return head.commit
+        with warnings.catch_warnings():  # a recommender holds a table of its items: Parquet belongs into it
+            warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
+            return self.api.create_commit(
+                self.repo_id,
+                operations,
+                commit_message=message,
+                repo_type=self.repo_type,
+                revision=self.revision,
+                parent_commit=head.commit,
+            ).oid
+
+
+def _plan(
+    contents: Mapping[str, Content], head: _Head, *, is_ours: Callable[[str], bool], replace_card: bool
+) -> tuple[list[PlannedFile], list[Any]]:
+    """What happens to each file, and the operations of the commit that does it."""
+    plan: list[PlannedFile] = []
+    operations: list[Any] = []
+    is_card_kept = not replace_card and bool(head.card) and not is_generated(head.card)
+    for path, content in contents.items():
+        addition = CommitOperationAdd(path, content)
+        size, there = addition.upload_info.size, head.files.get(path)
+        if there is not None and _is_same(addition, there):
+            plan.append(PlannedFile(path, "unchanged", size))
+        elif there is not None and path == CARD_NAME and is_card_kept:
+            plan.append(PlannedFile(path, "keep", there.size, "edited on the Hub"))
+        else:
+            is_cleaned = isinstance(content, bytes) and path.endswith(".json")
+            plan.append(PlannedFile(path, "upload", size, "cleaned of paths of this machine" if is_cleaned else ""))
+            operations.append(addition)
+    for path, file in head.files.items():
+        if path in contents or path in (CARD_NAME, ".gitattributes"):
+            continue
+        if is_ours(path):
+            plan.append(PlannedFile(path, "delete", file.size, "no longer in the folder"))
+            operations.append(CommitOperationDelete(path, is_folder=False))
+        else:
+            plan.append(PlannedFile(path, "keep", file.size, "not ours"))
+    return plan, operations
+
+
+def _is_same(addition: CommitOperationAdd, there: RepoFile) -> bool:
+    """Whether the Hub holds these bytes: large files are known by their SHA-256, others by git's own digest."""
+    if there.lfs is not None:
+        return addition.upload_info.sha256.hex() == there.lfs.sha256
+    if addition.upload_info.size != there.size:
+        return False
+    with addition.as_file() as file:
+        return git_hash(file.read()) == there.blob_id

@@ -34,8 +34,7 @@ from hf_genrec.evaluation.record import (
     write_users,
 )
 from hf_genrec.hub.cards import folder_card, is_generated
-from hf_genrec.hub.commits import full_name
-from hf_genrec.hub.push import push_recommender
+from hf_genrec.hub.push import full_name, push_recommender
 from hf_genrec.hub.save import save_recommender
 from hf_genrec.training.initial import Starting
 from hf_genrec.training.trainer import GenRecTrainer, GenRecTrainingArguments, Stopwatch, make_trainer

@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_genrec import LatteConfig, SemanticIds
-from hf_genrec.hub.card_texts import MAX_TEXT, code_of_ids, markdown_text
-from hf_genrec.hub.cards import dataset_card, folder_card, is_generated, model_card
+from hf_genrec.hub.cards import (
+    MAX_TEXT,
+    code_of_ids,
+    dataset_card,
+    folder_card,
+    is_generated,
+    markdown_text,
+    model_card,
+    sample_output,
+)
 from saved_folders import ARCHITECTURES, make_folder, model_of
 
 
@@ -94,6 +102,38 @@ def test_training_and_its_data_are_told_without_paths_of_a_machine():
     assert "MovieLens" in text
     assert "no commercial use" in text
     assert "somebody" not in text
+
+
+def test_licence_space_and_data_set_are_named_where_they_are_known_and_never_made_up():
+    plain = model_card(model_of("rpg").config, run=RUN)
+    known = model_card(
+        model_of("rpg").config, EVALUATION | {"protocol": "amazon2023"}, license="mit", space="me/shop-demo"
+    )
+
+    assert not {"license", "datasets"} & set(ModelCard(plain).data.to_dict())
+    assert "/spaces/" not in plain
+    assert ModelCard(known).data.license == "mit"
+    assert ModelCard(known).data.datasets == "McAuley-Lab/Amazon-Reviews-2023"
+    assert "<https://huggingface.co/spaces/me/shop-demo>" in known
+    assert ModelCard(dataset_card(HOSTILE, license="cc0-1.0")).data.license == "cc0-1.0"
+
+
+def test_what_only_a_card_says_is_kept_when_it_is_written_anew(tmp_path):
+    folder = make_folder(tmp_path)
+    sample = sample_output(["<b>one</b>"], [("two", "i2", -0.5)])
+    given = {"sample": sample, "license": "mit", "space": "me/shop-demo"}
+    (folder / "README.md").write_text(folder_card(folder, **given), encoding="utf-8")
+
+    again = folder_card(folder, repo_id="me/shop")
+    (folder / "README.md").unlink()
+    published = folder_card(folder, published=again, license="apache-2.0")
+
+    assert sample in again
+    assert "- &lt;b&gt;one&lt;/b&gt;" in again
+    assert ModelCard(again).data.license == "mit"
+    assert published.count("me/shop-demo") == again.count("me/shop-demo") == 1
+    assert ModelCard(published).data.license == "apache-2.0"
+    assert sample in published
 
 
 def test_collisions_are_counted():
