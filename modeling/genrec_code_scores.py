@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .genrec_choice import best_of, first_of_the_best
+from .genrec_choice import first_of_the_best
 
 
 # On the CPU a table of 64 users and a piece of the scores stay in the cache of a core: measured on two cores at 32
@@ -22,8 +22,6 @@ ACCELERATOR_USERS_PER_TABLE = 1024
 ACCELERATOR_SCORES_AT_A_TIME = 1 << 24
 ACCELERATOR_PAIRS_AT_A_TIME = 1 << 20
 PAIRS_AT_A_TIME = 1 << 13
-TABLE_DTYPES = ("float32", "bfloat16", "int8")
-MIN_SHORTLIST = 32  # items that rounded tables choose, at least
 SCORING_BYTES = 24  # per score that is held at a time: itself, transposed, ranked, and its place while it is sorted
 
 
@@ -146,7 +144,6 @@ def best_items(
     penalty: torch.Tensor | None = None,
     noise: Callable[[slice, slice], torch.Tensor] | None = None,
     memory_budget: int = 2 << 30,
-    table_dtype: str = "float32",
 ) -> tuple[torch.LongTensor, torch.FloatTensor]:
     """
     The best items of each user, exactly, in memory that does not grow with the catalog: items are scored piece by
@@ -166,17 +163,11 @@ def best_items(
         noise (`Callable`, *optional*):
             From a range of users and one of items to what is added in ranking, `(users, items)`.
         memory_budget (`int`, defaults to 2 GiB): Bytes by which pieces are made smaller than they would be.
-        table_dtype (`str`, defaults to `"float32"`):
-            `"bfloat16"` or, on the CPU, `"int8"` to choose the items of a shortlist, three times `top_k` and at least
-            32, by rounded log-probabilities; its scores and order are exact, but an item that rounding takes out of
-            it is missing. The table that is looked up is smaller; the float32 log-probabilities are held beside it.
-            Not together with `noise`.
 
     Returns:
         `tuple[torch.LongTensor, torch.FloatTensor]`: item indices and scores, both `(batch_size, top_k)`, best first;
         -1 and `-inf` where fewer items are allowed. Where two rank equally the lower index stands first, and neither
-        the other users nor the size of the pieces change a list; but int8 rounds the numbers of up to 64 users with
-        one scale, so there the others may change which items a shortlist holds.
+        the other users nor the size of the pieces change a list.
 
     Example:
 
@@ -188,43 +179,6 @@ def best_items(
 
     ```
     """
-    if table_dtype != "float32":
-        centered = log_probs.float() - log_probs.amax(-1, keepdim=True)  # small numbers at the codes of good items
-        num_listed = min(len(item_codes), max(MIN_SHORTLIST, 3 * top_k))
-        options = {"allowed": allowed, "penalty": penalty, "noise": None, "memory_budget": memory_budget}
-        items, _ = _best_by_tables(centered, item_codes, top_k=num_listed, table_dtype=table_dtype, **options)
-        items = items.sort(dim=1).values
-        scores = candidate_scores(log_probs, item_codes, items.clamp_min(0))
-        return best_of(items, scores, top_k=top_k, penalty=penalty)
-    return _best_by_tables(
-        log_probs,
-        item_codes,
-        top_k=top_k,
-        allowed=allowed,
-        penalty=penalty,
-        noise=noise,
-        memory_budget=memory_budget,
-        table_dtype=table_dtype,
-    )
-
-
-def users_per_table(device: torch.device) -> int:
-    """
-    Users whose scores are computed together.
-
-    Args:
-        device (`torch.device`): Where the model is.
-
-    Returns:
-        `int`: Their number.
-    """
-    return USERS_PER_TABLE if device.type == "cpu" else ACCELERATOR_USERS_PER_TABLE
-
-
-def _best_by_tables(
-    log_probs, item_codes, *, top_k, allowed, penalty, noise, memory_budget, table_dtype
-) -> tuple[torch.LongTensor, torch.FloatTensor]:
-    """`best_items` with scores as the tables say them."""
     infinity = float("inf")
     shape, device = (len(log_probs), top_k), log_probs.device
     best = torch.full(shape, -1, device=device)
@@ -234,7 +188,6 @@ def _best_by_tables(
         item_codes,
         least_items=2 * top_k,
         most_scores=memory_budget // SCORING_BYTES,
-        table_dtype=table_dtype,
     )
     for users, items, scores in pieces:
         ranked = scores  # (items, users)
@@ -255,6 +208,19 @@ def _best_by_tables(
         best_scores[users] = torch.cat([best_scores[users], found], dim=1).gather(1, kept)
     is_none = best_ranked == -infinity
     return best.masked_fill_(is_none, -1), best_scores.masked_fill_(is_none, -infinity)
+
+
+def users_per_table(device: torch.device) -> int:
+    """
+    Users whose scores are computed together.
+
+    Args:
+        device (`torch.device`): Where the model is.
+
+    Returns:
+        `int`: Their number.
+    """
+    return USERS_PER_TABLE if device.type == "cpu" else ACCELERATOR_USERS_PER_TABLE
 
 
 def _candidates(
@@ -290,7 +256,6 @@ def _pieces(
     *,
     least_items: int = 1,
     most_scores: int = 1 << 62,
-    table_dtype: str = "float32",
 ) -> Iterator[tuple[slice, slice, torch.FloatTensor]]:
     """Ranges of users and of items with their scores `(items, users)`, the items of each user in ascending order."""
     if not len(log_probs):
@@ -298,7 +263,9 @@ def _pieces(
     is_cpu = log_probs.device.type == "cpu"
     codebook_size = log_probs.shape[-1]
     groups = log_probs.float().flatten(1).split(users_per_table(log_probs.device))
-    tables = [_table(group, table_dtype) for group in groups]
+    # rows that hold all users; a clone, since of one user the transpose counts as contiguous with strides that take a
+    # slow path
+    tables = [group.t().clone(memory_format=torch.contiguous_format) for group in groups]
     num_scores = SCORES_AT_A_TIME if is_cpu else ACCELERATOR_SCORES_AT_A_TIME
     num_together = max(least_items, min(num_scores, most_scores) // len(groups[0]))
     for first_item in range(0, len(item_codes), num_together):
@@ -307,43 +274,8 @@ def _pieces(
         first_user = 0
         for group, table in zip(groups, tables, strict=True):
             users = slice(first_user, first_user + len(group))
-            yield users, items, _sums(rows, table, table_dtype).float()
+            yield users, items, torch.nn.functional.embedding_bag(rows, table, mode="sum")
             first_user = users.stop
-
-
-def _table(log_probs: torch.FloatTensor, table_dtype: str) -> torch.Tensor:
-    """Log-probabilities `(users, rows)` as a table of rows that hold all users."""
-    # a clone, since of one user the transpose counts as contiguous with strides that take a slow path
-    if table_dtype == "float32":
-        return log_probs.t().clone(memory_format=torch.contiguous_format)
-    if table_dtype == "bfloat16":
-        return log_probs.bfloat16().t().clone(memory_format=torch.contiguous_format)
-    return torch.ops.quantized.embedding_bag_byte_prepack(log_probs.t().contiguous())  # a scale per row
-
-
-def _sums(rows: torch.Tensor, table: torch.Tensor, table_dtype: str) -> torch.Tensor:
-    """Sums over the levels, `(items, users)`."""
-    if table_dtype != "int8":
-        return torch.nn.functional.embedding_bag(rows, table, mode="sum")
-    first = torch.arange(0, rows.numel(), rows.shape[1], dtype=rows.dtype)
-    return torch.ops.quantized.embedding_bag_byte_rowwise_offsets(table, rows.flatten(), first, False, 0)
-
-
-def check_table_dtype(table_dtype: str, *, device: torch.device) -> None:
-    """
-    Whether tables of a type can be used.
-
-    Args:
-        table_dtype (`str`): Name of the type.
-        device (`torch.device`): Where the model is.
-
-    Raises:
-        ValueError: If it is unknown, or int8 elsewhere than on the CPU.
-    """
-    if table_dtype not in TABLE_DTYPES:
-        raise ValueError(f"`table_dtype` must be one of {', '.join(map(repr, TABLE_DTYPES))}, got {table_dtype!r}.")
-    if table_dtype == "int8" and device.type != "cpu":
-        raise ValueError(f"`table_dtype='int8'` is for the CPU, and this model is on {device.type!r}.")
 
 
 def _table_rows(codes: torch.Tensor, codebook_size: int) -> torch.IntTensor:
@@ -355,7 +287,6 @@ def _table_rows(codes: torch.Tensor, codebook_size: int) -> torch.IntTensor:
 __all__ = [
     "best_items",
     "candidate_scores",
-    "check_table_dtype",
     "code_scores",
     "item_scores",
     "pair_scores",

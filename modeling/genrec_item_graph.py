@@ -2,9 +2,9 @@
 Graph-constrained decoding: from a few items along a graph of similar items to the best ones, without scoring them all.
 
 Log-probabilities per level `(B, L, K)`, the codes of all items and the nearest neighbours of each `(N, k)` come in;
-the items that were visited and their exact scores go out. The graph is built by `hf_genrec.serving.item_graph` after training
-and stands in `item_graph.safetensors` beside the weights; a fingerprint ties it to the codes and the code embeddings
-from which it was built.
+the items that were visited and their exact scores go out. The graph is built by `hf_genrec.serving.item_graph` after
+training and stands in `item_graph.safetensors` beside the weights; a fingerprint ties it to the codes and the code
+embeddings from which it was built.
 """
 
 import hashlib
@@ -16,13 +16,11 @@ import torch
 from safetensors import safe_open
 from transformers.utils import cached_file
 
-from .genrec_choice import GOLDEN, best_of, first_of_the_best, hashed, random_items, user_keys
+from .genrec_choice import GOLDEN, best_of, hashed, random_items, user_keys
 from .genrec_code_scores import pair_scores
 
 
 GRAPH_FILE = "item_graph.safetensors"
-STARTS = ("random", "popular", "similar")
-NUM_LAST_ITEMS = 5  # whose neighbours a search from "similar" items starts at
 
 
 def code_similarities(code_embeddings: torch.Tensor) -> torch.FloatTensor:
@@ -78,56 +76,6 @@ def item_graph_fingerprint(item_codes: torch.Tensor, code_embeddings: torch.Tens
     for values in (codes, embeddings):
         digest.update(values.numpy().astype("<i2").tobytes())
     return digest.hexdigest()[:16]
-
-
-@dataclass
-class GraphOptions:
-    """
-    How a graph is searched; the defaults of `recommend()`.
-
-    Args:
-        num_propagations (`int`): How many times the search goes on to the neighbours of the beams.
-        num_neighbors (`int`, *optional*): How many of the stored neighbours are followed; `None` for all.
-        start (`str`): Where it begins: `"random"`, `"popular"` or `"similar"`.
-        seed (`int`): Of the random start.
-    """
-
-    num_propagations: int = 3
-    num_neighbors: int | None = None
-    start: str = "random"
-    seed: int = 0
-
-    def check(self, decoding: str, item_prior: torch.Tensor | None, *, num_items: int) -> None:
-        """
-        Args:
-            decoding (`str`): The decoding asked for.
-            item_prior (`torch.Tensor`, *optional*): As in `recommend`.
-            num_items (`int`): Size of the catalog.
-
-        Raises:
-            ValueError: If an option is out of range, or set although no graph is searched.
-        """
-        names = {"num_propagations": 3, "num_neighbors": None, "start": "random", "seed": 0}
-        for name, default in names.items():
-            argument = {"start": "graph_start", "seed": "start_seed"}.get(name, name)
-            if decoding != "graph" and getattr(self, name) != default:
-                raise ValueError(f"`{argument}` is for `decoding='graph'`; this is `decoding={decoding!r}`.")
-        if self.num_propagations < 0:
-            raise ValueError(f"`num_propagations` must be at least 0, got {self.num_propagations}.")
-        if self.num_neighbors is not None and self.num_neighbors < 1:
-            raise ValueError(f"`num_neighbors` must be at least 1, got {self.num_neighbors}.")
-        if self.start not in STARTS:
-            raise ValueError(f"`graph_start` must be one of {', '.join(map(repr, STARTS))}, got {self.start!r}.")
-        if self.start == "popular":
-            needed = "`graph_start='popular'` needs `item_prior`, the number of interactions of each item, say"
-            if item_prior is None:
-                raise ValueError(f"{needed}.")
-            if item_prior.shape != (num_items,):
-                raise ValueError(f"{needed}, of shape ({num_items},), got {tuple(item_prior.shape)}.")
-            if not bool((item_prior >= 0).all() & item_prior.isfinite().all()):
-                raise ValueError(f"{needed}: none may be negative, infinite or NaN.")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 63:
-            raise ValueError(f"`start_seed` must be an integer in [0, 2**63), got {self.seed!r}.")
 
 
 @dataclass
@@ -241,13 +189,6 @@ def _visit(visited: VisitedItems, reached: torch.IntTensor, log_probs, item_code
     return VisitedItems(all_items[:, :width], all_scores[:, :width])
 
 
-def _without_repeats(items: torch.LongTensor) -> torch.LongTensor:
-    """Rows of items with -1 where an item stands a second time."""
-    values, order = items.sort(dim=1, stable=True)
-    is_again = torch.nn.functional.pad(values[:, 1:] == values[:, :-1], (1, 0))
-    return items.masked_fill(torch.zeros_like(is_again).scatter(1, order, is_again), -1)
-
-
 def search_bytes(*, num_beams: int, num_neighbors: int, num_propagations: int, num_levels: int) -> int:
     """
     What a search takes for each user, by estimate.
@@ -321,7 +262,8 @@ class ItemGraphMixin:
                 )
             raise ValueError(
                 f"The item graph (fingerprint {fingerprint}) was not built from the codes and code embeddings of this "
-                f"model (fingerprint {found}). {advice}: `hf_genrec.serving.item_graph.build_item_graph(model).save(folder)`."
+                f"model (fingerprint {found}). {advice}: "
+                "`hf_genrec.serving.item_graph.build_item_graph(model).save(folder)`."
             )
 
     def _weights_now(self) -> tuple[int, ...]:
@@ -361,65 +303,38 @@ class ItemGraphMixin:
             raise ValueError(
                 f"`decoding='graph'` needs an item graph, and there is no {GRAPH_FILE} "
                 + (f"in {source}. " if source else "since this model was not loaded from a folder. ")
-                + "Build it with `hf_genrec.serving.item_graph.build_item_graph(model)` and save it beside the checkpoint or "
-                "pass it to `model.set_item_graph`."
+                + "Build it with `hf_genrec.serving.item_graph.build_item_graph(model)` and save it beside the "
+                "checkpoint or pass it to `model.set_item_graph`."
             )
         with safe_open(path, framework="pt") as file:
             neighbors, metadata = file.get_tensor("neighbors"), file.metadata() or {}
         self.set_item_graph(neighbors, metadata.get("fingerprint", "none"))
 
     def start_items(
-        self,
-        options: GraphOptions,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None,
-        *,
-        num_beams: int,
-        item_prior: torch.Tensor | None,
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, *, num_starts: int, seed: int
     ) -> torch.LongTensor:
         """
-        Where the search of each user begins.
-
-        A random start depends on the seed and the history alone, so a user gets the same list in any batch. A similar
-        one takes the neighbours of the last five items in turn, the nearest first and each once; what is missing is
-        random.
+        Random items where the walk of each user begins. They depend on the seed and the history alone, so a user gets
+        the same list in any batch.
 
         Args:
-            options ([`GraphOptions`]): How.
             input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
             attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
-            num_beams (`int`): How many items.
-            item_prior (`torch.Tensor` of shape `(num_items,)`, *optional*): Needed for `"popular"`.
+            num_starts (`int`): How many.
+            seed (`int`): The seed.
 
         Returns:
-            `torch.LongTensor` of shape `(batch_size, num_beams)`: item indices; some may repeat.
+            `torch.LongTensor` of shape `(batch_size, num_starts)`: item indices; some may repeat.
         """
-        num_items = self.config.num_items
-        if options.start == "popular":
-            most = first_of_the_best(item_prior.double().unsqueeze(0), num_beams)
-            return most.to(input_ids.device).expand(len(input_ids), -1)
         is_item = self.is_item(input_ids, attention_mask)
         items = (input_ids - self.config.first_item_token).masked_fill(~is_item, 0)
         place = is_item.flip(1).cumsum(1).flip(1)  # 1 at the last item of the history, 2 at the one before, ...
         history = hashed(items + place * (1 << 32)).masked_fill(~is_item, 0).sum(1) + GOLDEN
-        start = random_items(user_keys(options.seed, history), num_beams, num_items=num_items)
-        if options.start == "random":
-            return start
-        column = torch.where(is_item & (place <= NUM_LAST_ITEMS), place - 1, NUM_LAST_ITEMS)
-        last = torch.full((len(items), NUM_LAST_ITEMS + 1), -1, device=items.device)
-        last = last.scatter_(1, column, items)[:, :NUM_LAST_ITEMS]
-        graph = self.item_graph[:, : options.num_neighbors][:, :num_beams]
-        around = graph[last.clamp_min(0)].long().masked_fill((last < 0).unsqueeze(2), -1)
-        around = _without_repeats(around.transpose(1, 2).flatten(1))  # the nearest of each first
-        order = (around < 0).sort(dim=1, stable=True).indices[:, :num_beams]  # those of a short history too
-        around = around.gather(1, order)
-        around = torch.nn.functional.pad(around, (0, num_beams - around.shape[1]), value=-1)
-        return torch.where(around >= 0, around, start)
+        return random_items(user_keys(seed, history), num_starts, num_items=self.config.num_items)
 
 
 __all__ = [
     "GRAPH_FILE",
-    "GraphOptions",
     "ItemGraphMixin",
     "VisitedItems",
     "code_similarities",

@@ -1,33 +1,131 @@
 """
 From the beams of a search to a ranked list of distinct items, and to words about how they were found.
-"""
 
-from dataclasses import dataclass
+A search ends at leaves of the trie, which are ids; what is recommended are items. An id stands for all its items: they
+have its score, since a model that sees codes alone cannot tell them apart, and they stand next to each other, the
+lowest index first. That order is the catalog's, not a random one: where the catalog lists popular items first, so do
+the lists. Where all ids are unique a leaf is an item and nothing here costs more than that look-up.
+"""
 
 import torch
 
-from .genrec_beam_search import Beams, TraceStep
+from .genrec_beams import Beams, TraceStep
 from .genrec_catalog import Catalog
-from .genrec_diversity import GumbelTopK, repeated_paths
-from .genrec_shared_ids import id_places, items_of_ids
+from .genrec_recommend import BeamPath
+from .genrec_rerank import check_prior
+from .genrec_selections import GumbelTopK, repeated_paths
 
 
-@dataclass
-class BeamPath:
+def id_of_items(catalog: Catalog) -> torch.LongTensor:
     """
-    One way through the decoding tree.
+    The id of each item.
 
     Args:
-        latent (`int`, *optional*): Latent chosen first; `None` for models without.
-        codes (`list[int]`): Codes so far; shorter than `num_levels` for a prefix that was pruned.
-        scores (`list[float]`): Cumulative log-probability after the latent (if any) and after each code.
-        item_token (`int`, *optional*): Token of the item the path ends at; `None` for a pruned prefix.
-    """
+        catalog ([`Catalog`]): The trie.
 
-    latent: int | None
-    codes: list[int]
-    scores: list[float]
-    item_token: int | None
+    Returns:
+        `torch.LongTensor` of shape `(num_items,)`: leaves, in `[0, num_ids)`.
+
+    Example:
+
+    ```python
+    >>> id_of_items(Catalog(torch.tensor([[1, 0], [0, 2], [1, 0]]), codebook_size=3)).tolist()
+    [1, 0, 1]
+
+    ```
+    """
+    sizes = catalog.first_item(catalog.num_levels).diff()
+    leaves = torch.arange(catalog.num_ids, device=catalog.device).repeat_interleave(sizes)
+    return torch.empty_like(leaves).scatter_(0, catalog.items_in_order, leaves)
+
+
+def items_of_ids(
+    catalog: Catalog,
+    leaves: torch.LongTensor,
+    *,
+    allowed: torch.BoolTensor | None = None,
+    width: int | None = None,
+) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """
+    The items of some ids, one id after the other, of one id in ascending order.
+
+    Args:
+        catalog ([`Catalog`]): The trie.
+        leaves (`torch.LongTensor` of shape `(batch_size, n)`): Ids as leaves; -1 for none.
+        allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*):
+            Items that may be listed; `None` for all. With unique ids nothing is left out: an id that is closed is no
+            result of a search.
+        width (`int`, *optional*): Length of the lists; further items are left out. `None` for all, and at least `n`.
+
+    Returns:
+        `tuple[torch.LongTensor, torch.LongTensor]`: item indices and the place of each one's id in `leaves`, both
+        `(batch_size, width)`; behind them item -1, place 0.
+
+    Example:
+
+    ```python
+    >>> catalog = Catalog(torch.tensor([[1, 0], [0, 2], [1, 0], [1, 1]]), codebook_size=3)
+    >>> items, places = items_of_ids(catalog, torch.tensor([[1, 0, -1], [2, -1, -1]]))
+    >>> items.tolist(), places.tolist()
+    ([[0, 2, 1], [3, -1, -1]], [[0, 0, 1], [0, 0, 0]])
+
+    ```
+    """
+    if catalog.is_unique:
+        items = catalog.item_at(leaves)
+        width = items.shape[1] if width is None else width
+        places = torch.arange(width, device=leaves.device).expand(len(leaves), -1)
+        items = torch.nn.functional.pad(items, (0, width - items.shape[1]), value=-1)
+        return items, places.masked_fill(items < 0, 0)
+    users, places, items = _flat(catalog, leaves, most=None if allowed is not None else width)
+    if allowed is not None:
+        rows = users if len(allowed) > 1 else torch.zeros_like(users)
+        is_allowed = allowed[rows, items]
+        users, places, items = users[is_allowed], places[is_allowed], items[is_allowed]
+    counts = users.bincount(minlength=len(leaves))
+    if width is None:
+        width = max(leaves.shape[1], int(counts.max())) if len(leaves) else leaves.shape[1]
+    columns = torch.arange(len(users), device=users.device) - (counts.cumsum(0) - counts)[users]
+    is_kept = columns < width
+    at = users[is_kept], columns[is_kept]
+    shape = (len(leaves), width)
+    return (
+        torch.full(shape, -1, device=leaves.device).index_put_(at, items[is_kept]),
+        torch.zeros(shape, dtype=torch.long, device=leaves.device).index_put_(at, places[is_kept]),
+    )
+
+
+def id_places(catalog: Catalog, leaves: torch.LongTensor) -> tuple[torch.LongTensor, torch.BoolTensor]:
+    """
+    The items of some ids as a table with a row for each id.
+
+    Args:
+        catalog ([`Catalog`]): The trie.
+        leaves (`torch.LongTensor` of shape `(batch_size, n)`): Ids as leaves; -1 for none.
+
+    Returns:
+        `tuple[torch.LongTensor, torch.BoolTensor]`: item indices in ascending order, and which places are taken, both
+        `(batch_size, n, most items of any of the ids)`, one place at least.
+    """
+    first = catalog.first_item(catalog.num_levels)
+    sizes = first.diff()[leaves.clamp_min(0)].masked_fill(leaves < 0, 0)
+    offsets = torch.arange(max(1, int(sizes.max())) if sizes.numel() else 1, device=leaves.device)
+    places = (first[leaves.clamp_min(0)].unsqueeze(-1) + offsets).clamp_max(catalog.num_items - 1)
+    return catalog.items_in_order[places], offsets < sizes.unsqueeze(-1)
+
+
+def _flat(
+    catalog: Catalog, leaves: torch.LongTensor, *, most: int | None
+) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
+    """All items of all ids in a row: the user, the place of the id, the item; at most `most` of an id."""
+    first = catalog.first_item(catalog.num_levels)
+    counts = first.diff()[leaves.clamp_min(0)].masked_fill(leaves < 0, 0).flatten()
+    if most is not None:
+        counts = counts.clamp_max(most)
+    ids = torch.arange(len(counts), device=leaves.device).repeat_interleave(counts)
+    offsets = torch.arange(len(ids), device=leaves.device) - (counts.cumsum(0) - counts)[ids]
+    items = catalog.items_in_order[first[leaves.flatten()[ids]] + offsets]
+    return ids // leaves.shape[1], ids % leaves.shape[1], items
 
 
 def prior_penalties(catalog: Catalog, item_prior: torch.Tensor, prior_correction: float) -> list[torch.Tensor]:
@@ -55,7 +153,7 @@ def prior_penalties(catalog: Catalog, item_prior: torch.Tensor, prior_correction
 
     ```
     """
-    _check_prior(item_prior, num_items=catalog.num_items)
+    check_prior(item_prior, num_items=catalog.num_items)
     prior = item_prior.to(catalog.device).double()[catalog.items_in_order]
     tables = []
     for depth in range(catalog.num_levels + 1):
@@ -64,44 +162,6 @@ def prior_penalties(catalog: Catalog, item_prior: torch.Tensor, prior_correction
         below = torch.zeros(len(sizes), dtype=prior.dtype, device=catalog.device).index_add(0, node, prior)
         tables.append((prior_correction * (below.log() - prior.sum().log())).float())
     return tables
-
-
-def item_penalties(item_prior: torch.Tensor, prior_correction: float, *, num_items: int) -> torch.FloatTensor:
-    """
-    What a prior correction subtracts from the score of each item in ranking: `prior_penalties` of the leaves, for
-    catalogs without a trie.
-
-    Args:
-        item_prior (`torch.Tensor` of shape `(num_items,)`): Positive weights; normalised here.
-        prior_correction (`float`): Share of the log-prior.
-        num_items (`int`): Size of the catalog.
-
-    Returns:
-        `torch.FloatTensor` of shape `(num_items,)`: `prior_correction` times the log of each prior.
-
-    Raises:
-        ValueError: If the prior has another shape or is not positive and finite.
-
-    Example:
-
-    ```python
-    >>> item_penalties(torch.tensor([1, 1, 2]), 2.0, num_items=3).exp().tolist()
-    [0.0625, 0.0625, 0.25]
-
-    ```
-    """
-    _check_prior(item_prior, num_items=num_items)
-    prior = item_prior.double()
-    return (prior_correction * (prior.log() - prior.sum().log())).float()
-
-
-def _check_prior(item_prior: torch.Tensor, *, num_items: int) -> None:
-    if item_prior.shape != (num_items,):
-        raise ValueError(f"`item_prior` must have shape ({num_items},), got {tuple(item_prior.shape)}.")
-    if not bool((item_prior > 0).all() & item_prior.isfinite().all()):
-        raise ValueError(
-            "`item_prior` must be positive and finite for every item: an item of prior 0 would rank first."
-        )
 
 
 def rank_items(
@@ -314,7 +374,7 @@ def reordered(beams: Beams, order: torch.Tensor, *, num_latents: int) -> Beams:
 
 
 def describe_paths(
-    config, catalog: Catalog, beams: Beams, item_tokens: torch.LongTensor
+    config, catalog: Catalog, beams: Beams, wanted: torch.LongTensor
 ) -> tuple[list[list[BeamPath]], list[list[BeamPath]]]:
     """
     The beams of each user in words.
@@ -323,20 +383,25 @@ def describe_paths(
         config: The model's config.
         catalog ([`Catalog`]): The trie that `beams` refer to.
         beams ([`Beams`]): Result of a search with `num_pruned > 0`.
-        item_tokens (`torch.LongTensor` of shape `(batch_size, top_k)`): Recommended items.
+        wanted (`torch.LongTensor` of shape `(batch_size, top_k)`): Recommended items, -1 where there are fewer.
 
     Returns:
         `tuple[list[list[BeamPath]], list[list[BeamPath]]]`: per user the paths that end at these items (one path for
         each of them where items share an id), and the pruned continuations.
     """
     items, beam = items_of_ids(catalog, beams.leaves)
-    ends = torch.where(items >= 0, items + config.first_item_token, -1).tolist()
+    ends = items.tolist()
     places, (tokens, scores) = beam.tolist(), (values.tolist() for values in beams.paths())
     paths: list[list[BeamPath]] = []
     pruned: list[list[BeamPath]] = [[] for _ in ends]
-    for user, wanted in enumerate(map(set, item_tokens.tolist())):
-        ways = [way for way in zip(places[user], ends[user], strict=True) if way[1] in wanted and way[1] >= 0]
-        paths.append([_path(config, tokens[user][place], scores[user][place], end) for place, end in ways])
+    for user, listed in enumerate(map(set, wanted.tolist())):
+        ways = [way for way in zip(places[user], ends[user], strict=True) if way[1] in listed and way[1] >= 0]
+        paths.append(
+            [
+                _path(config, tokens[user][place], scores[user][place], item + config.first_item_token)
+                for place, item in ways
+            ]
+        )
     for number, step in enumerate(beams.pruned):
         step_tokens, step_scores = (values.tolist() for values in beams.paths(step, num_steps=number + 1))
         for user in range(len(ends)):
@@ -356,9 +421,10 @@ def _path(config, tokens: list[int], scores: list[float], item_token: int | None
 
 
 __all__ = [
-    "BeamPath",
     "describe_paths",
-    "item_penalties",
+    "id_of_items",
+    "id_places",
+    "items_of_ids",
     "list_items",
     "num_distinct_items",
     "prior_penalties",

@@ -14,11 +14,11 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 
 from .configuration_latte import LatteConfig
-from .genrec_beam_search import HistoryOutput, token_range
+from .genrec_beams import HistoryOutput, token_range
 from .genrec_catalog import CatalogMixin
 from .genrec_generate import CatalogGenerationMixin
 from .genrec_layers import SHARED_HISTORY_ATTENTION, use_byte_dropout
-from .genrec_recommend import RecommendMixin
+from .genrec_rank_beams import BeamRankingMixin
 
 
 class LattePreTrainedModel(CatalogMixin, T5PreTrainedModel):
@@ -35,7 +35,7 @@ class LattePreTrainedModel(CatalogMixin, T5PreTrainedModel):
             init.normal_(module.shared.weight, mean=0.0, std=self.config.embedding_std)
 
 
-class LatteForConditionalGeneration(LattePreTrainedModel, CatalogGenerationMixin, RecommendMixin):
+class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, CatalogGenerationMixin):
     """
     Encoder-decoder over a catalog: item tokens in, semantic-ID tokens out, only real items.
 

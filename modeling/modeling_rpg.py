@@ -18,7 +18,7 @@ from .configuration_rpg import RPGConfig
 from .genrec_catalog import CatalogMixin
 from .genrec_encoder import HistoryPreTrainedModel, PackedHistories
 from .genrec_losses import code_loss
-from .genrec_recommend_parallel import ParallelRecommendMixin
+from .genrec_rank_codes import CodeRankingMixin
 
 
 ITEMS_STEP = 64
@@ -70,7 +70,7 @@ class CodeHeads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_heads, config.d_model))
 
 
-class ParallelPreTrainedModel(CatalogMixin, ParallelRecommendMixin, HistoryPreTrainedModel):
+class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedModel):
     """
     A model that predicts all codes of an item at once.
 

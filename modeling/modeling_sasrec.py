@@ -6,9 +6,14 @@ import torch
 from transformers.utils import ModelOutput
 
 from .configuration_sasrec import SASRecConfig
+from .genrec_choice import first_of_the_best, gumbel_noise, user_keys
 from .genrec_encoder import HistoryPreTrainedModel, PackedHistories
 from .genrec_losses import item_loss
-from .genrec_recommend_sasrec import ItemRecommendMixin
+from .genrec_recommend import Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
+
+
+SCORE_BYTES = 24  # per item and user: logit, log-probability, what is ranked, and its place while the best are found
+NOISE_BYTES = 44  # and for a sample: hashes, uniform numbers and the noise
 
 
 @dataclass
@@ -26,7 +31,7 @@ class SASRecOutput(ModelOutput):
     log_probs: torch.FloatTensor | None = None
 
 
-class SASRecForItemGeneration(ItemRecommendMixin, HistoryPreTrainedModel):
+class SASRecForItemGeneration(RecommendMixin, HistoryPreTrainedModel):
     """
     Item tokens in, the next item out, without semantic IDs: the yardstick of models that have them.
 
@@ -103,6 +108,44 @@ class SASRecForItemGeneration(ItemRecommendMixin, HistoryPreTrainedModel):
             `int`: bytes.
         """
         return self._encoder_bytes(min(max(1, history_length), self.config.max_history_length))
+
+    @torch.no_grad()
+    def score_items(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        [`item_log_probs`] without gradients and dropout, under the name that all architectures have.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities, which sum to one over the items.
+        """
+        with evaluation_mode(self):
+            return self.item_log_probs(input_ids, attention_mask)
+
+    def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
+        if request.options.diversity and request.item_embeddings is None:
+            request.item_embeddings = self.item_embeddings()  # there are no codes to compare items by
+        per_item = SCORE_BYTES + (NOISE_BYTES if request.options.sample_seed is not None else 0)
+        return self.history_bytes(history_length) + per_item * self.config.num_items, 0
+
+    def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
+        """Every item is scored, so nothing is searched for; of equal scores the lower item index stands first."""
+        log_probs, infinity = self.item_log_probs(users.input_ids, users.attention_mask), float("inf")
+        ranked = log_probs if request.penalty is None else log_probs - request.penalty
+        if request.options.sample_seed is not None:
+            numbers = torch.arange(users.first_user, users.first_user + len(log_probs), device=log_probs.device)
+            catalog = torch.arange(self.config.num_items, device=log_probs.device)
+            ranked = ranked + gumbel_noise(user_keys(request.options.sample_seed, numbers), catalog)
+        if users.allowed is not None:
+            ranked = ranked.masked_fill(~users.allowed, -infinity)
+        items = first_of_the_best(ranked, request.num_pooled())
+        scores, ranked = log_probs.gather(1, items), ranked.gather(1, items)
+        items, scores = items.masked_fill(ranked == -infinity, -1), scores.masked_fill(ranked == -infinity, -infinity)
+        return Ranking(*request.picked(items, scores, ranked, item_codes=None))
 
     def forward(
         self,

@@ -7,7 +7,6 @@ then nothing has to be trusted. Titles come from `items.parquet`, fetched when t
 
 import importlib
 import importlib.util
-import inspect
 import logging
 import types
 from typing import Any
@@ -17,11 +16,10 @@ from transformers import Pipeline
 from transformers.utils import cached_file
 
 from .genrec_folder import as_histories, item_ids_of
+from .genrec_recommend_config import check_names
 
 
 logger = logging.getLogger(__name__)
-
-OWN_OPTIONS = {"input_ids", "attention_mask", "return_paths"}  # arguments of `recommend` that are no options of a call
 
 
 class NextItemPipeline(Pipeline):
@@ -106,13 +104,8 @@ class NextItemPipeline(Pipeline):
     def _sanitize_parameters(
         self, *, top_k=None, exclude_seen=None, exclude_items=None, allow_items=None, **search_options
     ):
-        known = set(inspect.signature(self.model.recommend).parameters) - OWN_OPTIONS
-        wrong = sorted(set(search_options) - known)
-        if wrong:
-            raise TypeError(
-                f"There is no option {', '.join(f'`{name}`' for name in wrong)}: those of a "
-                f"{type(self.model).__name__} are {', '.join(sorted(known | {'exclude_seen'}))}."
-            )
+        own = ("exclude_seen", "exclude_items", "allow_items", "item_prior", "item_embeddings")
+        check_names(search_options, known=(*self.model.recommend_options, *own), owner=type(self.model).__name__)
         forward = dict(search_options)
         if top_k is not None:
             if top_k < 1:

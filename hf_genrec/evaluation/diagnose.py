@@ -33,7 +33,7 @@ from hf_genrec.evaluation.tree import (
     reversal_rates,
     sample_pairs,
 )
-from hf_genrec.modeling.genrec_scoring import check_latent_aggregation
+from hf_genrec.modeling.genrec_recommend_config import check_latent_aggregation
 from hf_genrec.plots import Panel, plot_lines
 from hf_genrec.serving.recommender import Recommender, check_model_name
 

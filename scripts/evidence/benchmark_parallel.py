@@ -7,8 +7,8 @@ Where the item graph pays: exact decoding against walks along the graph, by the 
 
 The catalog of a trained run is filled up with dummy items whose codes are drawn, level by level, from those of the
 real items; they are recommended where they score well. Without a run the weights and all codes are random. Walks are
-called `num_beams x num_neighbors x num_propagations`; they begin at random items or, with `similar` in the name, at
-the neighbours of the last items of the history. Each cell has a process of its own. Times are medians of repeated
+called `num_beams x num_neighbors x num_propagations`; they begin at random items (committed rows with
+`similar` in the name are of an option that the library had once). Each cell has a process of its own. Times are medians of repeated
 calls on one batch of users, at least 3 and for about 10 seconds, with the encoding of their histories; memory is how
 far one call raises the peak of the process. `visited` is the mean number of items that are scored, `overlap` the
 share of the exact top 10 that is found, and ndcg@10 is that of some fixed validation users. Finished cells are
@@ -86,7 +86,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("prepared", nargs="?", help="folder that `hf-genrec prepare` wrote")
     parser.add_argument("--items", type=int, nargs="+", help="sizes (default: the real one or 10000, 10^5, 10^6)")
     parser.add_argument("--walks", nargs="*", default=["20x100x3", "50x50x3", "100x30x5"], help="default: three")
-    parser.add_argument("--starts", nargs="+", default=["random", "similar"], choices=["random", "similar"])
     parser.add_argument("--users", type=int, default=256, help="users of a batch (default 256)")
     parser.add_argument("--ndcg-users", type=int, default=5000, help="a fixed sample (default 5000)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of measuring per cell (default 10)")
@@ -127,23 +126,20 @@ def real_size(arguments: argparse.Namespace) -> int | None:
 
 
 def variants(arguments: argparse.Namespace) -> list[str]:
-    """Names of what is compared: `exact`, and walks such as `20x100x3` and `20x100x3 similar`."""
-    walks = [walk + {"random": "", "similar": " similar"}[s] for walk in arguments.walks for s in arguments.starts]
-    return [EXACT, *walks]
+    """Names of what is compared: `exact`, and walks such as `20x100x3`."""
+    return [EXACT, *arguments.walks]
 
 
 def options_of(variant: str) -> dict[str, Any]:
     """The arguments of `recommend()` that a name stands for."""
     if variant == EXACT:
         return {}
-    walk, _, start = variant.partition(" ")
-    num_beams, num_neighbors, num_propagations = map(int, walk.split("x"))
+    num_beams, num_neighbors, num_propagations = map(int, variant.split("x"))
     return {
         "decoding": "graph",
         "num_beams": num_beams,
         "num_neighbors": num_neighbors,
         "num_propagations": num_propagations,
-        "graph_start": start or "random",
     }
 
 

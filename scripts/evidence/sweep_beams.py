@@ -34,7 +34,7 @@ from hf_genrec.evaluation.evaluate import write_record
 from hf_genrec.evaluation.metrics import bootstrap_interval, ndcg_per_user, ranks_of_targets, recall_per_user
 from hf_genrec.evaluation.record import evaluation_run
 from hf_genrec.hub.cards import system_name
-from hf_genrec.modeling.genrec_beam_search import beam_search
+from hf_genrec.modeling.genrec_beams import beam_search
 from hf_genrec.modeling.genrec_ranking import rank_items
 from hf_genrec.plots import Panel, plot_lines
 from hf_genrec.training.initial import check_same_catalog

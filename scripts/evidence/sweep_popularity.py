@@ -1,12 +1,12 @@
 """
-What `level_temperature` and `prior_correction` do to a trained run: recall, ndcg and how much of the catalog is shown.
+What `prior_correction` does to a trained run: recall, ndcg and how much of the catalog is shown.
 
     python scripts/evidence/sweep_popularity.py RUN PREPARED --name beauty_psid --dataset "Amazon 2014 Beauty"
-    python scripts/evidence/sweep_popularity.py RUN PREPARED --name x --dataset X --corrections 0.1 0.3 --temperatures 1.5
+    python scripts/evidence/sweep_popularity.py RUN PREPARED --name x --dataset X --corrections 0.1 0.3
 
 Users of the validation split, ranked over the whole catalog. The prior of an item is its number of training
-interactions plus one; the temperature is that of the first level, the others stay at 1. Finished rows are skipped the
-next time. `scripts/evidence/write_results.py` makes the page.
+interactions plus one. Finished rows are skipped the next time; rows of committed records with another temperature than
+1 are of an option that the library had once. `scripts/evidence/write_results.py` makes the page.
 """
 
 from __future__ import annotations
@@ -39,18 +39,15 @@ def main() -> None:
     record = open_record(path, arguments, recommender.model.config, prepared)
     users = Users(recommender.model, prepared, "validation")
     prior = torch.from_numpy(prepared.train_item_counts() + 1.0)
-    settings = [(1.0, 0.0), *((value, 0.0) for value in arguments.temperatures)]
-    settings += [(1.0, value) for value in arguments.corrections]
-    for temperature, correction in settings:
-        if (temperature, correction) not in {(row["temperature"], row["correction"]) for row in record["rows"]}:
-            record["rows"].append(measure(users, arguments, prior, temperature, correction))
+    for correction in (0.0, *arguments.corrections):
+        if (1.0, correction) not in {(row["temperature"], row["correction"]) for row in record["rows"]}:
+            record["rows"].append(measure(users, arguments, prior, correction))
             write_record(record, path)
     Console().print(table_of(record))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = run_parser(__doc__, records="scripts/evidence/records/popularity")
-    parser.add_argument("--temperatures", type=float, nargs="*", default=[0.7, 1.5, 2.0], help="of the first level")
     parser.add_argument("--corrections", type=float, nargs="*", default=[0.1, 0.2, 0.4], help="shares of the prior")
     parser.add_argument("--max-users", type=int, default=5000, help="a fixed sample (default 5000)")
     parser.add_argument("--beams", type=int, default=50, help="beams per user (default 50)")
@@ -79,23 +76,19 @@ def open_record(path: Path, arguments: argparse.Namespace, config: Any, prepared
     return record | {"rows": old["rows"]}
 
 
-def measure(
-    users: Users, arguments: argparse.Namespace, prior: torch.Tensor, temperature: float, correction: float
-) -> dict[str, Any]:
+def measure(users: Users, arguments: argparse.Namespace, prior: torch.Tensor, correction: float) -> dict[str, Any]:
     """One row of the record."""
     config, who = users.model.config, users.sample(arguments.max_users)
-    options: dict[str, Any] = {"level_temperature": [temperature] + [1.0] * (config.num_levels - 1)}
-    if correction:
-        options |= {"prior_correction": correction, "item_prior": prior}
+    options: dict[str, Any] = {"prior_correction": correction, "item_prior": prior} if correction else {}
     ranks, shown = np.full(len(who), -1), np.zeros(config.num_items, dtype=bool)
-    for rows, tokens in users.batches(who, arguments.batch_size, f"T {temperature}, prior {correction}"):
+    for rows, tokens in users.batches(who, arguments.batch_size, f"prior {correction}"):
         output = users.model.recommend(tokens, top_k=TOP_K, num_beams=arguments.beams, **options)
         items = (output.item_tokens - config.first_item_token).cpu().numpy()
         ranks[rows] = ranks_of_targets(items, users.targets[who[rows]])
         shown[items[items >= 0]] = True
     values = {f"recall@{TOP_K}": recall_per_user(ranks, k=TOP_K), f"ndcg@{TOP_K}": ndcg_per_user(ranks, k=TOP_K)}
     return {
-        "temperature": temperature,
+        "temperature": 1.0,
         "correction": correction,
         **{name: float(per_user.mean()) for name, per_user in values.items()},
         "intervals": {name: list(bootstrap_interval(per_user, seed=SEED)) for name, per_user in values.items()},

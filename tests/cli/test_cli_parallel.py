@@ -64,7 +64,7 @@ def test_graph_is_written_beside_the_model_and_used(parallel):
     assert (built["num_items"], built["num_neighbors"], built["overlap"]) == (23, 23, 1.0)
     assert by_graph["recommendations"] == exact["recommendations"]
     evaluate = ["evaluate", folder / "rpg", data, "--no-baselines", "--decoding", "graph", "--beams", "11"]
-    record = result_of(*evaluate, "--search", "num_propagations=0", "--search", "graph_start=similar")
+    record = result_of(*evaluate, "--search", "num_propagations=0", "--search", "start_seed=3")
     assert record["run"]["decoding"] == "graph"
     assert record["run"]["search_options"]["num_propagations"] == 0
     assert record["model"]["num_visited"] <= 23

@@ -67,7 +67,7 @@ def run(make_prepared, tmp_path):
 def test_cells_of_a_run_are_measured_once_and_drawn(script, run, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     output = tmp_path / "speed.json"
-    words = [*run, "--items", 29, 61, "--walks", "3x5x1", "--starts", "random", "--users", 5, "--seconds", 0]
+    words = [*run, "--items", 29, 61, "--walks", "3x5x1", "--users", 5, "--seconds", 0]
     words += ["--ndcg-users", 12]
     words += ["--graphs", tmp_path / "graphs", "--output", output]
 
@@ -109,12 +109,11 @@ def test_dummy_items_stand_behind_the_real_ones_and_use_their_codes(script, run,
 
 def test_names_of_walks_stand_for_options(script):
     assert script.options_of("exact") == {}
-    assert script.options_of("20x100x3 similar") == {
+    assert script.options_of("20x100x3") == {
         "decoding": "graph",
         "num_beams": 20,
         "num_neighbors": 100,
         "num_propagations": 3,
-        "graph_start": "similar",
     }
 
 

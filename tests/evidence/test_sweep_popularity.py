@@ -40,17 +40,17 @@ def run(make_prepared, tmp_path, repository):
 
 def test_rows_are_those_of_the_recommender_and_finished_ones_are_kept(run):
     folder, prepared, start = run
-    record = start("--temperatures", "--corrections", 0.5)
+    record = start("--corrections", 0.5)
     (tuple_of_settings, corrected) = [(row["temperature"], row["correction"]) for row in record["rows"]]
 
     expected = evaluate_recommender(Recommender.from_pretrained(folder, num_beams=29), prepared, split="validation")
-    again = start("--temperatures", 2.0, "--corrections", 0.5)
+    again = start("--corrections", 0.5, 0.2)
 
     assert (tuple_of_settings, corrected) == ((1.0, 0.0), (1.0, 0.5))
     assert record["rows"][0]["ndcg@10"] == pytest.approx(expected["ndcg@10"])
     assert record["num_users"] == 12
     assert again["rows"][:2] == record["rows"]
-    assert again["rows"][2]["temperature"] == 2.0
+    assert again["rows"][2]["correction"] == 0.2
 
 
 def test_page_shows_a_line_per_correction():

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from hf_genrec.modeling.genrec_beam_search import Beams, SearchStep, beam_search
+from hf_genrec.modeling.genrec_beams import Beams, beam_search
 from hf_genrec.modeling.genrec_ranking import prior_penalties, rank_items
-from hf_genrec.modeling.genrec_selection import BestLatentsPerPrefix, QuotaPerLatent
 from invariants.model import NUM_ITEMS, histories_of, make_model, tiny_config
 
 
@@ -24,12 +23,6 @@ def test_sums_over_beams_are_sums_of_probabilities():
         leaf_items = catalog.items_in_order[[leaf for leaf, _ in expected]].tolist()
         assert items.tolist() == [[*leaf_items, -1, -1]]
         torch.testing.assert_close(scores.exp(), torch.tensor([[p for _, p in expected] + [0.0, 0.0]]))
-
-
-def step_of(nodes, *, number=1, depth=0, latents=None, num_parents=2):
-    """A step whose candidates lead to `nodes` `(B, W * K)`."""
-    parents = torch.zeros(len(nodes), num_parents, dtype=torch.long)
-    return SearchStep(number, depth, parents, latents, lambda index: nodes.gather(1, index))
 
 
 def search(model, *, num_beams, lengths=(5, 3, 1), **options):
@@ -81,67 +74,6 @@ def test_paths_lead_to_the_leaves_and_pruned_ones_score_below():
     assert scores[..., -1].tolist() == beams.scores.tolist()
     for kept, rest in zip(beams.trace[1:], beams.pruned[1:], strict=True):
         assert bool((rest.scores.max(1).values <= kept.scores.min(1).values).all())
-
-
-def test_every_latent_keeps_its_quota():
-    model = make_model(tiny_config(num_latent_tokens=3))
-
-    beams = search(model, num_beams=12, selection=QuotaPerLatent(3))
-
-    latents = beams.paths()[0][..., 0] - model.config.first_latent_token
-    assert latents.tolist() == [[0] * 4 + [1] * 4 + [2] * 4] * 3
-    assert bool(beams.scores.isfinite().all())
-
-
-def test_quota_finds_the_best_items_of_each_latent():
-    model = make_model(tiny_config(num_latent_tokens=3))
-
-    beams = search(model, num_beams=87, selection=QuotaPerLatent(3))
-
-    assert beams.leaves.view(3, 3, NUM_ITEMS).sort(dim=2).values.tolist() == [[list(range(NUM_ITEMS))] * 3] * 3
-
-
-@pytest.mark.parametrize("latents_per_prefix", [1, 2])
-def test_no_more_latents_than_asked_for_keep_the_same_prefix(latents_per_prefix):
-    model = make_model(tiny_config(num_latent_tokens=3))
-    selection = BestLatentsPerPrefix(3, latents_per_prefix=latents_per_prefix)
-
-    beams = search(model, num_beams=4, selection=selection)
-
-    for num_steps in (2, 3, 4):
-        for user in beams.paths(num_steps=num_steps)[0][..., 1:].tolist():
-            prefixes = list(map(tuple, user))
-            assert max(map(prefixes.count, prefixes)) <= latents_per_prefix
-    assert bool(beams.scores.isfinite().all())
-
-
-def test_pool_of_candidates_fills_all_beams_when_every_prefix_stands_once_per_latent():
-    candidates = -torch.arange(12.0).view(1, 3, 4)
-    step = step_of(torch.tensor([[5, 6, 7, 8] * 3]), num_parents=3)
-
-    index = BestLatentsPerPrefix(3, latents_per_prefix=1)(candidates, 4, step)
-
-    assert index.tolist() == [[0, 1, 2, 3]]
-
-
-def test_beams_without_other_prefixes_take_what_was_put_aside_and_dead_ones_come_last():
-    infinity = float("inf")
-    candidates = torch.tensor([[[-1.0, -infinity], [-2.0, -3.0], [-4.0, -infinity]]])
-    step = step_of(torch.tensor([[5, -1, 5, 6, 5, -1]]), num_parents=3)
-
-    index = BestLatentsPerPrefix(3, latents_per_prefix=1)(candidates, 5, step)[0].tolist()
-
-    assert index[:4] == [0, 3, 2, 4]
-    assert index[4] in (1, 5)
-
-
-def test_selections_refuse_models_without_latents():
-    with pytest.raises(ValueError, match="`num_latents` must be at least 1, got 0"):
-        QuotaPerLatent(0)
-    with pytest.raises(ValueError, match="`num_latents` must be at least 1, got 0"):
-        BestLatentsPerPrefix(0, latents_per_prefix=1)
-    with pytest.raises(ValueError, match="`latents_per_prefix` must be at least 1, got 0"):
-        BestLatentsPerPrefix(3, latents_per_prefix=0)
 
 
 def test_penalties_change_which_beams_are_kept_but_not_their_scores():

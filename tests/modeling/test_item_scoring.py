@@ -143,28 +143,6 @@ def test_tables_in_half_precision_are_summed_in_float32():
     assert item_scores(half, codes).tolist() == by_hand(half.float(), codes).tolist()
 
 
-@pytest.mark.parametrize("table_dtype", ["bfloat16", "int8"])
-def test_rounded_tables_choose_a_shortlist_that_is_scored_exactly(table_dtype):
-    log_probs, codes = tables_and_codes(7, 500, 9, 12)
-    penalty = torch.arange(500) / 100
-    allowed = torch.arange(500).unsqueeze(0) % 3 > 0
-
-    for options in ({}, {"penalty": penalty}, {"allowed": allowed}):
-        exact = best_items(log_probs, codes, top_k=5, **options)
-        found = best_items(log_probs, codes, top_k=5, table_dtype=table_dtype, **options)
-
-        assert [values.tolist() for values in found] == [values.tolist() for values in exact]
-
-
-def test_rounding_decides_what_is_on_the_shortlist():
-    log_probs = torch.zeros(1, 1, 401)
-    log_probs[0, 0, :400] = -8 - torch.arange(400) / 100_000  # bfloat16 cannot tell these apart
-    codes = torch.arange(399, -1, -1).unsqueeze(1)  # the best item is the last one, nobody has code 400
-
-    assert best_items(log_probs, codes, top_k=1)[0].tolist() == [[399]]
-    assert best_items(log_probs, codes, top_k=1, table_dtype="bfloat16")[0].tolist() == [[31]]
-
-
 def test_noise_depends_on_the_seed_the_user_and_the_item_alone():
     keys, catalog = user_keys(5, torch.arange(9)), torch.arange(40)
 

@@ -253,7 +253,7 @@ def test_diversity_compares_items_by_the_table_of_the_model_or_by_other_embeddin
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decoding": "beam"}, "`decoding` must be 'exact', got 'beam': SASRecForItemGeneration scores all items"),
+        ({"decoding": "beam"}, "`decoding` must be 'exact', got 'beam': a SASRecForItemGeneration "),
         ({"latent_aggregation": "mean"}, "`latent_aggregation` must be"),
         ({"prior_correction": 0.5}, "`prior_correction` and `item_prior` go together"),
         ({"diversity": 1.5}, r"`diversity` must lie in \[0, 1\]"),

@@ -193,15 +193,10 @@ def test_pruned_paths_are_legal_prefixes_that_score_below_every_kept_one_of_thei
 
 
 @pytest.mark.parametrize("aggregation", ["max", "sum"])
-@pytest.mark.parametrize(
-    "search", [{"num_beams": 20}, {"beams_per_latent": 5}, {"latents_per_prefix": 1, "num_beams": 9}]
-)
-def test_rescored_items_have_their_exact_scores(model, aggregation, search):
-    if not model.config.num_latent_tokens:
-        search = {"num_beams": 20}
+def test_rescored_items_have_their_exact_scores(model, aggregation):
     histories = histories_of(model.config)
 
-    output = model.recommend(*histories, top_k=4, num_rescored=7, latent_aggregation=aggregation, **search)
+    output = model.recommend(*histories, top_k=4, num_beams=20, num_rescored=7, latent_aggregation=aggregation)
 
     exact = model.score_items(*histories, latent_aggregation=aggregation)
     items = output.item_tokens - model.config.first_item_token
@@ -219,53 +214,6 @@ def test_rescoring_every_item_is_exact_scoring(latte):
 
     assert (output.item_tokens - latte.config.first_item_token).tolist() == exact.indices.tolist()
     torch.testing.assert_close(output.scores, exact.values, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("search", [{"beams_per_latent": 29}, {"latents_per_prefix": 1, "num_beams": 500}])
-def test_searches_that_spread_over_latents_are_exact_with_as_many_beams_as_paths(latte, search):
-    histories = histories_of(latte.config)
-    exact = latte.score_items(*histories, latent_aggregation="sum").sort(descending=True)
-
-    output = latte.recommend(*histories, top_k=NUM_ITEMS, latent_aggregation="sum", **search)
-
-    assert (output.item_tokens - latte.config.first_item_token).tolist() == exact.indices.tolist()
-    torch.testing.assert_close(output.scores, exact.values, rtol=1e-4, atol=1e-4)
-
-
-def test_one_latent_per_prefix_finds_more_items_with_the_same_beams(latte):
-    histories = histories_of(latte.config)
-    leaves = {}
-    for latents_per_prefix in (None, 1):
-        output = latte.recommend(
-            *histories, top_k=1, num_beams=6, latents_per_prefix=latents_per_prefix, return_paths=True
-        )
-        leaves[latents_per_prefix] = output.paths
-
-    assert sum(map(len, leaves[1])) == 3 < sum(map(len, leaves[None]))
-
-
-def test_temperatures_divide_the_logits_of_their_level(model):
-    histories, temperatures = histories_of(model.config), (1.7, 1.0, 0.6)
-    exact = model.score_items(*histories, level_temperature=temperatures).sort(descending=True)
-
-    output = model.recommend(*histories, top_k=NUM_ITEMS, num_beams=500, level_temperature=list(temperatures))
-
-    assert (output.item_tokens - model.config.first_item_token).tolist() == exact.indices.tolist()
-    torch.testing.assert_close(output.scores, exact.values, rtol=1e-4, atol=1e-4)
-    plain = model.score_items(*histories).sort(descending=True).values
-    assert not torch.allclose(exact.values, plain, atol=1e-2)
-    same = model.score_items(*histories, level_temperature=(1.0, 1.0, 1.0)).sort(descending=True).values
-    torch.testing.assert_close(same, plain)
-
-
-def test_temperature_of_the_first_level_is_a_softmax_at_that_temperature():
-    model = make_model(tiny_config(num_items=5, num_levels=1, normalization="catalog"))
-    history = histories_of(model.config, (3,))[0]
-    plain = model.score_items(history)
-
-    tempered = model.score_items(history, level_temperature=(2.5,))
-
-    torch.testing.assert_close(tempered, (plain / 2.5).log_softmax(-1))
 
 
 @pytest.mark.parametrize("num_rescored", [0, 29])
@@ -360,13 +308,8 @@ def test_compiled_encoder_and_decoder_give_the_same_lists(latte):
         ({"top_k": 0}, "`top_k` must lie in"),
         ({"num_beams": 0}, "`num_beams` must be at least 1, got 0"),
         ({"latent_aggregation": "mean"}, "`latent_aggregation` must be 'max' or 'sum', got 'mean'"),
-        ({"beams_per_latent": 0}, "`beams_per_latent` must be at least 1, got 0"),
-        ({"latents_per_prefix": 0}, "`latents_per_prefix` must be at least 1, got 0"),
-        ({"beams_per_latent": 2, "latents_per_prefix": 1}, "`beams_per_latent` and `latents_per_prefix` cannot"),
         ({"num_rescored": 9}, "`num_rescored` must be 0 or at least `top_k`, got 9 and 10"),
         ({"num_rescored": -1}, "`num_rescored` must be 0 or at least `top_k`, got -1 and 10"),
-        ({"level_temperature": [1.0, 1.0]}, "positive number for each of the 3 levels"),
-        ({"level_temperature": [1.0, 0.0, 1.0]}, "positive number for each of the 3 levels"),
         ({"prior_correction": 0.5}, "`prior_correction` and `item_prior` go together"),
         ({"item_prior": torch.ones(NUM_ITEMS)}, "`prior_correction` and `item_prior` go together"),
         ({"item_prior": torch.ones(28), "prior_correction": 0.5}, r"`item_prior` must have shape \(29,\), got"),
@@ -377,14 +320,6 @@ def test_compiled_encoder_and_decoder_give_the_same_lists(latte):
 def test_wrong_arguments_are_refused(latte, options, message):
     with pytest.raises(ValueError, match=message):
         latte.recommend(histories_of(latte.config, (3,))[0], **options)
-
-
-@pytest.mark.parametrize("name", ["beams_per_latent", "latents_per_prefix"])
-def test_options_for_latents_are_refused_by_models_without(name):
-    model = make_model(tiny_config())
-
-    with pytest.raises(ValueError, match=f"`{name}` is for models with latents; this one has `num_latent_tokens=0`"):
-        model.recommend(histories_of(model.config)[0], **{name: 2})
 
 
 def test_exact_scores_are_the_same_in_training_mode_and_for_nobody(latte):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from hf_genrec.modeling.genrec_diversity import diversify
+from hf_genrec.modeling.genrec_rerank import diversify
 from hf_genrec.serving.recommender import Recommender
 from invariants.model import NUM_ITEMS, histories_of, make_model, tiny_config
 
@@ -280,10 +280,6 @@ PRIOR = {"prior_correction": 0.5, "item_prior": torch.ones(NUM_ITEMS)}
         ({"sample_seed": 0, "diversity": 0.1}, "`sample_seed` and `diversity` cannot be combined"),
         ({"sample_seed": 0, **PRIOR}, "`sample_seed` and `prior_correction` cannot be combined"),
         ({"sample_seed": 0, "num_rescored": 10}, "`sample_seed` and `num_rescored` cannot be combined"),
-        ({"sample_seed": 0, "beams_per_latent": 2}, "`sample_seed` and `beams_per_latent` cannot be combined"),
-        ({"sample_seed": 0, "latents_per_prefix": 2}, "`sample_seed` and `latents_per_prefix` cannot be combined"),
-        ({"num_groups": 2, "beams_per_latent": 2}, "`num_groups` and `beams_per_latent` cannot be combined"),
-        ({"num_groups": 2, "latents_per_prefix": 2}, "`num_groups` and `latents_per_prefix` cannot be combined"),
         ({"num_groups": 2, "num_rescored": 10}, "`num_groups` and `num_rescored` cannot be combined"),
         ({"num_groups": 2, **PRIOR}, "`num_groups` and `prior_correction` cannot be combined"),
         ({"num_groups": 0}, "`num_groups` must be at least 1, got 0"),

@@ -8,14 +8,14 @@ import torch
 from hf_genrec.modeling import genrec_code_scores
 from hf_genrec.modeling.configuration_genrec import GenRecConfig
 from hf_genrec.modeling.genrec_catalog import CatalogMixin
-from hf_genrec.modeling.genrec_recommend_parallel import ParallelRecommendMixin
+from hf_genrec.modeling.genrec_rank_codes import CodeRankingMixin
 from hf_genrec.serving.item_graph import build_item_graph
 
 
 NUM_ITEMS, NUM_LEVELS, CODEBOOK_SIZE = 37, 5, 6
 
 
-class Parallel(CatalogMixin, ParallelRecommendMixin, torch.nn.Module):
+class Parallel(CodeRankingMixin, CatalogMixin, torch.nn.Module):
     """The distributions of a user follow from the sum of the embeddings of the history, nothing else."""
 
     def __init__(self, *, num_items=NUM_ITEMS, num_levels=NUM_LEVELS, codebook_size=CODEBOOK_SIZE, seed=0):
@@ -94,17 +94,6 @@ def test_items_with_the_same_codes_stand_in_the_order_of_the_catalog(model):
         assert row[place : place + 3] == [4, 9, 20]
 
 
-@pytest.mark.parametrize("table_dtype", ["bfloat16", "int8"])
-def test_rounded_tables_give_the_exact_lists_where_the_catalog_is_no_longer_than_the_shortlist(model, table_dtype):
-    tokens = histories(model, *USERS)
-    exact = model.recommend(tokens, top_k=13)
-
-    output = model.recommend(tokens, top_k=13, table_dtype=table_dtype)
-
-    assert output.item_tokens.tolist() == exact.item_tokens.tolist()
-    assert output.scores.tolist() == exact.scores.tolist()
-
-
 def test_users_one_at_a_time_get_the_lists_of_a_batch(model):
     tokens = histories(model, *USERS)
     whole = model.recommend(tokens, sample_seed=3)
@@ -137,20 +126,6 @@ def test_rules_take_items_out(model):
     assert items_of(model, few)[0][:2] == order[0, [5, 30]].tolist()
     assert few.item_tokens[0, 2] == model.config.pad_token_id
     assert few.scores[0, 2] == -float("inf")
-
-
-def test_temperature_of_each_level_divides_its_logits(model):
-    tokens = histories(model, *USERS)
-    temperatures = [0.5, 1.0, 2.0, 3.0, 1.5]
-    log_probs = model.code_log_probs(tokens)
-    warm = torch.stack([(log_probs[:, n] / t).log_softmax(-1) for n, t in enumerate(temperatures)], dim=1)
-    expected = sum(warm[:, level, model.item_codes[:, level].long()] for level in range(NUM_LEVELS))
-
-    output = model.recommend(tokens, top_k=NUM_ITEMS, level_temperature=temperatures)
-
-    found = torch.tensor(items_of(model, output))
-    torch.testing.assert_close(output.scores, expected.gather(1, found))
-    torch.testing.assert_close(model.score_items(tokens, level_temperature=temperatures), expected)
 
 
 def test_prior_correction_ranks_by_corrected_scores_and_returns_the_others(model):
@@ -212,7 +187,6 @@ def test_paths_tell_the_codes_of_the_listed_items_and_the_score_after_each(model
         ({"prior_correction": 0.5}, "`prior_correction` and `item_prior` go together"),
         ({"sample_seed": 1, "diversity": 0.5}, "`sample_seed` and `diversity` cannot be combined"),
         ({"prior_correction": 0.5, "item_prior": torch.zeros(37)}, "`item_prior` must be positive"),
-        ({"level_temperature": [1.0]}, "`level_temperature` must hold a positive number for each of the 5"),
     ],
 )
 def test_arguments_out_of_range_are_refused(model, arguments, message):
@@ -227,6 +201,12 @@ def with_graph(model, num_neighbors):
     graph = build_item_graph(model, num_neighbors=num_neighbors)
     model.set_item_graph(graph.neighbors, graph.fingerprint)
     return model
+
+
+def start_at(model, monkeypatch, items):
+    """Let all walks begin at these items."""
+    start = torch.tensor([items])
+    monkeypatch.setattr(model, "start_items", lambda tokens, *_, **__: start.expand(len(tokens), -1))
 
 
 def set_neighbors(model, neighbors):
@@ -269,56 +249,16 @@ def test_random_start_depends_on_the_history_and_the_seed_alone(model):
     assert len(set(map(tuple, others))) > 1
 
 
-def test_popular_start_is_at_the_items_of_the_largest_prior(model):
-    prior = torch.ones(NUM_ITEMS)
-    prior[[7, 21]] = torch.tensor([5.0, 9.0])
-    with_graph(model, 3)
-
-    output = model.recommend(
-        histories(model, *USERS),
-        top_k=2,
-        num_beams=2,
-        decoding="graph",
-        num_propagations=0,
-        graph_start="popular",
-        item_prior=prior,
-    )
-
-    assert [sorted(row) for row in items_of(model, output)] == [[7, 21]] * 3
-
-
-def test_similar_start_is_at_the_neighbours_of_the_last_items(model):
-    neighbors = torch.stack([torch.arange(NUM_ITEMS), (torch.arange(NUM_ITEMS) + 1) % NUM_ITEMS], dim=1)
-    set_neighbors(model, neighbors)
-
-    output = model.recommend(
-        histories(model, [3, 8, 10, 20, 24, 30], [30]),
-        top_k=2,
-        num_beams=10,
-        decoding="graph",
-        num_propagations=0,
-        graph_start="similar",
-    )
-
-    assert output.num_visited[0] == 10  # the item of six steps ago is no start
-    assert 2 < output.num_visited[1] <= 10  # two neighbours of one item, else random ones
-    scores = model.score_items(histories(model, [3, 8, 10, 20, 24, 30]))[0]
-    around = [8, 9, 10, 11, 20, 21, 24, 25, 30, 31]
-    assert items_of(model, output)[0] == sorted(around, key=lambda item: -scores[item])[:2]
-
-
 def test_empty_history_starts_anywhere(model):
-    output = with_graph(model, 3).recommend(
-        torch.zeros(1, 0, dtype=torch.long), top_k=4, decoding="graph", graph_start="similar"
-    )
+    output = with_graph(model, 3).recommend(torch.zeros(1, 0, dtype=torch.long), top_k=4, decoding="graph")
 
     assert len(set(items_of(model, output)[0])) == 4
 
 
-def test_walk_leads_through_excluded_items(model):
+def test_walk_leads_through_excluded_items(model, monkeypatch):
     ring = (torch.arange(NUM_ITEMS) + 1) % NUM_ITEMS
     set_neighbors(model, ring.unsqueeze(1))
-    prior = torch.ones(NUM_ITEMS).index_fill(0, torch.tensor([5]), 9.0)
+    start_at(model, monkeypatch, [5])
     first = model.config.first_item_token
 
     output = model.recommend(
@@ -327,8 +267,6 @@ def test_walk_leads_through_excluded_items(model):
         num_beams=NUM_ITEMS,
         decoding="graph",
         num_propagations=2,
-        graph_start="popular",
-        item_prior=prior,
         exclude_items=torch.arange(5) + first,
         allow_items=torch.tensor([first + 2, first + 7]),
     )
@@ -336,14 +274,10 @@ def test_walk_leads_through_excluded_items(model):
     assert items_of(model, output) == [[7]] * 3
 
 
-def test_list_that_holds_all_allowed_items_is_not_searched_again(model):
+def test_list_that_holds_all_allowed_items_is_not_searched_again(model, monkeypatch):
     set_neighbors(model, torch.arange(NUM_ITEMS).unsqueeze(1))  # leads nowhere
-    options = {
-        "decoding": "graph",
-        "num_beams": 3,
-        "graph_start": "popular",
-        "item_prior": torch.arange(NUM_ITEMS) + 1,
-    }
+    start_at(model, monkeypatch, [34, 35, 36])
+    options = {"decoding": "graph", "num_beams": 3}
 
     output = model.recommend(
         histories(model, *USERS), top_k=3, allow_items=torch.tensor([36]) + model.config.first_item_token, **options
@@ -353,11 +287,11 @@ def test_list_that_holds_all_allowed_items_is_not_searched_again(model):
     assert output.item_tokens[:, 1:].tolist() == [[model.config.pad_token_id] * 2] * 3
 
 
-def test_user_whose_walk_finds_too_few_items_gets_the_exact_list(model):
+def test_user_whose_walk_finds_too_few_items_gets_the_exact_list(model, monkeypatch):
     set_neighbors(model, torch.arange(NUM_ITEMS).unsqueeze(1))  # leads nowhere
     tokens = histories(model, *USERS)
-    prior = torch.arange(1, NUM_ITEMS + 1)
-    options = {"decoding": "graph", "num_beams": 3, "graph_start": "popular", "item_prior": prior}
+    start_at(model, monkeypatch, [34, 35, 36])
+    options = {"decoding": "graph", "num_beams": 3}
     exclude = torch.tensor([[0], [36], [0]]) + model.config.first_item_token  # of the second user, one of the three
 
     output = model.recommend(tokens, top_k=3, exclude_items=exclude, **options)
@@ -478,11 +412,8 @@ def test_diverse_list_is_picked_from_what_a_search_found(model, decoding):
     ("arguments", "message"),
     [
         ({"sample_seed": 1, "decoding": "beam"}, "`sample_seed` is for `decoding='exact'`.*'beam'"),
-        ({"table_dtype": "int4"}, "`table_dtype` must be one of 'float32', 'bfloat16', 'int8', got 'int4'"),
-        ({"table_dtype": "int8", "decoding": "graph"}, "`table_dtype='int8'` and `decoding='graph'` cannot"),
-        ({"table_dtype": "int8", "sample_seed": 3}, "`table_dtype='int8'` and `sample_seed` cannot be combined"),
         ({"num_propagations": 2}, "`num_propagations` is for `decoding='graph'`"),
-        ({"graph_start": "similar", "decoding": "beam"}, "`graph_start` is for `decoding='graph'`.*'beam'"),
+        ({"start_seed": 2, "decoding": "beam"}, "`start_seed` is for `decoding='graph'`.*'beam'"),
         ({"num_neighbors": 6, "decoding": "graph"}, "`num_neighbors` must be at most 5, as the graph, got 6"),
         ({"item_prior": torch.ones(37), "decoding": "graph"}, "`prior_correction` and `item_prior` go together"),
     ],

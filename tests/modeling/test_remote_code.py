@@ -15,22 +15,21 @@ from invariants.model import histories_of, make_model, tiny_config
 # What the modeling file imports, itself included. A new sibling belongs here only if saving must copy it.
 CODE_FILES = {
     "genrec_layers.py",
-    "genrec_beam_search.py",
+    "genrec_beams.py",
     "genrec_catalog.py",
     "genrec_folder.py",
     "configuration_genrec.py",
     "configuration_latte.py",
-    "genrec_diversity.py",
+    "genrec_exact.py",
     "genrec_generate.py",
     "modeling_latte.py",
     "pipeline_genrec.py",
     "genrec_ranking.py",
     "genrec_recommend.py",
-    "genrec_rules.py",
-    "genrec_scoring.py",
-    "genrec_search_options.py",
-    "genrec_selection.py",
-    "genrec_shared_ids.py",
+    "genrec_recommend_config.py",
+    "genrec_rank_beams.py",
+    "genrec_rerank.py",
+    "genrec_selections.py",
 }
 
 PROGRAM = """
@@ -140,7 +139,12 @@ def test_saving_a_model_loaded_as_remote_code_keeps_code_and_entries(answers):
             "AutoModel": "modeling_latte.LatteForConditionalGeneration",
             "AutoModelForSeq2SeqLM": "modeling_latte.LatteForConditionalGeneration",
         }
-        assert names_of(folder) == CODE_FILES | {"config.json", "generation_config.json", "model.safetensors"}
+        assert names_of(folder) == CODE_FILES | {
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "recommend_config.json",
+        }
 
 
 def test_copied_code_is_the_code_of_the_package(answers, repository):

@@ -86,9 +86,10 @@ def test_code_that_travels_is_the_code_of_the_package_and_no_more_than_it_import
 
     files = {path.name for path in tmp_path.glob("*.py")}
 
-    own, foreign = ("parallel", "sasrec") if config.has_codes else ("sasrec", "parallel")
-    assert {f"modeling_{name}.py", f"configuration_{name}.py", f"genrec_recommend_{own}.py"} <= files
-    unused = {"modeling_latte.py", "genrec_generate.py", f"genrec_recommend_{foreign}.py"}
+    of_codes = {"genrec_rank_codes.py", "genrec_beams.py", "genrec_catalog.py", "genrec_item_graph.py"}
+    own, foreign = (of_codes, set()) if config.has_codes else (set(), of_codes)
+    assert {f"modeling_{name}.py", f"configuration_{name}.py", "genrec_recommend.py"} | own <= files
+    unused = {"modeling_latte.py", "genrec_generate.py", "genrec_rank_beams.py", "genrec_exact.py"} | foreign
     assert not unused & files
     for file in files:
         assert (tmp_path / file).read_bytes() == (repository / "modeling" / file).read_bytes()

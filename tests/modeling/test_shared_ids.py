@@ -10,9 +10,8 @@ from test_cli import result_of
 
 from generated_beams import items_of
 from hf_genrec.modeling.genrec_catalog import Catalog
-from hf_genrec.modeling.genrec_diversity import GumbelTopK
-from hf_genrec.modeling.genrec_ranking import prior_penalties
-from hf_genrec.modeling.genrec_shared_ids import id_of_items, id_places, items_of_ids
+from hf_genrec.modeling.genrec_ranking import id_of_items, id_places, items_of_ids, prior_penalties
+from hf_genrec.modeling.genrec_selections import GumbelTopK
 from invariants.model import histories_of, make_model, tiny_config
 
 

@@ -120,7 +120,7 @@ def test_no_list_of_twenty_thousand_is_invalid(catalog, num_latent_tokens):
 
 
 SEARCHES = [{}, {"num_groups": 2, "group_penalty": 1.5}, {"diversity": 0.4}, {"sample_seed": 3}]
-LATENT_SEARCHES = [{"beams_per_latent": 4}, {"latents_per_prefix": 1}, {"num_rescored": 10}]
+LATENT_SEARCHES = [{"latent_aggregation": "sum"}, {"num_rescored": 10, "diversity": 0.3}, {"num_rescored": 10}]
 
 
 def num_invalid_under_rules(catalog, num_latent_tokens, num_users):

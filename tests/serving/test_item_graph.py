@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from hf_genrec.modeling.configuration_rpg import RPGConfig
 from hf_genrec.modeling.genrec_code_scores import best_items
 from hf_genrec.modeling.genrec_item_graph import (
-    GraphOptions,
     code_similarities,
     graph_search,
     item_graph_fingerprint,
@@ -303,20 +302,18 @@ def test_penalty_decides_where_the_walk_goes():
     [
         ({"num_propagations": -1}, "`num_propagations` must be at least 0"),
         ({"num_neighbors": 0}, "`num_neighbors` must be at least 1"),
-        ({"start": "best"}, "`graph_start` must be one of 'random', 'popular', 'similar', got 'best'"),
-        ({"start": "popular"}, "`graph_start='popular'` needs `item_prior`"),
-        ({"seed": -1}, "`start_seed` must be an integer"),
+        ({"start_seed": -1}, "`start_seed` must be an integer"),
     ],
 )
-def test_options_out_of_range_are_refused(options, message):
+def test_options_out_of_range_are_refused(rpg, options, message):
     with pytest.raises(ValueError, match=message):
-        GraphOptions(**options).check("graph", None, num_items=5)
+        rpg.recommend(torch.zeros(1, 1, dtype=torch.long), decoding="graph", **options)
 
 
-@pytest.mark.parametrize("options", [{"num_propagations": 2}, {"num_neighbors": 5}, {"start": "similar"}, {"seed": 1}])
-def test_options_without_a_graph_are_refused(options):
+@pytest.mark.parametrize("options", [{"num_propagations": 2}, {"num_neighbors": 5}, {"start_seed": 1}])
+def test_options_without_a_graph_are_refused(rpg, options):
     with pytest.raises(ValueError, match="is for `decoding='graph'`; this is `decoding='exact'`"):
-        GraphOptions(**options).check("exact", None, num_items=5)
+        rpg.recommend(torch.zeros(1, 1, dtype=torch.long), **options)
 
 
 def test_graph_of_a_model_that_was_trained_on_is_refused(rpg):
@@ -356,52 +353,3 @@ def test_file_without_a_fingerprint_is_no_item_graph(tmp_path):
 
     with pytest.raises(ValueError, match="item_graph.safetensors.*is no item graph.*fingerprint"):
         ItemGraph.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("prior", "message"),
-    [
-        (torch.ones(4), r"of shape \(5,\), got \(4,\)"),
-        (torch.tensor([1.0, 0.0, -1.0, 2.0, 3.0]), "none may be negative"),
-        (torch.tensor([1.0, 0.0, float("nan"), 2.0, 3.0]), "none may be negative, infinite or NaN"),
-    ],
-)
-def test_prior_of_a_popular_start_is_checked(prior, message):
-    with pytest.raises(ValueError, match=message):
-        GraphOptions(start="popular").check("graph", prior, num_items=5)
-
-
-def test_popular_start_takes_counts_of_zero(rpg):
-    graph = build_item_graph(rpg, num_neighbors=5)
-    rpg.set_item_graph(graph.neighbors, graph.fingerprint)
-    counts = torch.zeros(rpg.config.num_items).index_fill(0, torch.tensor([4, 17]), 9.0)
-    history = torch.tensor([[rpg.config.first_item_token]])
-
-    found = rpg.recommend(
-        history, top_k=2, num_beams=2, decoding="graph", graph_start="popular", item_prior=counts, num_propagations=0
-    )
-
-    assert sorted(found.item_tokens[0].tolist()) == [4 + rpg.config.first_item_token, 17 + rpg.config.first_item_token]
-
-
-@pytest.mark.parametrize("last", [1, 2, 3, 7])
-def test_similar_start_holds_as_many_neighbours_of_a_short_history_as_there_are_beams(rpg, last):
-    graph = build_item_graph(rpg, num_neighbors=11)
-    rpg.set_item_graph(graph.neighbors, graph.fingerprint)
-    history = torch.arange(last).unsqueeze(0) + rpg.config.first_item_token
-    nearest = graph.neighbors[:last][-5:].flip(0).T.flatten().tolist()  # the last item first
-
-    start = rpg.start_items(GraphOptions(start="similar"), history, None, num_beams=9, item_prior=None)
-
-    assert start[0].tolist() == list(dict.fromkeys(nearest))[:9]
-
-
-def test_similar_start_holds_no_item_twice_before_random_ones(rpg):
-    graph = build_item_graph(rpg, num_neighbors=2)
-    rpg.set_item_graph(graph.neighbors, graph.fingerprint)
-    history = torch.full((1, 5), 3 + rpg.config.first_item_token)
-
-    start = rpg.start_items(GraphOptions(start="similar"), history, None, num_beams=10, item_prior=None)
-    random = rpg.start_items(GraphOptions(), history, None, num_beams=10, item_prior=None)
-
-    assert start[0].tolist() == [*graph.neighbors[3].tolist(), *random[0, 2:].tolist()]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_genrec.modeling.genrec_rules import allowed_items
+from hf_genrec.modeling.genrec_rerank import allowed_items
 from invariants.model import NUM_ITEMS, histories_of, make_model, tiny_config
 
 
@@ -141,7 +141,7 @@ def test_excluding_wins_over_allowing(latte):
 @pytest.mark.parametrize(
     "rule", [{"allow_items": torch.zeros(2, dtype=torch.long)}, {"exclude_items": torch.ones(NUM_ITEMS).bool()}]
 )
-@pytest.mark.parametrize("options", [{}, {"num_rescored": 9}, {"beams_per_latent": 2}, {"return_paths": True}])
+@pytest.mark.parametrize("options", [{}, {"num_rescored": 9}, {"return_paths": True}])
 def test_rule_that_leaves_nothing_gives_empty_lists(latte, rule, options):
     output = latte.recommend(*histories_of(latte.config), top_k=4, **rule, **options)
 

@@ -2,18 +2,20 @@
 Beam search over the trie of a catalog, with the history of each user read once.
 
 Encoded histories come in, leaves of the trie with their log-probabilities go out. Which candidates become beams is
-decided by a selection, an object made for one search: `genrec_selection.py` holds those for latents,
-`genrec_diversity.py` those for diverse lists. Whatever it ranks by, the scores of the beams stay log-probabilities,
-exact sums in float32 over the generated tokens, not divided by length.
+decided by a selection, an object made for one search; `genrec_selections.py` holds those for groups and samples.
+Whatever it ranks by, the scores of the beams stay log-probabilities, exact sums in float32 over the generated tokens,
+not divided by length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.utils import ModelOutput
+
+from .genrec_catalog import Catalog
 
 
 @dataclass
@@ -144,7 +146,6 @@ def token_log_probs(
     *,
     codes: torch.LongTensor | None = None,
     is_legal: torch.BoolTensor | None = None,
-    level_temperature: Sequence[float] | None = None,
 ) -> torch.FloatTensor:
     """
     Log-probabilities of the tokens of a decoding step, over the whole vocabulary or over the legal tokens
@@ -157,17 +158,14 @@ def token_log_probs(
         codes (`torch.LongTensor` of shape `(..., n)`, *optional*): The tokens wanted, counted from the first of the
             step; `None` for all.
         is_legal (`torch.BoolTensor` of shape `(..., n)`, *optional*): Tokens that the catalog allows; `None` for all.
-        level_temperature (`Sequence[float]` of length `num_levels`, *optional*): Divisor of the logits of each level.
 
     Returns:
         `torch.FloatTensor` of shape `(..., n)`: float32; those of illegal tokens mean nothing.
     """
     config = model.config
-    start, width, depth = token_range(config, step)
+    start, width, _ = token_range(config, step)
     is_catalog = config.normalization == "catalog"
     logits = model.score_tokens(states, start, width) if is_catalog else model.score_tokens(states, 0, None)
-    if level_temperature is not None and depth >= 0:
-        logits = logits / level_temperature[depth]
     block = logits if is_catalog else logits[..., start : start + width]
     if codes is not None:
         block = block.gather(-1, codes)
@@ -231,11 +229,9 @@ class _Continuations:
         if penalties is not None:
             self.penalty = penalties[self.depth + 1][self.child_nodes.clamp_min(0)]
 
-    def candidates(self, model, states, scores, level_temperature) -> torch.FloatTensor:
+    def candidates(self, model, states, scores) -> torch.FloatTensor:
         """Cumulative log-probabilities `(B, W, width)`."""
-        log_probs = token_log_probs(
-            model, states, self.step, codes=self.codes, is_legal=self.is_legal, level_temperature=level_temperature
-        )
+        log_probs = token_log_probs(model, states, self.step, codes=self.codes, is_legal=self.is_legal)
         candidates = scores.unsqueeze(-1) + log_probs
         return candidates if self.is_open is None else candidates.masked_fill_(~self.is_open, -float("inf"))
 
@@ -263,7 +259,6 @@ def beam_search(
     selection: Selection = best_candidates,
     allowed_items: torch.BoolTensor | None = None,
     penalties: list[torch.Tensor] | None = None,
-    level_temperature: Sequence[float] | None = None,
     num_pruned: int = 0,
 ) -> Beams:
     """
@@ -279,7 +274,6 @@ def beam_search(
         penalties (`list[torch.FloatTensor]`, *optional*):
             For each depth from 0 to `num_levels` what the selection subtracts from the score of a node,
             `(num_nodes[depth],)`. Scores that come out are free of it.
-        level_temperature (`Sequence[float]` of length `num_levels`, *optional*): Divisor of the logits of each level.
         num_pruned (`int`, defaults to 0): How many of the best discarded continuations to remember per step.
 
     Returns:
@@ -296,7 +290,7 @@ def beam_search(
     for step in range(config.num_decoding_steps):
         states = model.decode_states(tokens, history, cache)
         options = _Continuations(model, step, nodes, allowed_nodes=allowed_nodes, penalties=penalties)
-        candidates = options.candidates(model, states, scores, level_temperature)
+        candidates = options.candidates(model, states, scores)
         ranked = candidates if options.penalty is None else candidates - options.penalty
         index = selection(ranked, num_beams, SearchStep(step, options.depth, nodes, latents, options.children))
         kept = options.traced(candidates, index)
@@ -317,6 +311,89 @@ def beam_search(
     return Beams(leaves=nodes, scores=scores, trace=trace, pruned=pruned)
 
 
+# --- models that predict all codes of a semantic ID at once ------------------------------------------------------
+
+
+@dataclass
+class _LevelConfig:
+    """What `beam_search` reads of a config. The logits of a step hold one level, so its codes begin at token 0."""
+
+    num_levels: int
+    codebook_size: int
+    level: int = -1
+    num_latent_tokens: int = 0
+    normalization: str = "vocabulary"
+    decoder_start_token_id: int = 0
+
+    @property
+    def num_decoding_steps(self) -> int:
+        return self.num_levels
+
+    @property
+    def first_code_token(self) -> int:
+        return -self.level * self.codebook_size
+
+
+class _LevelDecoder:
+    """A decoder for `beam_search` whose log-probabilities at each level are given."""
+
+    def __init__(self, catalog: Catalog):
+        self.catalog = catalog
+        self.config = _LevelConfig(catalog.num_levels, catalog.codebook_size)
+
+    def decode_states(self, tokens, history, cache) -> torch.FloatTensor:
+        """The log-probabilities of the next level, for every beam the same: `(B, W, K)`, a view."""
+        self.config.level += 1
+        level = history.last_hidden_state[:, self.config.level]
+        return level.unsqueeze(1).expand(-1, tokens.shape[1], -1)
+
+    def score_tokens(self, states, start, width) -> torch.FloatTensor:
+        return states
+
+
+def search_codes(
+    log_probs: torch.FloatTensor,
+    catalog: Catalog,
+    *,
+    first_code_token: int,
+    num_beams: int,
+    allowed: torch.BoolTensor | None = None,
+    penalties: list[torch.Tensor] | None = None,
+    num_pruned: int = 0,
+) -> Beams:
+    """
+    Beam search over the semantic IDs, which several items may share, with the log-probabilities of each level given.
+
+    The log-probabilities of a code are the same whatever codes stand before it, so the search is `beam_search` with a
+    decoder that has nothing to compute. It finds less than exact scores at the same cost or more: with long ids the
+    best prefixes are rarely those of the best items. It is here because papers compare with it.
+
+    Args:
+        log_probs (`torch.FloatTensor` of shape `(batch_size, num_levels, codebook_size)`): Log-probabilities.
+        catalog ([`Catalog`]): The trie.
+        first_code_token (`int`): Token of code 0 of level 0, for the tokens of the trace.
+        num_beams (`int`): Beams kept per user and level.
+        allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*): Items that may be reached.
+        penalties (`list[torch.FloatTensor]`, *optional*): Result of `prior_penalties`.
+        num_pruned (`int`, defaults to 0): How many discarded continuations to remember per level.
+
+    Returns:
+        [`Beams`]: the leaves are those of `catalog`.
+    """
+    beams = beam_search(
+        _LevelDecoder(catalog),
+        HistoryOutput(last_hidden_state=log_probs),
+        num_beams=num_beams,
+        allowed_items=allowed,
+        penalties=penalties,
+        num_pruned=num_pruned,
+    )
+    for steps in (beams.trace, beams.pruned):
+        for level, step in enumerate(steps):
+            step.tokens = step.tokens + first_code_token + level * catalog.codebook_size
+    return beams
+
+
 __all__ = [
     "Beams",
     "HistoryOutput",
@@ -325,6 +402,7 @@ __all__ = [
     "TraceStep",
     "beam_search",
     "best_candidates",
+    "search_codes",
     "token_log_probs",
     "token_range",
 ]

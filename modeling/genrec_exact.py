@@ -4,35 +4,15 @@ Exact scores by teacher forcing: what a beam search approximates, for all items 
 A model that mixes in `ScoringMixin` supplies `encode_history`, `path_states`, `decode_states` and `score_tokens`.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
 import torch
 
-from .genrec_beam_search import HistoryOutput, SearchStep, beam_search, token_log_probs
-from .genrec_shared_ids import id_of_items
+from .genrec_beams import HistoryOutput, SearchStep, beam_search, token_log_probs
+from .genrec_ranking import id_of_items
+from .genrec_recommend import evaluation_mode
+from .genrec_recommend_config import check_latent_aggregation
 
 
-LATENT_AGGREGATIONS = ("max", "sum")
 PATHS_AT_A_TIME = 1 << 13  # rows of the decoder that `score_paths` holds, of all users of a chunk
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """
-    Without dropout for a while; a model that was in training mode is so again afterwards.
-
-    Args:
-        model (`torch.nn.Module`): The model.
-    """
-    was_training = model.training
-    if was_training:  # walking through the modules costs time, so only where it changes something
-        model.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            model.train()
 
 
 class ScoringMixin:
@@ -45,7 +25,6 @@ class ScoringMixin:
         attention_mask: torch.Tensor | None = None,
         *,
         latent_aggregation: str = "max",
-        level_temperature: Sequence[float] | None = None,
         chunk_size: int = 1024,
     ) -> torch.FloatTensor:
         """
@@ -55,7 +34,6 @@ class ScoringMixin:
             input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
             attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
             latent_aggregation (`str`, defaults to `"max"`): `"max"` or `"sum"` over all latents.
-            level_temperature (`Sequence[float]` of length `num_levels`, *optional*): As in `recommend`.
             chunk_size (`int`, defaults to 1024): Items (ids, where items share them) scored at a time.
 
         Returns:
@@ -63,10 +41,9 @@ class ScoringMixin:
             each have that of the id, to the last bit.
 
         Raises:
-            ValueError: If `latent_aggregation` is neither of the two or a temperature is not positive.
+            ValueError: If `latent_aggregation` is neither of the two.
         """
         check_latent_aggregation(latent_aggregation)
-        check_level_temperature(level_temperature, num_levels=self.config.num_levels)
         if not len(input_ids):
             return torch.zeros(0, self.config.num_items, device=self.item_codes.device)
         catalog = self.catalog
@@ -78,7 +55,6 @@ class ScoringMixin:
                 self.encode_history(input_ids, attention_mask),
                 items.expand(len(input_ids), -1),
                 latent_aggregation=latent_aggregation,
-                level_temperature=level_temperature,
                 chunk_size=chunk_size,
             )
         return scores if catalog.is_unique else scores[:, id_of_items(catalog)]
@@ -89,7 +65,6 @@ class ScoringMixin:
         items: torch.LongTensor,
         *,
         latent_aggregation: str = "max",
-        level_temperature: Sequence[float] | None = None,
         chunk_size: int = 1024,
     ) -> torch.FloatTensor:
         """
@@ -99,7 +74,6 @@ class ScoringMixin:
             history ([`HistoryOutput`]): Encoded histories, one row per user.
             items (`torch.LongTensor` of shape `(batch_size, num_candidates)`): Item indices, from 0.
             latent_aggregation (`str`, defaults to `"max"`): `"max"` or `"sum"` over all latents.
-            level_temperature (`Sequence[float]` of length `num_levels`, *optional*): As in `recommend`.
             chunk_size (`int`, defaults to 1024): Items scored at a time, per user.
 
         Returns:
@@ -107,7 +81,7 @@ class ScoringMixin:
         """
         chunks = []
         for part in items.split(chunk_size, dim=1):
-            paths = self._path_scores(history, part, level_temperature)
+            paths = self._path_scores(history, part)
             chunks.append(paths.amax(0) if latent_aggregation == "max" else paths.logsumexp(0))
         return torch.cat(chunks, dim=1)
 
@@ -162,7 +136,7 @@ class ScoringMixin:
                     first += len(part)
         return scores[..., column]
 
-    def _path_scores(self, history, items, level_temperature) -> torch.FloatTensor:
+    def _path_scores(self, history, items) -> torch.FloatTensor:
         """Log-probability of each way to write each item: `(num_latents or 1, batch_size, num_candidates)`."""
         config, catalog = self.config, self.catalog
         codes = self.item_codes[items].long()
@@ -184,9 +158,7 @@ class ScoringMixin:
                 total = token_log_probs(self, states[:, :, 0], 0)[..., latent]
             for level in range(config.num_levels):
                 step = first_step + level
-                log_probs = token_log_probs(
-                    self, states[:, :, step], step, is_legal=is_legal[level], level_temperature=level_temperature
-                )
+                log_probs = token_log_probs(self, states[:, :, step], step, is_legal=is_legal[level])
                 total = total + log_probs.gather(-1, codes[..., level, None]).squeeze(-1)
             paths.append(total)
         return torch.stack(paths)
@@ -206,44 +178,4 @@ class _AllOfLatent:
         return positions.expand(len(candidates), -1)
 
 
-def check_latent_aggregation(latent_aggregation: str) -> None:
-    """
-    Whether it is a known one.
-
-    Args:
-        latent_aggregation (`str`): Name of the aggregation.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if latent_aggregation not in LATENT_AGGREGATIONS:
-        raise ValueError(f"`latent_aggregation` must be 'max' or 'sum', got {latent_aggregation!r}.")
-
-
-def check_level_temperature(level_temperature: Sequence[float] | None, *, num_levels: int) -> None:
-    """
-    Whether there is a positive temperature for each level.
-
-    Args:
-        level_temperature (`Sequence[float]`, *optional*): Temperatures; `None` for 1 everywhere.
-        num_levels (`int`): Number of levels.
-
-    Raises:
-        ValueError: If not.
-    """
-    if level_temperature is None:
-        return
-    if len(level_temperature) != num_levels or not all(0 < value < float("inf") for value in level_temperature):
-        raise ValueError(
-            f"`level_temperature` must hold a positive number for each of the {num_levels} levels, got "
-            f"{level_temperature}."
-        )
-
-
-__all__ = [
-    "LATENT_AGGREGATIONS",
-    "ScoringMixin",
-    "check_latent_aggregation",
-    "check_level_temperature",
-    "evaluation_mode",
-]
+__all__ = ["ScoringMixin"]

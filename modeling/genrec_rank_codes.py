@@ -1,0 +1,204 @@
+"""
+`recommend()` for models that predict all codes of a semantic ID at once.
+
+A model that mixes in `CodeRankingMixin` supplies `code_log_probs`, `history_bytes`, `config` and `item_codes`. The
+score of an item is the sum of the log-probabilities of its codes: a log-probability, as everywhere in the library.
+Two items may have the same codes; they have the same score and the one with the lower index stands first.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .genrec_beams import search_codes
+from .genrec_choice import best_of, gumbel_noise, user_keys
+from .genrec_code_scores import best_items, candidate_scores, code_scores, item_scores, users_per_table
+from .genrec_item_graph import ItemGraphMixin, graph_search, search_bytes
+from .genrec_ranking import describe_paths, items_of_ids, prior_penalties
+from .genrec_recommend import BeamPath, Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
+from .genrec_rerank import rule_rows, shared_codes
+
+
+BEAM_BYTES = 32  # per code that may follow a beam: its score, ranked, its node in the trie and whether it is legal
+
+
+class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
+    """
+    `recommend()` and `score_items()` for models with `code_log_probs`.
+
+    `decoding="exact"` looks the scores of all items up and keeps the best: never wrong, and hard to beat (see
+    `RESULTS.md` of the library for the size of a catalog at which others are faster). `"graph"` walks from `num_beams`
+    random items along the item graph; what it does not meet it cannot recommend. `"beam"` searches code by code, for
+    comparison. Where these two find fewer items than were asked for although more are allowed, the user gets the exact
+    list: lists are never short while allowed items exist.
+
+    Source: Hou et al. 2025, section 3.3 (https://huggingface.co/papers/2506.05781); scores of the whole catalog by
+    look-up in blocks of users are ours.
+    """
+
+    decodings = ("exact", "graph", "beam")
+    search_options = ("num_propagations", "num_neighbors", "start_seed")
+    has_paths = True
+
+    @torch.no_grad()
+    def score_items(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        Exact log-probability of every item, for catalogs small enough that a number per user and item can be held.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
+            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities.
+        """
+        with evaluation_mode(self):
+            return item_scores(self._log_probs(input_ids, attention_mask), self.item_codes)
+
+    def _log_probs(self, input_ids, attention_mask) -> torch.FloatTensor:
+        if not len(input_ids):
+            return torch.zeros(0, self.config.num_levels, self.config.codebook_size, device=input_ids.device)
+        return self.code_log_probs(input_ids, attention_mask)
+
+    def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
+        config, options, decoding = self.config, request.options, self._decoding(request)
+        # log-probabilities, their transpose and a temporary
+        per_user = self.history_bytes(history_length) + 3 * 4 * config.num_levels * config.codebook_size
+        if decoding == "graph":
+            stored = self.item_graph.shape[1]
+            if options.num_neighbors is not None and options.num_neighbors > stored:
+                raise ValueError(
+                    f"`num_neighbors` must be at most {stored}, as the graph, got {options.num_neighbors}."
+                )
+            per_user += search_bytes(
+                num_beams=request.num_beams,
+                num_neighbors=options.num_neighbors or stored,
+                num_propagations=options.num_propagations,
+                num_levels=config.num_levels,
+            )
+        return per_user, BEAM_BYTES * config.codebook_size if decoding == "beam" else 0
+
+    def _decoding(self, request: RankRequest) -> str:
+        return request.options.decoding or self.default_decoding
+
+    def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
+        log_probs = self._log_probs(users.input_ids, users.attention_mask)
+        decoding = self._decoding(request)
+        find = {"exact": self._find_exact, "graph": self._find_graph, "beam": self._find_beam}[decoding]
+        found = find(log_probs, users, request)
+        if decoding != "exact":
+            self._complete(found, log_probs, users, request)
+        ranked = found.scores
+        if request.penalty is not None:
+            ranked = ranked - request.penalty[found.items.clamp_min(0)]
+        found.items, found.scores = request.picked(
+            found.items, found.scores, ranked, item_codes=self.item_codes, code_similarity=shared_codes
+        )
+        if request.return_paths:
+            found.paths = self._paths(log_probs, found.items)
+            found.pruned = found.pruned or [[] for _ in found.paths]
+        return found
+
+    def _find_exact(self, log_probs: torch.FloatTensor, users: UserBatch, request: RankRequest) -> Ranking:
+        """All items are scored."""
+        num_items, seed, device, noise = self.config.num_items, request.options.sample_seed, log_probs.device, None
+        if seed is not None:
+            numbers = torch.arange(users.first_user, users.first_user + len(log_probs), device=device)
+            noise = _SampleNoise(user_keys(seed, numbers), torch.arange(num_items, device=device))
+        items, scores = best_items(
+            log_probs,
+            self.item_codes,
+            top_k=request.num_pooled(),
+            allowed=users.allowed,
+            penalty=request.penalty,
+            noise=noise,
+            memory_budget=request.options.memory_budget,
+        )
+        return Ranking(items, scores, num_visited=torch.full((len(items),), num_items, device=device))
+
+    def _find_graph(self, log_probs: torch.FloatTensor, users: UserBatch, request: RankRequest) -> Ranking:
+        """Items that a walk along the graph meets are scored."""
+        options = request.options
+        start = self.start_items(
+            users.input_ids, users.attention_mask, num_starts=request.num_beams, seed=options.start_seed
+        )
+        found = []
+        for rows in torch.arange(len(start), device=start.device).split(users_per_table(start.device)):
+            visited = graph_search(
+                log_probs[rows],
+                self.item_codes,
+                self.item_graph[:, : options.num_neighbors],
+                start[rows],
+                num_beams=request.num_beams,
+                num_propagations=options.num_propagations,
+                penalty=request.penalty,
+            )
+            allowed = rule_rows(users.allowed, rows)
+            best = visited.best(request.num_pooled(), allowed=allowed, penalty=request.penalty)
+            found.append((*best, visited.counts()))
+        items, scores, num_visited = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return Ranking(items, scores, num_visited=num_visited)
+
+    def _find_beam(self, log_probs: torch.FloatTensor, users: UserBatch, request: RankRequest) -> Ranking:
+        """Items whose codes the beams hold; of the ids that several items share, all of these."""
+        config, penalties = self.config, None
+        if request.penalty is not None:
+            penalties = prior_penalties(self.catalog, request.item_prior, request.options.prior_correction)
+        beams = search_codes(
+            log_probs,
+            self.catalog,
+            first_code_token=config.first_code_token,
+            num_beams=request.num_beams,
+            allowed=users.allowed,
+            penalties=penalties,
+            num_pruned=request.num_beams if request.return_paths else 0,
+        )
+        items, _ = items_of_ids(self.catalog, beams.leaves)
+        items = items.masked_fill(items < 0, config.num_items).sort(dim=1).values  # -1 last, as `best_of` wants it
+        items = items.masked_fill(items == config.num_items, -1)
+        scores = candidate_scores(log_probs, self.item_codes, items.clamp_min(0))
+        best = best_of(items, scores, top_k=request.num_pooled(), allowed=users.allowed, penalty=request.penalty)
+        _, pruned = describe_paths(config, self.catalog, beams, items) if request.return_paths else (None, None)
+        return Ranking(*best, pruned=pruned, num_visited=(items >= 0).sum(1))
+
+    def _complete(self, found: Ranking, log_probs, users: UserBatch, request: RankRequest) -> None:
+        """Exact lists for the users who would get too short ones."""
+        wanted = torch.full_like(found.num_visited, request.options.top_k)
+        if users.allowed is not None:
+            wanted = wanted.minimum(users.allowed.sum(1))
+        short = ((found.items >= 0).sum(1) < wanted).nonzero()[:, 0]
+        if len(short):
+            some = UserBatch(users.input_ids[short], None, rule_rows(users.allowed, short), users.first_user)
+            exact = self._find_exact(log_probs[short], some, request)
+            found.items[short], found.scores[short] = exact.items, exact.scores
+            found.num_visited[short] = exact.num_visited
+
+    def _paths(self, log_probs: torch.FloatTensor, items: torch.LongTensor) -> list[list[BeamPath]]:
+        """The codes of the listed items with the score up to each of them."""
+        codes = self.item_codes[items.clamp_min(0)]
+        scores = code_scores(log_probs, codes).cumsum(-1).tolist()
+        tokens = torch.where(items >= 0, items + self.config.first_item_token, -1).tolist()
+        return [
+            [
+                BeamPath(latent=None, codes=path, scores=path_scores, item_token=token)
+                for path, path_scores, token in zip(*user, strict=True)
+                if token >= 0
+            ]
+            for user in zip(codes.tolist(), scores, tokens, strict=True)
+        ]
+
+
+@dataclass
+class _SampleNoise:
+    """The noise of a sample, for `best_items`."""
+
+    keys: torch.LongTensor
+    catalog: torch.LongTensor
+
+    def __call__(self, users: slice, items: slice) -> torch.FloatTensor:
+        return gumbel_noise(self.keys[users], self.catalog[items])
+
+
+__all__ = ["CodeRankingMixin"]

@@ -1,0 +1,393 @@
+"""
+What decides on a list beside the scores of the model: rules, prior corrections and diversity.
+
+Scores stay log-probabilities of the model; only which items come and in what order changes.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+
+# --- prior corrections -------------------------------------------------------------------------------------------
+
+
+def item_penalties(item_prior: torch.Tensor, prior_correction: float, *, num_items: int) -> torch.FloatTensor:
+    """
+    What a prior correction subtracts from the score of each item in ranking: `prior_penalties` of the leaves, for
+    catalogs without a trie.
+
+    Args:
+        item_prior (`torch.Tensor` of shape `(num_items,)`): Positive weights; normalised here.
+        prior_correction (`float`): Share of the log-prior.
+        num_items (`int`): Size of the catalog.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_items,)`: `prior_correction` times the log of each prior.
+
+    Raises:
+        ValueError: If the prior has another shape or is not positive and finite.
+
+    Example:
+
+    ```python
+    >>> item_penalties(torch.tensor([1, 1, 2]), 2.0, num_items=3).exp().tolist()
+    [0.0625, 0.0625, 0.25]
+
+    ```
+    """
+    check_prior(item_prior, num_items=num_items)
+    prior = item_prior.double()
+    return (prior_correction * (prior.log() - prior.sum().log())).float()
+
+
+def check_prior(item_prior: torch.Tensor, *, num_items: int) -> None:
+    """
+    Whether a prior has a positive number for each item.
+
+    Args:
+        item_prior (`torch.Tensor`): Weights.
+        num_items (`int`): Size of the catalog.
+
+    Raises:
+        ValueError: If not.
+    """
+    if item_prior.shape != (num_items,):
+        raise ValueError(f"`item_prior` must have shape ({num_items},), got {tuple(item_prior.shape)}.")
+    if not bool((item_prior > 0).all() & item_prior.isfinite().all()):
+        raise ValueError(
+            "`item_prior` must be positive and finite for every item: an item of prior 0 would rank first."
+        )
+
+
+# --- rules: which items may be recommended -----------------------------------------------------------------------
+
+
+def rule_rows(rule: torch.Tensor | None, users: torch.Tensor | slice) -> torch.Tensor | None:
+    """
+    A rule for some of the users.
+
+    Args:
+        rule (`torch.Tensor`, *optional*): As in `allowed_items`.
+        users (`torch.LongTensor` or `slice`): Rows.
+
+    Returns:
+        `torch.Tensor`, *optional*: their rows; the rule itself if it is one for all users.
+    """
+    return rule if rule is None or rule.ndim == 1 or len(rule) == 1 else rule[users]
+
+
+def check_rule(name: str, rule: torch.Tensor | None, *, config, batch_size: int) -> None:
+    """
+    Whether a rule has a shape and a content that can be read.
+
+    Args:
+        name (`str`): Name of the argument, for the message.
+        rule (`torch.Tensor`, *optional*): As in `allowed_items`.
+        config: The model's config.
+        batch_size (`int`): Number of users.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    if rule is None:
+        return
+    width = config.num_items if rule.dtype == torch.bool else rule.shape[-1] if rule.ndim else None
+    if rule.ndim not in (1, 2) or rule.shape[-1] != width or (rule.ndim == 2 and len(rule) not in (1, batch_size)):
+        raise ValueError(
+            f"`{name}` must hold item tokens, of shape (n,) or (batch_size, n) = ({batch_size}, n), or be a boolean "
+            f"mask over the {config.num_items} items, of shape (num_items,) or (batch_size, num_items); got "
+            f"{rule.dtype} of shape {tuple(rule.shape)}."
+        )
+    if rule.is_floating_point():
+        raise ValueError(f"`{name}` must hold integers (item tokens) or booleans, got {rule.dtype}.")
+    if rule.dtype != torch.bool and rule.numel():
+        is_special = (rule >= 0) & (rule < config.first_latent_token)
+        is_item = (rule >= config.first_item_token) & (rule < config.first_item_token + config.num_items)
+        wrong = rule[~(is_special | is_item)]
+        if len(wrong):
+            shown = ", ".join(map(str, wrong[:5].tolist())) + (
+                f", ... ({len(wrong)} in all)" if len(wrong) > 5 else ""
+            )
+            raise ValueError(
+                f"`{name}` must hold item tokens in [{config.first_item_token}, "
+                f"{config.first_item_token + config.num_items}), padded with the pad token; got {shown}."
+            )
+
+
+def item_mask(rule: torch.Tensor, *, config, device: torch.device) -> torch.BoolTensor:
+    """
+    The items that a rule names.
+
+    Args:
+        rule (`torch.Tensor`): Item tokens `(n,)` or `(batch_size, n)`, or a mask over items; special tokens name none.
+        config: The model's config.
+        device (`torch.device`): Where the mask is needed.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size or 1, num_items)`
+    """
+    rule = torch.atleast_2d(rule.to(device))
+    if rule.dtype == torch.bool:
+        return rule
+    item = rule.long() - config.first_item_token
+    spare = torch.where(item >= 0, item, config.num_items)  # special tokens fall into an extra column
+    mask = torch.zeros(len(item), config.num_items + 1, dtype=torch.bool, device=device)
+    return mask.scatter_(1, spare, True)[:, :-1]
+
+
+def allowed_items(
+    config,
+    exclude_items: torch.Tensor | None,
+    allow_items: torch.Tensor | None,
+    *,
+    device: torch.device,
+) -> torch.BoolTensor | None:
+    """
+    Both rules as one mask: allowed is what `allow_items` names (everything without it) and `exclude_items` does not.
+
+    Args:
+        config: The model's config.
+        exclude_items (`torch.Tensor`, *optional*):
+            Item tokens `(n,)` for all users or `(batch_size, n)`, padded with the pad token; or a boolean mask
+            `(num_items,)` or `(batch_size, num_items)`. `None` for none.
+        allow_items (`torch.Tensor`, *optional*): In the same forms; `None` for all. Only padding allows nothing.
+        device (`torch.device`): Where the mask is needed.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size or 1, num_items)`, or `None` without rules. One row is for all users.
+
+    Example:
+
+    ```python
+    >>> from hf_genrec.modeling.configuration_genrec import GenRecConfig
+    >>> config = GenRecConfig(num_items=3)
+    >>> first = config.first_item_token
+    >>> exclude, allow = torch.tensor([[first], [0]]), torch.tensor([first, first + 2])
+    >>> allowed_items(config, exclude, allow, device=torch.device("cpu")).int().tolist()
+    [[0, 0, 1], [1, 0, 1]]
+
+    ```
+    """
+    excluded = None if exclude_items is None else ~item_mask(exclude_items, config=config, device=device)
+    allowed = None if allow_items is None else item_mask(allow_items, config=config, device=device)
+    if excluded is None or allowed is None:
+        return allowed if excluded is None else excluded
+    return allowed & excluded
+
+
+# --- diversity ---------------------------------------------------------------------------------------------------
+
+
+def mmr(scores: torch.Tensor, similarity: torch.Tensor, *, top_k: int, diversity: float) -> torch.LongTensor:
+    """
+    Maximal marginal relevance: pick items one after the other, good ones that are unlike those already picked.
+
+    The next item is the one with the largest `(1 - diversity) * relevance - diversity * (similarity to the most
+    similar item picked)`; relevance is the item's probability divided by that of the user's best item, so it lies in
+    [0, 1] like the similarity. Equal ones are taken in the order of their scores, then of the pool. For variety in a
+    list whose candidates are known; it cannot bring in an item that is not in the pool, so make the pool several times
+    `top_k`. Costs `top_k` passes over the pool and no pass of the model.
+
+    Args:
+        scores (`torch.Tensor` of shape `(batch_size, num_pooled)`): Log-probabilities; `-inf` where there is no item.
+        similarity (`torch.Tensor` of shape `(batch_size, num_pooled, num_pooled)`):
+            At most 1, which means the same; see `code_overlap` and `embedding_similarity`.
+        top_k (`int`): Number of items to pick, at most `num_pooled`.
+        diversity (`float`): From 0, the order of the scores, to 1, the best item and then the least similar ones.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, top_k)`: positions in the pool, first picked first; places without
+        an item come last.
+
+    Raises:
+        ValueError: If an argument is out of range or shapes do not fit together.
+
+    Source: Carbonell & Goldstein 1998, section 2; scaling the scores to [0, 1] is ours.
+
+    Example:
+
+    ```python
+    >>> scores = torch.tensor([[0.5, 0.4, 0.1]]).log()
+    >>> similarity = torch.tensor([[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])  # the first two are alike
+    >>> [mmr(scores, similarity, top_k=3, diversity=diversity).tolist() for diversity in (0.0, 0.5)]
+    [[[0, 1, 2]], [[0, 2, 1]]]
+
+    ```
+    """
+    if scores.ndim != 2 or similarity.shape != (*scores.shape, scores.shape[1]):
+        raise ValueError(
+            "`similarity` must have shape (batch_size, num_pooled, num_pooled) for `scores` of shape (batch_size, "
+            f"num_pooled), got {tuple(similarity.shape)} and {tuple(scores.shape)}."
+        )
+    if not 1 <= top_k <= scores.shape[1]:
+        raise ValueError(f"`top_k` must lie in [1, {scores.shape[1]}] (the size of the pool), got {top_k}.")
+    _check_diversity(diversity)
+    scores, order = scores.float().sort(dim=1, descending=True, stable=True)
+    if diversity == 0:
+        return order[:, :top_k]
+    is_item = scores > -math.inf
+    relevance = (scores - scores[:, :1]).exp().masked_fill(~is_item, 0)
+    users = torch.arange(len(scores), device=scores.device)
+    nearest = torch.zeros_like(relevance)
+    left = torch.zeros_like(relevance).masked_fill(~is_item, torch.finfo(torch.float32).min)
+    picks: list[torch.Tensor] = []
+    for _ in range(top_k):
+        best = ((1 - diversity) * relevance - diversity * nearest + left).argmax(1)
+        pick = order[users, best]
+        row = similarity[users, pick].float().gather(1, order)
+        nearest = torch.maximum(nearest, row) if picks else row
+        left[users, best] = -math.inf
+        picks.append(pick)
+    return torch.stack(picks, dim=1)
+
+
+def _check_diversity(diversity: float) -> None:
+    if not 0 <= diversity <= 1:
+        raise ValueError(f"`diversity` must lie in [0, 1], got {diversity}.")
+
+
+def code_overlap(codes: torch.Tensor) -> torch.FloatTensor:
+    """
+    Similarity of items by their semantic IDs: the share of leading codes that two items have in common.
+
+    Args:
+        codes (`torch.Tensor` of shape `(batch_size, num_pooled, num_levels)`): Semantic IDs, any integer type.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_pooled, num_pooled)`: 0 where the first codes differ, 1 for the
+        same semantic ID. Computed level by level, so no tensor is larger than the result.
+
+    Example:
+
+    ```python
+    >>> code_overlap(torch.tensor([[[7, 1], [7, 2], [0, 1]]])).tolist()
+    [[[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]]
+
+    ```
+    """
+    batch_size, num_pooled, num_levels = codes.shape
+    is_same = torch.ones(batch_size, num_pooled, num_pooled, dtype=torch.bool, device=codes.device)
+    overlap = torch.zeros(is_same.shape, device=codes.device)
+    for level in codes.unbind(-1):
+        is_same = is_same & (level.unsqueeze(2) == level.unsqueeze(1))
+        overlap += is_same
+    return overlap / num_levels
+
+
+def shared_codes(codes: torch.Tensor) -> torch.FloatTensor:
+    """
+    Similarity of items by their semantic IDs where no code depends on those before it: the share of levels at which
+    two items have the same code.
+
+    Args:
+        codes (`torch.Tensor` of shape `(batch_size, num_pooled, num_levels)`): Semantic IDs, any integer type.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_pooled, num_pooled)`: 0 where all codes differ, 1 for the same
+        semantic ID. Computed level by level, so no tensor is larger than the result.
+
+    Example:
+
+    ```python
+    >>> shared_codes(torch.tensor([[[7, 1], [7, 2], [0, 1]]])).tolist()
+    [[[1.0, 0.5, 0.5], [0.5, 1.0, 0.0], [0.5, 0.0, 1.0]]]
+
+    ```
+    """
+    batch_size, num_pooled, num_levels = codes.shape
+    num_shared = torch.zeros(batch_size, num_pooled, num_pooled, device=codes.device)
+    for level in codes.unbind(-1):
+        num_shared += level.unsqueeze(2) == level.unsqueeze(1)
+    return num_shared / num_levels
+
+
+def embedding_similarity(embeddings: torch.Tensor) -> torch.FloatTensor:
+    """
+    Similarity of items by their embeddings: the cosine of the angle between them.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(batch_size, num_pooled, dimension)`):
+            Embeddings of the pooled items; one of zeros, or with a value that is not finite, resembles nothing.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_pooled, num_pooled)`: in [-1, 1].
+
+    Example:
+
+    ```python
+    >>> embedding_similarity(torch.tensor([[[3.0, 4.0], [-4.0, 3.0], [-0.6, -0.8]]])).round().tolist()
+    [[[1.0, 0.0, -1.0], [0.0, 1.0, -0.0], [-1.0, -0.0, 1.0]]]
+
+    ```
+    """
+    directions = torch.nn.functional.normalize(embeddings.float(), dim=-1)
+    return (directions @ directions.transpose(1, 2)).nan_to_num(nan=0)
+
+
+def diversify(
+    items: torch.LongTensor,
+    scores: torch.Tensor,
+    *,
+    top_k: int,
+    diversity: float,
+    item_codes: torch.Tensor,
+    item_embeddings: torch.Tensor | None = None,
+    ranked: torch.Tensor | None = None,
+    code_similarity: Callable[[torch.Tensor], torch.Tensor] = code_overlap,
+) -> tuple[torch.LongTensor, torch.Tensor]:
+    """
+    The `top_k` of a pool of items by `mmr`, with their scores.
+
+    Args:
+        items (`torch.LongTensor` of shape `(batch_size, num_pooled)`): Distinct item indices; -1 where there is none.
+        scores (`torch.Tensor`, same shape): Their log-probabilities; `-inf` where there is no item.
+        top_k (`int`): Length of the lists. A smaller pool is filled up with -1 and `-inf`.
+        diversity (`float`): In [0, 1], see `mmr`.
+        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Semantic IDs of the catalog.
+        item_embeddings (`torch.Tensor` of shape `(num_items, dimension)`, *optional*):
+            Embeddings to compare items by; `None` for `code_similarity`.
+        ranked (`torch.Tensor`, same shape as `scores`, *optional*):
+            Log of the relevance, where that is not the score; `-inf` where there is no item.
+        code_similarity (`Callable`, defaults to `code_overlap`): That, or `shared_codes`.
+
+    Returns:
+        `tuple[torch.LongTensor, torch.Tensor]`: items and scores, both `(batch_size, top_k)`, first picked first.
+
+    Example:
+
+    ```python
+    >>> items, scores = torch.tensor([[2, 0, 1]]), torch.tensor([[0.5, 0.4, 0.1]]).log()
+    >>> codes = torch.tensor([[5, 1], [3, 1], [5, 2]])
+    >>> diversify(items, scores, top_k=2, diversity=0.7, item_codes=codes)[0].tolist()
+    [[2, 1]]
+
+    ```
+    """
+    pooled = items.clamp_min(0)
+    if item_embeddings is None:
+        similarity = code_similarity(item_codes[pooled])
+    else:
+        similarity = embedding_similarity(item_embeddings[pooled])
+    relevance = scores if ranked is None else ranked
+    picks = mmr(relevance, similarity, top_k=min(top_k, items.shape[1]), diversity=diversity)
+    missing = (0, top_k - picks.shape[1])
+    return (
+        torch.nn.functional.pad(items.gather(1, picks), missing, value=-1),
+        torch.nn.functional.pad(scores.gather(1, picks), missing, value=-math.inf),
+    )
+
+
+__all__ = [
+    "allowed_items",
+    "check_prior",
+    "check_rule",
+    "code_overlap",
+    "diversify",
+    "embedding_similarity",
+    "item_penalties",
+    "mmr",
+    "rule_rows",
+    "shared_codes",
+]
