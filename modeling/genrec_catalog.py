@@ -9,11 +9,9 @@ of several where items share an id. Codes count from 0 at every level: nothing h
 model.
 """
 
-import hashlib
-
 import torch
 
-from .genrec_folder import CheckpointMixin, ItemTokensMixin
+from .genrec_folder import CheckpointMixin, ItemTokensMixin, catalog_fingerprint
 
 
 # a dense (nodes x codes) table of legal codes is kept for levels up to this many entries (bytes); those above, and
@@ -21,28 +19,6 @@ from .genrec_folder import CheckpointMixin, ItemTokensMixin
 MAX_DENSE_ENTRIES = 1 << 25
 MAX_KEY_BITS = 62  # of the int64 keys that items are sorted by: one sort where a semantic ID fits into one key
 MAX_COUNTS = 1 << 24  # int32 counters that `allowed_nodes` holds at a time
-
-
-def catalog_fingerprint(item_codes: torch.Tensor) -> str:
-    """
-    Fingerprint of a semantic-ID table: the first 16 hex digits of the sha256 of its int16 codes and its shape.
-
-    Args:
-        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Codes, any integer type.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
-
-    Example:
-
-    ```python
-    >>> catalog_fingerprint(torch.tensor([[0, 1], [2, 0]]))
-    '3d9c5bb3f8a2b241'
-
-    ```
-    """
-    codes = item_codes.detach().to(device="cpu", dtype=torch.int16).contiguous().numpy().astype("<i2")
-    return hashlib.sha256(codes.tobytes() + str(tuple(codes.shape)).encode()).hexdigest()[:16]
 
 
 class Catalog:
@@ -465,4 +441,4 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
         return codes + config.first_code_token + levels * config.codebook_size
 
 
-__all__ = ["Catalog", "CatalogMixin", "catalog_fingerprint"]
+__all__ = ["Catalog", "CatalogMixin"]

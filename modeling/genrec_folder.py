@@ -45,6 +45,28 @@ def items_fingerprint(item_ids: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(list(item_ids)).encode()).hexdigest()[:16]
 
 
+def catalog_fingerprint(item_codes: torch.Tensor) -> str:
+    """
+    Fingerprint of a semantic-ID table: the first 16 hex digits of the sha256 of its int16 codes and its shape.
+
+    Args:
+        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Codes, any integer type.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+
+    Example:
+
+    ```python
+    >>> catalog_fingerprint(torch.tensor([[0, 1], [2, 0]]))
+    '3d9c5bb3f8a2b241'
+
+    ```
+    """
+    codes = item_codes.detach().to(device="cpu", dtype=torch.int16).contiguous().numpy().astype("<i2")
+    return hashlib.sha256(codes.tobytes() + str(tuple(codes.shape)).encode()).hexdigest()[:16]
+
+
 def item_ids_of(tokenizer, config) -> list[str]:
     """
     The item ids that a tokenizer holds, if they are those of a model.
@@ -75,6 +97,48 @@ def item_ids_of(tokenizer, config) -> list[str]:
             "that was written beside these weights."
         )
     return item_ids
+
+
+def check_parts(config, item_ids: Sequence[str], *, codes: Sequence | None = None, tokenizer=None) -> None:
+    """
+    Whether an item table and a tokenizer are of one folder with a model: else right codes would get wrong items.
+
+    Args:
+        config: The model's config.
+        item_ids (`list[str]`): `item_id` of the item table, in row order.
+        codes (`list[list[int]]`, *optional*): `codes` of the item table, where it has any.
+        tokenizer (*optional*): The tokenizer of the folder.
+
+    Raises:
+        ValueError: If they are not; the message says which side differs.
+    """
+    item_ids = list(item_ids)
+    remedy = "Use the {} that was written beside these weights."
+    found = items_fingerprint(item_ids)
+    if config.items_fingerprint not in (None, found):
+        raise ValueError(
+            f"The ids of the item table (items.parquet, {len(item_ids)} rows, fingerprint {found}) are not those the "
+            f"model was saved with (config.json, {config.num_items} items, fingerprint {config.items_fingerprint}). "
+            + remedy.format("items.parquet")
+        )
+    if len(item_ids) != config.num_items:
+        raise ValueError(f"The item table has {len(item_ids)} rows, the model's catalog {config.num_items} items.")
+    if codes is not None:
+        is_table = all(row is not None and len(row) == config.num_levels and None not in row for row in codes)
+        found = catalog_fingerprint(torch.tensor(codes)) if is_table else f"none: not {config.num_levels} codes each"
+        if found != config.catalog_fingerprint:
+            raise ValueError(
+                f"The codes of the item table (items.parquet, fingerprint {found}) are not those in the weights "
+                f"(config.json, fingerprint {config.catalog_fingerprint}). " + remedy.format("items.parquet")
+            )
+    if tokenizer is not None:
+        first = config.first_item_token
+        tokens = tokenizer.convert_ids_to_tokens(range(first, first + config.num_items))
+        if tokens != item_ids or len(tokenizer) != first + config.num_items:
+            raise ValueError(
+                "The tokenizer (tokenizer.json) does not hold the items of items.parquet in their order. "
+                + remedy.format("tokenizer")
+            )
 
 
 class CheckpointMixin:
@@ -271,6 +335,8 @@ __all__ = [
     "CheckpointMixin",
     "ItemTokensMixin",
     "as_histories",
+    "catalog_fingerprint",
+    "check_parts",
     "item_ids_of",
     "items_fingerprint",
 ]

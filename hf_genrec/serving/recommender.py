@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from hf_genrec.modeling.genrec_catalog import catalog_fingerprint
 from hf_genrec.modeling.genrec_recommend_config import REMOVED
+from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
 from hf_genrec.serving.recommendations import Recommendations, as_histories
-from hf_genrec.tokenizers.semantic_ids import items_fingerprint
+from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 
 
 logger = logging.getLogger(__name__)
+
+_COMPANIONS = ("item_graph.safetensors", "item_neighbors.parquet")  # made for the weights and items of a folder
 
 ItemRule = Sequence[str] | Sequence[Sequence[str]] | None
 
@@ -119,7 +122,7 @@ class Recommender:
         """
         path = os.fspath(folder_or_repo)
         where: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-        table = cached_file(path, "items.parquet", revision=revision, **where)
+        table = cached_file(path, ITEMS_NAME, revision=revision, **where)
         # The rest is of the same commit, even if somebody publishes another one meanwhile.
         where["revision"] = revision if Path(path).is_dir() else extract_commit_hash(table, None) or revision
         model = AutoModel.from_pretrained(path, **where)
@@ -127,8 +130,7 @@ class Recommender:
             items = pq.read_table(table)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{table} is no readable Parquet file: {error}. Write the folder again.") from error
-        check_items(model, items)
-        check_tokenizer(AutoTokenizer.from_pretrained(path, **where), model.config, items)
+        check_items(model, items, tokenizer=AutoTokenizer.from_pretrained(path, **where))
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         recommender = cls(
@@ -141,6 +143,36 @@ class Recommender:
         )
         recommender._origin = (path, where)
         return recommender
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, quantizer: str | os.PathLike[str] | None = None
+    ) -> Path:
+        """
+        Write the folder that [`~Recommender.from_pretrained`] reads: weights, code and settings, tokenizer, items.
+
+        [`save_recommender`] writes the same with a card and an evaluation. Files of the folder that are not written
+        stay; an evaluation of earlier weights is removed.
+
+        Args:
+            folder (`str` or `Path`): Where to write; created where it is missing. It never holds half of a save.
+            quantizer (`str` or `Path`, *optional*):
+                The folder that tokenizing wrote, by which new items can get codes; `None` for the one that this
+                recommender was loaded with, if any. An item graph that it was loaded with is copied too.
+
+        Returns:
+            `Path`: the folder.
+        """
+        codes = self.model.item_codes.cpu().numpy() if self.model.config.has_codes else None
+        origin = self._companions()
+        if quantizer is None and origin is not None and (origin / QUANTIZER_NAME).is_dir():
+            quantizer = origin / QUANTIZER_NAME
+        with whole_folder(folder) as partial:
+            write_parts(partial, self.model, item_table(self.items, codes), quantizer=quantizer)
+            if origin is not None:
+                for path in filter(Path.is_file, (origin / name for name in _COMPANIONS)):
+                    shutil.copyfile(path, partial / path.name)
+        self._origin = (os.fspath(folder), {})
+        return Path(folder)
 
     def saved_folder(self) -> Path:
         """
@@ -155,12 +187,21 @@ class Recommender:
         if self._origin is None:
             raise ValueError(
                 "This recommender was built in memory, so there is no folder with its files. Write one with "
-                "`save_recommender(folder, ...)`."
+                "`save_pretrained(folder)`."
             )
         path, where = self._origin
         folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, **where))
         _check_unchanged(self, folder)
         return folder
+
+    def _companions(self) -> Path | None:
+        """Where the files are that came with the model and are not read here; `None` if it was built in memory."""
+        if self._origin is None:
+            return None
+        path, where = self._origin
+        if Path(path).is_dir():
+            return Path(path)
+        return Path(snapshot_download(path, allow_patterns=[f"{QUANTIZER_NAME}/*", *_COMPANIONS], **where))
 
     @property
     def decoding(self) -> str:
@@ -330,7 +371,7 @@ class Recommender:
 
 def _check_unchanged(recommender: Recommender, folder: Path) -> None:
     """Whether a recommender serves the weights and items of a folder."""
-    remedy = "Write them to a folder with `save_recommender(folder, ...)` and use that one."
+    remedy = "Write them to a folder with `save_pretrained(folder)` first."
     state = recommender.model.state_dict()
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -338,9 +379,10 @@ def _check_unchanged(recommender: Recommender, folder: Path) -> None:
                 tensor = file.get_tensor(name)
                 if name not in state or not torch.equal(state[name].to(tensor), tensor):
                     raise ValueError(f"The weights in memory are not those of {path} (`{name}` differs). {remedy}")
-    table = folder / "items.parquet"
-    if not recommender.items.equals(pq.read_table(table)):
-        raise ValueError(f"The item table in memory is not that of {table}. {remedy}")
+    table = pq.read_table(folder / ITEMS_NAME)
+    codes = recommender.model.item_codes.cpu().numpy() if "codes" in table.column_names else None
+    if not any(items.equals(table) for items in (recommender.items, item_table(recommender.items, codes))):
+        raise ValueError(f"The item table in memory is not that of {folder / ITEMS_NAME}. {remedy}")
 
 
 def _check_search_options(model: Any, search_options: Mapping[str, Any]) -> None:
@@ -377,59 +419,3 @@ def check_model_name(name: str) -> None:
     """
     if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(name).exists()):
         raise FileNotFoundError(f"There is no run folder {name}.")
-
-
-def check_items(model: Any, items: pa.Table) -> None:
-    """
-    Whether an item table is the one that a model was saved with.
-
-    Args:
-        model: A model whose config has `catalog_fingerprint` and `items_fingerprint`.
-        items (`pa.Table`): Columns `item_id` and, where present, `codes`.
-
-    Raises:
-        ValueError: If a column is missing or a fingerprint differs; the message says which side.
-    """
-    if "item_id" not in items.column_names:
-        raise ValueError(f"The item table needs a column `item_id`, found {items.column_names}.")
-    config = model.config
-    found = items_fingerprint(items["item_id"].to_pylist())
-    if config.items_fingerprint is not None and found != config.items_fingerprint:
-        raise ValueError(
-            f"The ids of the item table (items.parquet, {items.num_rows} rows, fingerprint {found}) are not those the "
-            f"model was saved with (config.json, {config.num_items} items, fingerprint {config.items_fingerprint}). "
-            "Use the items.parquet that was written beside these weights."
-        )
-    if items.num_rows != config.num_items:
-        raise ValueError(f"The item table has {items.num_rows} rows, the model's catalog {config.num_items} items.")
-    if "codes" in items.column_names:
-        rows = items["codes"].to_pylist()
-        is_table = all(row is not None and len(row) == config.num_levels and None not in row for row in rows)
-        found = catalog_fingerprint(torch.tensor(rows)) if is_table else f"none: not {config.num_levels} codes each"
-        if found != config.catalog_fingerprint:
-            raise ValueError(
-                f"The codes of the item table (items.parquet, fingerprint {found}) are not those in the weights "
-                f"(config.json, fingerprint {config.catalog_fingerprint}). Use the items.parquet that was "
-                "written beside these weights."
-            )
-
-
-def check_tokenizer(tokenizer: Any, config: Any, items: pa.Table) -> None:
-    """
-    Whether a tokenizer gives every item its token.
-
-    Args:
-        tokenizer: The tokenizer of the folder.
-        config: The model's config.
-        items (`pa.Table`): The item table.
-
-    Raises:
-        ValueError: If it does not.
-    """
-    first = config.first_item_token
-    tokens = tokenizer.convert_ids_to_tokens(range(first, first + config.num_items))
-    if tokens != items["item_id"].to_pylist() or len(tokenizer) != first + config.num_items:
-        raise ValueError(
-            "The tokenizer (tokenizer.json) does not hold the items of items.parquet in their order. Use the one that "
-            "was written beside these weights."
-        )

@@ -21,7 +21,8 @@ from transformers.utils import cached_file
 
 from hf_genrec.data.checks import check_learned_on, trained_on
 from hf_genrec.data.prepared import PreparedDataset
-from hf_genrec.serving.recommender import check_items, check_model_name
+from hf_genrec.serving.folder import check_items
+from hf_genrec.serving.recommender import check_model_name
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME, load_tokenized
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
 

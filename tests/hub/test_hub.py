@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
 
 from hf_genrec import Recommender, SemanticIds, save_recommender
-from hf_genrec.hub.save import item_table
+from hf_genrec.serving.folder import item_table
 from invariants.model import NUM_ITEMS, make_model, random_codes, tiny_config
 
 
@@ -86,6 +86,24 @@ def test_card_says_what_the_model_is(tmp_path, model, semantic_ids, items):
     assert "latte" in card.data.tags
     assert "29" in card.text
     assert "{{" not in card.content
+
+
+def test_card_shows_what_the_model_recommends_by_title(tmp_path, model, semantic_ids, items):
+    titled = items.set_column(2, "title", pa.array([f"title of {name}" for name in ITEM_IDS]))
+
+    folder = save_recommender(tmp_path, model.train(), semantic_ids, titled, license="mit")
+
+    card = ModelCard.load(folder / "README.md")
+    sample = card.text.split("## Sample output")[1].split("## ")[0]
+    history = [line.removeprefix("- title of ") for line in sample.splitlines() if line.startswith("- ")]
+    rows = [line.split(" | ") for line in sample.splitlines() if line.startswith("| ")][2:]
+    loaded = Recommender.from_pretrained(folder, device="cpu")
+    expected = loaded.recommend([history], top_k=5, exclude_seen=True)
+    assert len(history) == 3
+    assert [row[2] for row in rows] == expected.item_ids[0]
+    assert [row[1] for row in rows] == [f"title of {item_id}" for item_id in expected.item_ids[0]]
+    assert card.data.license == "mit"
+    assert model.training
 
 
 def test_second_save_keeps_an_edited_readme_and_files_that_are_not_ours(tmp_path, model, semantic_ids, items):
@@ -165,7 +183,7 @@ def test_failed_save_leaves_the_old_folder_as_it_was(tmp_path, model, semantic_i
 
 
 def test_table_without_titles_is_enough(semantic_ids):
-    table = item_table(semantic_ids, pa.table({"item_id": ITEM_IDS}))
+    table = item_table(pa.table({"item_id": ITEM_IDS}), semantic_ids.codes)
 
     assert table.column_names == ["item_id", "codes"]
 

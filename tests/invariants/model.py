@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from hf_genrec import LatteConfig, LatteForConditionalGeneration, SASRecConfig, SASRecForItemGeneration
-from hf_genrec.modeling.genrec_catalog import catalog_fingerprint
+from hf_genrec.modeling.genrec_folder import catalog_fingerprint
 
 
 NUM_ITEMS = 29

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hf_genrec.modeling import genrec_catalog
 from hf_genrec.modeling.configuration_genrec import GenRecConfig
-from hf_genrec.modeling.genrec_catalog import Catalog, CatalogMixin, catalog_fingerprint
+from hf_genrec.modeling.genrec_catalog import Catalog, CatalogMixin
+from hf_genrec.modeling.genrec_folder import catalog_fingerprint
 
 
 @st.composite

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_genrec import Recommender, SemanticIds, build_tokenizer, save_recommender
+from hf_genrec.serving.folder import check_items
 from hf_genrec.serving.recommendations import as_histories
-from hf_genrec.serving.recommender import check_items
 from invariants.model import NUM_ITEMS, make_model, random_codes, tiny_config
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hf_genrec.modeling.genrec_catalog import catalog_fingerprint
+from hf_genrec.modeling.genrec_folder import catalog_fingerprint
 from hf_genrec.tokenizers.semantic_ids import SemanticIds, items_fingerprint
 
 
