@@ -1,16 +1,13 @@
 """Hierarchical k-means: the tree, walking down, saving, checks."""
 
-import json
-
-import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_genrec.tokenizers.base import Quantizer
 from hf_genrec.tokenizers.collisions import group_by_codes
 from hf_genrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans
+from tests.invariants.quantizer import QuantizerInvariants
 
 
 @pytest.fixture(scope="module")
@@ -103,85 +100,21 @@ def test_equal_rows_share_codes_and_every_code_can_be_decoded(num_rows, num_leve
     assert len(np.unique(np.column_stack([groups, codes]), axis=0)) == len(np.unique(groups))
 
 
-def test_tree_depends_on_neither_the_order_of_the_rows_nor_the_number_of_threads(embeddings, quantizer):
+def test_tree_does_not_depend_on_the_order_of_the_rows(embeddings, quantizer):
     order = np.random.default_rng(9).permutation(301)
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(3)
-    try:
-        again = HierarchicalKMeans(num_levels=3, codebook_size=8).fit(embeddings[order])
-        num_threads = faiss.omp_get_max_threads()
-    finally:
-        faiss.omp_set_num_threads(before)
+
+    again = HierarchicalKMeans(num_levels=3, codebook_size=8).fit(embeddings[order])
 
     np.testing.assert_array_equal(again.encode(embeddings), quantizer.encode(embeddings))
-    assert num_threads == 3
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 29])
-def test_codes_do_not_depend_on_the_batch(embeddings, quantizer, batch_size):
-    batches = [quantizer.encode(embeddings[i : i + batch_size]) for i in range(0, 31, batch_size)]
-
-    np.testing.assert_array_equal(np.concatenate(batches)[:31], quantizer.encode(embeddings)[:31])
-
-
-def test_seed_changes_the_tree(embeddings, quantizer):
-    other = HierarchicalKMeans(num_levels=3, codebook_size=8, seed=5).fit(embeddings)
-
-    assert not np.array_equal(other.encode(embeddings), quantizer.encode(embeddings))
+class TestHierarchicalKMeans(QuantizerInvariants):
+    QUANTIZER = HierarchicalKMeans
+    OTHER_SIZE = "num_levels"
+    WRONG = {"num_iterations": 0}
+    LEAST_ROWS = 1
 
 
-def test_saved_tree_assigns_the_same_codes_to_new_items(tmp_path, quantizer):
-    new_items = np.random.default_rng(8).normal(size=(57, 13)).astype(np.float32)
-
-    quantizer.save(tmp_path)
-    loaded = Quantizer.load(tmp_path)
-
-    assert isinstance(loaded, HierarchicalKMeans)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "quantizer.safetensors"]
-    codes = quantizer.encode(new_items)
-    np.testing.assert_array_equal(loaded.encode(new_items), codes)
-    np.testing.assert_array_equal(loaded.decode(codes), quantizer.decode(codes))
-    assert (loaded.num_levels, loaded.codebook_size, loaded.seed, loaded.num_iterations) == (3, 8, 1234, 25)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("num_levels", 2, "offsets_2.* config.json says"),
-        ("dim", 5, r"\(None, 5\)"),
-        ("quantizer_type", "opq", "'opq'"),
-    ],
-)
-def test_folder_that_does_not_fit_its_config_is_refused(tmp_path, quantizer, key, value, message):
-    quantizer.save(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}), encoding="utf-8")
-
-    with pytest.raises(ValueError, match=message):
-        HierarchicalKMeans.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"num_levels": 0}, {"codebook_size": 3}, {"codebook_size": 65536}, {"num_iterations": 0}]
-)
-def test_arguments_out_of_range_are_named(arguments):
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        HierarchicalKMeans(**arguments)
-
-
-def test_wrong_input_is_an_error(embeddings, quantizer):
-    broken = embeddings.copy()
-    broken[[4, 9], 2] = np.nan
-
-    with pytest.raises(ValueError, match=r"2 rows, first at rows \[4, 9\]"):
-        HierarchicalKMeans().fit(broken)
-    with pytest.raises(ValueError, match="at least one row"):
-        HierarchicalKMeans().fit(embeddings[:0])
-    with pytest.raises(ValueError, match="13 columns, got 12"):
-        quantizer.encode(embeddings[:, :12])
-    with pytest.raises(ValueError, match="not fitted"):
-        HierarchicalKMeans().encode(embeddings)
-    with pytest.raises(ValueError, match="between 0 and 7"):
-        quantizer.decode(np.array([[0, 8, 0]]))
+def test_codes_that_the_tree_does_not_have_cannot_be_decoded(embeddings):
     with pytest.raises(ValueError, match="no cluster has 1 of them, first row 1"):
         HierarchicalKMeans(num_levels=2, codebook_size=4).fit(embeddings[:3]).decode(np.array([[0, 0], [3, 0]]))

@@ -1,7 +1,5 @@
 """Product quantization: faiss' codes, the rotation, reconstruction, saving, checks."""
 
-import json
-
 import faiss
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 from hf_genrec.tokenizers import product
 from hf_genrec.tokenizers.collisions import group_by_codes, reassign_by_candidates, rematch_last_level
 from hf_genrec.tokenizers.product import ProductQuantizer
+from tests.invariants.quantizer import QuantizerInvariants
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +97,11 @@ def test_rotation_is_orthonormal_and_loses_less_than_none(embeddings, quantizer)
 def test_sum_of_centroids_is_the_approximate_embedding(quantizer, codes):
     codes = np.array(codes)
 
-    summed = quantizer.codebooks[np.arange(3), codes].sum(axis=1)
+    pieces = quantizer._centroids[np.arange(3), codes].reshape(len(codes), 12)  # of the rotated embedding
 
     assert quantizer.codebooks.shape == (3, 16, 12)
-    np.testing.assert_allclose(summed, quantizer.decode(codes), atol=1e-4)
+    expected = (pieces + quantizer._center) @ quantizer._rotation
+    np.testing.assert_allclose(quantizer.decode(codes), expected, atol=1e-4)
 
 
 @settings(max_examples=20)
@@ -141,29 +141,6 @@ def test_item_that_must_move_goes_to_the_nearest_free_tuple():
     np.testing.assert_array_equal(moved, [[1, 2], tuples[errors.argsort()[1]]])
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 29])
-def test_codes_do_not_depend_on_the_batch(embeddings, quantizer, batch_size, monkeypatch):
-    batches = [quantizer.encode(embeddings[i : i + batch_size]) for i in range(0, 61, batch_size)]
-    together = quantizer.encode(embeddings)
-    monkeypatch.setattr(ProductQuantizer, "block_size", batch_size)
-
-    np.testing.assert_array_equal(np.concatenate(batches)[:61], together[:61])
-    np.testing.assert_array_equal(quantizer.encode(embeddings), together)
-
-
-def test_codebooks_do_not_depend_on_the_number_of_threads_and_it_is_restored(embeddings, quantizer):
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(3)
-    try:
-        again = ProductQuantizer(num_levels=3, codebook_size=16).fit(embeddings)
-        num_threads = faiss.omp_get_max_threads()
-    finally:
-        faiss.omp_set_num_threads(before)
-
-    np.testing.assert_array_equal(again.codebooks, quantizer.codebooks)
-    assert num_threads == 3
-
-
 @pytest.mark.parametrize("rotate", [True, False])
 def test_seed_changes_the_codebooks(embeddings, rotate):
     first, second = (
@@ -174,59 +151,10 @@ def test_seed_changes_the_codebooks(embeddings, rotate):
     assert np.array_equal(first._rotation, second._rotation) != rotate
 
 
-@pytest.mark.parametrize("rotate", [True, False])
-def test_saved_quantizer_assigns_the_same_codes_to_new_items(tmp_path, embeddings, rotate):
-    new_items = np.random.default_rng(8).normal(size=(57, 12)).astype(np.float32)
-    quantizer = ProductQuantizer(num_levels=6, codebook_size=8, seed=9, rotate=rotate).fit(embeddings)
-
-    quantizer.save(tmp_path / "quantizer")
-    loaded = ProductQuantizer.load(tmp_path / "quantizer")
-
-    assert sorted(path.name for path in (tmp_path / "quantizer").iterdir()) == ["config.json", "quantizer.safetensors"]
-    np.testing.assert_array_equal(loaded.codebooks, quantizer.codebooks)
-    np.testing.assert_array_equal(loaded.encode(new_items), quantizer.encode(new_items))
-    assert (loaded.num_levels, loaded.codebook_size, loaded.seed, loaded.rotate) == (6, 8, 9, rotate)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [("codebook_size", 8, "shapes"), ("num_levels", 4, "shapes"), ("quantizer_type", "opq", "'opq'")],
-)
-def test_folder_that_does_not_fit_its_config_is_refused(tmp_path, quantizer, key, value, message):
-    quantizer.save(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}), encoding="utf-8")
-
-    with pytest.raises(ValueError, match=message):
-        ProductQuantizer.load(tmp_path)
-
-
 @pytest.mark.parametrize(("num_columns", "sizes"), [(15, "14 or 21"), (20, "14 or 21"), (5, "7")])
 def test_columns_that_cannot_be_cut_are_an_error_that_names_the_nearest_sizes(num_columns, sizes):
     with pytest.raises(ValueError, match=f"7 does not divide {num_columns}. Whiten to {sizes} components"):
         ProductQuantizer(num_levels=7, codebook_size=2).fit(np.zeros((3, num_columns)))
-
-
-@pytest.mark.parametrize("arguments", [{"num_levels": 0}, {"codebook_size": 1}, {"codebook_size": 100}])
-def test_arguments_out_of_range_are_named(arguments):
-    with pytest.raises(ValueError, match=next(iter(arguments))):
-        ProductQuantizer(**arguments)
-
-
-def test_too_few_rows_nan_wrong_width_and_unfitted_use_are_errors(embeddings, quantizer):
-    broken = embeddings.copy()
-    broken[[4, 9], 2] = np.nan
-
-    with pytest.raises(ValueError, match="15 rows, fewer than the 16 centroids"):
-        ProductQuantizer(num_levels=3, codebook_size=16).fit(np.ones((15, 3)))
-    with pytest.raises(ValueError, match=r"2 rows, first at rows \[4, 9\]"):
-        quantizer.encode(broken)
-    with pytest.raises(ValueError, match="12 columns, got 11"):
-        quantizer.encode(embeddings[:, :11])
-    with pytest.raises(ValueError, match="not fitted"):
-        ProductQuantizer().encode(embeddings)
-    with pytest.raises(ValueError, match="between 0 and 15"):
-        quantizer.decode(np.array([[0, 16, 0]]))
 
 
 def test_long_training_shows_its_progress(embeddings, capfd, monkeypatch):
@@ -239,3 +167,14 @@ def test_long_training_shows_its_progress(embeddings, capfd, monkeypatch):
     assert "51/51" in shown
     assert "WARNING" not in shown
     assert capfd.readouterr().err == ""
+
+
+class TestProductQuantizer(QuantizerInvariants):
+    QUANTIZER = ProductQuantizer
+    OTHER_SIZE = "num_levels"
+
+
+class TestProductQuantizerWithoutARotation(QuantizerInvariants):
+    QUANTIZER = ProductQuantizer
+    ARGUMENTS = {"rotate": False}
+    OTHER_SIZE = "codebook_size"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hf_genrec.tokenizers.base import Quantizer
 from hf_genrec.tokenizers.product import ProductQuantizer
 from hf_genrec.tokenizers.random_codes import RandomCodes
-from hf_genrec.tokenizers.residual_kmeans import ResidualKMeans
+from tests.invariants.quantizer import QuantizerInvariants
 
 
 EMBEDDINGS = np.random.default_rng(7).normal(size=(1009, 5)).astype(np.float32)
@@ -58,42 +58,45 @@ def test_smallest_and_largest_codebook(codebook_size):
     assert 0.99 * codebook_size <= codes.max() + 1 <= codebook_size
 
 
-@pytest.mark.parametrize(
-    "quantizer",
-    [
-        RandomCodes(num_levels=3, codebook_size=8, seed=5),
-        ProductQuantizer(num_levels=5, codebook_size=8),
-        ResidualKMeans(num_levels=2, codebook_size=8),
-    ],
-    ids=lambda quantizer: type(quantizer).__name__,
-)
-def test_folder_of_any_quantizer_loads_as_what_it_is(tmp_path, quantizer):
-    quantizer.fit(EMBEDDINGS[:101]).save(tmp_path)
-
-    loaded = Quantizer.load(tmp_path)
-
-    assert type(loaded) is type(quantizer)
-    np.testing.assert_array_equal(loaded.encode(EMBEDDINGS), quantizer.encode(EMBEDDINGS))
+class TestRandomCodes(QuantizerInvariants):
+    QUANTIZER = RandomCodes
+    FILES = ["config.json"]
+    WRONG = {"seed": -1}
+    LEAST_ROWS = 0
 
 
-def test_unknown_type_other_type_and_no_folder_are_errors(tmp_path):
+def test_types_that_exist_are_listed_and_no_folder_is_an_error(tmp_path):
     RandomCodes().fit(EMBEDDINGS).save(tmp_path)
     with pytest.raises(ValueError, match="'random'; ProductQuantizer.load opens product"):
         ProductQuantizer.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"quantizer_type": "vq"}), encoding="utf-8")
 
-    with pytest.raises(ValueError, match="'vq'; Quantizer.load opens residual_kmeans, rqvae, .*random"):
+    with pytest.raises(ValueError, match="Quantizer.load opens residual_kmeans, rqvae, .*random"):
         Quantizer.load(tmp_path)
     with pytest.raises(FileNotFoundError):
         Quantizer.load(tmp_path / "nowhere")
 
 
-def test_wrong_arguments_width_and_unfitted_use_are_errors():
-    with pytest.raises(ValueError, match="num_levels"):
-        RandomCodes(num_levels=0)
-    with pytest.raises(ValueError, match="seed"):
-        RandomCodes(seed=-1)
-    with pytest.raises(ValueError, match="5 columns, got 4"):
-        RandomCodes().fit(EMBEDDINGS).encode(EMBEDDINGS[:, :4])
-    with pytest.raises(ValueError, match="not fitted"):
-        RandomCodes().encode(EMBEDDINGS)
+def test_quantizer_of_another_package_is_named_saved_and_loaded_like_ours(tmp_path):
+    class Halves(Quantizer):
+        """Of each column whether it is above 0."""
+
+        quantizer_type = "halves"
+        names = {"halves": {}}
+        has_codebooks = False
+
+        def __init__(self, *, num_levels=5, codebook_size=2, seed=0):
+            super().__init__(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
+
+        def _fit(self, rows, *, show_progress):
+            pass
+
+        def _encode(self, rows):
+            return (rows > 0)[:, : self.num_levels]
+
+    quantizer = Quantizer.named("halves", num_items=9, codebook_size=2).fit(EMBEDDINGS)
+    quantizer.save(tmp_path)
+
+    loaded = Quantizer.load(tmp_path)
+    assert type(loaded) is Halves
+    np.testing.assert_array_equal(loaded.encode(EMBEDDINGS), EMBEDDINGS > 0)

@@ -1,7 +1,5 @@
 """RQ-VAE: the network's loss and gradients, training, codes, saving, checks."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from hf_genrec.tokenizers.base import Quantizer
 from hf_genrec.tokenizers.collisions import reassign_by_candidates
 from hf_genrec.tokenizers.rqvae import RQVAE
 from hf_genrec.tokenizers.rqvae_network import RQVAEConfig, RQVAEModel, balanced_codes
+from tests.invariants.quantizer import QuantizerInvariants
 
 
 SIZES = {"num_levels": 2, "codebook_size": 8, "hidden_sizes": (11,), "latent_dim": 5}
@@ -212,30 +211,6 @@ def test_without_rows_held_out_all_epochs_run_on_all_rows(embeddings):
     assert (report["history"], report["relative_error"]) == ([], None)
 
 
-def test_same_seed_gives_the_same_codes_whatever_happened_before(embeddings, quantizer):
-    torch.rand(3)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        again = RQVAE(**SHORT).fit(embeddings, show_progress=False)
-        num_threads = torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-
-    np.testing.assert_array_equal(again.codebooks, quantizer.codebooks)
-    np.testing.assert_array_equal(again.encode(embeddings), quantizer.encode(embeddings))
-    assert num_threads == 2
-    other = RQVAE(**SHORT | {"seed": 5}).fit(embeddings, show_progress=False)
-    assert not np.array_equal(other.encode(embeddings), quantizer.encode(embeddings))
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 29])
-def test_codes_do_not_depend_on_the_batch(embeddings, quantizer, batch_size):
-    batches = [quantizer.encode(embeddings[i : i + batch_size]) for i in range(0, 31, batch_size)]
-
-    np.testing.assert_array_equal(np.concatenate(batches)[:31], quantizer.encode(embeddings)[:31])
-
-
 def test_codes_are_the_nearest_centroids_of_the_latents(embeddings, quantizer):
     codes = quantizer.encode(embeddings)
 
@@ -273,16 +248,6 @@ def test_saved_quantizer_assigns_the_same_codes_and_opens_as_a_model(tmp_path, e
     torch.testing.assert_close(model.codebooks, quantizer.model.codebooks)
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [("codebook_size", 4, "fit"), ("quantizer_type", "pq", "'pq'")])
-def test_folder_that_does_not_fit_its_config_is_refused(tmp_path, quantizer, key, value, message):
-    quantizer.save(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}), encoding="utf-8")
-
-    with pytest.raises(ValueError, match=message):
-        RQVAE.load(tmp_path)
-
-
 def test_weights_that_lack_a_tensor_are_refused(tmp_path, quantizer):
     quantizer.save(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -293,28 +258,28 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path, quantizer):
         RQVAE.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"num_levels": 0}, {"codebook_size": 100}, {"latent_dim": 0}, {"hidden_sizes": (4, 0)}, {"dropout": 1.0},
-        {"commitment_weight": -0.1}, {"sinkhorn_epsilon": -1.0}, {"sinkhorn_iterations": 0}, {"epochs": 0},
-        {"learning_rate": 0.0}, {"validation_share": 1.0}, {"patience": 0}, {"device": "tpu"}, {"seed": -1},
-        {"epochs": "many"}, {"optimizer": "best"}, {"latent_dim": "wide"},
-    ],
-)  # fmt: skip
-def test_arguments_out_of_range_are_named(arguments):
+class TestRQVAE(QuantizerInvariants):
+    QUANTIZER = RQVAE
+    ARGUMENTS = SHORT | {"num_levels": 3, "epochs": 20}
+    FILES = ["config.json", "model.safetensors", "training.json"]
+    OTHER_SIZE = "codebook_size"
+    WRONG = {
+        "latent_dim": 0, "hidden_sizes": (4, 0), "dropout": 1.0, "commitment_weight": -0.1, "sinkhorn_epsilon": -1.0,
+        "sinkhorn_iterations": 0, "epochs": 0, "learning_rate": 0.0, "validation_share": 1.0, "patience": 0,
+        "device": "tpu", "seed": -1, "optimizer": "best",
+    }  # fmt: skip
+
+    def test_too_few_rows_to_learn_from_are_refused(self, vectors):
+        with pytest.raises(ValueError, match="7 rows, fewer than the 8 centroids"):
+            self.new().fit(vectors[:8], show_progress=False)
+
+
+@pytest.mark.parametrize("arguments", [{"epochs": "many"}, {"latent_dim": "wide"}])
+def test_arguments_of_another_type_are_named(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         RQVAE(**arguments)
 
 
-def test_wrong_input_is_an_error(embeddings, quantizer):
-    with pytest.raises(ValueError, match="7 rows, fewer than the 8 centroids"):
-        RQVAE(**SHORT).fit(embeddings[:8])
-    with pytest.raises(ValueError, match="13 columns, got 12"):
-        quantizer.encode(embeddings[:, :12])
-    with pytest.raises(ValueError, match="not fitted"):
-        RQVAE().encode(embeddings)
-    with pytest.raises(ValueError, match="between 0 and 7"):
-        quantizer.decode(np.array([[0, 8]]))
+def test_training_that_diverges_is_an_error(embeddings):
     with pytest.raises(ValueError, match="diverged"):
         RQVAE(**SHORT | {"learning_rate": 1e30, "validation_share": 0.0}).fit(embeddings, show_progress=False)
