@@ -12,7 +12,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_genrec.data.prepare import PreparedDataset, prepare
 from hf_genrec.evaluation.baselines import ItemKNN, Popularity
-from hf_genrec.evaluation.evaluate import evaluate_recommender, evaluation_record
+from hf_genrec.evaluation.evaluate import evaluate, evaluate_recommender, evaluation_record
 from hf_genrec.hub.files import hub_files
 from hf_genrec.hub.push import push_ids, push_recommender
 from hf_genrec.hub.save import save_recommender
@@ -87,6 +87,7 @@ __all__ = [
     "Whitening",
     "build_tokenizer",
     "embed_texts",
+    "evaluate",
     "evaluate_recommender",
     "evaluation_record",
     "hub_files",

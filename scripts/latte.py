@@ -22,7 +22,7 @@ from rich.console import Console
 from hf_genrec.cli.tables import collision_table, metrics_table, statistics_table
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sources.amazon import prepare_amazon
-from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate_systems
+from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.folder import embed_items, embeddings_path, load_tokenized, tokenize_items
 from hf_genrec.training import recipes
@@ -116,15 +116,15 @@ def prepared_category(folder: Path, category: str, data_dir: str | None, missing
 def tested(run: Path, prepared: PreparedDataset, beams: int, aggregation: str, baselines: bool) -> dict[str, Any]:
     """The evaluation record of the test split, written into the run folder."""
     recommender = Recommender.from_pretrained(run, num_beams=beams, latent_aggregation=aggregation, batch_size=16)
-    found = evaluate_systems(
+    record = evaluate(
         recommender,
         prepared,
-        settings=EvaluationSettings(show_progress=True),
+        EvaluationSettings(show_progress=True),
         baselines=None if baselines else {},
         run=evaluation_run(run, num_beams=beams, latent_aggregation=aggregation),
     )
-    write_evaluation(run, recommender.model.config, found.record, users=found.users)
-    return found.record
+    write_evaluation(run, recommender.model.config, record, users=record.users)
+    return record
 
 
 if __name__ == "__main__":

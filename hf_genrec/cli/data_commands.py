@@ -339,8 +339,8 @@ def _report(
 ) -> tuple[list[Any], dict[str, Any]]:
     """What is to be shown of a report on a tokenized folder, and the report."""
     from hf_genrec.cli.tables import position_table, prefix_table
-    from hf_genrec.plots import plot_id_report
     from hf_genrec.tokenizers.report import REPORT_NAME, report_tokenized
+    from hf_genrec.tokenizers.report_plot import plot_id_report
 
     report = report_tokenized(folder, prepared, embeddings=embeddings)
     shown: list[Any] = [prefix_table(report), position_table(report)]

@@ -29,7 +29,7 @@ from hf_genrec.cli.tables import (
 )
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sources.movielens import prepare_movielens
-from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate_systems
+from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
 from hf_genrec.evaluation.record import evaluation_run
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.folder import embed_items, embeddings_path, load_tokenized, read_embeddings, tokenize_items
@@ -237,9 +237,8 @@ def _evaluated(
     _heading(console, "5. Evaluation on the test split, films seen before excluded", is_there)
     if not is_there:
         how = EvaluationSettings(exclude_seen=EXCLUDE_SEEN, show_progress=console.is_terminal)
-        found = evaluate_systems(recommender, prepared, settings=how, run=run)
-        record = found.record
-        write_evaluation(target, recommender.model.config, record, users=found.users)
+        record = evaluate(recommender, prepared, how, run=run)
+        write_evaluation(target, recommender.model.config, record, users=record.users)
     return record
 
 

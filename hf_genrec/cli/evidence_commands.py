@@ -57,10 +57,14 @@ def _compare(
         raise ValueError(f"`--plot` must end in .png, got {plot!r}.")
     with output_on(as_json) as show:
         from hf_genrec.cli.tables import rows_table
-        from hf_genrec.evaluation.compare import compare_evaluations
-        from hf_genrec.evaluation.comparison_page import comparison_note, plot_comparisons, write_comparisons
+        from hf_genrec.evaluation.compare import (
+            compare_evaluations,
+            comparison_note,
+            comparison_sheets,
+            plot_comparisons,
+            write_comparisons,
+        )
         from hf_genrec.evaluation.systems import load_evaluation
-        from hf_genrec.evaluation.tables import comparison_sheets
 
         loaded = [load_evaluation(word) for word in evaluations]
         comparisons = compare_evaluations(loaded, metric=metric, against=against, grouped=grouped)
@@ -117,7 +121,7 @@ def _diagnose(
     with output_on(as_json) as show:
         from hf_genrec.data.prepared import PreparedDataset
         from hf_genrec.evaluation.diagnose import diagnose, diagnosis_tables, load_systems, plot_diagnosis
-        from hf_genrec.evaluation.evaluate import write_record
+        from hf_genrec.files import write_json
         from hf_genrec.training.trainer import keep_freed_memory
 
         keep_freed_memory()  # the walk through the tree makes and frees large tensors for every user
@@ -134,7 +138,7 @@ def _diagnose(
         )
         report |= {"command": command_line(), "runs": loaded}
         if output is not None:
-            write_record(report, output)
+            write_json(report, output)
         if plot is not None:
             plot_diagnosis(report, plot)
         show(*diagnosis_tables(report), result=report)

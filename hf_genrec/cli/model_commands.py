@@ -314,8 +314,9 @@ def _evaluate(
         from hf_genrec.data.checks import check_trained_on
         from hf_genrec.data.prepared import PreparedDataset
         from hf_genrec.evaluation.baselines import save_neighbors
-        from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate_systems
-        from hf_genrec.evaluation.record import evaluation_run, read_training, users_path, write_record, write_users
+        from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
+        from hf_genrec.evaluation.record import evaluation_run, read_training, users_path, write_users
+        from hf_genrec.files import write_json
         from hf_genrec.serving.recommender import Recommender, check_model_name
         from hf_genrec.training.initial import check_same_catalog
         from hf_genrec.training.runs import write_evaluation
@@ -339,17 +340,17 @@ def _evaluate(
         )
         run = evaluation_run(model, decoding=recommender.decoding, **decoding) | {"search_options": options}
         baselines: dict[str, Any] | None = {} if no_baselines else None
-        found = evaluate_systems(recommender, prepared, settings=settings, baselines=baselines, run=run)
+        record = evaluate(recommender, prepared, settings, baselines=baselines, run=run)
         if output is not None:
-            write_record(found.record, output)
-            write_users(found.users, users_path(output))
+            write_json(record, output)
+            write_users(record.users, users_path(output))
         if split == "test" and max_users is None and not exclude_seen and Path(model).is_dir():
-            write_evaluation(model, recommender.model.config, found.record, users=found.users)
+            write_evaluation(model, recommender.model.config, record, users=record.users)
             save_neighbors(prepared, model)
         notes = []
         if split == "validation" and baselines is None:
             notes.append("item_knn was tuned on users of this split: its numbers here are higher than they should be.")
-        show(*evaluation_tables(found.record), *notes, result=found.record)
+        show(*evaluation_tables(record), *notes, result=record)
 
 
 @app.command("recommend", cls=_ManyItems)

@@ -1,25 +1,29 @@
 """
 Evaluations of several systems in, one table out: means over seeds and paired differences against one of them.
 
-Only records of the same data, users and treatment of histories are compared; what a comparison looks like on a page is
-made by `evidence_results.py`.
+Only records of the same data, users and treatment of histories are compared. A comparison becomes tables, a page of
+Markdown, JSON or a plot.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_genrec.evaluation.significance import (
+from hf_genrec.evaluation.metrics import (
     DEFAULT_NUM_RESAMPLES,
     PairedDifference,
     holm_adjusted,
     paired_difference,
     seed_difference,
 )
+from hf_genrec.evaluation.plots import IntervalPanel, plot_intervals
+from hf_genrec.evaluation.record import shown_cut
 from hf_genrec.evaluation.systems import (
     BASELINES,
     GROUP_FIELDS,
@@ -31,6 +35,17 @@ from hf_genrec.evaluation.systems import (
     model_systems,
     user_values,
 )
+from hf_genrec.evaluation.tables import (
+    NONE,
+    PUBLISHED_ENCODERS,
+    Sheet,
+    evidence_sheets,
+    markdown_table,
+    metric_cell,
+    paired_cells,
+    sheet_blocks,
+)
+from hf_genrec.files import write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -42,15 +57,13 @@ class Differences:
     see [`~systems.System.user_values`].
 
     Args:
-        difference (`float`):
-            Difference of the metric, the mean over seeds.
+        difference (`float`): Difference of the metric, the mean over seeds.
         users ([`PairedDifference`] or `None`):
             Over the same users; with several seeds each user's values are averaged first. `None` where one of the two
             has no results per user.
         seeds ([`PairedDifference`] or `None`):
             Over the seeds that both were trained with; `None` where there are fewer than two.
-        adjusted_p_value (`float` or `None`):
-            That of `users` after Holm's correction for all comparisons of the table.
+        adjusted_p_value (`float` or `None`): That of `users` after Holm's correction for all comparisons of the table.
     """
 
     difference: float
@@ -65,16 +78,12 @@ class Comparison:
     Systems on the same users, the best first.
 
     Args:
-        metric (`str`):
-            What they are ordered by and compared in.
-        against (`str`):
-            Name of the system that the others are compared with.
+        metric (`str`): What they are ordered by and compared in.
+        against (`str`): Name of the system that the others are compared with.
         conditions (`dict`):
             What the records share: protocol, split, fingerprint, sizes and settings; and `dataset` where they name it.
-        systems (`list[System]`):
-            By falling values of the metric.
-        differences (`dict[str, Differences]`):
-            By the name of the system, for all but the reference.
+        systems (`list[System]`): By falling values of the metric.
+        differences (`dict[str, Differences]`): By the name of the system, for all but the reference.
     """
 
     metric: str
@@ -114,8 +123,7 @@ def compare_evaluations(
     the catalog; differences do not, see [`Differences`].
 
     Args:
-        evaluations (`list[StoredEvaluation]`):
-            What [`load_evaluation`] returned.
+        evaluations (`list[StoredEvaluation]`): What [`load_evaluation`] returned.
         metric (`str`, *optional*, defaults to `"ndcg@10"`):
             `"recall@k"`, `"ndcg@k"` or `"mrr@k"`, one that all records have.
         against (`str`, *optional*):
@@ -123,10 +131,8 @@ def compare_evaluations(
             first evaluation if it has them, else the best baseline.
         grouped (`bool`, *optional*, defaults to `False`):
             Whether records that are not comparable make a comparison each instead of an error.
-        num_resamples (`int`, *optional*, defaults to 9999):
-            Resamples of intervals and tests.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the resamples.
+        num_resamples (`int`, *optional*, defaults to 9999): Resamples of intervals and tests.
+        seed (`int`, *optional*, defaults to 0): Seed of the resamples.
 
     Returns:
         `list[Comparison]`: one, or with `grouped` one per group in the order of the evaluations.
@@ -163,18 +169,12 @@ def difference_of(
     How far one system is from another, over users and over seeds.
 
     Args:
-        system ([`System`]):
-            The one.
-        reference ([`System`]):
-            The other, evaluated on the same users.
-        metric (`str`):
-            `"recall@k"`, `"ndcg@k"` or `"mrr@k"`.
-        confidence (`float`):
-            Confidence of the intervals.
-        num_resamples (`int`, *optional*, defaults to 9999):
-            Resamples of interval and test over users.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the resamples.
+        system ([`System`]): The one.
+        reference ([`System`]): The other, evaluated on the same users.
+        metric (`str`): `"recall@k"`, `"ndcg@k"` or `"mrr@k"`.
+        confidence (`float`): Confidence of the intervals.
+        num_resamples (`int`, *optional*, defaults to 9999): Resamples of interval and test over users.
+        seed (`int`, *optional*, defaults to 0): Seed of the resamples.
 
     Returns:
         [`Differences`]: above 0 where `system` is better.
@@ -200,8 +200,7 @@ def check_comparable(evaluations: Sequence[StoredEvaluation]) -> None:
     Refuse to compare what was not measured in the same way.
 
     Args:
-        evaluations (`list[StoredEvaluation]`):
-            At least one.
+        evaluations (`list[StoredEvaluation]`): At least one.
 
     Raises:
         ValueError: If protocol, data, users or the treatment of histories differ; the message names what.
@@ -222,8 +221,7 @@ def check_same_users(evaluations: Sequence[StoredEvaluation]) -> None:
     Refuse to pair results of different users: rows are paired by position, so what is known of the users must agree.
 
     Args:
-        evaluations (`list[StoredEvaluation]`):
-            Comparable ones; those without results per user are passed over.
+        evaluations (`list[StoredEvaluation]`): Comparable ones; those without results per user are passed over.
 
     Raises:
         ValueError: If the targets' counts in training or the lengths of the histories differ.
@@ -237,6 +235,175 @@ def check_same_users(evaluations: Sequence[StoredEvaluation]) -> None:
                     f"The users of {known[0][0]} and {source} differ in `{column}`: they were not evaluated on the "
                     "same users in the same order. Evaluate both again on the same prepared data."
                 )
+
+
+def comparison_sheets(comparison: Comparison) -> list[Sheet]:
+    """
+    All tables of a comparison.
+
+    Args:
+        comparison ([`Comparison`]): What [`compare_evaluations`] returned.
+
+    Returns:
+        `list[Sheet]`: the metrics with the paired differences, then what [`evidence_sheets`] tells.
+    """
+    cut = shown_cut([name for system in comparison.systems for name in system.values], metric="recall")
+    wanted = dict.fromkeys([f"recall@{cut}", f"ndcg@{cut}", f"mrr@{cut}", comparison.metric])
+    metrics = [name for name in wanted if any(name in system.values for system in comparison.systems)]
+    has_seeds = any(len(system.runs) > 1 for system in comparison.systems)
+    over_seeds = any(found.seeds is not None for found in comparison.differences.values())
+    header = ["system", *(["runs"] if has_seeds else []), *metrics, f"{comparison.metric}, difference", "p"]
+    rows = [header + (["difference over seeds", "p over seeds"] if over_seeds else [])]
+    for system in comparison.systems:
+        found = comparison.differences.get(system.name)
+        row = [system.name, *([str(len(system.runs) or NONE)] if has_seeds else [])]
+        row += [metric_cell(system, name) for name in metrics]
+        row += ["reference", NONE] if found is None else difference_cells(found)
+        if over_seeds:
+            row += [NONE, NONE] if found is None else paired_cells(found.seeds)
+        rows.append(row)
+    return [Sheet(title_of(comparison), rows), *evidence_sheets(comparison.systems)]
+
+
+def comparison_page(comparisons: Sequence[Comparison]) -> str:
+    """
+    Comparisons as Markdown.
+
+    Args:
+        comparisons (`list[Comparison]`): What [`compare_evaluations`] returned.
+
+    Returns:
+        `str`: a section each.
+    """
+    blocks = []
+    for comparison in comparisons:
+        first, *others = comparison_sheets(comparison)
+        blocks += [f"## {first.title}", comparison_note(comparison), markdown_table(first.rows)]
+        blocks += sheet_blocks(others)
+    return "\n\n".join(blocks) + "\n"
+
+
+def comparison_note(comparison: Comparison) -> str:
+    """
+    How the numbers of a comparison are to be read.
+
+    Args:
+        comparison ([`Comparison`]): What [`compare_evaluations`] returned.
+
+    Returns:
+        `str`: one paragraph.
+    """
+    confidence = f"{100 * comparison.conditions['confidence']:g} %"
+    encoders = sorted({system.encoder for system in comparison.systems if system.encoder is not None})
+    notes = [
+        f"{comparison.conditions['num_users']:,} users, {comparison.conditions['num_items']:,} items, data "
+        f"fingerprint `{comparison.conditions['fingerprint']}`.",
+        f"In brackets {confidence} bootstrap intervals over users; ± is the standard deviation between seeds.",
+        f"Differences are paired, user by user, against {comparison.against}; p is that of the sign-flip permutation "
+        "test after Holm's correction for the comparisons of this table. It takes the trained models as given: what "
+        "another seed would do is told over seeds alone. Intervals and `p over seeds` are not corrected.",
+    ]
+    if any(group is not None for system in comparison.systems for group in system.groups):
+        notes.append(
+            "Where several items share an id, differences of recall and ndcg are those of the expectation over the "
+            "order of the items of an id, while the columns of metrics count the items of the lists as decoded."
+        )
+    lacking = [name for name, found in comparison.differences.items() if found.users is None]
+    if lacking:
+        notes.append(f"No intervals of the difference without results per user: {', '.join(lacking)}.")
+    if encoders:
+        notes.append(f"Text encoder behind the ids: {', '.join(encoders)}; {PUBLISHED_ENCODERS}.")
+    return " ".join(notes)
+
+
+def write_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[str]) -> Path:
+    """
+    Write comparisons as Markdown or as JSON, by the ending of the file; a reader never sees a part of it.
+
+    Args:
+        comparisons (`list[Comparison]`): What [`compare_evaluations`] returned.
+        path (`str` or `Path`): Ends in `.md` or `.json`; its folder is created where it is missing.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ValueError: If the file ends in something else.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        write_json({"comparisons": [comparison.to_dict() for comparison in comparisons]}, path)
+        return path
+    if path.suffix != ".md":
+        raise ValueError(f"`path` must end in .md or .json, got {os.fspath(path)!r}.")
+    write_text(comparison_page(comparisons), path)
+    return path
+
+
+def plot_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[str]) -> Path:
+    """
+    Draw the metric of each system with its interval, a panel per comparison.
+
+    Args:
+        comparisons (`list[Comparison]`): What [`compare_evaluations`] returned, all of one metric.
+        path (`str` or `Path`): The PNG file.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    panels = [
+        IntervalPanel(
+            title_of(comparison),
+            {
+                system.name: (system.values[comparison.metric], *_interval_of(system, comparison.metric))
+                for system in comparison.systems
+            },
+            runs={
+                system.name: [run[comparison.metric] for run in system.runs]
+                for system in comparison.systems
+                if len(system.runs) > 1
+            },
+            faded=[system.name for system in comparison.systems if system.is_baseline],
+            reference=comparison.against,
+        )
+        for comparison in comparisons
+    ]
+    confidence = comparisons[0].conditions["confidence"]
+    return plot_intervals(panels, path, x_label=f"{comparisons[0].metric}, {100 * confidence:g} % interval over users")
+
+
+def difference_cells(found: Differences) -> list[str]:
+    """
+    A difference over users with its interval, and its p-value.
+
+    Args:
+        found ([`Differences`]):
+            Without results per user there is the difference alone. The p-value is the corrected one where there is.
+
+    Returns:
+        `list[str]`: two cells.
+    """
+    if found.users is None:
+        return [f"{found.difference:+.4f}", NONE]
+    adjusted = found.adjusted_p_value
+    return paired_cells(found.users if adjusted is None else replace(found.users, p_value=adjusted))
+
+
+def title_of(comparison: Comparison) -> str:
+    """
+    Data set, protocol and split of a comparison.
+
+    Args:
+        comparison ([`Comparison`]): What [`compare_evaluations`] returned.
+
+    Returns:
+        `str`
+    """
+    names = [comparison.conditions[name] for name in ("dataset", "protocol")]
+    return ", ".join([*(name for name in names if name), f"{comparison.conditions['split']} split"])
 
 
 def _compare(
@@ -286,3 +453,9 @@ def _with_adjusted(differences: dict[str, Differences]) -> dict[str, Differences
     tested = {name: p_value for name, p_value in p_values.items() if p_value is not None}
     adjusted = dict(zip(tested, holm_adjusted(list(tested.values())), strict=True))
     return {name: replace(found, adjusted_p_value=adjusted.get(name)) for name, found in differences.items()}
+
+
+def _interval_of(system: System, metric: str) -> tuple[float, float]:
+    value = system.values[metric]
+    low, high = system.values.get("intervals", {}).get(metric, (value, value))
+    return low, high

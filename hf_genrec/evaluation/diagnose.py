@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sequences import PrefixDataset, SequenceCollator, make_examples
+from hf_genrec.evaluation.plots import Panel, plot_lines
 from hf_genrec.evaluation.record import evaluation_run, named_path
 from hf_genrec.evaluation.tree import (
     best_latent_differs,
@@ -34,7 +35,6 @@ from hf_genrec.evaluation.tree import (
     sample_pairs,
 )
 from hf_genrec.modeling.genrec_recommend_config import check_latent_aggregation
-from hf_genrec.plots import Panel, plot_lines
 from hf_genrec.serving.recommender import Recommender, check_model_name
 
 
@@ -61,22 +61,17 @@ def diagnose(
     Args:
         systems (`dict[str, Recommender]`):
             Loaded models by name. The first must decode along a tree. Models without one are binned by its tree.
-        prepared ([`PreparedDataset`]):
-            The data set; its catalog is that of all models.
-        num_users (`int`, *optional*, defaults to 512):
-            Users, as in the paper; all of them where there are fewer.
-        num_pairs (`int`, *optional*, defaults to 1024):
-            Pairs of items per distance.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the users and the pairs.
+        prepared ([`PreparedDataset`]): The data set; its catalog is that of all models.
+        num_users (`int`, *optional*, defaults to 512): Users, as in the paper; all of them where there are fewer.
+        num_pairs (`int`, *optional*, defaults to 1024): Pairs of items per distance.
+        seed (`int`, *optional*, defaults to 0): Seed of the users and the pairs.
         latent_aggregation (`str`, *optional*, defaults to `"sum"`):
             What of a Latte model is called the probability of an item: the `"sum"` over its latents, which is one, or
             the `"max"`.
         num_latent_users (`int`, *optional*, defaults to 32):
             Of these users how many, drawn with the seed, entropy and information of the latent are computed for, from
             the scores of the whole catalog.
-        show_progress (`bool`, *optional*, defaults to `False`):
-            Whether progress bars are shown.
+        show_progress (`bool`, *optional*, defaults to `False`): Whether progress bars are shown.
 
     Returns:
         `dict`: what was measured, and `models`, by name: `model_type`, `tree_of` (whose tree), `tree` (`num_levels`,
@@ -148,10 +143,8 @@ def plot_diagnosis(report: Mapping[str, Any], path: str | os.PathLike[str]) -> P
     Correlation and reversal rate by distance, all models in one figure.
 
     Args:
-        report (`dict`):
-            What [`diagnose`] returned.
-        path (`str` or `Path`):
-            The PNG file.
+        report (`dict`): What [`diagnose`] returned.
+        path (`str` or `Path`): The PNG file.
 
     Returns:
         `Path`: the file.
@@ -186,10 +179,8 @@ def load_systems(
     Load run folders or Hub repositories under names.
 
     Args:
-        words (`list[str]`):
-            `NAME=RUN` or `RUN`, which is named like the folder.
-        device (`str`, *optional*):
-            Where the models run; `None` for the GPU if there is one.
+        words (`list[str]`): `NAME=RUN` or `RUN`, which is named like the folder.
+        device (`str`, *optional*): Where the models run; `None` for the GPU if there is one.
 
     Returns:
         `tuple[dict[str, Recommender], dict[str, dict]]`: the models, and by the same names what is known of their
@@ -217,8 +208,7 @@ def diagnosis_tables(report: Mapping[str, Any]) -> list[Table]:
     A report for a terminal.
 
     Args:
-        report (`dict`):
-            What [`diagnose`] returned.
+        report (`dict`): What [`diagnose`] returned.
 
     Returns:
         `list[rich.table.Table]`: correlation and reversals by distance, and the latents where a model has any.

@@ -54,8 +54,8 @@ class ListMetric(evaluate.Metric):
     """
     What ranked lists are like whatever the targets: coverage, Gini and, with counts, novelty at several cut-offs.
 
-    The numbers are those of [`hf_genrec.evaluation.lists`]. The diversity and the popularity lift that stand there need
-    the log and the histories; [`evaluate_recommender`] reports them.
+    The numbers are those of [`hf_genrec.evaluation.lists`]. The diversity and the popularity lift that stand there
+    need the log and the histories; [`hf_genrec.evaluate`] reports them.
 
     Example:
 

@@ -1,8 +1,9 @@
 """
 Whole lists in, what they are like out: how much of the catalog they show, how evenly, how popular and how alike.
 
-No target is needed. Lists are item indices, a matrix with one row per user, best first, `-1` where a list is shorter;
-`counts` says how often each item occurs in the training part. A user whose list is empty has no value (NaN).
+No target is needed. `lists` are item indices, a matrix with one row per user, best first, `-1` where a list is
+shorter; anything else raises a ValueError. `counts` says how often each item occurs in the training part. A user whose
+list is empty has no value (NaN).
 """
 
 from __future__ import annotations
@@ -26,12 +27,9 @@ def item_indices(
     Lists of item ids as a matrix of item indices.
 
     Args:
-        lists (`list[list[str]]`):
-            Ranked item ids per user, lists of any length.
-        item_ids (`list[str]`):
-            The catalog; the position is the item index.
-        k (`int`, *optional*):
-            Keep the first `k` of each list. `None` keeps as many as the longest list has.
+        lists (`list[list[str]]`): Ranked item ids per user, lists of any length.
+        item_ids (`list[str]`): The catalog; the position is the item index.
+        k (`int`, *optional*): Keep the first `k` of each list. `None` keeps as many as the longest list has.
 
     Returns:
         `np.ndarray` of shape `(num_users, k)`, int64: `-1` at ids that are no items and behind the end of a list.
@@ -64,10 +62,8 @@ def history_matrix(histories: Sequence[Sequence[str]], *, item_ids: Sequence[str
     How often each user took each item; unlike [`item_indices`] without room for the longest history in every row.
 
     Args:
-        histories (`list[list[str]]`):
-            Item ids per user; ids that are no items are left out.
-        item_ids (`list[str]`):
-            The catalog; the position is the column.
+        histories (`list[list[str]]`): Item ids per user; ids that are no items are left out.
+        item_ids (`list[str]`): The catalog; the position is the column.
 
     Returns:
         `scipy.sparse.csr_array` of shape `(num_users, num_items)`, int64.
@@ -89,21 +85,73 @@ def history_matrix(histories: Sequence[Sequence[str]], *, item_ids: Sequence[str
     return sp.coo_array(entries, shape=(len(histories), len(item_ids))).tocsr()
 
 
-def coverage(lists: ArrayLike, *, num_items: int) -> float:
+def is_invalid_list(lists: ArrayLike, lengths: ArrayLike, *, expected: ArrayLike) -> NDArray[np.bool_]:
     """
-    Share of the catalog that is in anybody's list: `|union of the lists| / num_items`.
+    Which users got something else than as many distinct items of the catalog as they were to get.
 
     Args:
-        lists (`np.ndarray` of shape `(num_users, k)`):
-            Item indices, `-1` where there is none.
-        num_items (`int`):
-            Size of the catalog.
+        lists (`np.ndarray` of shape `(num_users, k)`): See the module; here `-1` inside a list is a foreign id.
+        lengths (`np.ndarray` of shape `(num_users,)`): How many entries each list has, foreign ones among them.
+        expected (`np.ndarray` of shape `(num_users,)` or `int`):
+            How many items each user was to get: `top_k`, or the number of items that may be recommended if that is
+            smaller.
+
+    Returns:
+        `np.ndarray` of shape `(num_users,)`, bool: whether a list has another length, a foreign id or an item twice.
+
+    Example:
+
+    ```python
+    >>> is_invalid_list([[0, 2], [0, -1], [2, 2], [0, -1]], [2, 1, 2, 2], expected=2)  # right, short, twice, foreign
+    array([False,  True,  True,  True])
+
+    ```
+    """
+    items = np.sort(np.asarray(lists, dtype=np.int64), axis=1)
+    is_new = items >= 0
+    is_new[:, 1:] &= items[:, 1:] != items[:, :-1]
+    return (np.asarray(lengths) != expected) | (is_new.sum(axis=1) != expected)
+
+
+def list_values(
+    lists: ArrayLike, histories: sp.csr_array, *, counts: ArrayLike, cosines: sp.csr_array, k: int
+) -> dict[str, float | None]:
+    """
+    All properties of lists of this module.
+
+    Args:
+        lists (`np.ndarray` of shape `(num_users, k)`): See the module.
+        histories (`scipy.sparse.csr_array` of shape `(num_users, num_items)`): See [`history_matrix`].
+        counts (`np.ndarray` of shape `(num_items,)`): See the module.
+        cosines (`scipy.sparse.csr_array` of shape `(num_items, num_items)`): See [`item_cosines`].
+        k (`int`): What stands behind the `@` of the names.
+
+    Returns:
+        `dict`: `coverage@k`, `gini@k`, `novelty@k`, `diversity@k` and `popularity_lift@k`; means over the users that
+        have a value, `None` where no user has one.
+    """
+    num_items = cosines.shape[0]
+    values: dict[str, NDArray[np.float64] | float] = {
+        "coverage": coverage(lists, num_items=num_items),
+        "gini": gini(lists, num_items=num_items),
+        "novelty": novelty_per_user(lists, counts=counts),
+        "diversity": diversity_per_user(lists, cosines=cosines),
+        "popularity_lift": popularity_lift_per_user(lists, histories, counts=counts),
+    }
+    known = {name: np.atleast_1d(value)[~np.isnan(np.atleast_1d(value))] for name, value in values.items()}
+    return {f"{name}@{k}": float(value.mean()) if len(value) else None for name, value in known.items()}
+
+
+def coverage(lists: ArrayLike, *, num_items: int) -> float:
+    """
+    Share of the catalog that is in any list: `|union of the lists| / num_items`.
+
+    Args:
+        lists (`np.ndarray` of shape `(num_users, k)`): See the module.
+        num_items (`int`): Size of the catalog.
 
     Returns:
         `float`: a share in [0, 1].
-
-    Raises:
-        ValueError: If `lists` is no matrix of item indices.
 
     Example:
 
@@ -124,16 +172,11 @@ def gini(lists: ArrayLike, *, num_items: int) -> float:
     over `i = 1 ... N`: 0 if every item is recommended equally often, `1 - 1 / N` if only one is recommended.
 
     Args:
-        lists (`np.ndarray` of shape `(num_users, k)`):
-            Item indices, `-1` where there is none.
-        num_items (`int`):
-            Size of the catalog, N.
+        lists (`np.ndarray` of shape `(num_users, k)`): See the module.
+        num_items (`int`): Size of the catalog, N.
 
     Returns:
         `float`: in [0, 1); NaN if nothing is recommended.
-
-    Raises:
-        ValueError: If `lists` is no matrix of item indices.
 
     Example:
 
@@ -157,10 +200,8 @@ def novelty_per_user(lists: ArrayLike, *, counts: ArrayLike) -> NDArray[np.float
     An item without an interaction counts as if it had one, else its surprise would be infinite.
 
     Args:
-        lists (`np.ndarray` of shape `(num_users, k)`):
-            Item indices, `-1` where there is none.
-        counts (`np.ndarray` of shape `(num_items,)`):
-            Interactions of each item in the training part.
+        lists (`np.ndarray` of shape `(num_users, k)`): See the module.
+        counts (`np.ndarray` of shape `(num_items,)`): See the module.
 
     Returns:
         `np.ndarray` of shape `(num_users,)`, float64: bits; NaN where the list is empty.
@@ -188,19 +229,14 @@ def popularity_lift_per_user(lists: ArrayLike, histories: sp.csr_array, *, count
     How much more popular each list is than the user's own taste: mean count of the list over that of the history, - 1.
 
     Args:
-        lists (`np.ndarray` of shape `(num_users, k)`):
-            Item indices, `-1` where there is none.
+        lists (`np.ndarray` of shape `(num_users, k)`): See the module.
         histories (`scipy.sparse.csr_array` of shape `(num_users, num_items)`):
             How often each user took each item, see [`history_matrix`].
-        counts (`np.ndarray` of shape `(num_items,)`):
-            Interactions of each item in the training part.
+        counts (`np.ndarray` of shape `(num_items,)`): See the module.
 
     Returns:
         `np.ndarray` of shape `(num_users,)`, float64: 0 where both are equally popular, 1 where the list is twice as
         popular; NaN for users without a list, a history or any interaction with the history's items in training.
-
-    Raises:
-        ValueError: If `lists` is no matrix of item indices.
 
     Source: Abdollahpouri et al. 2020, section 3 (https://arxiv.org/abs/2007.12230), there over groups of users.
 
@@ -257,16 +293,11 @@ def diversity_per_user(lists: ArrayLike, *, cosines: sp.csr_array) -> NDArray[np
     with none, are measured alike.
 
     Args:
-        lists (`np.ndarray` of shape `(num_users, k)`):
-            Item indices, `-1` where there is none.
-        cosines (`scipy.sparse.csr_array` of shape `(num_items, num_items)`):
-            What [`item_cosines`] returned.
+        lists (`np.ndarray` of shape `(num_users, k)`): See the module.
+        cosines (`scipy.sparse.csr_array` of shape `(num_items, num_items)`): What [`item_cosines`] returned.
 
     Returns:
         `np.ndarray` of shape `(num_users,)`, float64: in [0, 1]; NaN where the list has fewer than two items.
-
-    Raises:
-        ValueError: If `lists` is no matrix of item indices.
 
     Source: Ziegler et al. 2005, section 3.3 (https://doi.org/10.1145/1060745.1060754).
 

@@ -1,18 +1,25 @@
 """
-Ranked lists and targets in, numbers out: pure functions on arrays, one value per user or one for all users.
+Ranks of targets in, numbers out: metrics per user and for all users, their intervals, and tests between two systems.
 
 Every user has one target and counts in every denominator, with or without a hit. A rank is the 0-based position of the
-target, `-1` where it was not recommended; all metrics are shares in [0, 1], not percentages.
+target, `-1` where it was not recommended. `k` is a cut-off of at least 1. All metrics are shares in [0, 1], not
+percentages.
+
+Two systems see the same users, and most users are easy or hopeless for both: the difference per user varies far less
+than either value, so paired intervals are narrower than what two intervals side by side suggest.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 
+DEFAULT_NUM_RESAMPLES = 9999
 _CHUNK = 1 << 21  # numbers drawn at a time: 16 MB
 
 
@@ -25,8 +32,7 @@ def ranks_of_targets(
     Args:
         recommended (`list[list[str]]` or `np.ndarray` of shape `(num_users, top_k)`):
             Ranked items per user, the best first: item ids in lists of any length, or item indices in a matrix.
-        targets (`list[str]` or `np.ndarray` of shape `(num_users,)`):
-            The item that each user took.
+        targets (`list[str]` or `np.ndarray` of shape `(num_users,)`): The item that each user took.
 
     Returns:
         `np.ndarray` of shape `(num_users,)`, int64: 0-based rank of the first occurrence, `-1` if there is none.
@@ -64,16 +70,14 @@ def recall_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
     Whether each user's target is among the first `k` recommendations.
 
     Args:
-        ranks (`np.ndarray` of shape `(num_users,)`):
-            0-based rank of each target; `-1` if it was not recommended.
-        k (`int`):
-            Cut-off, at least 1.
+        ranks (`np.ndarray` of shape `(num_users,)`): 0-based, -1 for a target that was not recommended.
+        k (`int`): Cut-off.
 
     Returns:
         `np.ndarray` of shape `(num_users,)`, float64: 1.0 or 0.0.
 
     Raises:
-        ValueError: If `k` is below 1, or `ranks` is no vector of ranks.
+        ValueError: If `k` is below 1, or `ranks` is not a vector of ranks.
 
     Example:
 
@@ -94,16 +98,11 @@ def ndcg_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
     With one target per user the ideal gain is 1, so nothing is left to normalise.
 
     Args:
-        ranks (`np.ndarray` of shape `(num_users,)`):
-            0-based rank of each target; `-1` if it was not recommended.
-        k (`int`):
-            Cut-off, at least 1.
+        ranks (`np.ndarray` of shape `(num_users,)`): As in [`recall_per_user`], and so are errors.
+        k (`int`): Cut-off.
 
     Returns:
-        `np.ndarray` of shape `(num_users,)`, float64: a share in [0, 1].
-
-    Raises:
-        ValueError: If `k` is below 1, or `ranks` is no vector of ranks.
+        `np.ndarray` of shape `(num_users,)`, float64: in [0, 1].
 
     Example:
 
@@ -124,16 +123,11 @@ def mrr_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
     Falls faster than [`ndcg_per_user`]: the second place is worth 0.5 here and 0.63 there.
 
     Args:
-        ranks (`np.ndarray` of shape `(num_users,)`):
-            0-based rank of each target; `-1` if it was not recommended.
-        k (`int`):
-            Cut-off, at least 1.
+        ranks (`np.ndarray` of shape `(num_users,)`): As in [`recall_per_user`], and so are errors.
+        k (`int`): Cut-off.
 
     Returns:
-        `np.ndarray` of shape `(num_users,)`, float64: a share in [0, 1].
-
-    Raises:
-        ValueError: If `k` is below 1, or `ranks` is no vector of ranks.
+        `np.ndarray` of shape `(num_users,)`, float64: in [0, 1].
 
     Example:
 
@@ -152,24 +146,20 @@ def recall_at_k(ranks: ArrayLike, *, k: int) -> float:
     Share of users whose target is among the first `k` recommendations; with one target this is the hit rate.
 
     Args:
-        ranks (`np.ndarray` of shape `(num_users,)`):
-            0-based rank of each target; `-1` if it was not recommended.
-        k (`int`):
-            Cut-off, at least 1.
+        ranks (`np.ndarray` of shape `(num_users,)`): As in [`recall_per_user`], of at least one user.
+        k (`int`): Cut-off.
 
     Returns:
-        `float`: a share in [0, 1], not a percentage.
-
-    Raises:
-        ValueError: If `k` is below 1, or there is no user.
+        `float`: in [0, 1].
 
     Source: Rajput et al. 2023, section 4 (https://huggingface.co/papers/2305.05065).
 
     Example:
 
     ```python
-    >>> recall_at_k([0, 4, -1, 1], k=3)
-    0.5
+    >>> ranks = [0, 4, -1, 2]
+    >>> recall_at_k(ranks, k=3), ndcg_at_k(ranks, k=3), round(mrr_at_k(ranks, k=3), 4)
+    (0.5, 0.375, 0.3333)
 
     ```
     """
@@ -181,26 +171,13 @@ def ndcg_at_k(ranks: ArrayLike, *, k: int) -> float:
     Mean over all users of the discounted gain; unlike recall it rewards a target near the top.
 
     Args:
-        ranks (`np.ndarray` of shape `(num_users,)`):
-            0-based rank of each target; `-1` if it was not recommended.
-        k (`int`):
-            Cut-off, at least 1.
+        ranks (`np.ndarray` of shape `(num_users,)`): As in [`recall_at_k`], which shows an example.
+        k (`int`): Cut-off.
 
     Returns:
-        `float`: a share in [0, 1], not a percentage.
-
-    Raises:
-        ValueError: If `k` is below 1, or there is no user.
+        `float`: in [0, 1].
 
     Source: Rajput et al. 2023, section 4 (https://huggingface.co/papers/2305.05065).
-
-    Example:
-
-    ```python
-    >>> ndcg_at_k([0, 4, -1, 2], k=3)
-    0.375
-
-    ```
     """
     return _mean(ndcg_per_user(ranks, k=k))
 
@@ -210,77 +187,13 @@ def mrr_at_k(ranks: ArrayLike, *, k: int) -> float:
     Mean over all users of the reciprocal rank, 0 from rank `k` on.
 
     Args:
-        ranks (`np.ndarray` of shape `(num_users,)`):
-            0-based rank of each target; `-1` if it was not recommended.
-        k (`int`):
-            Cut-off, at least 1.
+        ranks (`np.ndarray` of shape `(num_users,)`): As in [`recall_at_k`], which shows an example.
+        k (`int`): Cut-off.
 
     Returns:
-        `float`: a share in [0, 1], not a percentage.
-
-    Raises:
-        ValueError: If `k` is below 1, or there is no user.
-
-    Example:
-
-    ```python
-    >>> mrr_at_k([0, 4, -1, 1], k=3)
-    0.375
-
-    ```
+        `float`: in [0, 1].
     """
     return _mean(mrr_per_user(ranks, k=k))
-
-
-def is_invalid_list(
-    recommended: Sequence[Sequence[str]],
-    *,
-    catalog: Sequence[str],
-    top_k: int,
-    num_excluded: Sequence[int] | NDArray[np.integer] | None = None,
-) -> NDArray[np.bool_]:
-    """
-    Which users got something else than `top_k` distinct items of the catalog.
-
-    A list is invalid if it holds an id that is no item, repeats an item, or has another length than `top_k` (or, where
-    that is smaller, than the number of items that may be recommended).
-
-    Args:
-        recommended (`list[list[str]]`):
-            Ranked item ids per user.
-        catalog (`list[str]`):
-            All item ids.
-        top_k (`int`):
-            How many items each user was to get, at least 1.
-        num_excluded (`np.ndarray` of shape `(num_users,)`, *optional*):
-            How many items of the catalog each user was not to get, for example those already seen. `None` means none.
-
-    Returns:
-        `np.ndarray` of shape `(num_users,)`, bool.
-
-    Raises:
-        ValueError: If `top_k` is below 1.
-
-    Example:
-
-    ```python
-    >>> lists = [["soap", "comb"], ["soap"], ["comb", "comb"], ["soap", "rock"]]
-    >>> is_invalid_list(lists, catalog=["soap", "brush", "comb"], top_k=2)
-    array([False,  True,  True,  True])
-
-    ```
-    """
-    if top_k < 1:
-        raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
-    num_available = len(catalog) - (0 if num_excluded is None else np.asarray(num_excluded))
-    lengths = np.fromiter(map(len, recommended), dtype=np.int64, count=len(recommended))
-    is_invalid = lengths != np.minimum(top_k, num_available)
-    users = np.repeat(np.arange(len(lengths)), lengths)
-    items = pd.Index(_strings(list(catalog))).get_indexer(_strings(list(chain.from_iterable(recommended))))
-    is_invalid[users[items < 0]] = True
-    is_repeated = pd.DataFrame({"user": users, "item": items}).duplicated().to_numpy()
-    is_invalid[users[is_repeated]] = True
-    return is_invalid
 
 
 def bootstrap_interval(
@@ -303,16 +216,11 @@ def bootstrap_interval(
     that share; where all users have 1, the lower end is that of the share of users with 1.
 
     Args:
-        values (`np.ndarray` of shape `(num_users,)`):
-            One value per user.
-        confidence (`float`, *optional*, defaults to 0.95):
-            Share of the resampled means inside the interval, between 0 and 1.
-        num_resamples (`int`, *optional*, defaults to 1000):
-            How many resamples are drawn, at least 1.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the draws.
-        is_share (`bool`, *optional*, defaults to `True`):
-            Whether values lie in [0, 1], as those of recall, ndcg and mrr do; `False` for differences.
+        values (`np.ndarray` of shape `(num_users,)`): One value per user.
+        confidence (`float`, *optional*, defaults to 0.95): Share of the resampled means inside, between 0 and 1.
+        num_resamples (`int`, *optional*, defaults to 1000): How many resamples are drawn, at least 1.
+        seed (`int`, *optional*, defaults to 0): Seed of the draws.
+        is_share (`bool`, *optional*, defaults to `True`): Whether values lie in [0, 1]; `False` for differences.
 
     Returns:
         `tuple[float, float]`: lower and upper end.
@@ -356,6 +264,183 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+@dataclass(frozen=True)
+class PairedDifference:
+    """
+    How far one system is from another, with the evidence for it.
+
+    Args:
+        difference (`float`): Mean of the values minus mean of the reference's; above 0 where the system is better.
+        low (`float` or `None`):
+            Lower end of its interval; `None`, like the next two, where a t-test finds all differences equal.
+        high (`float` or `None`): Upper end of the interval of the difference.
+        p_value (`float` or `None`): Two-sided: how often chance alone makes a difference as large as this one.
+        num_pairs (`int`): Users or seeds.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+    p_value: float | None
+    num_pairs: int
+
+
+def paired_difference(
+    values: ArrayLike,
+    reference: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = DEFAULT_NUM_RESAMPLES,
+    seed: int = 0,
+) -> PairedDifference:
+    """
+    Difference of two means over the same users: bootstrap interval and p-value of [`sign_flip_p_value`].
+
+    Args:
+        values (`np.ndarray` of shape `(num_users,)`): One value per user of a system, such as [`ndcg_per_user`] gives.
+        reference (`np.ndarray` of shape `(num_users,)`):
+            The same of the system to compare with, the users in the same order.
+        confidence (`float`, *optional*, defaults to 0.95): Confidence of the interval, between 0 and 1.
+        num_resamples (`int`, *optional*, defaults to 9999):
+            Resamples of the bootstrap and of the permutation test, at least 1.
+        seed (`int`, *optional*, defaults to 0): Seed of both.
+
+    Returns:
+        [`PairedDifference`]
+
+    Raises:
+        ValueError: If the two differ in length or hold something else than numbers, or an argument is out of range.
+
+    Example:
+
+    ```python
+    >>> paired_difference([1.0, 0.5, 1.0, 0.0], [0.5, 0.0, 0.5, 0.0])
+    PairedDifference(difference=0.375, low=0.125, high=0.5, p_value=0.25, num_pairs=4)
+
+    ```
+    """
+    differences = _differences(values, reference, least=1)
+    low, high = bootstrap_interval(
+        differences, confidence=confidence, num_resamples=num_resamples, seed=seed, is_share=False
+    )
+    p_value = sign_flip_p_value(differences, num_resamples=num_resamples, seed=seed)
+    return PairedDifference(float(differences.mean()), low, high, p_value, len(differences))
+
+
+def seed_difference(values: ArrayLike, reference: ArrayLike, *, confidence: float = 0.95) -> PairedDifference:
+    """
+    Difference of two means over the same seeds of training, with the interval of the paired t-test.
+
+    Unlike [`paired_difference`], which takes the trained models as given, this estimates what another seed would
+    change. With two or three seeds the interval is wide. Seeds that all differ by the same amount say nothing about
+    another one: then there is neither interval nor p-value.
+
+    Args:
+        values (`list[float]`): A metric of a system, one value per seed.
+        reference (`list[float]`): The same of the system to compare with, the seeds in the same order.
+        confidence (`float`, *optional*, defaults to 0.95): Confidence of the interval, between 0 and 1.
+
+    Returns:
+        [`PairedDifference`]
+
+    Raises:
+        ValueError: If there are fewer than two seeds, the two differ in length, or `confidence` is out of range.
+
+    Example:
+
+    ```python
+    >>> found = seed_difference([0.25, 0.5, 0.75], [0.0, 0.125, 0.5])
+    >>> round(found.difference, 4), round(found.low, 4), round(found.high, 4), round(found.p_value, 4)
+    (0.2917, 0.1124, 0.471, 0.0198)
+
+    ```
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` must be between 0 and 1, got {confidence}.")
+    differences = _differences(values, reference, least=2)
+    low, high, p_value = _t_test(differences, confidence)
+    return PairedDifference(float(differences.mean()), low, high, p_value, len(differences))
+
+
+def sign_flip_p_value(differences: ArrayLike, *, num_resamples: int = DEFAULT_NUM_RESAMPLES, seed: int = 0) -> float:
+    """
+    Two-sided p-value of the paired permutation test: how often random signs make a sum as far from 0.
+
+    Users without a difference do not matter, and of `n` users with equal differences up to sign, the number that keeps
+    it is binomial; so a resample costs one draw per distinct size instead of one per user, with the same distribution.
+    Where all combinations of signs are no more than `num_resamples`, they are counted instead.
+
+    Args:
+        differences (`np.ndarray` of shape `(num_users,)`): Value of one system minus value of the other, per user.
+        num_resamples (`int`, *optional*, defaults to 9999):
+            How often signs are drawn, at least 1; the smallest p-value is one in `num_resamples + 1`.
+        seed (`int`, *optional*, defaults to 0): Seed of the draws.
+
+    Returns:
+        `float`: above 0, at most 1.
+
+    Raises:
+        ValueError: If `num_resamples` is below 1.
+
+    Example:
+
+    ```python
+    >>> sign_flip_p_value([0.5, 0.25, 1.0, 0.0])
+    0.25
+
+    ```
+    """
+    if num_resamples < 1:
+        raise ValueError(f"`num_resamples` must be at least 1, got {num_resamples}.")
+    changed = np.asarray(differences, dtype=np.float64)
+    changed = changed[changed != 0]
+    if changed.size < 2:
+        return 1.0  # one user, whose sign is either
+    if changed.size < 64 and 2**changed.size <= num_resamples:
+        from scipy import stats  # slow to import
+
+        test = stats.permutation_test(
+            (changed,), np.sum, permutation_type="samples", n_resamples=num_resamples, vectorized=True
+        )
+        return float(test.pvalue)
+    sizes, counts = np.unique(np.abs(changed), return_counts=True)
+    observed = abs(changed.sum()) * (1 - 1e-12)  # a tie counts, however its sum was rounded
+    generator, num_extreme = np.random.default_rng(seed), 0
+    rows = max(1, _CHUNK // len(sizes))
+    for start in range(0, num_resamples, rows):
+        kept = generator.binomial(counts, 0.5, size=(min(rows, num_resamples - start), len(sizes)))
+        num_extreme += int((np.abs((2 * kept - counts) @ sizes) >= observed).sum())
+    return (num_extreme + 1) / (num_resamples + 1)
+
+
+def holm_adjusted(p_values: Sequence[float]) -> list[float]:
+    """
+    P-values corrected for being several: each stays below a level only as often as one alone would.
+
+    Args:
+        p_values (`list[float]`): One per comparison.
+
+    Returns:
+        `list[float]`: in the same order, each at least as large as before and at most 1.
+
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
+
+    Example:
+
+    ```python
+    >>> holm_adjusted([0.25, 0.0625, 0.125])
+    [0.25, 0.1875, 0.25]
+
+    ```
+    """
+    array = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(array)
+    factors = np.arange(len(array), 0, -1)
+    adjusted = np.empty_like(array)
+    adjusted[order] = np.minimum(np.maximum.accumulate(array[order] * factors), 1.0)
+    return adjusted.tolist()
+
+
 def _strings(values: Sequence[str]) -> NDArray[np.object_]:
     """Object arrays compare by Python equality and keep ids of any length without padding."""
     array = np.empty(len(values), dtype=object)
@@ -376,3 +461,29 @@ def _mean(values: NDArray[np.float64]) -> float:
     if values.size == 0:
         raise ValueError("`ranks` must hold at least one user.")
     return float(values.mean())
+
+
+def _differences(values: ArrayLike, reference: ArrayLike, *, least: int) -> NDArray[np.float64]:
+    first, second = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    if first.ndim != 1 or first.shape != second.shape or len(first) < least:
+        raise ValueError(
+            f"`values` and `reference` must be two vectors of the same length, at least {least}; "
+            f"got the shapes {first.shape} and {second.shape}."
+        )
+    differences = first - second
+    if not np.isfinite(differences).all():
+        raise ValueError("`values` and `reference` must be finite numbers; keep every user and count a miss as 0.")
+    return differences
+
+
+def _t_test(
+    differences: NDArray[np.float64], confidence: float
+) -> tuple[float, float, float] | tuple[None, None, None]:
+    """Interval and p-value; nothing without a spread beyond rounding, since the test goes by nothing else."""
+    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
+        return None, None, None
+    from scipy import stats  # slow to import
+
+    test = stats.ttest_1samp(differences, 0.0)
+    interval = test.confidence_interval(confidence)
+    return float(interval.low), float(interval.high), float(test.pvalue)

@@ -1,7 +1,6 @@
 """
-Evaluation records and per-user results as files: `FILE.json`, and beside it `FILE_users.parquet`; records as text.
-
-A reader sees the old file or the whole new one, never a part.
+Evaluation records: where they and the results of their users lie (`FILE.json` and `FILE_users.parquet`), what they say
+about the run they belong to, and records as rows of text.
 """
 
 from __future__ import annotations
@@ -9,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_genrec.data.checks import trained_on
+from hf_genrec.files import replaced
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 
 
@@ -26,43 +24,12 @@ TRAINING_NAME = "training.json"
 PERSONAL_COLUMNS = ("user_id", "target")
 
 
-def write_record(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """
-    Write a record as JSON.
-
-    Args:
-        record (`dict`):
-            An evaluation record.
-        path (`str` or `Path`):
-            The file; its folder is created where it is missing.
-
-    Raises:
-        ValueError: If the record holds a NaN or an infinity, which JSON does not know.
-    """
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    with _replaced(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def write_text(text: str, path: str | os.PathLike[str]) -> None:
-    """
-    Write a page so that a reader finds the old one or the new one, never half of it.
-
-    Args:
-        text (`str`): Its content.
-        path (`str` or `Path`): The file.
-    """
-    with _replaced(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
 def named_path(word: str | os.PathLike[str]) -> tuple[str | None, str]:
     """
     A word of a command line that may give a file or folder a name.
 
     Args:
-        word (`str` or `Path`):
-            `NAME=PATH` or `PATH`; what exists as it stands is a path, whatever signs are in it.
+        word (`str` or `Path`): `NAME=PATH` or `PATH`; what exists as it stands is a path, whatever signs are in it.
 
     Returns:
         `tuple[str | None, str]`: the name, `None` if there is none, and the path.
@@ -85,8 +52,7 @@ def users_path(path: str | os.PathLike[str]) -> Path:
     Where the per-user results of a record are.
 
     Args:
-        path (`str` or `Path`):
-            The record, a `.json` file.
+        path (`str` or `Path`): The record, a `.json` file.
 
     Returns:
         `Path`: the Parquet file beside it, there or not.
@@ -107,17 +73,15 @@ def write_users(users: pa.Table, path: str | os.PathLike[str], *, keep_names: bo
     Write per-user results as Parquet.
 
     Args:
-        users (`pa.Table`):
-            One row per evaluated user, see [`~evaluation.Evaluation`].
-        path (`str` or `Path`):
-            The Parquet file; its folder is created where it is missing.
+        users (`pa.Table`): One row per evaluated user, see [`EvaluationRecord`].
+        path (`str` or `Path`): The Parquet file; its folder is created where it is missing.
         keep_names (`bool`, *optional*, defaults to `False`):
             Whether `user_id` and `target` are written too. Without them the rows are ranks and counts, in the order
             of the split, and may be published with the record.
     """
     if not keep_names:
         users = users.drop_columns([name for name in PERSONAL_COLUMNS if name in users.column_names])
-    with _replaced(path) as partial:
+    with replaced(path) as partial:
         pq.write_table(users, partial, compression="zstd")
 
 
@@ -126,8 +90,7 @@ def record_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = N
     A record as a table of strings: the header, the baselines, and the model last.
 
     Args:
-        record (`dict`):
-            What [`evaluation_record`] returned.
+        record (`dict`): What [`evaluate`] returned.
         metrics (`list[str]`, *optional*):
             The columns. `None` means every recall, ndcg and mrr of the record, then the invalid rate.
 
@@ -159,10 +122,8 @@ def shown_cut(names: Iterable[str], *, metric: str) -> int:
     Which of the cut-offs of a metric is shown where there is room for one.
 
     Args:
-        names (`list[str]`):
-            Names of a record, such as `"recall@5"`; others are passed over.
-        metric (`str`):
-            What stands before the `@`.
+        names (`list[str]`): Names of a record, such as `"recall@5"`; others are passed over.
+        metric (`str`): What stands before the `@`.
 
     Returns:
         `int`: the largest up to 10; the smallest if all are larger, and 10 if there is none.
@@ -251,14 +212,3 @@ def _cell(values: Mapping[str, Any], column: str) -> str:
     interval = values["intervals"].get(column)
     suffix = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
     return f"{values[column]:.4f}{suffix}"
-
-
-@contextmanager
-def _replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file that takes the place of `path` when the block ends without an error."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".record-") as folder:
-        partial = Path(folder) / target.name
-        yield partial
-        partial.replace(target)

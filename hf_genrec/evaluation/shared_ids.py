@@ -25,12 +25,9 @@ class IdRanks:
     Args:
         id_rank (`np.ndarray`):
             How many other ids stand before the target's id; `-1` if none of its items is in the list.
-        group_start (`np.ndarray`):
-            Position of the first item with the target's id; `-1` if there is none.
-        group_size (`np.ndarray`):
-            How many items of the catalog share the target's id, itself among them.
-        num_ids (`np.ndarray`):
-            How many distinct ids the list holds.
+        group_start (`np.ndarray`): Position of the first item with the target's id; `-1` if there is none.
+        group_size (`np.ndarray`): How many items of the catalog share the target's id, itself among them.
+        num_ids (`np.ndarray`): How many distinct ids the list holds.
     """
 
     id_rank: NDArray[np.int64]
@@ -44,8 +41,7 @@ def id_groups(codes: ArrayLike) -> NDArray[np.int64]:
     Which items share a semantic ID.
 
     Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`):
-            Codes of each item.
+        codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes of each item.
 
     Returns:
         `np.ndarray` of shape `(num_items,)`, int64: number of the item's id, from 0; equal for equal codes.
@@ -73,8 +69,7 @@ def shared_id_groups(items: pa.Table) -> NDArray[np.int64] | None:
     Which items of a model's table share a semantic ID, if any do.
 
     Args:
-        items (`pa.Table`):
-            The item table of a model, with a column `codes` if its items have semantic IDs.
+        items (`pa.Table`): The item table of a model, with a column `codes` if its items have semantic IDs.
 
     Returns:
         `np.ndarray` of shape `(num_items,)` or `None`: as of [`id_groups`]; `None` where all ids are unique, or there
@@ -104,10 +99,8 @@ def rank_ids(lists: ArrayLike, targets: ArrayLike, *, groups: ArrayLike) -> IdRa
     Args:
         lists (`np.ndarray` of shape `(num_users, list_length)`):
             Item indices, best first, `-1` where a list is shorter.
-        targets (`np.ndarray` of shape `(num_users,)`):
-            Item index of each target.
-        groups (`np.ndarray` of shape `(num_items,)`):
-            Number of each item's id, see [`id_groups`].
+        targets (`np.ndarray` of shape `(num_users,)`): Item index of each target.
+        groups (`np.ndarray` of shape `(num_items,)`): Number of each item's id, see [`id_groups`].
 
     Returns:
         [`IdRanks`]
@@ -158,10 +151,8 @@ def corrected_recall_per_user(group_start: ArrayLike, group_size: ArrayLike, *, 
     Args:
         group_start (`np.ndarray` of shape `(num_users,)`):
             0-based position of the first item with the target's id; `-1` if there is none.
-        group_size (`np.ndarray` of shape `(num_users,)`):
-            Items with the target's id, at least 1.
-        k (`int`):
-            Cut-off, at least 1.
+        group_size (`np.ndarray` of shape `(num_users,)`): Items with the target's id, at least 1.
+        k (`int`): Cut-off, at least 1.
 
     Returns:
         `np.ndarray` of shape `(num_users,)`, float64: in [0, 1].
@@ -193,10 +184,8 @@ def corrected_ndcg_per_user(group_start: ArrayLike, group_size: ArrayLike, *, k:
     Args:
         group_start (`np.ndarray` of shape `(num_users,)`):
             0-based position of the first item with the target's id; `-1` if there is none.
-        group_size (`np.ndarray` of shape `(num_users,)`):
-            Items with the target's id, at least 1.
-        k (`int`):
-            Cut-off, at least 1.
+        group_size (`np.ndarray` of shape `(num_users,)`): Items with the target's id, at least 1.
+        k (`int`): Cut-off, at least 1.
 
     Returns:
         `np.ndarray` of shape `(num_users,)`, float64: in [0, 1].

@@ -45,12 +45,9 @@ class StoredEvaluation:
     One evaluation record and, where they were kept, the results of its users.
 
     Args:
-        name (`str` or `None`):
-            What the system is to be called; `None` leaves it to the record.
-        source (`str`):
-            The file, for messages.
-        record (`dict`):
-            What [`evaluation_record`] returned.
+        name (`str` or `None`): What the system is to be called; `None` leaves it to the record.
+        source (`str`): The file, for messages.
+        record (`dict`): What [`evaluation_record`] returned.
         users (`pd.DataFrame` or `None`):
             One row per user in the order of the split, with `rank` (0-based, -1 without a hit), `num_train` and
             `history_length`; where several items share an id also `group_start` and `group_size`.
@@ -68,26 +65,18 @@ class System:
     A model trained with one or several seeds, or a baseline.
 
     Args:
-        name (`str`):
-            What it is called.
+        name (`str`): What it is called.
         values (`dict`):
             Metrics as in an evaluation record; with several seeds their means, and intervals of the means over users.
-        deviations (`dict[str, float]`):
-            Standard deviation between seeds by metric; empty with one seed.
-        seeds (`list[int]`):
-            Seeds of the runs, as far as records tell them; empty for baselines.
-        sources (`list[str]`):
-            Files of the records.
-        encoder (`str` or `None`):
-            The text encoder, without its organisation; `None` where the record names none.
-        ids (`str` or `None`):
-            Collision policy and shape of the semantic IDs; `None` where the record tells of none.
+        deviations (`dict[str, float]`): Standard deviation between seeds by metric; empty with one seed.
+        seeds (`list[int]`): Seeds of the runs, as far as records tell them; empty for baselines.
+        sources (`list[str]`): Files of the records.
+        encoder (`str` or `None`): The text encoder, without its organisation; `None` where the record names none.
+        ids (`str` or `None`): Collision policy and shape of the semantic IDs; `None` where the record tells of none.
         is_baseline (`bool`):
             Whether it is one of the baselines; a variant is called by a comma, such as "SASRec, larger".
-        runs (`list[dict]`):
-            The metrics of each run.
-        ranks (`list[np.ndarray]`):
-            Per run the ranks of all users; empty where they were not kept.
+        runs (`list[dict]`): The metrics of each run.
+        ranks (`list[np.ndarray]`): Per run the ranks of all users; empty where they were not kept.
         groups (`list[tuple[np.ndarray, np.ndarray] or None]`):
             Per run of `ranks` where several items share an id the position of the first item with the target's id and
             their number, else `None`.
@@ -188,10 +177,8 @@ def load_users(path: str | os.PathLike[str], *, num_users: int) -> pd.DataFrame 
     Read the per-user results of a record; ids of users and items are left out.
 
     Args:
-        path (`str` or `Path`):
-            The Parquet file.
-        num_users (`int`):
-            How many users the record tells of.
+        path (`str` or `Path`): The Parquet file.
+        num_users (`int`): How many users the record tells of.
 
     Returns:
         `pd.DataFrame`: the columns of integers; `None` if there is no such file.
@@ -223,10 +210,8 @@ def user_values(
     One value per user of a metric that is a mean over users.
 
     Args:
-        ranks (`np.ndarray` of shape `(num_users,)`):
-            0-based rank of each target; `-1` if it was not recommended.
-        metric (`str`):
-            `"recall@k"`, `"ndcg@k"` or `"mrr@k"` with a number for k.
+        ranks (`np.ndarray` of shape `(num_users,)`): 0-based rank of each target; `-1` if it was not recommended.
+        metric (`str`): `"recall@k"`, `"ndcg@k"` or `"mrr@k"` with a number for k.
         group (`tuple[np.ndarray, np.ndarray]`, *optional*):
             Position of the first item with the target's id (-1 if there is none) and how many items have it, both of
             shape `(num_users,)`. Recall and ndcg are then the expectation over the order of these items.
@@ -260,8 +245,7 @@ def group_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     What two records must have in common to be compared.
 
     Args:
-        record (`dict`):
-            An evaluation record.
+        record (`dict`): An evaluation record.
 
     Returns:
         `tuple[str, ...]`: the values of `GROUP_FIELDS`, and the seed where it drew a sample of the users.
@@ -293,10 +277,8 @@ def seedless_key(record: Mapping[str, Any], source: str) -> str:
     A text that is equal for runs that differ in nothing but the seed.
 
     Args:
-        record (`dict`):
-            An evaluation record.
-        source (`str`):
-            Its file, which stands for the settings of the training where the record lacks them.
+        record (`dict`): An evaluation record.
+        source (`str`): Its file, which stands for the settings of the training where the record lacks them.
 
     Returns:
         `str`
@@ -315,10 +297,8 @@ def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
     One system from the evaluations of its runs.
 
     Args:
-        name (`str`):
-            What it is called.
-        group (`list[StoredEvaluation]`):
-            At least one, all comparable.
+        name (`str`): What it is called.
+        group (`list[StoredEvaluation]`): At least one, all comparable.
 
     Returns:
         [`System`]
@@ -395,8 +375,7 @@ def baseline_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
     The baselines of records; a column `rank_NAME` among the results of users holds a baseline's ranks.
 
     Args:
-        evaluations (`list[StoredEvaluation]`):
-            Comparable ones.
+        evaluations (`list[StoredEvaluation]`): Comparable ones.
 
     Returns:
         `list[System]`: one per record and baseline; [`merge_baselines`] makes them one per baseline.
@@ -420,8 +399,7 @@ def merge_baselines(systems: Sequence[System]) -> list[System]:
     Records of one data set repeat its baselines, and newer records tell more about them than older ones.
 
     Args:
-        systems (`list[System]`):
-            Any; only baselines are merged.
+        systems (`list[System]`): Any; only baselines are merged.
 
     Returns:
         `list[System]`: baselines that share a name and differ in a metric stay apart, named by their record.

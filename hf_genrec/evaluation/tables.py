@@ -1,8 +1,8 @@
 """
-Systems and comparisons in, tables out as rows of strings.
+Systems in, tables out: rows of strings, and Markdown.
 
-A sheet is a title and rows, the first row the header; what no system has is no sheet, and what one system lacks is a
-dash.
+A sheet is a title and rows, the first row the header; what no system has makes no sheet, and what one system lacks is
+a dash.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_genrec.evaluation.compare import Comparison, Differences
+from hf_genrec.evaluation.metrics import PairedDifference
 from hf_genrec.evaluation.record import shown_cut
-from hf_genrec.evaluation.significance import PairedDifference
 from hf_genrec.evaluation.systems import System
 
 
@@ -37,11 +36,11 @@ _GAP = {
 }
 _COLLISIONS_NOTE = (
     "`items counted` are those of the lists as decoded, the items of an id in the order of the catalog; `expected` is "
-    "the expectation over a random order of the items of an id; `flattery` is how far counting ids is above it; "
+    "the expectation over a random order of the items of an id; `overestimate` is how far counting ids is above it; "
     "`short` counts users whose list holds neither the target's id nor as many distinct ids."
 )
 _PROPERTIES_NOTE = (
-    "The first {k} items of each list. Coverage: share of the catalog that is in anybody's list. Gini: 0 where all "
+    "The first {k} items of each list. Coverage: share of the catalog that is in any list. Gini: 0 where all "
     "items are recommended equally often. Novelty, in bits: mean of -log2 of an item's share of the training part. "
     "Diversity: how unlike the buyers of the items of a list are. Popularity lift: how much more popular the items of "
     "the lists are than those of the histories."
@@ -59,12 +58,9 @@ class Sheet:
     One table.
 
     Args:
-        title (`str`):
-            What stands above it.
-        rows (`list[list[str]]`):
-            The header first.
-        note (`str`, *optional*, defaults to `""`):
-            How its columns are to be read.
+        title (`str`): What stands above it.
+        rows (`list[list[str]]`): The header first.
+        note (`str`, *optional*, defaults to `""`): How its columns are to be read.
     """
 
     title: str
@@ -72,42 +68,12 @@ class Sheet:
     note: str = ""
 
 
-def comparison_sheets(comparison: Comparison) -> list[Sheet]:
-    """
-    All tables of a comparison.
-
-    Args:
-        comparison ([`Comparison`]):
-            What [`compare_evaluations`] returned.
-
-    Returns:
-        `list[Sheet]`: the metrics with the paired differences, then what [`evidence_sheets`] tells.
-    """
-    cut = _cut([system.values for system in comparison.systems], "recall")
-    wanted = dict.fromkeys([f"recall@{cut}", f"ndcg@{cut}", f"mrr@{cut}", comparison.metric])
-    metrics = [name for name in wanted if any(name in system.values for system in comparison.systems)]
-    has_seeds = any(len(system.runs) > 1 for system in comparison.systems)
-    over_seeds = any(found.seeds is not None for found in comparison.differences.values())
-    header = ["system", *(["runs"] if has_seeds else []), *metrics, f"{comparison.metric}, difference", "p"]
-    rows = [header + (["difference over seeds", "p over seeds"] if over_seeds else [])]
-    for system in comparison.systems:
-        found = comparison.differences.get(system.name)
-        row = [system.name, *([str(len(system.runs) or NONE)] if has_seeds else [])]
-        row += [metric_cell(system, name) for name in metrics]
-        row += ["reference", NONE] if found is None else difference_cells(found)
-        if over_seeds:
-            row += [NONE, NONE] if found is None else paired_cells(found.seeds)
-        rows.append(row)
-    return [Sheet(title_of(comparison), rows), *evidence_sheets(comparison.systems)]
-
-
 def evidence_sheets(systems: Sequence[System]) -> list[Sheet]:
     """
     What systems do beyond the usual metrics, as far as their records tell.
 
     Args:
-        systems (`list[System]`):
-            Comparable ones.
+        systems (`list[System]`): Comparable ones.
 
     Returns:
         `list[Sheet]`: up to four: what collisions of ids do to the metrics, what the lists are like, recall by the
@@ -122,15 +88,58 @@ def evidence_sheets(systems: Sequence[System]) -> list[Sheet]:
     return [sheet for sheet in sheets if len(sheet.rows) > 1]
 
 
+def sheet_blocks(sheets: Sequence[Sheet]) -> list[str]:
+    """
+    Tables as Markdown.
+
+    Args:
+        sheets (`list[Sheet]`): What [`evidence_sheets`] returned.
+
+    Returns:
+        `list[str]`: two blocks each, the title with its note and the table.
+    """
+    blocks = []
+    for sheet in sheets:
+        blocks += [f"**{sheet.title}**{f'. {sheet.note}' if sheet.note else ''}", markdown_table(sheet.rows)]
+    return blocks
+
+
+def markdown_table(rows: Iterable[Sequence[str]], *, num_left: int = 1, num_right: int | None = None) -> str:
+    """
+    Rows as a table of Markdown.
+
+    Args:
+        rows (`list[list[str]]`): The header first.
+        num_left (`int`, *optional*, defaults to 1): Columns of words at the left.
+        num_right (`int`, *optional*):
+            Columns of numbers after them, which stand on the right; `None` for all. The others hold words again.
+
+    Returns:
+        `str`
+
+    Example:
+
+    ```python
+    >>> print(markdown_table([["system", "ndcg@10"], ["A|B", "0.0375"]]))
+    | system | ndcg@10 |
+    | --- | ---: |
+    | A\\|B | 0.0375 |
+
+    ```
+    """
+    header, *body = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    num_right = len(header) - num_left if num_right is None else num_right
+    rule = ["---"] * num_left + ["---:"] * num_right + ["---"] * (len(header) - num_left - num_right)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *body])
+
+
 def metric_cell(system: System, name: str) -> str:
     """
     A metric with what is known of its uncertainty.
 
     Args:
-        system ([`System`]):
-            Any.
-        name (`str`):
-            Name of the metric.
+        system ([`System`]): Any.
+        name (`str`): Name of the metric.
 
     Returns:
         `str`: the value, the standard deviation between seeds and the interval over users, as far as there are.
@@ -149,23 +158,6 @@ def metric_cell(system: System, name: str) -> str:
     cell = number(system.values[name])
     cell += f" ± {system.deviations[name]:.4f}" if name in system.deviations else ""
     return cell + _brackets(system.values.get("intervals", {}).get(name), ".4f")
-
-
-def difference_cells(found: Differences) -> list[str]:
-    """
-    A difference over users with its interval, and its p-value.
-
-    Args:
-        found ([`Differences`]):
-            Without results per user there is the difference alone. The p-value is the corrected one where there is.
-
-    Returns:
-        `list[str]`: two cells.
-    """
-    if found.users is None:
-        return [f"{found.difference:+.4f}", NONE]
-    cells = paired_cells(found.users)
-    return cells if found.adjusted_p_value is None else [cells[0], _p_value(found.adjusted_p_value)]
 
 
 def paired_cells(found: PairedDifference | None) -> list[str]:
@@ -206,10 +198,8 @@ def number(value: float | None, form: str = ".4f") -> str:
     A number as a cell.
 
     Args:
-        value (`float` or `None`):
-            The number.
-        form (`str`, *optional*, defaults to `".4f"`):
-            How it is written, for `format`.
+        value (`float` or `None`): The number.
+        form (`str`, *optional*, defaults to `".4f"`): How it is written, for `format`.
 
     Returns:
         `str`: a dash where there is none.
@@ -234,7 +224,7 @@ def _cut(values: Iterable[Mapping[str, Any]], metric: str) -> int:
 
 
 def _collisions(systems: Sequence[System]) -> list[list[str]]:
-    rows = [["system", "metric", "items counted", "expected", "ids counted", "flattery", "short"]]
+    rows = [["system", "metric", "items counted", "expected", "ids counted", "overestimate", "short"]]
     for system in systems:
         if "corrected" not in system.values:
             continue
@@ -242,10 +232,10 @@ def _collisions(systems: Sequence[System]) -> list[list[str]]:
         for name in (f"recall@{cut}", f"ndcg@{cut}"):
             expected = system.values["corrected"].get(name)
             of_ids = system.values.get("id_level", {}).get(name)
-            flattery = f"{100 * (of_ids / expected - 1):+.1f} %" if expected and of_ids is not None else NONE
+            excess = f"{100 * (of_ids / expected - 1):+.1f} %" if expected and of_ids is not None else NONE
             cells = [number(value) for value in (system.values.get(name), expected, of_ids)]
             short = number(system.values.get("num_id_truncated"), ",.0f")
-            rows.append([system.name, name, *cells, flattery, short])
+            rows.append([system.name, name, *cells, excess, short])
     return rows
 
 
@@ -282,18 +272,3 @@ def _searches(systems: Sequence[System]) -> list[list[str]]:
                 [system.name, *found, *(number(gap.get(name.format(k=cut)), form) for name, (_, form) in _GAP.items())]
             )
     return rows
-
-
-def title_of(comparison: Comparison) -> str:
-    """
-    Data set, protocol and split of a comparison.
-
-    Args:
-        comparison ([`Comparison`]):
-            What [`compare_evaluations`] returned.
-
-    Returns:
-        `str`
-    """
-    names = [comparison.conditions[name] for name in ("dataset", "protocol")]
-    return ", ".join([*(name for name in names if name), f"{comparison.conditions['split']} split"])

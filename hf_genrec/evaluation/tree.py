@@ -28,10 +28,8 @@ def tree_distance(codes_a: NDArray[np.integer], codes_b: NDArray[np.integer]) ->
     It is an ultrametric: of three items no two are farther apart than the farther of the other two pairs.
 
     Args:
-        codes_a (`np.ndarray` of shape `(..., num_levels)`):
-            Semantic IDs.
-        codes_b (`np.ndarray` of shape `(..., num_levels)`):
-            Semantic IDs; the shapes are broadcast.
+        codes_a (`np.ndarray` of shape `(..., num_levels)`): Semantic IDs.
+        codes_b (`np.ndarray` of shape `(..., num_levels)`): Semantic IDs; the shapes are broadcast.
 
     Returns:
         `np.ndarray` of shape `(...)`: even numbers from 0 (equal codes) to `2 * num_levels`.
@@ -65,12 +63,10 @@ def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int
     that share all codes are left out.
 
     Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`):
-            Semantic IDs.
+        codes (`np.ndarray` of shape `(num_items, num_levels)`): Semantic IDs.
         num_pairs (`int`, *optional*, defaults to 1024):
             Pairs per distance, as in the paper; all of them where there are fewer.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the draw.
+        seed (`int`, *optional*, defaults to 0): Seed of the draw.
 
     Returns:
         `dict[int, np.ndarray]`: item indices `(n, 2)` by distance, the smallest distance first. Distances without a
@@ -114,8 +110,7 @@ def num_neighbours(codes: NDArray[np.integer]) -> dict[int, NDArray[np.int64]]:
     How many items stand at each distance of each item.
 
     Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`):
-            Semantic IDs.
+        codes (`np.ndarray` of shape `(num_items, num_levels)`): Semantic IDs.
 
     Returns:
         `dict[int, np.ndarray]`: counts `(num_items,)` by distance from 2 to `2 * num_levels`; an item with the same
@@ -144,8 +139,7 @@ def pair_correlations(probabilities: NDArray[np.floating], pairs: NDArray[np.int
     Args:
         probabilities (`np.ndarray` of shape `(num_users, num_items)`):
             Probabilities (the paper correlates these, not their logarithms).
-        pairs (`np.ndarray` of shape `(num_pairs, 2)`):
-            Columns of `probabilities`.
+        pairs (`np.ndarray` of shape `(num_pairs, 2)`): Columns of `probabilities`.
 
     Returns:
         `np.ndarray` of shape `(num_pairs,)`: NaN where an item has the same probability for all users.
@@ -178,10 +172,8 @@ def reversal_rates(scores: NDArray[np.floating], pairs: NDArray[np.integer]) -> 
     different users. A pair of items that everybody orders alike has rate 0; users split in halves give about 1/2.
 
     Args:
-        scores (`np.ndarray` of shape `(num_users, num_items)`):
-            Scores, probabilities or their logarithms.
-        pairs (`np.ndarray` of shape `(num_pairs, 2)`):
-            Columns of `scores`.
+        scores (`np.ndarray` of shape `(num_users, num_items)`): Scores, probabilities or their logarithms.
+        pairs (`np.ndarray` of shape `(num_pairs, 2)`): Columns of `scores`.
 
     Returns:
         `np.ndarray` of shape `(num_pairs,)`
@@ -239,10 +231,8 @@ def kendall_tau(correlations: Mapping[int, NDArray[np.floating]], *, seed: int =
     resamples: what other users would change is not in it.
 
     Args:
-        correlations (`dict[int, np.ndarray]`):
-            Correlations of pairs by their distance. NaN are left out.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the bootstrap; resamples of pairs, 200 of them.
+        correlations (`dict[int, np.ndarray]`): Correlations of pairs by their distance. NaN are left out.
+        seed (`int`, *optional*, defaults to 0): Seed of the bootstrap; resamples of pairs, 200 of them.
 
     Returns:
         [`KendallTau`]
@@ -349,8 +339,7 @@ def best_latent_differs(best_latents: NDArray[np.integer], pairs: NDArray[np.int
     Args:
         best_latents (`np.ndarray` of shape `(num_users, num_items)`):
             The latent with which each item has the highest joint probability.
-        pairs (`np.ndarray` of shape `(num_pairs, 2)`):
-            Columns of `best_latents`.
+        pairs (`np.ndarray` of shape `(num_pairs, 2)`): Columns of `best_latents`.
 
     Returns:
         `np.ndarray` of shape `(num_pairs,)`

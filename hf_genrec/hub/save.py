@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hf_genrec.evaluation.record import write_record
+from hf_genrec.files import write_json
 from hf_genrec.hub.cards import folder_card, is_generated, sample_output
 from hf_genrec.hub.files import CARD_NAME
 from hf_genrec.serving.folder import check_items, item_table, whole_folder, write_parts
@@ -71,7 +71,7 @@ def save_recommender(
     with whole_folder(folder) as partial:
         write_parts(partial, model, table, quantizer=quantizer)
         if evaluation is not None:
-            write_record(evaluation, partial / "evaluation.json")
+            write_json(evaluation, partial / "evaluation.json")
         if earlier is None or is_generated(earlier):
             sample = _sample(model, table) if "title" in table.column_names else ""
             text = folder_card(partial, config=model.config, sample=sample, license=license, published=earlier or "")

@@ -29,10 +29,9 @@ from hf_genrec.evaluation.record import (
     is_finished,
     read_training,
     users_path,
-    write_record,
-    write_text,
     write_users,
 )
+from hf_genrec.files import write_json, write_text
 from hf_genrec.hub.cards import folder_card, is_generated
 from hf_genrec.hub.push import full_name, push_recommender
 from hf_genrec.hub.save import save_recommender
@@ -140,7 +139,7 @@ def train_run(
         trainer.add_callback(TrainingProgress())
     if trainer.is_world_process_zero():
         (folder / CHECKPOINTS_NAME).mkdir(parents=True, exist_ok=True)
-        write_record(settings, folder / CHECKPOINTS_NAME / "run.json")
+        write_json(settings, folder / CHECKPOINTS_NAME / "run.json")
     stopwatch = Stopwatch(checkpoint)
     trainer.add_callback(stopwatch)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -236,7 +235,7 @@ def write_evaluation(
     folder = Path(folder)
     path, card = folder / EVALUATION_NAME, folder / "README.md"
     users_path(path).unlink(missing_ok=True)  # a record never stands beside another one's users
-    write_record(record, path)
+    write_json(record, path)
     if card.is_file() and is_generated(card.read_text(encoding="utf-8")):
         write_text(folder_card(folder, config=config), card)
     if users is not None:
@@ -325,7 +324,7 @@ def _write_run(
     model = trainer.accelerator.unwrap_model(trainer.model)
     save_recommender(folder, model, starting.semantic_ids, prepared.items, quantizer=starting.quantizer)
     save_neighbors(prepared, folder)
-    write_record(record, folder / TRAINING_NAME)  # last: it says that the run is finished
+    write_json(record, folder / TRAINING_NAME)  # last: it says that the run is finished
 
 
 def _shape_of_ids(starting: Starting) -> dict[str, Any] | None:

@@ -39,8 +39,8 @@ from tqdm.auto import tqdm
 from transformers import T5ForConditionalGeneration
 
 from hf_genrec import LatteConfig, LatteForConditionalGeneration
-from hf_genrec.evaluation.evaluate import write_record
-from hf_genrec.plots import Panel, plot_lines
+from hf_genrec.evaluation.plots import Panel, plot_lines
+from hf_genrec.files import write_json
 
 
 BASELINE = "stock"
@@ -108,7 +108,7 @@ def main() -> None:
         report[part] = {"machine": begin, "sizes": vars(sizes), "seed": arguments.seed, "rows": rows}
         console.print(table_of(part, rows))
         if output:
-            write_record(report, output)
+            write_json(report, output)
     if output and "grid" in report:
         draw(report["grid"]["rows"], output.with_suffix(".png"))
 

@@ -34,12 +34,12 @@ from tqdm.auto import tqdm
 
 from benchmark_decoding import Sizes, forget_peak, machine, memory_status, time_in_turns, timing
 from hf_genrec import PreparedDataset, Recommender
-from hf_genrec.evaluation.evaluate import write_record
 from hf_genrec.evaluation.metrics import ndcg_per_user, ranks_of_targets
+from hf_genrec.evaluation.plots import Panel, plot_lines
+from hf_genrec.files import write_json
 from hf_genrec.modeling.configuration_rpg import RPGConfig
 from hf_genrec.modeling.genrec_item_graph import GRAPH_FILE
 from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
-from hf_genrec.plots import Panel, plot_lines
 from hf_genrec.serving.item_graph import ItemGraph, build_item_graph
 from hf_genrec.training.initial import check_same_catalog
 from sweep_beams import Users
@@ -72,7 +72,7 @@ def main() -> None:
         fill(report, num_items, arguments, output)
     report["cells"].sort(key=place_of)
     if output:
-        write_record(report, output)
+        write_json(report, output)
     Console().print(table_of(report["cells"]))
     if output:
         draw(report["cells"], output.with_suffix(".png"))
@@ -153,13 +153,13 @@ def fill(report: dict[str, Any], num_items: int, arguments: argparse.Namespace, 
     ):
         report["graphs"].append(in_a_process(arguments, "--build", str(num_items)))
         if output:
-            write_record(report, output)
+            write_json(report, output)
     for variant in tqdm(missing, desc=f"{num_items:,} items"):
         begin = machine(torch.device(arguments.device))
         row = {"num_items": num_items, "variant": variant, "machine": begin}
         report["cells"].append(row | in_a_process(arguments, "--cell", str(num_items), variant))
         if output:
-            write_record(report, output)
+            write_json(report, output)
 
 
 def place_of(row: dict[str, Any]) -> tuple[int, tuple[int, ...], str]:

@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 
 from benchmark_decoding import machine
 from hf_genrec import Recommender
-from hf_genrec.evaluation.evaluate import write_record
+from hf_genrec.files import write_json
 
 
 SPACE = Path(__file__).resolve().parents[2] / "spaces_demo"
@@ -75,7 +75,7 @@ def main() -> None:
     report |= {"model": recommender.model.config.model_type, "num_beams": NUM_BEAMS, "top_k": TOP_K}
     report |= {"machine": machine(torch.device("cpu")) | {"gradio": version("gradio")}}
     Console().print(table_of(report))
-    write_record(report, arguments.output)
+    write_json(report, arguments.output)
 
 
 def parse_arguments() -> argparse.Namespace:

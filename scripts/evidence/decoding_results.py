@@ -2,8 +2,8 @@
 Records of sweeps and of decoding benchmarks in, sections of the page `RESULTS.md` out.
 
 A sweep record tells of one trained run: a row per split, number of beams and treatment of latents, made by
-`scripts/evidence/sweep_beams.py`; `scripts/evidence/sweep_popularity.py` adds what corrections of popularity do. The benchmarks are
-those of `scripts/evidence/benchmark_decoding.py` and `scripts/evidence/benchmark_catalog.py`.
+`sweep_beams.py`; `sweep_popularity.py` adds what corrections of popularity do. The benchmarks are those of
+`benchmark_decoding.py` and `benchmark_catalog.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_genrec.evaluation.markdown_tables import markdown_table
 from hf_genrec.evaluation.metrics import bootstrap_interval, ndcg_per_user
+from hf_genrec.evaluation.tables import markdown_table
 
 
 Row = Mapping[str, Any]
@@ -220,18 +220,18 @@ _SHARES = ("ndcg@10", "recall@10")
 _SWEEP_INTRODUCTION = """## Beams, exact scoring and time
 
 What more beams bring, and what is left to the exact score of every item, which beam search approximates. Made by
-`scripts/evidence/sweep_beams.py`, recorded in `scripts/evidence/records/beams/`. `distinct` is the mean number of distinct items among the
-beams of a user, milliseconds are those of the whole decoding of one user in a batch. Users whose beams hold fewer than
-ten items, as they often do where every latent finds the same ones, are searched again with twice the beams, and the
-time of that counts. The last two columns are about
-some fixed users that were scored exactly: ndcg@10 on them, and how much of it differs from that of the exact scores,
-with a 95 % bootstrap interval of the difference user by user."""
+`scripts/evidence/sweep_beams.py`, recorded in `scripts/evidence/records/beams/`. `distinct` is the mean number of
+distinct items among the beams of a user, milliseconds are those of the whole decoding of one user in a batch. Users
+whose beams hold fewer than ten items, as they often do where every latent finds the same ones, are searched again with
+twice the beams, and the time of that counts. The last two columns are about some fixed users that were scored exactly:
+ndcg@10 on them, and how much of it differs from that of the exact scores, with a 95 % bootstrap interval of the
+difference user by user."""
 _POPULARITY_INTRODUCTION = """## Popular prefixes
 
 A model puts much probability on the prefixes of popular items. What two corrections do about it: a temperature of the
 first level (1 leaves it alone) and the share of a prefix's log-prior that is subtracted in ranking. `coverage` is the
-share of the catalog that stands in the list of at least one user. Made by `scripts/evidence/sweep_popularity.py`, recorded in
-`scripts/evidence/records/popularity/`; both corrections are off by default."""
+share of the catalog that stands in the list of at least one user. Made by `scripts/evidence/sweep_popularity.py`,
+recorded in `scripts/evidence/records/popularity/`; both corrections are off by default."""
 _SPEED_INTRODUCTION = """## Decoding speed
 
 Random weights of the paper's shape, medians of interleaved repetitions in one run. `stock` is transformers' own T5

@@ -1,5 +1,5 @@
 """
-Figures of `scripts/evidence/benchmark_parallel.py` and of the training speed in, sections of the page `RESULTS.md` out.
+Figures of `benchmark_parallel.py` and of the training speed in, sections of the page `RESULTS.md` out.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_genrec.evaluation.markdown_tables import markdown_table
+from hf_genrec.evaluation.tables import markdown_table
 
 
 _INTRODUCTION = """## Exact decoding and the item graph
@@ -75,7 +75,8 @@ def parallel_blocks(figures: Mapping[str, Any] | None) -> list[str]:
         blocks += ["The graphs, built once after training:", _table(_GRAPH_COLUMNS, graphs, num_left=1)]
     return [
         *blocks,
-        "![milliseconds per user and share of the exact list by the number of items](scripts/evidence/records/parallel_speed.png)",
+        "![milliseconds per user and share of the exact list by the number of items]"
+        "(scripts/evidence/records/parallel_speed.png)",
     ]
 
 

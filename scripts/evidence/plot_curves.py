@@ -2,7 +2,7 @@
 The learning curves of all recorded runs: ndcg@10 on validation users over epochs, one plot per data set.
 
     python scripts/evidence/plot_curves.py
-    python scripts/evidence/plot_curves.py --records scripts/evidence/records/results --output scripts/evidence/records/curves
+    python scripts/evidence/plot_curves.py --records RECORDS --output FOLDER
 
 The validation sample and its beams are those of the training; see the command of each run on the results page. Weights
 that were evaluated in several ways are drawn once.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hf_genrec.plots import Panel, plot_lines
+from hf_genrec.evaluation.plots import Panel, plot_lines
 from results import curves_name, load_records
 
 

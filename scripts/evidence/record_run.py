@@ -3,8 +3,8 @@ A finished run, evaluated on all test users beside the baselines, as a record fo
 
     python scripts/evidence/record_run.py RUN PREPARED --ids IDS --name beauty_latte --dataset "Beauty 2014" --beams 50
 
-A run whose record exists is skipped, so a long table can be filled over several days. `scripts/evidence/write_results.py` makes
-the page from the records.
+A run whose record exists is skipped, so a long table can be filled over several days. `write_results.py` makes the
+page from the records.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hf_genrec import PreparedDataset, Recommender
 from hf_genrec.data.checks import check_trained_on
-from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate_systems
+from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
 from hf_genrec.evaluation.record import evaluation_run, read_training, users_path, write_users
 from hf_genrec.hub.cards import system_name
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME, load_tokenized
@@ -35,13 +35,13 @@ def main() -> None:
     check_ids(arguments, recommender)
     run = evaluation_run(arguments.run, decoding=recommender.decoding, **decoding)
     settings = EvaluationSettings(show_progress=True, exact_sample=arguments.exact_sample)
-    found = evaluate_systems(recommender, prepared, settings=settings, run=run)
+    record = evaluate(recommender, prepared, settings, run=run)
     if not arguments.keep_evaluation:
-        write_evaluation(arguments.run, recommender.model.config, found.record, users=found.users)
+        write_evaluation(arguments.run, recommender.model.config, record, users=record.users)
     facts = run_facts(arguments, recommender)
     record_path = arguments.records / f"{arguments.name}.json"
-    write_users(found.users, users_path(record_path))  # first: a run whose record exists is skipped
-    path = write_result(found.record | {"run": found.record["run"] | facts}, arguments.records)
+    write_users(record.users, users_path(record_path))  # first: a run whose record exists is skipped
+    path = write_result(record | {"run": record["run"] | facts}, arguments.records)
     print(f"written to {path}")
 
 

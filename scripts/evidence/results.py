@@ -21,10 +21,11 @@ from typing import Any
 import pandas as pd
 
 from decoding_results import popularity_blocks, speed_blocks, sweep_blocks
-from hf_genrec.evaluation.comparison_page import baselines_of, difference_blocks, evidence_blocks
-from hf_genrec.evaluation.markdown_tables import markdown_table
-from hf_genrec.evaluation.record import write_record
 from hf_genrec.evaluation.systems import GROUP_FIELDS, group_of, seedless_key
+from hf_genrec.evaluation.tables import NONE, markdown_table
+from hf_genrec.files import write_json
+from overview import overview_blocks
+from paired_results import baselines_of, difference_blocks, evidence_blocks
 from parallel_results import parallel_blocks, training_blocks
 from space_results import space_blocks
 from tree_results import synthetic_blocks, tree_blocks
@@ -97,7 +98,7 @@ def write_result(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> P
     """
     _check(record, owner="The record")
     path = Path(folder) / f"{record['run']['name']}.json"
-    write_record(record, path)
+    write_json(record, path)
     return path
 
 
@@ -164,7 +165,7 @@ def results_page(
     ```
     """
     ordered = sorted(records, key=lambda record: (*_group_of(record), _order_of(record)))
-    blocks = [_INTRODUCTION]
+    blocks: list[str] = []
     for _, group in itertools.groupby(ordered, key=_group_of):
         blocks += _section(list(group))
     blocks += difference_blocks(pairs, ordered, users or {})
@@ -181,30 +182,13 @@ def results_page(
         blocks += [_run_block(record["run"]) for record in sorted(ordered, key=_order_of)]
     else:
         blocks.append("There are no results yet.")
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([*overview_blocks(ordered, blocks), *blocks]) + "\n"
 
 
 _METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 _WITH_INTERVAL = ("recall@10", "ndcg@10")
 _SHOWN = (*_METRICS, "mrr@10")
 _HEADER = ["system", *_SHOWN, "invalid", "encoder", "ids", "seed", "CPU minutes", "run"]
-_NONE = "–"
-_INTRODUCTION = """# Results
-
-This page is made by `python scripts/evidence/write_results.py` from the records in `scripts/evidence/records/`; edit neither by hand.
-
-Every item of the catalog is ranked for every user, one target per user, and users without a hit count. Recall, ndcg
-and mrr are shares in [0, 1]; in brackets stand bootstrap intervals over users. `invalid` is the share of users whose
-list is short, repeats an item or holds a foreign id. `ids` is the collision policy of the semantic IDs, their levels
-and the codes per level. CPU minutes are the processor time of the training, so that a run that had to share its cores
-counts no more than it used. A dash stands where a record does not tell.
-
-Items are counted, not ids. Where several items share an id (policy `keep`), the main table counts them in the order
-in which they were decoded, within an id that of the catalog; a further table says what counting ids would claim,
-beside the expectation over a random order of the items of an id, which is also what the paired differences compare.
-
-Published results of semantic-ID models embed item texts mostly with sentence-t5-base, some with an API encoder. Rows
-with another encoder, such as all-MiniLM-L6-v2, are not comparable with them."""
 
 
 def _check(record: Any, *, owner: str) -> None:
@@ -314,10 +298,10 @@ def _seeds_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
             run = group[0]["run"]
             cells = [_mean([record["model"][name] for record in group]) for name in _WITH_INTERVAL]
             validated = [record["run"].get("best_validation_ndcg@10") for record in group]
-            cells.append(_NONE if None in validated else _mean(validated))
+            cells.append(NONE if None in validated else _mean(validated))
             minutes = [record["run"]["cpu_minutes"] for record in group]
-            names = (_model_columns(run).get(name, _NONE) for name in ("ids", "encoder"))
-            cells.append(_NONE if None in minutes else f"{statistics.fmean(minutes):.1f}")
+            names = (_model_columns(run).get(name, NONE) for name in ("ids", "encoder"))
+            cells.append(NONE if None in minutes else f"{statistics.fmean(minutes):.1f}")
             rows.append((run["system"], *names, str(num_seeds), *cells))
     if not rows:
         return []
@@ -336,11 +320,11 @@ def _row(system: str, values: Mapping[str, Any], columns: Mapping[str, str] | No
     cells = {"system": system} | dict(columns or {})
     for name in _SHOWN:
         low_high = values["intervals"][name] if name in _WITH_INTERVAL and "intervals" in values else None
-        cells[name] = _NONE if name not in values else f"{values[name]:.4f}"
+        cells[name] = NONE if name not in values else f"{values[name]:.4f}"
         cells[name] += "" if low_high is None else f" [{low_high[0]:.4f}, {low_high[1]:.4f}]"
     if "invalid_rate" in values:
         cells["invalid"] = f"{values['invalid_rate']:.4f}"
-    return tuple(cells.get(name, _NONE) for name in _HEADER)
+    return tuple(cells.get(name, NONE) for name in _HEADER)
 
 
 def _published_row(values: Mapping[str, Any]) -> tuple[str, ...]:

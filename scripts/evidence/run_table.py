@@ -9,7 +9,7 @@ A table is a JSON file: `dataset` (its name on the results page), `prepared` (fo
 `hf-genrec train`) and, where wanted, `record` (further words for `record_run.py`). A row with `name`, `system`,
 `record` and `run_of`, the name of another row, trains nothing: it evaluates that row's runs another way. Folders are
 relative to WORK, where `runs/` and `logs/` are made too. A run whose record exists is skipped, an unfinished one is
-resumed, so a table of many hours can be filled bit by bit. `scripts/evidence/write_results.py` makes the page from the records.
+resumed, so a table of many hours can be filled bit by bit. `write_results.py` makes the page from the records.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_genrec.evaluation.markdown_tables import markdown_table
+from hf_genrec.evaluation.tables import markdown_table
 
 
 _ROWS = {
@@ -46,7 +46,8 @@ def space_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     note = (
         f"A `{figures['model']}` model of {figures['num_items']:,} items at {figures['num_beams']} beams, in a "
         f"browser on the machine that serves it ({where}): {figures['visits']} visits, {figures['clicks']} clicks. "
-        f"The Space took {figures['seconds_to_start']:.0f} seconds to start. Made by `scripts/evidence/benchmark_space.py`."
+        f"The Space took {figures['seconds_to_start']:.0f} seconds to start. Made by "
+        "`scripts/evidence/benchmark_space.py`."
     )
     rows = [["milliseconds", "median", "slowest"]]
     for name, title in _ROWS.items():

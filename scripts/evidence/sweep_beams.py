@@ -1,9 +1,9 @@
 """
 What more beams bring a trained run: ndcg@10, recall@10, distinct items among the beams and milliseconds per user.
 
-    python scripts/evidence/sweep_beams.py RUN PREPARED --name beauty_psid --dataset "Amazon 2014 Beauty" --split validation
-    python scripts/evidence/sweep_beams.py RUN PREPARED --name beauty_psid --dataset "Amazon 2014 Beauty"
-    python scripts/evidence/sweep_beams.py RUN PREPARED --name beauty_psid --dataset "Amazon 2014 Beauty" --chosen 50 max
+    python scripts/evidence/sweep_beams.py RUN PREPARED --name psid --dataset "Beauty 2014" --split validation
+    python scripts/evidence/sweep_beams.py RUN PREPARED --name psid --dataset "Beauty 2014"
+    python scripts/evidence/sweep_beams.py RUN PREPARED --name psid --dataset "Beauty 2014" --chosen 50 max
 
 All users of the split are ranked over the whole catalog, and some fixed users by the exact score of every item (a beam
 for every path), so that the search can be compared with what it approximates. One search serves both aggregations
@@ -30,13 +30,13 @@ from tqdm.auto import tqdm
 
 from decoding_results import find_row, load_sweeps, sweep_label, sweep_plot_name
 from hf_genrec import PreparedDataset, Recommender
-from hf_genrec.evaluation.evaluate import write_record
 from hf_genrec.evaluation.metrics import bootstrap_interval, ndcg_per_user, ranks_of_targets, recall_per_user
+from hf_genrec.evaluation.plots import Panel, plot_lines
 from hf_genrec.evaluation.record import evaluation_run
+from hf_genrec.files import write_json
 from hf_genrec.hub.cards import system_name
 from hf_genrec.modeling.genrec_beams import beam_search
 from hf_genrec.modeling.genrec_ranking import rank_items
-from hf_genrec.plots import Panel, plot_lines
 from hf_genrec.training.initial import check_same_catalog
 
 
@@ -107,7 +107,7 @@ def main() -> None:
         fill(record, users, arguments, path)
     if arguments.chosen:
         record["chosen"] = chosen(record, *arguments.chosen)
-    write_record(record, path)
+    write_json(record, path)
     Console().print(table_of(record))
     draw(arguments.records, record["dataset"])
 
@@ -174,7 +174,7 @@ def fill(record: dict[str, Any], users: Users, arguments: argparse.Namespace, pa
 
     def add(result: Result, who: np.ndarray, **settings: Any) -> None:
         record["rows"].append(row_of(result, who, sample, split=arguments.split, device=arguments.device, **settings))
-        write_record(record, path)
+        write_json(record, path)
 
     def missing(settings: dict[str, Any]) -> bool:
         return find_row(record, split=arguments.split, **settings) is None

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_genrec import PreparedDataset, Recommender
-from hf_genrec.evaluation.evaluate import write_record
 from hf_genrec.evaluation.metrics import bootstrap_interval, ndcg_per_user, ranks_of_targets, recall_per_user
 from hf_genrec.evaluation.record import evaluation_run
+from hf_genrec.files import write_json
 from hf_genrec.hub.cards import system_name
 from hf_genrec.training.initial import check_same_catalog
 from sweep_beams import SEED, TOP_K, Users, run_parser
@@ -42,7 +42,7 @@ def main() -> None:
     for correction in (0.0, *arguments.corrections):
         if (1.0, correction) not in {(row["temperature"], row["correction"]) for row in record["rows"]}:
             record["rows"].append(measure(users, arguments, prior, correction))
-            write_record(record, path)
+            write_json(record, path)
     Console().print(table_of(record))
 
 

@@ -1,7 +1,7 @@
 """
 Who learns to tell siblings apart that different users like: TIGER/PSID, Latte and SASRec on an invented world.
 
-    python scripts/evidence/synthetic_siblings.py --output scripts/evidence/records/synthetic_siblings.json --plot siblings.png
+    python scripts/evidence/synthetic_siblings.py --output siblings.json --plot siblings.png
     python scripts/evidence/synthetic_siblings.py --output pilot.json --widths 16 --seeds 1 --steps 100
 
 Two groups of users, triples of items of which A likes the first and B the third (`hf_genrec/synthetic.py`). Every step
@@ -35,9 +35,9 @@ from transformers import AutoModel
 
 from hf_genrec import LatteConfig, SASRecConfig
 from hf_genrec.cli.command_line import command_line
-from hf_genrec.evaluation.evaluate import write_record
+from hf_genrec.evaluation.plots import Panel, plot_lines
 from hf_genrec.evaluation.tree import pair_correlations, reversal_rates
-from hf_genrec.plots import Panel, plot_lines
+from hf_genrec.files import write_json
 from hf_genrec.training.trainer import keep_freed_memory
 from synthetic import SiblingWorld, make_sibling_world, pattern_report
 from tree_results import measured_at, shared_step
@@ -69,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> None:
     done = {(run["system"], run["width"], run["seed"]) for run in record["runs"]}
     for name, width, seed in tqdm([cell for cell in cells if cell not in done], desc="Runs"):
         record["runs"].append(train(name, width, seed, arguments))
-        write_record(record, arguments.output)
+        write_json(record, arguments.output)
     if arguments.plot is not None:
         plot(record, arguments.plot)
     Console().print(table_of(record))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_genrec.evaluation.markdown_tables import markdown_table
+from hf_genrec.evaluation.tables import markdown_table
 
 
 def tree_blocks(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:

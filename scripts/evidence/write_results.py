@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from decoding_results import load_sweeps
-from hf_genrec.evaluation.comparison_page import load_pairs
 from hf_genrec.evaluation.record import users_path
 from hf_genrec.evaluation.systems import load_users
+from paired_results import load_pairs
 from results import load_records, results_page
 
 

@@ -4,8 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hf_genrec.evaluation.compare import compare_evaluations, difference_of
-from hf_genrec.evaluation.comparison_page import comparison_page, plot_comparisons, write_comparisons
+from hf_genrec.evaluation.compare import (
+    compare_evaluations,
+    comparison_page,
+    comparison_sheets,
+    difference_of,
+    plot_comparisons,
+    write_comparisons,
+)
 from hf_genrec.evaluation.systems import (
     StoredEvaluation,
     System,
@@ -15,7 +21,6 @@ from hf_genrec.evaluation.systems import (
     model_systems,
     user_values,
 )
-from hf_genrec.evaluation.tables import comparison_sheets
 
 
 METRICS = ("recall@5", "recall@10", "ndcg@10", "mrr@10")

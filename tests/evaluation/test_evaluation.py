@@ -11,14 +11,12 @@ from hf_genrec.cli.tables import evaluation_tables
 from hf_genrec.evaluation.baselines import Popularity
 from hf_genrec.evaluation.evaluate import (
     EvaluationSettings,
+    evaluate,
     evaluate_recommender,
-    evaluate_systems,
-    evaluate_users,
     evaluation_record,
-    record_table,
-    write_record,
 )
-from hf_genrec.evaluation.record import users_path, write_users
+from hf_genrec.evaluation.record import record_table, users_path, write_users
+from hf_genrec.files import write_json
 from hf_genrec.serving.recommendations import Recommendations
 from hf_genrec.serving.recommender import Recommender
 from invariants.model import make_model, tiny_config
@@ -44,6 +42,14 @@ class Scripted:
         return Recommendations(item_ids=lists, scores=[[0.0] * len(items) for items in lists], num_unknown=1)
 
 
+def evaluated(recommender, prepared, *, baselines=None, run=None, **settings):
+    return evaluate(recommender, prepared, EvaluationSettings(**settings), baselines=baselines, run=run)
+
+
+def metrics_of(recommender, prepared, **settings):
+    return evaluated(recommender, prepared, baselines={}, **settings)["model"]
+
+
 @pytest.fixture
 def prepared(make_prepared):
     return make_prepared(SEQUENCES)
@@ -54,7 +60,7 @@ ANSWERS = {"c": ["d", "a"], "d": ["a", "e"], "b": ["b", "b"]}
 
 
 def test_all_users_count_whether_hit_missed_or_invalid(prepared):
-    metrics = evaluate_recommender(Scripted(ANSWERS), prepared, ks=(1, 2))
+    metrics = metrics_of(Scripted(ANSWERS), prepared, ks=(1, 2))
 
     assert metrics["recall@1"] == pytest.approx(1 / 3)
     assert metrics["recall@2"] == pytest.approx(2 / 3)
@@ -68,7 +74,7 @@ def test_all_users_count_whether_hit_missed_or_invalid(prepared):
 def test_test_histories_hold_the_validation_item(prepared):
     recommender = Scripted(ANSWERS)
 
-    evaluate_recommender(recommender, prepared, ks=(2,), batch_size=2)
+    metrics_of(recommender, prepared, ks=(2,), batch_size=2)
 
     histories = [history for batch, _, _ in recommender.calls for history in batch]
     assert histories == [["a", "b", "c"], ["b", "c", "d"], ["a", "e", "b"]]
@@ -78,21 +84,21 @@ def test_test_histories_hold_the_validation_item(prepared):
 def test_validation_split_and_history_length_are_passed_on(prepared):
     recommender = Scripted({"b": ["c"], "c": ["a"], "e": ["b"]})
 
-    metrics = evaluate_recommender(recommender, prepared, split="validation", ks=(1,), max_history_length=1)
+    metrics = metrics_of(recommender, prepared, split="validation", ks=(1,), max_history_length=1)
 
     assert recommender.calls[0][0] == [["b"], ["c"], ["e"]]
     assert metrics["recall@1"] == pytest.approx(2 / 3)
 
 
 def test_unknown_history_entries_are_summed_over_batches(prepared):
-    assert evaluate_recommender(Scripted(ANSWERS), prepared, ks=(2,), batch_size=1)["num_unknown"] == 3
+    assert metrics_of(Scripted(ANSWERS), prepared, ks=(2,), batch_size=1)["num_unknown"] == 3
 
 
 def test_sample_of_users_depends_on_the_seed(prepared):
     samples = set()
     for seed in range(9):
         recommender = Scripted(ANSWERS)
-        evaluate_recommender(recommender, prepared, ks=(2,), max_users=2, seed=seed)
+        metrics_of(recommender, prepared, ks=(2,), max_users=2, seed=seed)
         samples.add(str(recommender.calls[0][0]))
 
     assert 1 < len(samples) <= 3
@@ -101,7 +107,7 @@ def test_sample_of_users_depends_on_the_seed(prepared):
 def test_short_lists_are_valid_where_seen_items_leave_no_more(prepared):
     popularity = Popularity.fit(prepared)
 
-    metrics = evaluate_recommender(popularity, prepared, ks=(4,), exclude_seen=True)
+    metrics = metrics_of(popularity, prepared, ks=(4,), exclude_seen=True)
 
     assert metrics["invalid_rate"] == 0
     assert metrics["recall@4"] == pytest.approx(2 / 3)  # the third user takes `a` again, which is excluded
@@ -109,13 +115,13 @@ def test_short_lists_are_valid_where_seen_items_leave_no_more(prepared):
 
 def test_bad_arguments_are_named(prepared, make_prepared):
     with pytest.raises(ValueError, match="`ks` must hold cut-offs"):
-        evaluate_recommender(Scripted(ANSWERS), prepared, ks=())
+        metrics_of(Scripted(ANSWERS), prepared, ks=())
     with pytest.raises(ValueError, match="`max_users` must be at least 1"):
-        evaluate_recommender(Scripted(ANSWERS), prepared, max_users=0)
+        metrics_of(Scripted(ANSWERS), prepared, max_users=0)
 
 
 def test_record_holds_the_protocol_the_model_and_the_baselines(prepared):
-    record = evaluation_record(Scripted(ANSWERS), prepared, ks=(1, 2), run={"minutes": 3})
+    record = evaluated(Scripted(ANSWERS), prepared, ks=(1, 2), run={"minutes": 3})
 
     assert (record["protocol"], record["split"], record["num_users"], record["num_items"]) == ("custom", "test", 3, 5)
     assert record["fingerprint"] == prepared.fingerprint
@@ -126,13 +132,13 @@ def test_record_holds_the_protocol_the_model_and_the_baselines(prepared):
     assert record["baseline_settings"]["item_knn"]["tuned_on"] == "validation"
     assert record["cold_items"] is None
     assert record["run"] == {"minutes": 3}
-    assert record["baselines"]["popularity"] | {"seconds_per_user": 0} == evaluate_recommender(
+    assert record["baselines"]["popularity"] | {"seconds_per_user": 0} == metrics_of(
         Popularity.fit(prepared), prepared, ks=(1, 2)
     ) | {"seconds_per_user": 0}
 
 
 def test_default_cut_offs_are_those_of_the_published_tables(prepared):
-    record = evaluation_record(Popularity.fit(prepared), prepared, baselines={})
+    record = evaluated(Popularity.fit(prepared), prepared, baselines={})
 
     names = [f"{name}@{k}" for name in ("recall", "ndcg", "mrr") for k in (1, 5, 10, 20)]
     assert list(record["model"])[:12] == names
@@ -141,11 +147,11 @@ def test_default_cut_offs_are_those_of_the_published_tables(prepared):
 
 
 def test_written_record_reads_back_and_leaves_nothing_else(prepared, tmp_path):
-    record = evaluation_record(Scripted(ANSWERS), prepared, ks=(1,), baselines={})
+    record = evaluated(Scripted(ANSWERS), prepared, ks=(1,), baselines={})
     path = tmp_path / "results" / "toy.json"
 
-    write_record({"old": True}, path)
-    write_record(record, path)
+    write_json({"old": True}, path)
+    write_json(record, path)
 
     assert json.loads(path.read_text(encoding="utf-8")) == record
     assert [entry.name for entry in path.parent.iterdir()] == ["toy.json"]
@@ -153,16 +159,16 @@ def test_written_record_reads_back_and_leaves_nothing_else(prepared, tmp_path):
 
 def test_record_with_a_nan_is_refused_and_the_old_one_kept(tmp_path):
     path = tmp_path / "toy.json"
-    write_record({"old": True}, path)
+    write_json({"old": True}, path)
 
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_record({"ndcg@10": float("nan")}, path)
+        write_json({"ndcg@10": float("nan")}, path)
 
     assert json.loads(path.read_text(encoding="utf-8")) == {"old": True}
 
 
 def test_table_lists_the_model_last_with_chosen_columns(prepared):
-    record = evaluation_record(Scripted(ANSWERS), prepared, ks=(1, 2))
+    record = evaluated(Scripted(ANSWERS), prepared, ks=(1, 2))
 
     table = record_table(record, metrics=["recall@1", "invalid_rate"])
 
@@ -175,7 +181,7 @@ LISTS = {"c": ["d", "a"], "d": ["a", "b"], "b": ["c", "x"]}
 
 
 def test_properties_of_the_lists_are_those_of_the_training_part(prepared):
-    metrics = evaluate_recommender(Scripted(LISTS), prepared, ks=(1, 2))
+    metrics = metrics_of(Scripted(LISTS), prepared, ks=(1, 2))
 
     surprise = np.log2(6) - np.log2([[1, 2], [2, 2]])  # an item never seen counts as seen once
     assert metrics["coverage@2"] == 4 / 5
@@ -187,7 +193,7 @@ def test_properties_of_the_lists_are_those_of_the_training_part(prepared):
 
 
 def test_users_are_grouped_by_how_often_the_target_was_seen(prepared):
-    buckets = evaluate_recommender(Scripted(ANSWERS), prepared, ks=(2,))["by_popularity"]
+    buckets = metrics_of(Scripted(ANSWERS), prepared, ks=(2,))["by_popularity"]
 
     rare = {"bucket": "0", "num_users": 1, "recall@2": 1.0, "ndcg@2": 1.0}
     seen = {"bucket": "1-5", "num_users": 2, "recall@2": 0.5, "ndcg@2": pytest.approx(0.5 / np.log2(3))}
@@ -195,7 +201,7 @@ def test_users_are_grouped_by_how_often_the_target_was_seen(prepared):
 
 
 def test_nothing_recommended_is_told_as_none_and_shown_as_a_dash(prepared):
-    record = evaluation_record(Scripted(dict.fromkeys("bcd", [])), prepared, baselines={})
+    record = evaluated(Scripted(dict.fromkeys("bcd", [])), prepared, baselines={})
 
     assert [record["model"][f"{name}@10"] for name in ("coverage", "gini", "diversity")] == [0, None, None]
     assert " – " in shown(record)
@@ -210,7 +216,7 @@ def shown(record):
 
 
 def test_users_are_told_one_by_one_in_the_order_of_the_split(prepared):
-    users = evaluate_users(Scripted(ANSWERS), prepared, settings=EvaluationSettings(ks=(2,))).users
+    users = evaluated(Scripted(ANSWERS), prepared, baselines={}, ks=(2,)).users
 
     assert users.to_pydict() == {
         "rank": [0, 1, -1],
@@ -225,15 +231,15 @@ def test_users_are_told_one_by_one_in_the_order_of_the_split(prepared):
 def test_ranks_of_the_baselines_stand_beside_those_of_the_model(prepared):
     baselines = {"other": Scripted({"c": ["a"], "d": ["e"], "b": ["a"]})}
 
-    found = evaluate_systems(Scripted(ANSWERS), prepared, baselines=baselines, settings=EvaluationSettings(ks=(2,)))
+    found = evaluated(Scripted(ANSWERS), prepared, baselines=baselines, ks=(2,))
 
     assert found.users["rank"].to_pylist() == [0, 1, -1]
     assert found.users["rank_other"].to_pylist() == [-1, 0, 0]
-    assert found.record["baselines"]["other"]["recall@2"] == pytest.approx(2 / 3)
+    assert found["baselines"]["other"]["recall@2"] == pytest.approx(2 / 3)
 
 
 def test_users_are_written_without_their_names_unless_asked_for(prepared, tmp_path):
-    users = evaluate_users(Scripted(ANSWERS), prepared).users
+    users = evaluated(Scripted(ANSWERS), prepared, baselines={}).users
     path = users_path(tmp_path / "toy.json")
 
     write_users(users, path)
@@ -263,10 +269,10 @@ def test_shared_ids_are_counted_in_three_ways(prepared):
     lists = {"c": ["c", "d", "e", "a"], "d": ["a", "b", "d", "e"], "b": ["d", "e", "c"]}
     recommender = SharedIds(lists, num_beams=4)
 
-    found = evaluate_users(recommender, prepared, settings=EvaluationSettings(ks=(1, 3)))
+    found = evaluated(recommender, prepared, baselines={}, ks=(1, 3))
 
     assert recommender.calls[0][1] == 4  # a longer list, to know three distinct ids
-    metrics = found.metrics  # the targets are d, e and a
+    metrics = found["model"]  # the targets are d, e and a
     assert metrics["recall@3"] == pytest.approx(1 / 3)
     assert metrics["corrected"]["recall@3"] == pytest.approx((1 + 1 / 2) / 3)
     assert metrics["corrected"]["ndcg@3"] == pytest.approx(((1 / np.log2(3) + 1 / 2) / 2 + 1 / 2 / 2) / 3)
@@ -278,13 +284,13 @@ def test_shared_ids_are_counted_in_three_ways(prepared):
     assert found.users["id_rank"].to_pylist() == [1, 1, -1]
     assert found.users["group_size"].to_pylist() == [2, 2, 2]
     assert found.users["rank"].to_pylist() == [1, -1, -1]  # e stands behind the cut-off
-    assert "Where several items share an id" in shown(evaluation_record(recommender, prepared, baselines={}, ks=(3,)))
+    assert "Where several items share an id" in shown(evaluated(recommender, prepared, baselines={}, ks=(3,)))
 
 
 def test_lists_of_a_model_with_latents_are_not_lengthened(prepared):
     recommender = SharedIds(LISTS, num_beams=4, num_latents=8)
 
-    evaluate_recommender(recommender, prepared, ks=(2,))
+    metrics_of(recommender, prepared, ks=(2,))
 
     assert recommender.calls[0][1] == 2
 
@@ -294,7 +300,7 @@ def test_lists_that_depend_on_their_length_are_not_lengthened(prepared, options)
     recommender = SharedIds(LISTS, num_beams=4)
     recommender.search_options = options
 
-    evaluate_recommender(recommender, prepared, ks=(2,))
+    metrics_of(recommender, prepared, ks=(2,))
 
     assert recommender.calls[0][1] == 2
 
@@ -303,19 +309,19 @@ def test_lists_are_lengthened_where_such_options_are_off(prepared):
     recommender = SharedIds(LISTS, num_beams=4)
     recommender.search_options = {"diversity": 0.0, "num_rescored": 0, "num_groups": 1, "sample_seed": None}
 
-    evaluate_recommender(recommender, prepared, ks=(2,))
+    metrics_of(recommender, prepared, ks=(2,))
 
     assert recommender.calls[0][1] == 4
 
 
 def test_where_seen_items_are_excluded_shared_ids_are_not_corrected_for(prepared):
-    assert "corrected" not in evaluate_recommender(SharedIds(LISTS, num_beams=5), prepared, ks=(2,), exclude_seen=True)
+    assert "corrected" not in metrics_of(SharedIds(LISTS, num_beams=5), prepared, ks=(2,), exclude_seen=True)
 
 
 def test_a_search_narrower_than_its_lists_is_refused(prepared):
     with pytest.raises(ValueError, match="3 beams, fewer than the 4 items.*at least 4"):
-        evaluate_recommender(SharedIds(LISTS, num_beams=3), prepared, ks=(1, 4))
-    evaluate_recommender(SharedIds(LISTS, num_beams=5), prepared, ks=(1, 20))  # there are no more than 5 items
+        metrics_of(SharedIds(LISTS, num_beams=3), prepared, ks=(1, 4))
+    metrics_of(SharedIds(LISTS, num_beams=5), prepared, ks=(1, 20))  # there are no more than 5 items
 
 
 class Scored(Scripted):
@@ -331,7 +337,7 @@ class Scored(Scripted):
 def test_lists_are_held_against_exact_scores_of_all_items(prepared):
     recommender = Scored({"c": ["d", "a"], "d": ["c", "a"], "b": ["a", "b"]})  # the exact best two are a and b
 
-    gap = evaluate_recommender(recommender, prepared, ks=(2,), exact_sample=100)["exact_gap"]
+    gap = metrics_of(recommender, prepared, ks=(2,), exact_sample=100)["exact_gap"]
 
     expected = {"ndcg@2": 2 / 3, "exact_ndcg@2": 1 / 3, "overlap@2": (1 + 1 + 2) / 6}
     assert gap == {"num_users": 3} | {name: pytest.approx(value) for name, value in expected.items()}
@@ -340,7 +346,7 @@ def test_lists_are_held_against_exact_scores_of_all_items(prepared):
 def test_exact_scores_leave_out_seen_items_as_the_lists_do(prepared):
     recommender = Scored({"c": ["d", "e"], "d": ["a", "e"], "b": ["c", "d"]})
 
-    gap = evaluate_recommender(recommender, prepared, ks=(2,), exact_sample=3, exclude_seen=True)["exact_gap"]
+    gap = metrics_of(recommender, prepared, ks=(2,), exact_sample=3, exclude_seen=True)["exact_gap"]
 
     assert gap["overlap@2"] == 1.0  # unseen are d e, a e and c d
 
@@ -350,7 +356,7 @@ def test_all_beams_of_a_model_find_what_exact_scores_find(make_prepared):
     prepared = make_prepared({f"u{user}": [items[(5 * user + step) % 29] for step in range(6)] for user in range(11)})
     recommender = Recommender(make_model(tiny_config(num_latent_tokens=3)), prepared.items, num_beams=3 * 29)
 
-    metrics = evaluate_recommender(recommender, prepared, ks=(10,), exact_sample=7, exclude_seen=True)
+    metrics = metrics_of(recommender, prepared, ks=(10,), exact_sample=7, exclude_seen=True)
 
     assert metrics["exact_gap"]["num_users"] == 7
     assert metrics["exact_gap"]["overlap@10"] == 1.0
@@ -360,7 +366,7 @@ def test_all_beams_of_a_model_find_what_exact_scores_find(make_prepared):
 
 def test_exact_scores_need_a_model(prepared):
     with pytest.raises(ValueError, match="`exact_sample` needs a recommender with `score_items`.*Popularity"):
-        evaluate_recommender(Popularity.fit(prepared), prepared, exact_sample=2)
+        metrics_of(Popularity.fit(prepared), prepared, exact_sample=2)
 
 
 @pytest.mark.parametrize(
@@ -372,14 +378,24 @@ def test_lists_ranked_by_something_else_are_not_held_against_exact_scores(prepar
     recommender.search_options = options
 
     with pytest.raises(ValueError, match=", ".join(f"`{name}`" for name in options)):
-        evaluate_recommender(recommender, prepared, ks=(2,), exact_sample=3)
+        metrics_of(recommender, prepared, ks=(2,), exact_sample=3)
 
     assert recommender.calls == []
-    assert "exact_gap" not in evaluate_recommender(recommender, prepared, ks=(2,))
+    assert "exact_gap" not in metrics_of(recommender, prepared, ks=(2,))
 
 
 def test_options_of_the_search_alone_go_with_exact_scores(prepared):
     recommender = Scored(LISTS)
     recommender.search_options = {"diversity": 0, "num_groups": 1, "sample_seed": None, "num_rescored": 20}
 
-    assert evaluate_recommender(recommender, prepared, ks=(2,), exact_sample=3)["exact_gap"]["num_users"] == 3
+    assert metrics_of(recommender, prepared, ks=(2,), exact_sample=3)["exact_gap"]["num_users"] == 3
+
+
+def test_earlier_entry_points_answer_the_same_and_warn(prepared):
+    with pytest.warns(FutureWarning, match=r"`evaluate_recommender` will be removed: call `evaluate"):
+        metrics = evaluate_recommender(Scripted(ANSWERS), prepared, ks=(2,))
+    with pytest.warns(FutureWarning, match="`evaluation_record` will be removed"):
+        record = evaluation_record(Scripted(ANSWERS), prepared, baselines={}, run={"minutes": 3}, ks=(2,))
+
+    assert metrics | {"seconds_per_user": 0} == record["model"] | {"seconds_per_user": 0}
+    assert (type(record), record["run"]) == (dict, {"minutes": 3})

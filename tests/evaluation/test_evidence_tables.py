@@ -5,7 +5,7 @@ import json
 import pytest
 from test_comparison import compared, make_evaluation, sheet_of
 
-from hf_genrec.evaluation.comparison_page import comparison_page
+from hf_genrec.evaluation.compare import comparison_page
 from hf_genrec.evaluation.systems import System, model_systems
 from hf_genrec.evaluation.tables import evidence_sheets
 
@@ -39,7 +39,7 @@ def test_sheets_tell_what_records_tell_and_old_records_are_left_out_of_them():
 
     assert list(sheets.values()) == [
         [
-            ["system", "metric", "items counted", "expected", "ids counted", "flattery", "short"],
+            ["system", "metric", "items counted", "expected", "ids counted", "overestimate", "short"],
             ["A", "recall@10", "0.5000", "0.4000", "0.5000", "+25.0 %", "3"],
             ["A", "ndcg@10", "0.2500", "0.2000", "0.3000", "+50.0 %", "3"],
         ],

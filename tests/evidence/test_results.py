@@ -6,8 +6,8 @@ import sys
 import pandas as pd
 import pytest
 
-from hf_genrec.evaluation.comparison_page import load_pairs
 from hf_genrec.evaluation.record import users_path
+from paired_results import load_pairs
 from results import RUN_FIELDS, load_records, results_page, write_result
 
 
@@ -54,10 +54,9 @@ def make_record(name="beauty-latte", *, system="Latte", value=0.03, run=None, **
 
 
 def table_rows(page):
-    """Rows of all tables as lists of cells, without headers and rules."""
-    lines = [
-        line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| system", "| ---"))
-    ]
+    """Rows of all tables behind the first screen as lists of cells, without headers and rules."""
+    lines = page[page.index("\n## ") :].splitlines()
+    lines = [line for line in lines if line.startswith("| ") and not line.startswith(("| system", "| ---"))]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from hf_genrec.cli.main import app
 from hf_genrec.cli.tables import position_table, prefix_table
-from hf_genrec.plots import _scale_positive, plot_id_report
 from hf_genrec.tokenizers.folder import import_ids, load_tokenized
 from hf_genrec.tokenizers.report import id_report, report_tokenized
+from hf_genrec.tokenizers.report_plot import _scale_positive, plot_id_report
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
 
 

@@ -28,10 +28,8 @@ class CatalogRanker(ABC):
     A recommender that scores every item of the catalog; subclasses say how.
 
     Args:
-        prepared ([`PreparedDataset`]):
-            The data set; only its training part is read.
-        decay (`float`, *optional*, defaults to 1.0):
-            Weight of a history item relative to the one after it.
+        prepared ([`PreparedDataset`]): The data set; only its training part is read.
+        decay (`float`, *optional*, defaults to 1.0): Weight of a history item relative to the one after it.
     """
 
     def __init__(self, prepared: PreparedDataset, *, decay: float = 1.0) -> None:

@@ -24,14 +24,12 @@ class ItemKNN(CatalogRanker):
     Items without any similarity follow in order of popularity, so lists are always full.
 
     Args:
-        prepared ([`PreparedDataset`]):
-            The data set; only its training part is read.
+        prepared ([`PreparedDataset`]): The data set; only its training part is read.
         alpha (`float`, *optional*, defaults to 0.3):
             How strongly popular items are discounted: 0 not at all, 0.5 is the cosine.
         decay (`float`, *optional*, defaults to 0.35):
             Weight of a history item relative to the one after it, in (0, 1].
-        num_neighbors (`int`, *optional*):
-            Keep only each item's most similar items. `None` keeps all.
+        num_neighbors (`int`, *optional*): Keep only each item's most similar items. `None` keeps all.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -81,14 +79,11 @@ class ItemKNN(CatalogRanker):
         Count which items were taken by the same users in the training part.
 
         Args:
-            prepared ([`PreparedDataset`]):
-                The data set; only its training part is read.
-            alpha (`float`, *optional*, defaults to 0.3):
-                How strongly popular items are discounted.
+            prepared ([`PreparedDataset`]): The data set; only its training part is read.
+            alpha (`float`, *optional*, defaults to 0.3): How strongly popular items are discounted.
             decay (`float`, *optional*, defaults to 0.35):
                 Weight of a history item relative to the one after it, in (0, 1].
-            num_neighbors (`int`, *optional*):
-                Keep only each item's most similar items. `None` keeps all.
+            num_neighbors (`int`, *optional*): Keep only each item's most similar items. `None` keeps all.
 
         Returns:
             [`ItemKNN`]: ready to recommend.
@@ -112,16 +107,12 @@ class ItemKNN(CatalogRanker):
         Choose `alpha` and `decay` by ndcg@10 on the validation split; the test split is never read.
 
         Args:
-            prepared ([`PreparedDataset`]):
-                The data set; the neighbours come from its training part.
-            alphas (`tuple[float, ...]`, *optional*):
-                Values of `alpha` to try.
-            decays (`tuple[float, ...]`, *optional*):
-                Values of `decay` to try.
+            prepared ([`PreparedDataset`]): The data set; the neighbours come from its training part.
+            alphas (`tuple[float, ...]`, *optional*): Values of `alpha` to try.
+            decays (`tuple[float, ...]`, *optional*): Values of `decay` to try.
             max_users (`int`, *optional*, defaults to 20000):
                 Use a sample of this many validation users. `None` means all.
-            seed (`int`, *optional*, defaults to 0):
-                Seed of the sample.
+            seed (`int`, *optional*, defaults to 0): Seed of the sample.
 
         Returns:
             [`ItemKNN`]: fitted with the best pair; the first one on a tie.

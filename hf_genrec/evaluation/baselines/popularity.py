@@ -16,8 +16,7 @@ class Popularity(CatalogRanker):
     share of all training interactions; equal counts keep the order of the catalog.
 
     Args:
-        prepared ([`PreparedDataset`]):
-            The data set; only its training part is read.
+        prepared ([`PreparedDataset`]): The data set; only its training part is read.
     """
 
     @classmethod
@@ -26,8 +25,7 @@ class Popularity(CatalogRanker):
         Count the training part.
 
         Args:
-            prepared ([`PreparedDataset`]):
-                The data set; only its training part is read.
+            prepared ([`PreparedDataset`]): The data set; only its training part is read.
 
         Returns:
             [`Popularity`]: ready to recommend.

@@ -1,20 +1,17 @@
 """
-Records, comparisons and pairs of runs in, Markdown and plots out: what one system has over another, and the rest that
-recall and ndcg do not tell.
+Result records and pairs of runs in, Markdown for the results page out: what one system has over another, and what
+systems do beyond recall and ndcg.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_genrec.evaluation.compare import Comparison, check_comparable, check_same_users, difference_of
-from hf_genrec.evaluation.markdown_tables import markdown_table
-from hf_genrec.evaluation.record import write_record
+from hf_genrec.evaluation.compare import check_comparable, check_same_users, difference_cells, difference_of
 from hf_genrec.evaluation.systems import (
     BASELINES,
     StoredEvaluation,
@@ -24,138 +21,7 @@ from hf_genrec.evaluation.systems import (
     model_systems,
     system_of,
 )
-from hf_genrec.evaluation.tables import (
-    NONE,
-    PUBLISHED_ENCODERS,
-    Sheet,
-    comparison_sheets,
-    difference_cells,
-    evidence_sheets,
-    number,
-    paired_cells,
-    title_of,
-)
-from hf_genrec.plots import IntervalPanel, plot_intervals
-
-
-def comparison_page(comparisons: Sequence[Comparison]) -> str:
-    """
-    Comparisons as Markdown.
-
-    Args:
-        comparisons (`list[Comparison]`):
-            What [`compare_evaluations`] returned.
-
-    Returns:
-        `str`: a section each.
-    """
-    blocks = []
-    for comparison in comparisons:
-        first, *others = comparison_sheets(comparison)
-        blocks += [f"## {first.title}", comparison_note(comparison), markdown_table(first.rows)]
-        blocks += _sheet_blocks(others)
-    return "\n\n".join(blocks) + "\n"
-
-
-def comparison_note(comparison: Comparison) -> str:
-    """
-    How the numbers of a comparison are to be read.
-
-    Args:
-        comparison ([`Comparison`]):
-            What [`compare_evaluations`] returned.
-
-    Returns:
-        `str`: one paragraph.
-    """
-    confidence = f"{100 * comparison.conditions['confidence']:g} %"
-    encoders = sorted({system.encoder for system in comparison.systems if system.encoder is not None})
-    notes = [
-        f"{comparison.conditions['num_users']:,} users, {comparison.conditions['num_items']:,} items, data "
-        f"fingerprint `{comparison.conditions['fingerprint']}`.",
-        f"In brackets {confidence} bootstrap intervals over users; ± is the standard deviation between seeds.",
-        f"Differences are paired, user by user, against {comparison.against}; p is that of the sign-flip permutation "
-        "test after Holm's correction for the comparisons of this table. It takes the trained models as given: what "
-        "another seed would do is told over seeds alone. Intervals and `p over seeds` are not corrected.",
-    ]
-    if any(group is not None for system in comparison.systems for group in system.groups):
-        notes.append(
-            "Where several items share an id, differences of recall and ndcg are those of the expectation over the "
-            "order of the items of an id, while the columns of metrics count the items of the lists as decoded."
-        )
-    lacking = [name for name, found in comparison.differences.items() if found.users is None]
-    if lacking:
-        notes.append(f"No intervals of the difference without results per user: {', '.join(lacking)}.")
-    if encoders:
-        notes.append(f"Text encoder behind the ids: {', '.join(encoders)}; {PUBLISHED_ENCODERS}.")
-    return " ".join(notes)
-
-
-def write_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[str]) -> Path:
-    """
-    Write comparisons as Markdown or as JSON, by the ending of the file; a reader never sees a part of it.
-
-    Args:
-        comparisons (`list[Comparison]`):
-            What [`compare_evaluations`] returned.
-        path (`str` or `Path`):
-            Ends in `.md` or `.json`; its folder is created where it is missing.
-
-    Returns:
-        `Path`: the file.
-
-    Raises:
-        ValueError: If the file ends in something else.
-    """
-    path = Path(path)
-    if path.suffix == ".json":
-        write_record({"comparisons": [comparison.to_dict() for comparison in comparisons]}, path)
-        return path
-    if path.suffix != ".md":
-        raise ValueError(f"`path` must end in .md or .json, got {os.fspath(path)!r}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".comparison-") as folder:
-        partial = Path(folder) / path.name
-        partial.write_text(comparison_page(comparisons), encoding="utf-8")
-        partial.replace(path)
-    return path
-
-
-def plot_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[str]) -> Path:
-    """
-    Draw the metric of each system with its interval, a panel per comparison.
-
-    Args:
-        comparisons (`list[Comparison]`):
-            What [`compare_evaluations`] returned, all of one metric.
-        path (`str` or `Path`):
-            The PNG file.
-
-    Returns:
-        `Path`: the file.
-
-    Raises:
-        ImportError: If matplotlib is missing.
-    """
-    panels = [
-        IntervalPanel(
-            title_of(comparison),
-            {
-                system.name: (system.values[comparison.metric], *_interval_of(system, comparison.metric))
-                for system in comparison.systems
-            },
-            runs={
-                system.name: [run[comparison.metric] for run in system.runs]
-                for system in comparison.systems
-                if len(system.runs) > 1
-            },
-            faded=[system.name for system in comparison.systems if system.is_baseline],
-            reference=comparison.against,
-        )
-        for comparison in comparisons
-    ]
-    confidence = comparisons[0].conditions["confidence"]
-    return plot_intervals(panels, path, x_label=f"{comparisons[0].metric}, {100 * confidence:g} % interval over users")
+from hf_genrec.evaluation.tables import NONE, evidence_sheets, markdown_table, number, paired_cells, sheet_blocks
 
 
 def baselines_of(records: Iterable[Mapping[str, Any]]) -> list[System]:
@@ -163,8 +29,7 @@ def baselines_of(records: Iterable[Mapping[str, Any]]) -> list[System]:
     The baselines of comparable result records.
 
     Args:
-        records (`list[dict]`):
-            Result records, whose `run` has a `name`.
+        records (`list[dict]`): Result records, whose `run` has a `name`.
 
     Returns:
         `list[System]`: each once, with the numbers of all records that agree about it.
@@ -177,15 +42,14 @@ def evidence_blocks(records: Iterable[Mapping[str, Any]]) -> list[str]:
     What records of one data set tell beyond the usual metrics.
 
     Args:
-        records (`list[dict]`):
-            Comparable result records, old ones among them.
+        records (`list[dict]`): Comparable result records, old ones among them.
 
     Returns:
         `list[str]`: blocks of Markdown; empty where no record tells more.
     """
     evaluations = _evaluations(records, {})
     systems = merge_baselines([*baseline_systems(evaluations), *model_systems(evaluations)])
-    return _sheet_blocks(evidence_sheets(systems))
+    return sheet_blocks(evidence_sheets(systems))
 
 
 def load_pairs(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -230,12 +94,9 @@ def difference_blocks(
     The section "Paired differences" of the results page.
 
     Args:
-        pairs (`list[dict]`):
-            What [`load_pairs`] returned. A pair with a run that has no record yet is named below.
-        records (`list[dict]`):
-            Result records.
-        users (`dict[str, pd.DataFrame]`):
-            Results per user by the name of the run.
+        pairs (`list[dict]`): What [`load_pairs`] returned. A pair with a run that has no record yet is named below.
+        records (`list[dict]`): Result records.
+        users (`dict[str, pd.DataFrame]`): Results per user by the name of the run.
 
     Returns:
         `list[str]`: blocks of Markdown; empty without pairs.
@@ -259,7 +120,7 @@ _NUM_RESAMPLES = 1999  # of each of many pairs
 _PAIRS_NOTE = """The same users, and where there are several runs the same seeds. `difference` is a - b with a
 bootstrap interval over users (each user's values averaged over the seeds first) and the p-value of a sign-flip
 permutation test: it takes the trained models as given. `over seeds` is the interval of the paired t-test over seeds:
-it tells what another seed may change, and there is none where all seeds differ by the same. Neither intervals nor
+it estimates what another seed may change, and there is none where all seeds differ by the same. Neither intervals nor
 p-values are corrected for being several. Where several items share an id, recall and ndcg are here, a and b included,
 their expectation over a random order of the items of an id: the order in the lists is that of the catalog."""
 
@@ -330,16 +191,3 @@ def _only_baseline(record: Mapping[str, Any], key: str) -> dict[str, Any]:
 def _evaluations(records: Iterable[Mapping[str, Any]], users: Mapping[str, Any]) -> list[StoredEvaluation]:
     names = [(record, record["run"]["name"]) for record in records]
     return [StoredEvaluation(None, name, record, users.get(name)) for record, name in names]
-
-
-def _sheet_blocks(sheets: Sequence[Sheet]) -> list[str]:
-    blocks = []
-    for sheet in sheets:
-        blocks += [f"**{sheet.title}**{f'. {sheet.note}' if sheet.note else ''}", markdown_table(sheet.rows)]
-    return blocks
-
-
-def _interval_of(system: System, metric: str) -> tuple[float, float]:
-    value = system.values[metric]
-    low, high = system.values.get("intervals", {}).get(metric, (value, value))
-    return low, high
