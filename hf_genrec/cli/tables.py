@@ -215,7 +215,7 @@ def metrics_table(record: Mapping[str, Any]) -> Table:
     An evaluation record, baselines first and the model last.
 
     Args:
-        record (`dict`): What [`evaluation_record`] returned.
+        record (`dict`): What [`evaluate`] returned.
 
     Returns:
         `rich.table.Table`: recall and ndcg at 5 and 10 and mrr at 10, with intervals of 95 % (or what the record says)
@@ -243,7 +243,7 @@ def evaluation_tables(record: Mapping[str, Any]) -> list[Table | str]:
     All that a reader of an evaluation should see.
 
     Args:
-        record (`dict`): What [`evaluation_record`] returned.
+        record (`dict`): What [`evaluate`] returned.
 
     Returns:
         `list[rich.table.Table | str]`: [`metrics_table`], the tables of [`evidence_sheets`] about the baselines and

@@ -301,7 +301,7 @@ def comparison_note(comparison: Comparison) -> str:
         f"In brackets {confidence} bootstrap intervals over users; ± is the standard deviation between seeds.",
         f"Differences are paired, user by user, against {comparison.against}; p is that of the sign-flip permutation "
         "test after Holm's correction for the comparisons of this table. It takes the trained models as given: what "
-        "another seed would do is told over seeds alone. Intervals and `p over seeds` are not corrected.",
+        "another seed would change is estimated over seeds alone. Intervals and `p over seeds` are not corrected.",
     ]
     if any(group is not None for system in comparison.systems for group in system.groups):
         notes.append(

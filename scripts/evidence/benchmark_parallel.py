@@ -7,8 +7,8 @@ Where the item graph pays: exact decoding against walks along the graph, by the 
 
 The catalog of a trained run is filled up with dummy items whose codes are drawn, level by level, from those of the
 real items; they are recommended where they score well. Without a run the weights and all codes are random. Walks are
-called `num_beams x num_neighbors x num_propagations`; they begin at random items (committed rows with
-`similar` in the name are of an option that the library had once). Each cell has a process of its own. Times are medians of repeated
+called `num_beams x num_neighbors x num_propagations`; they begin at random items (committed rows with `similar` in the
+name are of an option that the library had once). Each cell has a process of its own. Times are medians of repeated
 calls on one batch of users, at least 3 and for about 10 seconds, with the encoding of their histories; memory is how
 far one call raises the peak of the process. `visited` is the mean number of items that are scored, `overlap` the
 share of the exact top 10 that is found, and ndcg@10 is that of some fixed validation users. Finished cells are

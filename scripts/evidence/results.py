@@ -86,7 +86,7 @@ def write_result(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> P
 
     Args:
         record (`dict`):
-            What [`evaluation_record`] returned, with all of [`RUN_FIELDS`] in `run`.
+            What [`~hf_genrec.evaluate`] returned, with all of [`RUN_FIELDS`] in `run`.
         folder (`str` or `Path`):
             The folder of records; created where it is missing.
 

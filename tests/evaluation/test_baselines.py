@@ -90,7 +90,7 @@ def test_batch_and_single_history_give_the_same_list(prepared, baseline, monkeyp
     histories = [["a"], ["d", "b"], [], ["c", "a", "b"], ["b"]]
     batch = fitted.recommend(histories, top_k=4)
 
-    monkeypatch.setattr("hf_genrec.evaluation.baselines.catalog_ranker._CHUNK_CELLS", 13)
+    monkeypatch.setattr("hf_genrec.evaluation.baselines.base._CHUNK_CELLS", 13)
 
     assert fitted.recommend(histories, top_k=4) == batch
     assert fitted.recommend(histories[1], top_k=4).item_ids == [batch.item_ids[1]]

@@ -1,7 +1,6 @@
 """Tables of runs: what they run, what they skip, and what the page and the plot make of the records."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,8 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from hf_genrec import SemanticIds
+from hf_genrec.cli.main import app
 from hf_genrec.tokenizers.folder import import_ids, load_tokenized
 from results import curves_name, load_records, results_page, write_result
 
@@ -42,59 +43,77 @@ def script(load_script):
     return load_script("run_table")
 
 
-def run(repository, script, *words):
-    command = [sys.executable, repository / "scripts/evidence" / script, *words]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, check=False)
+@pytest.fixture(params=["in this process", pytest.param("as programs", marks=pytest.mark.slow)])
+def fill_table(request, script, load_script, monkeypatch):
+    """Fills a table; what it starts runs in this process too, where the libraries are imported already."""
+
+    def program(command, *, cwd, stdout, **_):
+        monkeypatch.chdir(cwd)
+        if command[1] == "train":
+            result = CliRunner().invoke(app, command[1:])
+            stdout.write(f"{result.output}{result.exception or ''}")
+            return SimpleNamespace(returncode=result.exit_code)
+        monkeypatch.setattr(sys, "argv", command[1:])
+        load_script("record_run").main()
+        return SimpleNamespace(returncode=0)
+
+    def fill(*words):
+        monkeypatch.setattr(sys, "argv", ["run_table.py", *map(str, words)])
+        script.main()
+
+    if request.param == "in this process":
+        monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=program))
+    return fill
 
 
-def test_every_seed_of_every_row_gets_a_record_that_the_page_and_the_plot_show(work, repository):
-    words = (work / "table.json", "--work", work, "--records", work / "records", "--jobs", 2)
+def test_every_seed_of_every_row_gets_a_record_that_the_page_and_the_plot_show(
+    work, fill_table, load_script, monkeypatch, capsys
+):
+    pytest.importorskip("matplotlib")
+    words = (work / "table.json", "--work", work, "--records", work / "records")
 
-    first = run(repository, "run_table.py", *words)
-    assert first.returncode == 0, first.stderr
+    fill_table(*words)
     records = load_records(work / "records")
-    again = run(repository, "run_table.py", *words)
+    capsys.readouterr()
+    fill_table(*words)
+    again = capsys.readouterr().err
     twice = records[0] | {"run": records[0]["run"] | {"name": "toy_seed1_summed"}}  # the same weights, drawn once
     for record in (*records, twice):
         write_result(record, work / "curves")
-    plot = run(repository, "plot_curves.py", "--records", work / "curves", "--output", work / "curves")
+    folders = ["--records", str(work / "curves"), "--output", str(work / "curves")]
+    monkeypatch.setattr(sys, "argv", ["plot_curves.py", *folders])
+    load_script("plot_curves").main()
 
     assert [record["run"]["name"] for record in records] == ["toy_seed1", "toy_seed2"]
     assert [record["run"]["seed"] for record in records] == [1, 2]
     assert [record["run"]["decoding"] for record in records] == ["exact", "exact"]
     assert [epoch for epoch, _ in records[0]["run"]["curve"]] == [1.0, 2.0]
-    assert records[0]["run"]["command"].startswith("hf-genrec train data --ids ids --output runs/toy_seed1")
-    assert "2 of 2 runs have their records" in again.stderr
-    assert plot.returncode == 0, plot.stderr
-    assert plot.stdout.startswith("2 runs, written to ")
+    assert "train data --ids ids --output runs/toy_seed1" in records[0]["run"]["command"]
+    assert "2 of 2 runs have their records" in again
+    assert capsys.readouterr().out.startswith("2 runs, written to ")
     assert (work / "curves" / f"{curves_name('Toy data')}.png").stat().st_size > 1000
     page = results_page(records)
     assert "scripts/evidence/records/curves/toy_data.png" in page
     assert "| RPG | keep 7 × 5 | none | 2 |" in page
 
 
-def test_a_run_that_fails_is_told_and_leaves_no_record(work, repository):
+def test_a_run_that_fails_is_told_and_leaves_no_record(work, fill_table):
     table = json.loads((work / "table.json").read_text(encoding="utf-8"))
     table["rows"][0]["train"] += ["--set", "projection=triple"]
     (work / "table.json").write_text(json.dumps(table), encoding="utf-8")
 
-    process = run(repository, "run_table.py", work / "table.json", "--work", work, "--records", work / "records")
+    with pytest.raises(SystemExit, match="2 runs failed"):
+        fill_table(work / "table.json", "--work", work, "--records", work / "records")
 
-    assert process.returncode == 1
-    assert "2 runs failed" in process.stderr
     assert "`projection` must be one of" in (work / "logs" / "toy_seed1.log").read_text(encoding="utf-8")
     assert not (work / "records").exists()
 
 
-def test_a_row_with_a_missing_field_is_refused(work, repository):
-    (work / "table.json").write_text(
-        json.dumps({"dataset": "Toy", "prepared": "data", "seeds": [1], "rows": [{"name": "toy"}]}), encoding="utf-8"
-    )
+def test_a_row_with_a_missing_field_is_refused(script, tmp_path):
+    table = write_rows(tmp_path / "table.json", {"name": "toy"})
 
-    process = run(repository, "run_table.py", work / "table.json", "--work", work)
-
-    assert "a row must have encoder, ids, name, system, train; got name." in process.stderr
+    with pytest.raises(SystemExit, match=r"a row must have encoder, ids, name, system, train; got name\."):
+        script.read_table(table)
 
 
 def write_rows(path, *rows):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_genrec import PreparedDataset, Recommender, SemanticIds, evaluate_recommender, save_recommender
+from hf_genrec import PreparedDataset, Recommender, SemanticIds, save_recommender
+from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
 from invariants.model import make_model, random_codes, tiny_config
 
 
@@ -69,7 +70,8 @@ def test_rows_are_what_the_evaluation_of_the_run_gives(sweep, prepared, tmp_path
     ]
     for row in record["rows"][:2]:
         recommender = Recommender.from_pretrained(tmp_path / "run-0-0", device="cpu", num_beams=row["num_beams"])
-        values = evaluate_recommender(recommender, PreparedDataset.load(prepared.folder), ks=(10,))
+        data, settings = PreparedDataset.load(prepared.folder), EvaluationSettings(ks=(10,))
+        values = evaluate(recommender, data, settings, baselines={})["model"]
         for name in ("ndcg@10", "recall@10"):
             assert row[name] == pytest.approx(values[name])
             assert row["intervals"][name] == pytest.approx(values["intervals"][name])

@@ -1,14 +1,14 @@
 """The sweep over corrections of popularity on a tiny run."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from decoding_results import popularity_blocks
-from hf_genrec import Recommender, SemanticIds, evaluate_recommender, save_recommender
+from hf_genrec import Recommender, SemanticIds, save_recommender
+from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
 from invariants.model import make_model, random_codes, tiny_config
 
 
@@ -16,7 +16,7 @@ ITEM_IDS = [f"item-{number:02}" for number in range(29)]
 
 
 @pytest.fixture
-def run(make_prepared, tmp_path, repository):
+def run(make_prepared, tmp_path, load_script, monkeypatch):
     """A saved run, its data, and a function that runs the script and returns the record."""
     generator = np.random.default_rng(0)
     sequences = {f"user-{user}": [ITEM_IDS[item] for item in generator.permutation(29)[:7]] for user in range(11)}
@@ -25,14 +25,10 @@ def run(make_prepared, tmp_path, repository):
     save_recommender(tmp_path / "run", model, SemanticIds(ITEM_IDS, random_codes().numpy(), 5, "keep"), prepared.items)
 
     def start(*words):
-        script = [
-            sys.executable,
-            repository / "scripts/evidence/sweep_popularity.py",
-            tmp_path / "run",
-            prepared.folder,
-        ]
         fixed = ["--name", "tiny", "--dataset", "Tiny", "--records", tmp_path / "records", "--beams", 29]
-        subprocess.run([*map(str, [*script, *fixed, *words])], check=True, capture_output=True)
+        words = [tmp_path / "run", prepared.folder, *fixed, *words]
+        monkeypatch.setattr(sys, "argv", ["sweep_popularity.py", *map(str, words)])
+        load_script("sweep_popularity").main()
         return json.loads((tmp_path / "records" / "tiny.json").read_text(encoding="utf-8"))
 
     return tmp_path / "run", prepared, start
@@ -43,7 +39,8 @@ def test_rows_are_those_of_the_recommender_and_finished_ones_are_kept(run):
     record = start("--corrections", 0.5)
     (tuple_of_settings, corrected) = [(row["temperature"], row["correction"]) for row in record["rows"]]
 
-    expected = evaluate_recommender(Recommender.from_pretrained(folder, num_beams=29), prepared, split="validation")
+    recommender = Recommender.from_pretrained(folder, num_beams=29)
+    expected = evaluate(recommender, prepared, EvaluationSettings(split="validation"), baselines={})["model"]
     again = start("--corrections", 0.5, 0.2)
 
     assert (tuple_of_settings, corrected) == ((1.0, 0.0), (1.0, 0.5))

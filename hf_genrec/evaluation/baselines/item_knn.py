@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from hf_genrec.data.prepare import PreparedDataset
 from hf_genrec.data.prepared import interaction_matrix
-from hf_genrec.evaluation.baselines.catalog_ranker import CatalogRanker
+from hf_genrec.evaluation.baselines.base import CatalogRanker
 from hf_genrec.evaluation.metrics import ndcg_at_k, ranks_of_targets
 
 

@@ -5,7 +5,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from hf_genrec.data.prepare import PreparedDataset
-from hf_genrec.evaluation.baselines.catalog_ranker import CatalogRanker
+from hf_genrec.evaluation.baselines.base import CatalogRanker
 
 
 class Popularity(CatalogRanker):
