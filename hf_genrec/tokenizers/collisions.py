@@ -28,8 +28,7 @@ def group_by_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Items that share a tuple.
 
     Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`):
-            The codes.
+        codes (`np.ndarray` of shape `(num_items, num_levels)`): The codes.
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: the group of each item (groups in the order of their tuples), and the size
@@ -108,8 +107,7 @@ def append_code(codes: np.ndarray) -> np.ndarray:
     it needs no embeddings, cannot fail, and makes the tuples longer.
 
     Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`):
-            Codes with collisions.
+        codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes with collisions.
 
     Returns:
         `np.ndarray` of shape `(num_items, num_levels + 1)`: int64. The last code is below the size of the largest
@@ -151,14 +149,10 @@ def reassign_by_candidates(
     same tuples.
 
     Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`):
-            Codes with collisions.
-        embeddings (`np.ndarray` of shape `(num_items, dim)`):
-            What the codes were computed from.
-        codebooks (`np.ndarray` of shape `(num_levels, codebook_size, dim)`):
-            The centroids.
-        num_candidates (`int`, *optional*, defaults to 5):
-            Centroids per level; the paper's value.
+        codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes with collisions.
+        embeddings (`np.ndarray` of shape `(num_items, dim)`): What the codes were computed from.
+        codebooks (`np.ndarray` of shape `(num_levels, codebook_size, dim)`): The centroids.
+        num_candidates (`int`, *optional*, defaults to 5): Centroids per level; the paper's value.
         widen (`bool`, *optional*, defaults to `False`):
             Whether an item that finds no free tuple tries again with twice as many centroids, until it does.
 
@@ -192,11 +186,14 @@ def reassign_by_candidates(
             f"`num_candidates` ** `num_levels` = {width} ** {num_levels} tuples are too many to try. "
             "Use fewer candidates, append a code, or keep the collisions for a model that allows them."
         )
+    # One item after the other, and who comes first chooses first: a joint assignment over all tuples would be
+    # `codebook_size ** num_levels` columns wide. A tuple that its items left is not free again: one of them keeps it.
     result = codes.copy()
     weights = _radix(num_levels, codebook_size=codebook_size)
     used = set((codes.astype(np.uint64) @ weights).tolist())
     movers = _movers(codes, embeddings=embeddings, codebooks=codebooks)
     failed = []
+    # The distances (rows, L, K) of all movers at once may not fit into memory.
     step = max(1, _CHUNK_ELEMENTS // (num_levels * codebook_size))
     for rows in (movers[start : start + step] for start in range(0, len(movers), step)):
         distances = _level_distances(codes[rows], embeddings=embeddings[rows], codebooks=codebooks)
@@ -224,12 +221,9 @@ def rematch_last_level(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: 
     that distinct last codes allow.
 
     Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`):
-            Codes with collisions.
-        embeddings (`np.ndarray` of shape `(num_items, dim)`):
-            What the codes were computed from.
-        codebooks (`np.ndarray` of shape `(num_levels, codebook_size, dim)`):
-            The centroids.
+        codes (`np.ndarray`): Codes with collisions; shapes as for [`reassign_by_candidates`].
+        embeddings (`np.ndarray`): What the codes were computed from.
+        codebooks (`np.ndarray`): The centroids.
 
     Returns:
         `np.ndarray` of shape `(num_items, num_levels)`: int64, all tuples distinct; only the last level has changed.
@@ -259,14 +253,16 @@ def rematch_last_level(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: 
             f"{len(too_large)} prefixes have more items than the {codebook_size} codes of the last level (the largest "
             f"has {prefix_sizes[too_large].max()}): re-matching it cannot succeed. Use 'widen' or 'append'."
         )
-    residuals = embeddings - _reconstruct(codes[:, :-1], codebooks=codebooks[:-1])
+    residuals = embeddings - _reconstruct(codes[:, :-1], codebooks=codebooks[:-1])  # (N, D): what the last level gets
     last = codebooks[-1].astype(np.float64)
     order = np.argsort(prefixes, kind="stable")
     ends = np.cumsum(prefix_sizes)
     result = codes.copy()
     for prefix in touched:
         rows = order[ends[prefix] - prefix_sizes[prefix] : ends[prefix]]
-        cost = (last**2).sum(axis=1) - 2 * residuals[rows] @ last.T  # (items, K); the item's own norm changes nothing
+        # |r - c|^2 without |r|^2, which is the same for every code of an item: (items, K), K at least as many. The
+        # Hungarian algorithm gives each item a code of its own at the least sum.
+        cost = (last**2).sum(axis=1) - 2 * residuals[rows] @ last.T
         result[rows, -1] = linear_sum_assignment(cost)[1]
     return result
 
@@ -331,7 +327,7 @@ def _free_tuple(
     max_width: int,
 ) -> np.ndarray | None:
     """The best free tuple of one item; doubles the width up to `max_width` while there is none."""
-    ranked = np.argsort(distances, axis=1, kind="stable")
+    ranked = np.argsort(distances, axis=1, kind="stable")  # (L, K), the nearest centroid of each level first
     while True:
         nearest = ranked[:, :width]  # (L, width)
         scores, keys = _score_tuples(embedding, nearest, codebooks, weights)
@@ -349,6 +345,8 @@ def _score_tuples(
     embedding: np.ndarray, nearest: np.ndarray, codebooks: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Squared error (up to a constant) and key of every combination, flat; no vector per combination is built."""
+    # |e - (c1 + ... + cL)|^2 = |e|^2 + sum (|ci|^2 - 2 ci.e) + sum over pairs 2 ci.cj. The tensor of all width ** L
+    # combinations is the broadcast sum of L vectors and L (L - 1) / 2 matrices, one axis per level; keys likewise.
     num_levels, width = nearest.shape
     centroids = codebooks[np.arange(num_levels)[:, None], nearest].astype(np.float64)  # (L, width, D)
     alone = (centroids**2).sum(axis=2) - 2 * centroids @ embedding

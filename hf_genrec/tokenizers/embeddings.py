@@ -33,7 +33,7 @@ from hf_genrec.tokenizers.base import one_thread
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Whitening", "embed_texts", "encoder_identity", "load_matrix", "whiten"]
+__all__ = ["Whitening", "embed_texts", "encoder_identity", "load_matrix"]
 
 logger = logging.getLogger(__name__)
 
@@ -144,10 +144,8 @@ class Whitening:
         Find the directions of largest variance.
 
         Args:
-            embeddings (`np.ndarray` of shape `(num_items, dim)`):
-                The matrix.
-            num_components (`int`):
-                Directions to keep; the paper keeps 192 of 768.
+            embeddings (`np.ndarray` of shape `(num_items, dim)`): The matrix.
+            num_components (`int`): Directions to keep; the paper keeps 192 of 768.
             fit_on (`np.ndarray`, *optional*):
                 Row numbers to fit on, for example the items that occur in training. `None` fits on all rows, as the
                 paper does.
@@ -181,8 +179,7 @@ class Whitening:
         Project rows.
 
         Args:
-            embeddings (`np.ndarray` of shape `(num_items, dim)`):
-                Rows of the same encoder.
+            embeddings (`np.ndarray` of shape `(num_items, dim)`): Rows of the same encoder.
 
         Returns:
             `np.ndarray` of shape `(num_items, num_components)`: float32.
@@ -199,51 +196,13 @@ class Whitening:
         return (projected.numpy() / self.scale).astype(np.float32)
 
     def save(self, path: str | Path) -> None:
-        """
-        Write the three arrays.
-
-        Args:
-            path (`str` or `Path`):
-                A `.safetensors` file.
-        """
+        """Write the three arrays to a `.safetensors` file."""
         save_file({"mean": self.mean, "components": self.components, "scale": self.scale}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Whitening":
-        """
-        Read what [`Whitening.save`] wrote.
-
-        Args:
-            path (`str` or `Path`):
-                The `.safetensors` file.
-
-        Returns:
-            [`Whitening`]: the same projection, bit for bit.
-        """
+        """Read what [`Whitening.save`] wrote: the same projection, bit for bit."""
         return cls(**load_file(path))
-
-
-def whiten(embeddings: np.ndarray, *, num_components: int, fit_on: np.ndarray | None = None) -> np.ndarray:
-    """
-    Fit a [`Whitening`] and apply it to all rows.
-
-    Args:
-        embeddings (`np.ndarray` of shape `(num_items, dim)`): The matrix.
-        num_components (`int`): Columns of the result.
-        fit_on (`np.ndarray`, *optional*): Row numbers to fit on; `None` fits on all rows.
-
-    Returns:
-        `np.ndarray` of shape `(num_items, num_components)`: float32.
-
-    Example:
-
-    ```python
-    >>> whiten(np.array([[0.0, 5.0], [2.0, 5.0], [4.0, 5.0]]), num_components=1).tolist()
-    [[-1.0], [0.0], [1.0]]
-
-    ```
-    """
-    return Whitening.fit(embeddings, num_components=num_components, fit_on=fit_on).transform(embeddings)
 
 
 def load_matrix(path: str | Path, *, num_items: int) -> np.ndarray:

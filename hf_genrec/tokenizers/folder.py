@@ -45,31 +45,22 @@ def embed_items(
     matrix: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     device: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
     show_progress: bool = True,
 ) -> Path:
     """
     Write the embeddings of a catalog's texts.
 
     Args:
-        prepared ([`PreparedDataset`]):
-            The data set; its items' `text` is embedded.
-        output (`str` or `Path`):
-            A `.safetensors` file, or a folder that gets an `embeddings.safetensors`.
+        prepared ([`PreparedDataset`]): The data set; its items' `text` is embedded.
+        output (`str` or `Path`): A `.safetensors` file, or a folder that gets an `embeddings.safetensors`.
         model_name (`str`, *optional*, defaults to `"sentence-transformers/sentence-t5-base"`):
             A sentence-transformers model; see [`embed_texts`].
-        revision (`str`, *optional*):
-            Its branch, tag or commit.
         matrix (`str` or `Path`, *optional*):
             A ready `.npy` or `.safetensors` matrix in the order of the items, instead of a model.
-        batch_size (`int`, *optional*, defaults to 32):
-            Texts per forward pass.
-        device (`str`, *optional*):
-            Torch device of the encoder.
-        cache_dir (`str` or `Path`, *optional*):
-            Folder of the cache.
-        show_progress (`bool`, *optional*, defaults to `True`):
-            Whether a progress bar is shown.
+        revision (`str`, *optional*): As for [`embed_texts`], as are the next three.
+        batch_size (`int`, *optional*, defaults to 32): Texts per forward pass.
+        device (`str`, *optional*): Torch device of the encoder.
+        show_progress (`bool`, *optional*, defaults to `True`): Whether a progress bar is shown.
 
     Returns:
         `Path`: the file.
@@ -86,7 +77,6 @@ def embed_items(
             revision=revision,
             batch_size=batch_size,
             device=device,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
             show_progress=show_progress,
         )
         identity = encoder_identity(model_name, revision=revision)
@@ -186,12 +176,9 @@ def tokenize_items(
     Embeddings to semantic IDs: whitening, quantizer, collision policy.
 
     Args:
-        prepared ([`PreparedDataset`]):
-            The data set.
-        embeddings (`str` or `Path`):
-            What [`embed_items`] wrote, or a ready matrix.
-        output_dir (`str` or `Path`):
-            The tokenized folder; it appears whole or not at all.
+        prepared ([`PreparedDataset`]): The data set.
+        embeddings (`str` or `Path`): What [`embed_items`] wrote, or a ready matrix.
+        output_dir (`str` or `Path`): The tokenized folder; it appears whole or not at all.
         quantizer (`str`, *optional*, defaults to `"residual-kmeans"`):
             `"residual-kmeans"` ([`ResidualKMeans`], for Latte, PSID and TIGER), `"rqvae"` ([`RQVAE`], TIGER's own),
             `"hierarchical-kmeans"` ([`HierarchicalKMeans`]), `"opq"` ([`ProductQuantizer`], for RPG and ACERec),
@@ -213,12 +200,9 @@ def tokenize_items(
             Centroids per level that `"candidates"` tries and `"widen"` begins with.
         options (`Mapping[str, Any]`, *optional*):
             Further arguments of the quantizer's class, such as `{"sinkhorn_epsilon": 0.003}` for `"rqvae"`.
-        seed (`int`, *optional*, defaults to 1234):
-            Seed of the quantizer.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Whether an existing tokenized folder is replaced.
-        show_progress (`bool`, *optional*, defaults to `True`):
-            Whether long training shows a progress bar.
+        seed (`int`, *optional*, defaults to 1234): Seed of the quantizer.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether an existing tokenized folder is replaced.
+        show_progress (`bool`, *optional*, defaults to `True`): Whether long training shows a progress bar.
 
     Returns:
         [`SemanticIds`]: the table that was written.

@@ -127,6 +127,8 @@ class ProductQuantizer(Quantizer):
         self._quieten(quantizer.cp)
         rotation.pq = quantizer
         rotation.niter = 1
+        # Each round quantizes the rotated rows, then solves the Procrustes problem for the rotation that brings the
+        # rows closest to their approximations (an SVD), so both steps lower the same error.
         for _ in range(_ROUNDS):
             rotation.train(rows)
             rotation.niter_pq_0 = rotation.niter_pq  # later rounds begin where the last one ended

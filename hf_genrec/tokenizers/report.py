@@ -41,8 +41,7 @@ def id_report(
     embedding) take no part in what cannot be known of them.
 
     Args:
-        semantic_ids ([`SemanticIds`]):
-            The table.
+        semantic_ids ([`SemanticIds`]): The table.
         embeddings (`np.ndarray` of shape `(num_items, dim)`, *optional*):
             Text embeddings in the order of the items. `None` leaves the texts out.
         taken (`scipy.sparse.csr_array` of shape `(num_users, num_items)`, *optional*):
@@ -93,10 +92,8 @@ def report_tokenized(
     Judge the ids of a tokenized folder and write `report.json` into it. The folder stays what it is otherwise.
 
     Args:
-        folder (`str` or `Path`):
-            What [`tokenize_items`] or [`import_ids`] wrote.
-        prepared ([`PreparedDataset`]):
-            The data set; co-purchases are those of its training part.
+        folder (`str` or `Path`): What [`tokenize_items`] or [`import_ids`] wrote.
+        prepared ([`PreparedDataset`]): The data set; co-purchases are those of its training part.
         embeddings (`str` or `Path`, *optional*):
             What [`embed_items`] wrote, or a ready matrix. `None` leaves the texts out.
 

@@ -38,7 +38,7 @@ class RQVAEConfig(PreTrainedConfig):
             smaller, the closer to the nearest centroid. LETTER and LC-Rec take 0.003.
         sinkhorn_iterations (`int`, defaults to 50): Rounds of that balancing.
         sinkhorn_levels (`int`, defaults to 1): Levels that are balanced, counted from the last.
-        quantizer_type (`str`, defaults to `"rqvae"`): Tells [`load_quantizer`] what a folder holds.
+        quantizer_type (`str`, defaults to `"rqvae"`): What [`Quantizer.load`] goes by.
 
     Raises:
         ValueError: If a size or weight is out of range.
@@ -82,14 +82,13 @@ class RQVAEOutput(ModelOutput):
     What [`RQVAEModel`] returns.
 
     Args:
-        loss (`torch.FloatTensor`): Reconstruction, codebook and weighted commitment loss together.
-        reconstruction (`torch.FloatTensor` of shape `(batch, input_dim)`): In the scale of the embeddings.
-        codes (`torch.LongTensor` of shape `(batch, num_levels)`): The assignment; balanced in training if so set.
-        latents (`torch.FloatTensor` of shape `(batch, latent_dim)`): What the codes approximate.
-        reconstruction_loss (`torch.FloatTensor`):
-            Squared error per row, in units of the mean variance of a column of the embeddings, summed over columns.
-        codebook_loss (`torch.FloatTensor`): Squared distance of centroids to residuals, summed over levels.
-        commitment_loss (`torch.FloatTensor`): The same number, whose gradient moves the encoder.
+        loss: Reconstruction, codebook and weighted commitment loss together.
+        reconstruction: `(batch, input_dim)`, in the scale of the embeddings.
+        codes: `(batch, num_levels)`; balanced in training if so set.
+        latents: `(batch, latent_dim)`, what the codes approximate.
+        reconstruction_loss: Squared error per row over the mean variance of a column, summed over columns.
+        codebook_loss: Squared distance of centroids to residuals, summed over levels.
+        commitment_loss: The same number, whose gradient moves the encoder.
     """
 
     loss: torch.Tensor | None = None
@@ -155,19 +154,13 @@ class RQVAEModel(PreTrainedModel):
             init.ones_(module.input_scale)
 
     def forward(self, embeddings: torch.Tensor) -> RQVAEOutput:
-        """
-        Codes, reconstruction and loss of a batch.
-
-        Args:
-            embeddings (`torch.FloatTensor` of shape `(batch, input_dim)`): One row per item.
-
-        Returns:
-            [`RQVAEOutput`]
-        """
+        """Codes, reconstruction and loss of a batch of embeddings `(batch, input_dim)`; see [`RQVAEOutput`]."""
         scaled = (embeddings - self.input_mean) / self.input_scale
         latents = self.encoder(scaled)
         codes, residuals, centroids = self._quantize(latents, is_balanced=self.training)
-        quantized = latents + (centroids.sum(dim=0) - latents).detach()  # straight-through
+        # Straight-through: forward the sum of the centroids, backward as if the decoder had seen the latents, since
+        # choosing a centroid has no gradient. Codebooks learn from the codebook loss alone.
+        quantized = latents + (centroids.sum(dim=0) - latents).detach()
         decoded = self.decoder(quantized)
         reconstruction_loss = (decoded - scaled).square().sum(dim=1).mean()
         codebook_loss = (residuals.detach() - centroids).square().sum(dim=(0, 2)).mean()
@@ -185,51 +178,21 @@ class RQVAEModel(PreTrainedModel):
         )
 
     def encode(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """
-        Latents of embeddings.
-
-        Args:
-            embeddings (`torch.FloatTensor` of shape `(batch, input_dim)`): One row per item.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, latent_dim)`
-        """
+        """Latents `(batch, latent_dim)` of embeddings `(batch, input_dim)`."""
         return self.encoder((embeddings - self.input_mean) / self.input_scale)
 
     def assign(self, latents: torch.Tensor) -> torch.Tensor:
-        """
-        Codes of latents: the nearest centroid of each level's residual, the smaller code of equals.
-
-        Args:
-            latents (`torch.FloatTensor` of shape `(batch, latent_dim)`): From [`RQVAEModel.encode`].
-
-        Returns:
-            `torch.LongTensor` of shape `(batch, num_levels)`
-        """
+        """Codes `(batch, num_levels)` of latents: the nearest centroid per level, the smaller code of equals."""
         return self._quantize(latents, is_balanced=False)[0]
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """
-        Embeddings that codes stand for.
-
-        Args:
-            codes (`torch.LongTensor` of shape `(batch, num_levels)`):
-                Codes; fewer columns decode the first levels alone.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, input_dim)`
-        """
+        """Embeddings `(batch, input_dim)` that codes stand for; fewer columns decode the first levels alone."""
         levels = torch.arange(codes.shape[1], device=codes.device)
         return self.decoder(self.codebooks[levels, codes].sum(dim=1)) * self.input_scale + self.input_mean
 
     @torch.no_grad()
     def set_scale(self, embeddings: torch.Tensor) -> None:
-        """
-        Note the centre of the embeddings and the root of the mean variance of their columns.
-
-        Args:
-            embeddings (`torch.FloatTensor` of shape `(num_rows, input_dim)`): The rows that training uses.
-        """
+        """Note the centre of the rows that training uses and the root of the mean variance of their columns."""
         self.input_mean.copy_(embeddings.mean(dim=0))
         scale = (embeddings - self.input_mean).square().mean().sqrt()
         self.input_scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
@@ -238,12 +201,7 @@ class RQVAEModel(PreTrainedModel):
     def restart_dead_codes(self, *, generator: torch.Generator | None = None) -> int:
         """
         Put centroids that no training row chose since the last call onto residuals of random rows of the last batch.
-
-        Args:
-            generator (`torch.Generator`, *optional*): Draws the rows.
-
-        Returns:
-            `int`: how many centroids moved.
+        Returns how many moved.
         """
         if self._seen is None or self._residuals is None:
             return 0
@@ -272,7 +230,7 @@ class RQVAEModel(PreTrainedModel):
             codes.append(code)
             residuals.append(residual)
             chosen.append(centroids)
-            residual = residual - centroids.detach()
+            residual = residual - centroids.detach()  # so that a level's loss does not move the levels before it
         return torch.stack(codes, dim=1), torch.stack(residuals), torch.stack(chosen)
 
     def _note(self, codes: torch.Tensor, residuals: torch.Tensor) -> None:
@@ -293,10 +251,8 @@ def balanced_codes(distances: torch.Tensor, *, epsilon: float, num_iterations: i
     Args:
         distances (`torch.FloatTensor` of shape `(batch, codebook_size)`):
             Squared distances; they are shifted and scaled into [-1, 1], so that `epsilon` means the same everywhere.
-        epsilon (`float`):
-            Above 0; the smaller, the closer to the nearest centroid.
-        num_iterations (`int`, *optional*, defaults to 50):
-            Rounds.
+        epsilon (`float`): Above 0; the smaller, the closer to the nearest centroid.
+        num_iterations (`int`, *optional*, defaults to 50): Rounds.
 
     Returns:
         `torch.LongTensor` of shape `(batch,)`
@@ -312,16 +268,20 @@ def balanced_codes(distances: torch.Tensor, *, epsilon: float, num_iterations: i
 
     ```
     """
+    # The soft assignment is diag(rows) @ kernel @ diag(columns), with both factors such that rows sum to 1 / num_rows
+    # and columns to 1 / num_codes; the two lines of the loop set each in turn. The trap is the range: with epsilon
+    # 0.003 the exponents reach -667, so everything is float64, each row is shifted so that its nearest code has
+    # exponent 0, and sums that still underflow are clamped.
     low, high = distances.min(), distances.max()
     scaled = (2 * (distances.double() - low) / (high - low).clamp_min(1e-12) - 1) / epsilon
-    kernel = torch.exp(scaled.amin(dim=1, keepdim=True) - scaled)  # each row's own factor changes nothing below
+    kernel = torch.exp(scaled.amin(dim=1, keepdim=True) - scaled)  # (B, K)
     num_rows, num_codes = kernel.shape
     columns = torch.ones(num_codes, dtype=kernel.dtype, device=kernel.device)
     tiny = torch.finfo(kernel.dtype).tiny
     for _ in range(num_iterations):
         rows = 1 / (num_rows * (kernel @ columns).clamp_min(tiny))
         columns = 1 / (num_codes * (rows @ kernel).clamp_min(tiny))
-    return (columns.log() - scaled).argmax(dim=1)
+    return (columns.log() - scaled).argmax(dim=1)  # a row's own factor does not change which entry is largest
 
 
 def _perceptron(sizes: list[int], *, dropout: float) -> nn.Sequential:

@@ -247,18 +247,7 @@ class SemanticIds:
 
     @classmethod
     def load(cls, path: str | Path) -> "SemanticIds":
-        """
-        Read what [`SemanticIds.save`] wrote. Further columns are ignored.
-
-        Args:
-            path (`str` or `Path`): The Parquet file.
-
-        Returns:
-            [`SemanticIds`]: an equal table.
-
-        Raises:
-            ValueError: If the file is not one of ours.
-        """
+        """Read what [`SemanticIds.save`] wrote; further columns are ignored, any other file is a `ValueError`."""
         schema = pq.read_schema(path)
         metadata = (schema.metadata or {}).get(_METADATA_KEY)
         if metadata is None or not {"item_id", "codes", "raw_codes"} <= set(schema.names):
@@ -272,42 +261,22 @@ class SemanticIds:
         )
 
     def save(self, path: str | Path) -> None:
-        """
-        Write a Parquet file with the columns `item_id`, `codes` and `raw_codes` (lists of int16).
-
-        Args:
-            path (`str` or `Path`): The file.
-        """
+        """Write a Parquet file with the columns `item_id`, `codes` and `raw_codes` (lists of int16)."""
         pq.write_table(self.to_table(), path)
 
     def to_table(self) -> pa.Table:
-        """
-        The table that [`SemanticIds.save`] writes, for a caller that adds columns.
-
-        Returns:
-            `pa.Table`: one row per item; the codebook size and the policy are in the schema's metadata.
-        """
+        """What [`SemanticIds.save`] writes, a row per item; the schema's metadata has codebook size and policy."""
         columns = {"item_id": pa.array(self.item_ids, pa.string()), "codes": _to_list_array(self.codes)}
         columns["raw_codes"] = _to_list_array(self.codes_before)
         metadata = json.dumps({"codebook_size": self.codebook_size, "policy": self.policy})
         return pa.table(columns).replace_schema_metadata({_METADATA_KEY: metadata.encode()})
 
     def to_dict(self) -> dict[str, list[int]]:
-        """
-        The plain mapping, in item order.
-
-        Returns:
-            `dict[str, list[int]]`: item id to codes.
-        """
+        """The plain mapping of item id to codes, in item order."""
         return dict(zip(self.item_ids, self.codes.tolist(), strict=True))
 
     def to_json(self, path: str | Path) -> None:
-        """
-        Write the plain mapping for other projects; [`SemanticIds.from_json`] reads it.
-
-        Args:
-            path (`str` or `Path`): The file.
-        """
+        """Write the plain mapping for other projects; [`SemanticIds.from_json`] reads it."""
         Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False) + "\n", encoding="utf-8")
 
     @property

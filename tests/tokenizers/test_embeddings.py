@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
 from hf_genrec.tokenizers import embeddings as room
-from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, load_matrix, whiten
+from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, load_matrix
 
 
 TEXTS = ["red comb", "soap", "a long brush"]
@@ -246,6 +246,10 @@ def test_proxy_that_answers_for_the_hub_is_no_hub(encoder, tmp_path, hub, status
     with pytest.raises(OSError, match="the Hub is not reachable"):
         embed(TEXTS, "all-MiniLM-L6-v2", tmp_path)
     assert len(hub.asked) == 1
+
+
+def whiten(embeddings: np.ndarray, *, num_components: int, fit_on=None) -> np.ndarray:
+    return Whitening.fit(embeddings, num_components=num_components, fit_on=fit_on).transform(embeddings)
 
 
 def correlated(num_items: int = 41, dim: int = 7) -> np.ndarray:
