@@ -1,5 +1,7 @@
 """Configuration of ACERec: RPG's heads and scorer behind another encoder."""
 
+from typing import Any, ClassVar
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_rpg import RPGConfig
@@ -54,6 +56,11 @@ class ACERecConfig(RPGConfig):
     """
 
     model_type = "acerec"
+    display_name = "ACERec"
+    papers = ("ACERec: 2026, https://huggingface.co/papers/2602.13573", *RPGConfig.papers)
+    default_shape: ClassVar[dict[str, Any]] = {}
+    # One of the two learning rates that the paper searched; what it does not state is taken from RPG.
+    paper_schedule: ClassVar[dict[str, Any]] = RPGConfig.paper_schedule | {"learning_rate": 3e-3}
 
     merger: str = "attentive"
     num_merged_tokens: int = 4
@@ -82,6 +89,13 @@ class ACERecConfig(RPGConfig):
         if not self.alignment_temperature > 0:
             raise ValueError(f"`alignment_temperature` must be positive, got {self.alignment_temperature}.")
         super().__post_init__(**kwargs)
+
+    @property
+    def description(self) -> list[str]:
+        """`list[str]`: what is worth knowing about the network."""
+        network, *others = super().description
+        merger = f"{self.merger} merger to {self.num_merged_tokens} tokens an item, {self.anchor} anchor"
+        return [f"{network}; {merger}", *others]
 
     @property
     def tokens_per_item(self) -> int:

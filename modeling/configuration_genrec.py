@@ -9,6 +9,8 @@ One vocabulary serves both sides of a model: item tokens go in, semantic-ID toke
 is looked up in the catalog. Items stand last, so a grown catalog moves no other token.
 """
 
+from typing import Any, ClassVar
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
@@ -18,6 +20,15 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 class GenRecConfig(PreTrainedConfig):
     """
     Shape of the catalog and the token layout; the parent of every architecture's config.
+
+    A new architecture is two files, its config and its model, and a line where the package registers them. What the
+    library has to know about it, the class attributes below say; nothing of them is written to `config.json`:
+
+    - `has_codes`: whether items have semantic IDs; without, there are 0 levels of 0 codes.
+    - `display_name`, `summary`, `papers`: what the literature calls it, what it does (a verb first), whom to cite.
+    - `default_shape`, `default_schedule`: fields of the config and of [`GenRecTrainingArguments`] with which `train`
+      makes a new model; all else keeps its default.
+    - `paper_shape`, `paper_schedule`: the same as the paper has it.
 
     Args:
         num_items (`int`, defaults to 1):
@@ -54,7 +65,14 @@ class GenRecConfig(PreTrainedConfig):
 
     model_type = "genrec"
     keys_to_ignore_at_inference = ["past_key_values", "encoder_outputs"]
-    has_codes = True  # `False` for models that know items without semantic IDs; these have 0 levels of 0 codes
+    has_codes: ClassVar[bool] = True
+    display_name: ClassVar[str] = ""
+    summary: ClassVar[str] = "ranks the items of the catalog"
+    papers: ClassVar[tuple[str, ...]] = ()
+    default_shape: ClassVar[dict[str, Any]] = {}
+    default_schedule: ClassVar[dict[str, Any]] = {}
+    paper_shape: ClassVar[dict[str, Any]] = {}
+    paper_schedule: ClassVar[dict[str, Any]] = {}
 
     num_items: int = 1
     num_levels: int = 3
@@ -84,6 +102,61 @@ class GenRecConfig(PreTrainedConfig):
         if self.normalization not in ("vocabulary", "catalog"):
             raise ValueError(f"`normalization` must be 'vocabulary' or 'catalog', got {self.normalization!r}.")
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def for_ids(cls, ids: Any, **shape):
+        """
+        A config for the items of a semantic-ID table, or of a list of item ids.
+
+        Args:
+            ids ([`SemanticIds`] or `list[str]`):
+                Anything with `num_items`, `num_levels` and `codebook_size`; for an architecture without semantic IDs
+                the item ids are enough.
+            **shape: Other fields of the config.
+
+        Returns:
+            The config.
+
+        Raises:
+            ValueError: If the architecture needs semantic IDs and `ids` are none.
+
+        Example:
+
+        ```python
+        >>> from types import SimpleNamespace
+        >>> from hf_genrec.modeling.configuration_latte import LatteConfig
+        >>> ids = SimpleNamespace(num_items=12, num_levels=3, codebook_size=4)  # or SemanticIds
+        >>> LatteConfig.for_ids(ids, d_model=64).vocab_size
+        16
+
+        ```
+        """
+        if not cls.has_codes:
+            return cls(num_items=getattr(ids, "num_items", None) or len(ids), **shape)
+        sizes = ("num_items", "num_levels", "codebook_size")
+        missing = [name for name in sizes if not hasattr(ids, name)]
+        if missing:
+            raise ValueError(
+                f"`ids` must have `num_items`, `num_levels` and `codebook_size`, as `SemanticIds` has; got a "
+                f"{type(ids).__name__} without {', '.join(missing)}."
+            )
+        return cls(**{name: int(getattr(ids, name)) for name in sizes}, **shape)
+
+    @property
+    def system_name(self) -> str:
+        """`str`: what the literature calls a model with this config."""
+        return self.display_name or type(self).__name__.removesuffix("Config")
+
+    @property
+    def cited_papers(self) -> tuple[str, ...]:
+        """`tuple[str, ...]`: the papers behind a model with this config, each a line with its link."""
+        return self.papers
+
+    @property
+    def description(self) -> list[str]:
+        """`list[str]`: what is worth knowing about the network, in short phrases."""
+        length = getattr(self, "max_history_length", None)
+        return [] if length is None else [f"histories are cut to the latest {length} items"]
 
     @property
     def first_latent_token(self) -> int:

@@ -1,5 +1,7 @@
 """Configuration of RPG, and of what every model shares that predicts all codes of an item at once."""
 
+from typing import Any, ClassVar
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_genrec import GenRecConfig
@@ -50,6 +52,32 @@ class RPGConfig(GenRecConfig):
     """
 
     model_type = "rpg"
+    display_name = "RPG"
+    summary = "predicts all codes of the next item at once, with which every item of the catalog is scored"
+    papers = ("RPG: Hou et al. 2025, https://huggingface.co/papers/2506.05781",)
+    # The shape is the paper's but for the scale of the positions, see `position_std`. The paper's warm-up is longer
+    # than a short run, so its batches of 256 sequences (about 1,536 targets) and its rates do not suit one. Nor do its
+    # windows that move by one item: they read twice the items for the same targets.
+    default_shape: ClassVar[dict[str, Any]] = {"position_std": 0.002}
+    default_schedule: ClassVar[dict[str, Any]] = {
+        "num_train_epochs": 30,
+        "learning_rate": 5e-4,
+        "per_device_train_batch_size": 512,
+        "weight_decay": 0.0,
+    }
+    # Hou et al. 2025 and the published code; the learning rate is Beauty's.
+    paper_schedule: ClassVar[dict[str, Any]] = {
+        "num_train_epochs": 150,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 1536,
+        "weight_decay": 0.0,
+        "window_stride": 1,
+        "warmup_steps": 10_000,
+        "early_stopping_patience": 20,
+        "num_eval_users": -1,
+        "precision": "fp32",
+        "seed": 2024,
+    }
     attribute_map = {
         "hidden_size": "d_model",
         "num_attention_heads": "num_heads",
@@ -105,6 +133,12 @@ class RPGConfig(GenRecConfig):
         if value not in choices:
             shown = ", ".join(repr(choice) for choice in choices)
             raise ValueError(f"`{name}` must be one of {shown}, got {value!r}.")
+
+    @property
+    def description(self) -> list[str]:
+        """`list[str]`: what is worth knowing about the network."""
+        network = f"{self.num_layers} GPT-2 layers of width {self.d_model}, {self.projection} projection heads"
+        return [network, *super().description]
 
     @property
     def history_attention(self) -> str:

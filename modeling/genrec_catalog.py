@@ -383,18 +383,20 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
             self._catalog = Catalog(self.item_codes, self.config.codebook_size)
         return self._catalog
 
-    def set_catalog(self, item_codes: torch.Tensor) -> None:
+    def set_catalog(self, item_codes) -> None:
         """
         Write the semantic-ID table into the model and its fingerprint into the config.
 
         Args:
-            item_codes (`torch.Tensor` of shape `(num_items, num_levels)`):
-                Codes in `[0, codebook_size)`. Items that share all of them are the same to the model; how many do
+            item_codes (`torch.Tensor` or `np.ndarray` of shape `(num_items, num_levels)`):
+                Codes in `[0, codebook_size)`, as in `SemanticIds.codes`. Items that share all of them are the same to the model; how many do
                 is in `SemanticIds.statistics()`, and a collision policy other than `"keep"` leaves none.
 
         Raises:
             ValueError: If the shape differs from the config's or a code is out of range.
         """
+        if not isinstance(item_codes, torch.Tensor):
+            item_codes = torch.tensor(item_codes)
         wanted = (self.config.num_items, self.config.num_levels)
         if item_codes.is_floating_point():
             raise ValueError(f"`item_codes` must be integers, got {item_codes.dtype}.")

@@ -23,18 +23,12 @@ from hf_genrec.cli.tables import collision_table, metrics_table, statistics_tabl
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sources.amazon import prepare_amazon
 from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
+from hf_genrec.evaluation.record import evaluation_run, is_finished, read_training
+from hf_genrec.modeling.configuration_latte import LatteConfig
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.folder import embed_items, embeddings_path, load_tokenized, tokenize_items
-from hf_genrec.training import recipes
 from hf_genrec.training.initial import start_fresh
-from hf_genrec.training.runs import (
-    evaluation_run,
-    is_finished,
-    read_training,
-    train_run,
-    training_arguments,
-    write_evaluation,
-)
+from hf_genrec.training.runs import train_run, training_arguments, write_evaluation
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -47,7 +41,9 @@ def main(
     output: Annotated[str | None, typer.Option(help="Folder for everything; runs/CATEGORY.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder with the category's files; else from the Hub.")] = None,
     missing_text: Annotated[str, typer.Option(help="Items without text: error, drop or keep.")] = "error",
-    encoder: Annotated[str, typer.Option(help="sentence-transformers model.")] = recipes.PAPER_ENCODER,
+    encoder: Annotated[
+        str, typer.Option(help="sentence-transformers model.")
+    ] = "sentence-transformers/sentence-t5-base",
     matrix: Annotated[str | None, typer.Option(help="Ready embeddings instead of the encoder.")] = None,
     quantizer: Annotated[str, typer.Option(help="residual_kmeans.")] = "residual_kmeans",
     levels: Annotated[int, typer.Option(help="Codes per item.")] = 3,
@@ -61,7 +57,7 @@ def main(
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
     epochs: Annotated[float, typer.Option(help="Most epochs.")] = 150,
     patience: Annotated[int, typer.Option(help="Epochs without a better ndcg@10 before stopping.")] = 20,
-    beams: Annotated[int, typer.Option(help="Beams of the test.")] = recipes.PAPER_TEST_BEAMS,
+    beams: Annotated[int, typer.Option(help="Beams of the test.")] = 500,
     checkpoint: Annotated[
         str | None, typer.Option(help="Checkpoint folder to resume from; else the last one.")
     ] = None,
@@ -88,13 +84,13 @@ def main(
         raise typer.BadParameter(f"{folder / 'semantic_ids'} was made with {differing}. Choose another `--output`.")
     console.print(collision_table(record["statistics"]))
     run = folder / "model"
-    schedule = recipes.PAPER_SCHEDULE | {
+    schedule = LatteConfig.paper_schedule | {
         "num_train_epochs": epochs, "learning_rate": learning_rate, "early_stopping_patience": patience, "seed": seed,
         "latent_aggregation": latent_aggregation,
     }  # fmt: skip
     args = training_arguments(run, settings=schedule, options=ctx.args)
     if not is_finished(run):
-        shape = recipes.PAPER_SHAPE | {"num_latent_tokens": latents, "history_attention": history_attention}
+        shape = LatteConfig.paper_shape | {"num_latent_tokens": latents, "history_attention": history_attention}
         starting = start_fresh(prepared, folder / "semantic_ids", shape=shape, seed=seed)
         train_run(prepared, starting, run, args, resume=checkpoint or True, command=shlex.join(sys.argv))
     console.print(f"best validation ndcg@10: {read_training(run)['best_metric']}")

@@ -31,10 +31,10 @@ from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sources.movielens import prepare_movielens
 from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
 from hf_genrec.evaluation.record import evaluation_run
+from hf_genrec.modeling.configuration_latte import LatteConfig
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.folder import embed_items, embeddings_path, load_tokenized, read_embeddings, tokenize_items
 from hf_genrec.training.initial import start_fresh
-from hf_genrec.training.recipes import QUICK_SCHEDULE, QUICK_SHAPE
 from hf_genrec.training.runs import (
     CHECKPOINTS_NAME,
     EVALUATION_NAME,
@@ -58,7 +58,7 @@ TOKENIZER: dict[str, Any] = {
     "seed": 1234,
 }
 LATENT_AGGREGATION = "sum"
-SHAPE: dict[str, Any] = QUICK_SHAPE | {
+SHAPE: dict[str, Any] = LatteConfig.default_shape | {
     "num_latent_tokens": 2,
     "d_model": 64,
     "d_ff": 256,
@@ -66,7 +66,7 @@ SHAPE: dict[str, Any] = QUICK_SHAPE | {
     "num_heads": 2,
     "max_history_length": 50,
 }
-SCHEDULE: dict[str, Any] = QUICK_SCHEDULE | {
+SCHEDULE: dict[str, Any] = LatteConfig.default_schedule | {
     "learning_rate": 3e-3,
     "per_device_train_batch_size": 512,
     "num_train_epochs": 36,

@@ -148,11 +148,14 @@ def _train(
     """
     if prepared_folder.startswith("-"):
         raise ValueError(f"Name the prepared folder before {prepared_folder} and other options of the trainer.")
-    is_new = ids is not None or (architecture == "sasrec" and origin is None)
+    from transformers import CONFIG_MAPPING
+
+    kind: Any = CONFIG_MAPPING[architecture or "latte"]
+    is_new = ids is not None or (origin is None and not kind.has_codes)
     if is_new == (origin is not None):
         raise ValueError("Give either `--ids` (a new model) or `--from` (a checkpoint to fine-tune).")
-    if ids is not None and architecture == "sasrec":
-        raise ValueError("SASRec has no semantic IDs: leave out `--ids`.")
+    if ids is not None and not kind.has_codes:
+        raise ValueError(f"{kind.display_name} has no semantic IDs: leave out `--ids`.")
     shape = {
         "num_latent_tokens": latents, "history_attention": history_attention, "history_unit": history_unit,
         "normalization": normalization, "d_model": d_model, "d_ff": d_ff, "d_kv": d_kv, "num_heads": heads,
@@ -227,9 +230,10 @@ def _run_training(
     options: list[str],
 ) -> dict[str, Any] | None:
     """The record of the run; `None` in a process that is not the main one."""
+    from transformers import CONFIG_MAPPING
+
     from hf_genrec.data.prepared import PreparedDataset
     from hf_genrec.evaluation.record import is_finished, read_training
-    from hf_genrec.training import recipes
     from hf_genrec.training.initial import start_fresh, start_from
     from hf_genrec.training.runs import check_same_run, train_run, training_arguments
 
@@ -237,23 +241,23 @@ def _run_training(
         wrong = ", ".join(sorted(shape)) or ("--paper" if paper else "--architecture")
         raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {wrong}.")
     prepared = PreparedDataset.load(prepared_folder)
-    schedules = recipes.PAPER_SCHEDULES if paper else recipes.SCHEDULES
+    kind: Any = CONFIG_MAPPING[architecture or "latte"]
     if is_finished(output) and resume:
-        settings = schedules[architecture or "latte"] | schedule
+        settings = (kind.paper_schedule if paper else kind.default_schedule) | schedule
         seed = training_arguments(output, settings=settings, options=options).seed
         check_same_run(output, _asked_for(prepared, ids, origin, architecture) | {"seed": seed})
         typer.echo(f"The run in {output} is finished; nothing to resume.", err=True)
         return read_training(output) if os.environ.get("RANK", "0") == "0" else None
     if origin is not None:
         starting = start_from(prepared, origin)
-        architecture = starting.model.config.model_type
-    architecture = architecture or "latte"
-    args = training_arguments(output, settings=schedules[architecture] | schedule, options=options)
+        kind = type(starting.model.config)
+    settings = (kind.paper_schedule if paper else kind.default_schedule) | schedule
+    args = training_arguments(output, settings=settings, options=options)
     if origin is None:
         if shape.get("history_attention") == "bidirectional":  # which reads codes; `--history-unit item` is refused
             shape = {"history_unit": "code"} | shape
-        shape = (recipes.PAPER_SHAPES if paper else recipes.SHAPES)[architecture] | shape
-        starting = start_fresh(prepared, ids, shape=shape, seed=args.seed, architecture=architecture)
+        shape = (kind.paper_shape if paper else kind.default_shape) | shape
+        starting = start_fresh(prepared, ids, shape=shape, seed=args.seed, architecture=kind.model_type)
     record = train_run(prepared, starting, output, args, targets=targets, resume=resume, command=command_line())
     return record if args.process_index == 0 else None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ def published_files(folder: str | os.PathLike[str]) -> dict[str, Content]:
         ValueError: If a file is damaged, holds a token, or is JSON with a path of this machine.
     """
     folder = Path(folder)
-    names = [name for name in _names_in(folder) if is_published(name)]
+    code = code_files(folder)
+    names = [name for name in _names_in(folder) if is_published(name, code)]
     _check_complete(folder, names)
     return {name: checked_content(folder / name, name) for name in names}
 
@@ -73,8 +74,9 @@ def files_left_out(folder: str | os.PathLike[str]) -> dict[str, tuple[int, str]]
         `dict[str, tuple[int, str]]`: size in bytes and reason; folders that stay are one entry with a slash.
     """
     left: dict[str, tuple[int, str]] = {}
+    code = code_files(folder)
     for name in _names_in(Path(folder)):
-        if is_published(name):
+        if is_published(name, code):
             continue
         top, slash, _ = name.partition("/")
         entry = top + slash if top != "quantizer" else name
@@ -83,12 +85,40 @@ def files_left_out(folder: str | os.PathLike[str]) -> dict[str, tuple[int, str]]
     return left
 
 
-def is_published(name: str) -> bool:
+def code_files(folder: str | os.PathLike[str]) -> set[str]:
+    """
+    The files of remote code that a model needs: those that its config names, and all that these import.
+
+    Args:
+        folder (`str` or `Path`): A folder with a `config.json`.
+
+    Returns:
+        `set[str]`: names; empty without a config. A file that an import names and that is not there is among them.
+
+    Raises:
+        ValueError: If `config.json` is damaged.
+    """
+    folder = Path(folder)
+    waiting = _named_code(folder) if (folder / "config.json").is_file() else []
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            text = (folder / name).read_text(encoding="utf-8") if (folder / name).is_file() else ""
+            waiting += [f"{module}.py" for module in _RELATIVE_IMPORT.findall(text)]
+    return found
+
+
+def is_published(name: str, code: Collection[str] | None = None) -> bool:
     """
     Whether a file belongs to a recommender's repository.
 
     Args:
         name (`str`): Its place below the folder.
+        code (`Collection[str]`, *optional*):
+            The remote code, see [`code_files`]; `None` where a name is all there is, as of a file on the Hub that may
+            be left of an earlier version.
 
     Returns:
         `bool`
@@ -104,7 +134,8 @@ def is_published(name: str) -> bool:
     parent, _, last = name.rpartition("/")
     if parent == "quantizer":
         return last.endswith((".json", ".safetensors"))
-    return not parent and (any(fnmatchcase(name, pattern) for pattern in _PUBLISHED) or bool(_CODE.fullmatch(name)))
+    is_code = bool(_CODE.fullmatch(name)) if code is None else name in code
+    return not parent and (any(fnmatchcase(name, pattern) for pattern in _PUBLISHED) or is_code)
 
 
 def checked_content(path: Path, name: str) -> Content:
@@ -154,7 +185,8 @@ _PUBLISHED = (
     "special_tokens_map.json", "items.parquet", "item_neighbors.parquet", "item_graph.safetensors", "evaluation.json",
     "training.json",
 )  # fmt: skip
-_CODE = re.compile(r"(configuration|modeling|genrec)_\w+\.py|pipeline_genrec\.py")  # remote code
+_CODE = re.compile(r"(configuration|modeling|genrec)_\w+\.py|pipeline_genrec\.py")  # of any version
+_RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)  # as transformers finds it
 _REQUIRED = ("config.json", "items.parquet", "tokenizer.json", "tokenizer_config.json")
 _RECORDS = {"training.json", "evaluation.json"}
 _TOKEN = re.compile(r"\b(?:hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9]{30,}")
@@ -192,7 +224,7 @@ def _check_complete(folder: Path, names: list[str]) -> None:
     missing = [name for name in _REQUIRED if name not in names]
     missing += [] if any(fnmatchcase(name, "model*.safetensors") for name in names) else ["model.safetensors"]
     if "config.json" in names:
-        missing += [name for name in _code_of(folder) if name not in names]
+        missing += sorted(code_files(folder) - set(names))
     if missing:
         raise FileNotFoundError(
             f"{folder} is no complete recommender: there is no {', '.join(missing)}. Name the folder that `hf-genrec "
@@ -200,7 +232,7 @@ def _check_complete(folder: Path, names: list[str]) -> None:
         )
 
 
-def _code_of(folder: Path) -> list[str]:
+def _named_code(folder: Path) -> list[str]:
     """Files of remote code that the config names."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -77,7 +77,7 @@ def start_fresh(
         ValueError: If the folder is about other items, missing or of no use, or `shape` has an unknown or wrong field.
     """
     config_class: Any = CONFIG_MAPPING[architecture]
-    semantic_ids, sizes = None, {"num_items": len(prepared.item_ids)}
+    semantic_ids = None
     if (tokenized is not None) != config_class.has_codes:
         needs = "needs semantic IDs: name" if config_class.has_codes else "has no semantic IDs: leave out"
         raise ValueError(f"The architecture {architecture!r} {needs} the tokenized folder.")
@@ -85,21 +85,20 @@ def start_fresh(
         semantic_ids, made = load_tokenized(tokenized)
         check_same_catalog(semantic_ids.item_ids, prepared, owner=f"The tokenized folder {tokenized}")
         check_learned_on(made, prepared.metadata, owner=f"the tokenized folder {tokenized}")
-        sizes = {name: getattr(semantic_ids, name) for name in _NOT_TO_SET}
     known = {field.name for field in dataclasses.fields(config_class)} - _NOT_TO_SET
     unknown = set(shape) - (known - {field.name for field in dataclasses.fields(PreTrainedConfig)})
     if unknown:
         raise ValueError(f"`shape` has fields that no {config_class.__name__} has: {', '.join(sorted(unknown))}.")
     set_seed(seed)
     try:
-        config = config_class(**sizes, **shape)
+        config = config_class.for_ids(prepared.item_ids if semantic_ids is None else semantic_ids, **shape)
     except StrictDataclassError as error:
         raise ValueError(f"`shape` has a value of the wrong type: {error}") from error
     model: Any = AutoModel.from_config(config)
     _count_items(model, prepared)
     if semantic_ids is None or tokenized is None:
         return Starting(model, None, None)
-    model.set_catalog(torch.from_numpy(semantic_ids.codes.copy()))
+    model.set_catalog(semantic_ids.codes)
     quantizer = Path(tokenized) / QUANTIZER_NAME
     return Starting(model, semantic_ids, quantizer if quantizer.is_dir() else None)
 

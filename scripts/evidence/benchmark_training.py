@@ -38,7 +38,6 @@ from hf_genrec.modeling.configuration_genrec import GenRecConfig
 from hf_genrec.modeling.configuration_rpg import RPGConfig
 from hf_genrec.modeling.modeling_acerec import ACERecForItemGeneration
 from hf_genrec.modeling.modeling_rpg import ParallelPreTrainedModel, RPGForItemGeneration
-from hf_genrec.training.recipes import QUICK_SHAPE
 from hf_genrec.training.trainer import TargetBatchSampler, has_bfloat16, keep_freed_memory
 
 
@@ -256,7 +255,7 @@ VARIANTS = {
     "bidirectional, paper's shape": ours(history_attention="bidirectional"),
     "causal, paper's shape": ours(history_attention="causal"),
     "causal, default shape": ours(
-        **{name: value for name, value in QUICK_SHAPE.items() if name != "num_latent_tokens"}
+        **{name: value for name, value in LatteConfig.default_shape.items() if name != "num_latent_tokens"}
     ),
 }
 

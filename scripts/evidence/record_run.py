@@ -17,7 +17,6 @@ from hf_genrec import PreparedDataset, Recommender
 from hf_genrec.data.checks import check_trained_on
 from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
 from hf_genrec.evaluation.record import evaluation_run, read_training, users_path, write_users
-from hf_genrec.hub.cards import system_name
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME, load_tokenized
 from hf_genrec.training.runs import write_evaluation
 from results import write_result
@@ -103,7 +102,7 @@ def run_facts(arguments: argparse.Namespace, recommender: Recommender) -> dict:
     training = read_training(arguments.run)
     return {
         "name": arguments.name,
-        "system": arguments.system or system_name(recommender.model.config),
+        "system": arguments.system or recommender.model.config.system_name,
         "dataset": arguments.dataset,
         "encoder": arguments.encoder,
         **{name: getattr(semantic_ids, name, None) for name in ("policy", "num_levels", "codebook_size")},

@@ -34,7 +34,6 @@ from hf_genrec.evaluation.metrics import bootstrap_interval, ndcg_per_user, rank
 from hf_genrec.evaluation.plots import Panel, plot_lines
 from hf_genrec.evaluation.record import evaluation_run
 from hf_genrec.files import write_json
-from hf_genrec.hub.cards import system_name
 from hf_genrec.modeling.genrec_beams import beam_search
 from hf_genrec.modeling.genrec_ranking import rank_items
 from hf_genrec.training.initial import check_same_catalog
@@ -143,7 +142,7 @@ def open_record(path: Path, arguments: argparse.Namespace, config: Any, prepared
     run = evaluation_run(arguments.run, num_beams=0, latent_aggregation="max")
     record = {
         "name": arguments.name,
-        "system": arguments.system or system_name(config),
+        "system": arguments.system or config.system_name,
         "dataset": arguments.dataset,
         "protocol": prepared.metadata["protocol"],
         "fingerprint": prepared.fingerprint,

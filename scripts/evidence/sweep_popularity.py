@@ -25,7 +25,6 @@ from hf_genrec import PreparedDataset, Recommender
 from hf_genrec.evaluation.metrics import bootstrap_interval, ndcg_per_user, ranks_of_targets, recall_per_user
 from hf_genrec.evaluation.record import evaluation_run
 from hf_genrec.files import write_json
-from hf_genrec.hub.cards import system_name
 from hf_genrec.training.initial import check_same_catalog
 from sweep_beams import SEED, TOP_K, Users, run_parser
 
@@ -58,7 +57,7 @@ def open_record(path: Path, arguments: argparse.Namespace, config: Any, prepared
     """The record as far as it got, or a new one."""
     record = {
         "name": arguments.name,
-        "system": arguments.system or system_name(config),
+        "system": arguments.system or config.system_name,
         "dataset": arguments.dataset,
         "fingerprint": prepared.fingerprint,
         "weights": evaluation_run(arguments.run, num_beams=0, latent_aggregation="max").get("weights"),

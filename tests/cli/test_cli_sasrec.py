@@ -38,7 +38,7 @@ def test_run_is_evaluated_by_exact_scores_and_its_card_speaks_of_no_codes(shop):
     assert record["model"]["invalid_rate"] == 0
     assert record["model"]["ndcg@10"] > 0.9  # an item follows the one before it
     assert "# A SASRec recommender" in card
-    assert "The model reads a history of items and scores every item of\nthe catalog" in card
+    assert "The model reads a history of items and scores every item of the catalog" in card
     assert "codes" not in card
     assert "semantic-ids" not in card
 
