@@ -389,8 +389,8 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
 
         Args:
             item_codes (`torch.Tensor` or `np.ndarray` of shape `(num_items, num_levels)`):
-                Codes in `[0, codebook_size)`, as in `SemanticIds.codes`. Items that share all of them are the same to the model; how many do
-                is in `SemanticIds.statistics()`, and a collision policy other than `"keep"` leaves none.
+                Codes in `[0, codebook_size)`, as in `SemanticIds.codes`. Items that share all of them are the same to
+                the model; a collision policy other than `"keep"` leaves none.
 
         Raises:
             ValueError: If the shape differs from the config's or a code is out of range.
