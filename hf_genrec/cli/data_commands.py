@@ -89,7 +89,6 @@ def _prepare(
         raise ValueError("`--items` is missing: the table with the items' titles and texts.")
     with output_on(as_json) as show:
         from hf_genrec.cli.tables import preparation_notes, statistics_table
-        from hf_genrec.data.items import DEFAULT_FIELDS
         from hf_genrec.data.prepare import prepare
         from hf_genrec.data.sources.amazon import prepare_amazon
         from hf_genrec.data.sources.movielens import prepare_movielens
@@ -118,7 +117,7 @@ def _prepare(
                 rating=rating_column,
                 items_id=items_id,
                 title=title_field,
-                text_fields=text_fields.split(",") if text_fields else DEFAULT_FIELDS,
+                text_fields=text_fields.split(",") if text_fields else None,
                 min_rating=min_rating,
                 deduplicate=deduplicate,
                 k_core=k_core,

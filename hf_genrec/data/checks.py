@@ -1,5 +1,5 @@
 """
-What must not have happened before a number is believed: splits that overlap, a run trained on other data.
+Checks before a number is believed: splits that overlap, a run that was trained on other data.
 
 Splits come in as tables with the columns `user_id`, `history` and `target`, records as the content of JSON files.
 """
@@ -14,20 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hf_genrec.data.splits import SPLITS, first_few, flat_sequences
+
 
 logger = logging.getLogger(__name__)
-
-_ORDER = ("train", "validation", "test")
 
 
 def check_splits(
     splits: Mapping[str, pa.Table], item_ids: Sequence[str], *, cold_item_ids: Sequence[str] = (), owner: str
 ) -> None:
     """
-    Whether each split ends before the next one begins to ask.
+    Checks that no split holds a target of a later one.
 
     The history and target of a user in one split must be the beginning of the same user's history in every later
-    split, items held out of training aside: then no target of validation or test was trained on at its place.
+    split, apart from items held out of training: then no target of validation or test was trained on at its place.
 
     Args:
         splits (`dict[str, pyarrow.Table]`):
@@ -57,12 +57,14 @@ def check_splits(
     """
     catalog = pa.array(item_ids, pa.string())
     is_cold = pc.is_in(catalog, value_set=pa.array(cold_item_ids, pa.string())).to_numpy(zero_copy_only=False)
-    rows = {name: _flat(splits[name], catalog) for name in _ORDER}
-    for name in _ORDER:
+    rows = {}
+    for name in SPLITS:
+        items, offsets = flat_sequences(splits[name], item_ids)
+        rows[name] = _Rows(splits[name]["user_id"], items, np.diff(offsets))
         _check_users(rows[name].users, f"the {name} split of {owner}")
     trained = np.unique(rows["train"].items[rows["train"].items >= 0])
     if is_cold[trained].any():
-        shown = _first(catalog.take(pa.array(trained[is_cold[trained]])))
+        shown = first_few(catalog.take(pa.array(trained[is_cold[trained]])))
         raise ValueError(
             f"In {owner} items that are held out of training occur in the train split ({shown}). "
             "Prepare the log again with `hf-genrec prepare`."
@@ -72,19 +74,19 @@ def check_splits(
         if len(wrong):
             raise ValueError(
                 f"In {owner} the {earlier} split reaches into the {later} split for {len(wrong)} users "
-                f"({_first(wrong)}): a user's sequence in the one must be the beginning of the history in the other, "
-                "or what is trained on is asked for. Prepare the log again with `hf-genrec prepare`."
+                f"({first_few(wrong)}): a user's sequence in the one must be the beginning of the history in the "
+                "other, otherwise targets were trained on. Prepare the log again with `hf-genrec prepare`."
             )
 
 
 def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *, owner: str) -> None:
     """
-    Whether a run may be evaluated on a data set: what it was trained on must not hold the targets.
+    Checks that a run may be evaluated on a data set: what it was trained on must not hold the targets.
 
-    A run is evaluated on the data it was trained on. A fine-tuned run, or a log that was prepared against a given
-    catalog (`--keep-all-items`), may differ: that is how a model meets new data, and a warning says what to mind. So
-    it does where the checkpoint that a run was fine-tuned from has seen other data. With a cold-start split other data
-    are an error in every case: the items held out may have been trained on there.
+    A run is evaluated on the data it was trained on. A fine-tuned run, or a log that was prepared for a given catalog
+    (`keep_all_items=True`), may differ, with a warning: that is how a model meets new data. A warning also comes where
+    the checkpoint that a run was fine-tuned from has seen other data. With a cold-start split other data are always an
+    error: the items held out may have been trained on there.
 
     Args:
         training (`dict`):
@@ -105,20 +107,20 @@ def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *
     story = f"{owner} was trained on the data {', '.join(others)}, these are the data {found}"
     if metadata.get("cold_items"):
         raise ValueError(
-            f"{story}, which hold items out of training: they may have been trained on "
-            "there. Train a new model on these data alone."
+            f"{story}, which hold items out of training: they may have been trained on there. Train a new model on "
+            "these data alone."
         )
     if settings.get("from") is None and not metadata.get("options", {}).get("keep_all_items"):
         raise ValueError(
-            f"{story}: the items are the same, but what is asked for here may have been trained on there. Evaluate on "
-            "the prepared folder of the training; prepare another log over these items with `--keep-all-items`."
+            f"{story}: the items are the same, but targets of these may have been trained on there. Evaluate on the "
+            "prepared folder of the training, or prepare another log over these items with `--keep-all-items`."
         )
     logger.warning("%s. Where users of these are among the users of those, the numbers may be too high.", story)
 
 
 def trained_on(training: Mapping[str, Any]) -> list[str]:
     """
-    Every data set that a run's weights have seen: its own, and before it those of the checkpoint it began with.
+    Every data set that a run's weights have seen: those of the checkpoint it began with, then its own.
 
     Args:
         training (`dict`): Content of the run's `training.json`; empty where there is none.
@@ -169,39 +171,33 @@ class _Rows(NamedTuple):
     lengths: np.ndarray
 
 
-def _flat(split: pa.Table, catalog: pa.Array) -> _Rows:
-    lengths = pc.list_value_length(split["history"]).to_numpy().astype(np.int64) + 1
-    is_target = np.zeros(int(lengths.sum()), dtype=bool)
-    is_target[np.cumsum(lengths) - 1] = True
-    items = np.empty(len(is_target), dtype=np.int64)
-    for places, column in ((is_target, split["target"]), (~is_target, pc.list_flatten(split["history"]))):
-        items[places] = pc.fill_null(pc.index_in(column, value_set=catalog), -1).to_numpy()
-    return _Rows(split["user_id"], items, lengths)
-
-
 def _check_users(users: pa.ChunkedArray, where: str) -> None:
     counts = pc.value_counts(users)
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(repeated):
         raise ValueError(
-            f"{len(repeated)} users have several rows in {where} ({_first(repeated)}): each must have one. "
+            f"{len(repeated)} users have several rows in {where} ({first_few(repeated)}): each must have one. "
             "Prepare the log again with `hf-genrec prepare`."
         )
 
 
 def _overlaps(earlier: _Rows, later: _Rows, is_cold: np.ndarray) -> pa.ChunkedArray:
     """Users whose sequence of the earlier split is not the beginning of their later history without cold items."""
+    # The later histories without cold items, as one flat array, and where each user's begins in it.
     is_read = ~np.append(is_cold, False)[later.items]  # -1 reads the entry appended
-    is_read[np.cumsum(later.lengths) - 1] = False
-    read_before = np.append(0, np.cumsum(is_read))
+    is_read[np.cumsum(later.lengths) - 1] = False  # a target is no history
+    num_read = np.append(0, np.cumsum(is_read))
     later_ends = np.append(0, np.cumsum(later.lengths))
-    later_starts, later_lengths = read_before[later_ends[:-1]], np.diff(read_before[later_ends])
+    later_starts, later_lengths = num_read[later_ends[:-1]], np.diff(num_read[later_ends])
     history = later.items[is_read]
 
+    # Users of both splits; a sequence longer than the later history overlaps without a look at the items.
     match = pc.fill_null(pc.index_in(earlier.users, value_set=later.users), -1).to_numpy()
     compared = np.flatnonzero(match >= 0)
     too_long = earlier.lengths[compared] > later_lengths[match[compared]]
     fitting = compared[~too_long]
+
+    # The others item by item: `row_of` numbers the compared users, `place` the items of each.
     sizes = earlier.lengths[fitting]
     row_of = np.repeat(np.arange(len(fitting)), sizes)
     place = np.arange(len(row_of)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -210,7 +206,3 @@ def _overlaps(earlier: _Rows, later: _Rows, is_cold: np.ndarray) -> pa.ChunkedAr
     theirs = history[later_starts[match[fitting]][row_of] + place]
     differs = np.bincount(row_of[mine != theirs], minlength=len(fitting)) > 0
     return earlier.users.take(pa.array(np.sort(np.append(compared[too_long], fitting[differs]))))
-
-
-def _first(ids: pa.Array | pa.ChunkedArray) -> str:
-    return ", ".join(map(repr, ids.slice(0, 5).to_pylist())) + (", ..." if len(ids) > 5 else "")

@@ -7,48 +7,17 @@ Items tables in, one record per item out: JSON Lines, CSV, TSV or Parquet with a
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from hf_genrec.data.items import DEFAULT_FIELDS, clean_text, item_text
-from hf_genrec.data.log_readers import ID_RULE, ReadTable, Source, id_string, is_bad_id, table_in_memory
-from hf_genrec.data.text_files import (
-    SHOWN,
-    SKIP_HINT,
-    OnError,
-    check_not_empty,
-    check_on_error,
-    check_utf8,
-    format_of,
-    numbered_lines,
-    open_text,
-    parse_json_line,
-    quoting_of,
-)
-
-
-@dataclass(frozen=True)
-class ItemRow:
-    """
-    One record of an items table.
-
-    Attributes:
-        place (`str`): the file and line, or the row number, for messages.
-        record (`dict` or `None`): field to value; `None` for a malformed line.
-        error (`str` or `None`): what is wrong with a malformed line.
-    """
-
-    place: str
-    record: dict[str, Any] | None
-    error: str | None = None
+from hf_genrec.data.items import clean_text, default_fields, item_text
+from hf_genrec.data.readers import ID_RULE, ReadTable, Source, id_string, is_bad_id, open_source
+from hf_genrec.data.text_files import SKIP_HINT, OnError, Record, TextFile, check_on_error
 
 
 def read_items(
@@ -56,37 +25,40 @@ def read_items(
     *,
     item: str = "item_id",
     title: str = "title",
-    fields: Sequence[str] = DEFAULT_FIELDS,
+    fields: Sequence[str] | None = None,
     ascii_only: bool = True,
     only: Set[str] | None = None,
+    delimiter: str | None = None,
     on_error: OnError = "raise",
 ) -> ReadTable:
     """
-    Reads an items table and writes the text of every item.
+    Reads an items table and makes the text of every item.
 
     Args:
         source (`str`, `os.PathLike`, `pyarrow.Table`, `pandas.DataFrame` or `list[dict]`):
             JSON Lines, CSV, TSV or Parquet file, or records already in memory.
         item (`str`, *optional*, defaults to `"item_id"`):
-            Name of the field with the ids. Integers are converted to strings.
+            Field of the ids. Integers are converted to strings.
         title (`str`, *optional*, defaults to `"title"`):
-            Name of the field that people read.
-        fields (`Sequence[str]`, *optional*, defaults to title, features, categories, description):
-            The fields of the text, in order; see [`~items.item_text`].
+            Field that people read.
+        fields (`Sequence[str]` or `None`, *optional*):
+            Fields of the text, in order; `None` is [`default_fields`] of `title`. See [`item_text`].
         ascii_only (`bool`, *optional*, defaults to `True`):
-            See [`~items.clean_text`].
+            See [`clean_text`].
         only (`Set[str]` or `None`, *optional*):
-            Ids to keep; `None` keeps all. A large table is never held as a whole.
+            Ids of the items to keep; `None` keeps all.
+        delimiter (`str` or `None`, *optional*):
+            See [`~readers.read_interactions`].
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
-            What malformed lines and repeated ids do: stop, or be counted and left out (the first of an id stays).
+            See [`~readers.read_interactions`]; an id that comes twice is malformed too.
 
     Returns:
-        [`ReadTable`]: `item_id`, `title`, `text` (empty if an item has none), then the other fields as given; a list
-        or a mapping as a JSON string. A field of the file that is called `text` counts only through `fields`.
+        [`ReadTable`]: columns `item_id`, `title`, `text` and every other field, in the order of the source. A field
+        of the source that is called `text` counts only through `fields`.
 
     Raises:
         ValueError: If the file is empty or not UTF-8, no record has the id field, or, with `on_error="raise"`, a line
-            is malformed or an id comes twice.
+            is malformed.
 
     Example:
 
@@ -96,41 +68,48 @@ def read_items(
 
     ```
     """
+    fields = default_fields(title) if fields is None else fields
     places: dict[str, str] = {}
     columns: dict[str, list[Any]] = {"item_id": [], "title": [], "text": []}
     num_skipped, first_skipped, has_id = 0, None, False
-    for row in iterate_items(source, on_error=on_error):
-        has_id = has_id or (row.record is not None and item in row.record)
-        item_id = id_string(row.record.get(item)) if row.record is not None else None
-        problem = _problem_of(row, item, item_id, places)
+    for record in iterate_items(source, delimiter=delimiter, on_error=on_error):
+        values = record.values or {}
+        has_id = has_id or item in values
+        item_id = id_string(values.get(item))
+        problem = record.error or _problem_of(values, item, item_id, places)
         if problem is not None:
+            message = f"{record.shown}: {problem}."
             if on_error == "raise":
-                raise ValueError(f"{row.place}: {problem}. {SKIP_HINT}")
-            num_skipped, first_skipped = num_skipped + 1, first_skipped or f"{row.place}: {problem}."
-        elif item_id is not None and row.record is not None and (only is None or item_id in only):
-            places[item_id] = row.place
-            text = item_text(row.record, fields=fields, ascii_only=ascii_only)
-            _append(
-                columns, {"item_id": item_id, "title": _title(row.record.get(title)), "text": text}, row.record, item
-            )
+                raise ValueError(f"{message} {SKIP_HINT}")
+            num_skipped, first_skipped = num_skipped + 1, first_skipped or message
+        elif item_id is not None and (only is None or item_id in only):
+            places[item_id] = record.place
+            shown = values.get(title)
+            row = {"item_id": item_id, "title": clean_text(shown, ascii_only=False) if isinstance(shown, str) else ""}
+            row["text"] = item_text(values, fields=fields, ascii_only=ascii_only)
+            _append(columns, {name: value for name, value in values.items() if name != item} | row)
     if not has_id:
-        raise ValueError(f"The items table {_name_of(source)} has no record with the field {item!r}.")
+        in_memory = isinstance(source, list | pa.Table | pd.DataFrame)
+        owner = "in memory" if in_memory else str(source)
+        raise ValueError(f"The items table {owner} has no record with the field {item!r}.")
     table = pa.table({name: _column(values) for name, values in columns.items()})
     return ReadTable(table, num_skipped, first_skipped)
 
 
-def iterate_items(source: Source | list[dict[str, Any]], *, on_error: OnError = "raise") -> Iterator[ItemRow]:
+def iterate_items(
+    source: Source | list[dict[str, Any]], *, delimiter: str | None = None, on_error: OnError = "raise"
+) -> Iterator[Record]:
     """
-    Walks through an items table one record at a time, so a large table never has to fit in memory.
+    Walks through an items table one record at a time, so that a large table never has to fit in memory.
 
     Args:
-        source (`str`, `os.PathLike`, `pyarrow.Table`, `pandas.DataFrame` or `list[dict]`):
-            JSON Lines, CSV, TSV or Parquet file, or records already in memory.
+        source (`str`, `os.PathLike`, `pyarrow.Table`, `pandas.DataFrame` or `list[dict]`): See [`read_items`].
+        delimiter (`str` or `None`, *optional*): See [`~readers.read_interactions`].
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
-            What a malformed line does. A skipped line comes out as an [`ItemRow`] without a record.
+            Malformed lines: stop, or come out as a [`Record`] without values.
 
     Yields:
-        [`ItemRow`]: where the record stands and the record.
+        [`Record`]: where the record stands and its fields.
 
     Raises:
         ValueError: If the file is empty or not UTF-8, or, with `on_error="raise"`, at a malformed line.
@@ -138,47 +117,48 @@ def iterate_items(source: Source | list[dict[str, Any]], *, on_error: OnError = 
     Example:
 
     ```python
-    >>> next(iterate_items([{"item_id": 3, "title": "Ball"}]))
-    ItemRow(place='row 1', record={'item_id': 3, 'title': 'Ball'}, error=None)
+    >>> next(iterate_items([{"item_id": 3, "title": "Ball"}])).values
+    {'item_id': 3, 'title': 'Ball'}
 
     ```
     """
     check_on_error(on_error)
-    if isinstance(source, list):
-        yield from (ItemRow(f"row {row}", record) for row, record in enumerate(source, start=1))
-    elif isinstance(source, pa.Table | pd.DataFrame) or format_of(Path(source)) == "parquet":
-        table = source if isinstance(source, pa.Table) else table_in_memory(source)
-        row = 0
-        for batch in table.to_batches(max_chunksize=10_000):
-            for record in batch.to_pylist():
-                row += 1
-                yield ItemRow(f"row {row}", record)
-    else:
-        yield from _iterate_item_lines(Path(source), on_error)
+    opened = source if isinstance(source, list) else open_source(source, delimiter)
+    if isinstance(opened, TextFile):
+        for record in opened.records():
+            if record.error is not None and on_error == "raise":
+                raise ValueError(f"{record.shown}: {record.error}. {SKIP_HINT}")
+            yield record
+        return
+    for row, values in enumerate(_rows_of(opened), start=1):
+        yield Record(f"row {row}", values)
 
 
-def _problem_of(row: ItemRow, item: str, item_id: str | None, places: dict[str, str]) -> str | None:
+def _rows_of(opened: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a list, a table or a Parquet file, the latter two in batches."""
+    if isinstance(opened, list):
+        yield from opened
+        return
+    batches = opened.to_batches(10_000) if isinstance(opened, pa.Table) else opened.iter_batches(10_000)
+    for batch in batches:
+        yield from batch.to_pylist()
+
+
+def _problem_of(values: dict[str, Any], item: str, item_id: str | None, places: dict[str, str]) -> str | None:
     """What keeps a record out of the table, or `None`."""
-    if row.record is None:
-        return row.error
     if item_id is None:
-        return f"no id in the field {item!r}; the fields are {', '.join(map(str, row.record))}"
+        return f"no id in the field {item!r}; the fields are {', '.join(map(str, values))}"
     if item_id in places:
         return f"item id {item_id!r} has a record already ({places[item_id]})"
     return f"item id {item_id!r} {ID_RULE}" if is_bad_id(item_id) else None
 
 
-def _append(columns: dict[str, list[Any]], ours: dict[str, str], record: dict[str, Any], item: str) -> None:
+def _append(columns: dict[str, list[Any]], row: dict[str, Any]) -> None:
     """Adds one row; a field that appears for the first time is filled up with nulls."""
     num_rows = len(columns["item_id"])
-    others = {name: value for name, value in record.items() if name not in ours and name != item}
-    columns |= {name: [None] * num_rows for name in others if name not in columns}
+    columns |= {name: [None] * num_rows for name in row if name not in columns}
     for name, values in columns.items():
-        values.append(ours[name] if name in ours else others.get(name))
-
-
-def _title(value: Any) -> str:
-    return clean_text(value, ascii_only=False) if isinstance(value, str) else ""
+        values.append(row.get(name))
 
 
 def _column(values: list[Any]) -> pa.Array:
@@ -197,46 +177,3 @@ def _column(values: list[Any]) -> pa.Array:
 
 def _as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _name_of(source: Any) -> str:
-    return "in memory" if isinstance(source, list | pa.Table | pd.DataFrame) else str(source)
-
-
-def _iterate_item_lines(path: Path, on_error: OnError) -> Iterator[ItemRow]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file.")
-    kind = format_of(path)
-    check_not_empty(path)
-    rows = _json_rows(path) if kind == "jsonl" else _csv_rows(path, "," if kind == "csv" else "\t")
-    for row in rows:
-        if row.error is not None and on_error == "raise":
-            raise ValueError(f"{row.place}: {row.error}. {SKIP_HINT}")
-        yield row
-
-
-def _json_rows(path: Path) -> Iterator[ItemRow]:
-    for number, line in numbered_lines(path):
-        record, problem = parse_json_line(line)
-        place = f"{path}: line {number}"
-        yield ItemRow(place, record) if record is not None else ItemRow(f"{place} ({line[:SHOWN]!r})", None, problem)
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[ItemRow]:
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        with open_text(path) as file:
-            reader = csv.reader(file, delimiter=delimiter, quoting=quoting_of(delimiter))
-            header = next(reader, [])
-            for fields in reader:
-                place = f"{path}: line {reader.line_num}"
-                if fields and len(fields) == len(header):
-                    yield ItemRow(place, dict(zip(header, fields, strict=True)))
-                elif fields:
-                    shown = f"{place} ({delimiter.join(fields)[:SHOWN]!r})"
-                    yield ItemRow(shown, None, f"malformed, {len(header)} fields were expected")
-    except UnicodeDecodeError:
-        check_utf8(path)
-        raise
-    finally:
-        csv.field_size_limit(limit)

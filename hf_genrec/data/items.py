@@ -2,26 +2,44 @@
 Item metadata in, one text per item out: the sentence that a text encoder reads.
 
 A record is a mapping of metadata fields as they come from a catalog: strings, numbers, lists of strings, lists of
-category paths. The text is a plain `str`; an item without any usable field gets the empty string, and the caller
-decides what to do with it.
+category paths. An item without any usable field gets the empty string; the caller decides what to do with it.
 """
 
 import html
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 
-__all__ = ["DEFAULT_FIELDS", "clean_text", "item_text", "item_texts"]
-
 DEFAULT_FIELDS = ("title", "features", "categories", "description")
 
 # A tag starts with a letter, "/" or "!" right after "<": "I <3 you" and "2 < 3 > 1" are no tags.
 _TAG = re.compile(r"<!--.*?-->|</?[a-zA-Z!][^<>]*>", re.DOTALL)
 _NON_ASCII = re.compile(r"[^\x00-\x7f]+")
+
+
+def default_fields(title: str = "title") -> tuple[str, ...]:
+    """
+    The fields of a text where the caller names none: the title, then what catalogs usually have.
+
+    Args:
+        title (`str`, *optional*, defaults to `"title"`): Field of the titles.
+
+    Returns:
+        `tuple[str, ...]`: names of fields, in the order of the text.
+
+    Example:
+
+    ```python
+    >>> default_fields("name")
+    ('name', 'features', 'categories', 'description')
+
+    ```
+    """
+    return (title, *DEFAULT_FIELDS[1:])
 
 
 def clean_text(text: str, *, ascii_only: bool = True) -> str:
@@ -88,37 +106,9 @@ def item_text(record: Mapping[str, Any], *, fields: Sequence[str] = DEFAULT_FIEL
     ```
     """
     if isinstance(fields, str):
-        raise TypeError(f"`fields` must be a sequence of field names, got the string {fields!r}. Write ({fields!r},).")
+        raise TypeError(f"`fields` must be a sequence of field names, got the string {fields!r}. Pass ({fields!r},).")
     parts = (_field_text(record.get(field), ascii_only=ascii_only) for field in fields)
     return " ".join(part for part in parts if part)
-
-
-def item_texts(
-    records: Iterable[Mapping[str, Any]], *, fields: Sequence[str] = DEFAULT_FIELDS, ascii_only: bool = True
-) -> list[str]:
-    """
-    The texts of many items, in their order; see [`item_text`].
-
-    Args:
-        records (`Iterable[Mapping[str, Any]]`):
-            One record per item, for example `table.to_pylist()` of an Arrow table.
-        fields (`Sequence[str]`, *optional*, defaults to `("title", "features", "categories", "description")`):
-            Names of the fields, in the order of the text.
-        ascii_only (`bool`, *optional*, defaults to `True`):
-            See [`clean_text`].
-
-    Returns:
-        `list[str]`: one text per record.
-
-    Example:
-
-    ```python
-    >>> item_texts([{"title": "Comb"}, {"description": ["Soft brush", "For hair"]}])
-    ['Comb', 'Soft brush, For hair.']
-
-    ```
-    """
-    return [item_text(record, fields=fields, ascii_only=ascii_only) for record in records]
 
 
 def _field_text(value: Any, *, ascii_only: bool) -> str:

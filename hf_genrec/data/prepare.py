@@ -23,44 +23,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hf_genrec.data import steps
 from hf_genrec.data.item_readers import read_items
-from hf_genrec.data.items import DEFAULT_FIELDS
-from hf_genrec.data.log_readers import ReadTable, Source, read_interactions, read_sequences
-from hf_genrec.data.prepared import (
-    COLD_NAME,
-    FORMAT_VERSION,
-    PreparedDataset,
-    fingerprint_of,
-    replaced_folder,
-    write_split,
-)
+from hf_genrec.data.items import default_fields
+from hf_genrec.data.prepared import COLD_NAME, FORMAT_VERSION, PreparedDataset, fingerprint_of, replaced_folder
 from hf_genrec.data.protocols import PROTOCOLS, Protocol
-from hf_genrec.data.steps import Statistics, drop_short_histories, newest_items, sort_by_time, statistics_of
-from hf_genrec.data.steps import deduplicate as deduplicate_rows
-from hf_genrec.data.steps import k_core as k_core_of
-from hf_genrec.data.text_files import OnError
+from hf_genrec.data.readers import ReadTable, Source, read_interactions, read_sequences
+from hf_genrec.data.splits import first_few, write_split
+from hf_genrec.data.text_files import DELIMITERS, OnError, format_of
 
-
-__all__ = [
-    "PROTOCOLS",
-    "PreparedDataset",
-    "Protocol",
-    "Statistics",
-    "deduplicate",
-    "drop_short_histories",
-    "k_core",
-    "prepare",
-    "read_interactions",
-    "read_items",
-    "read_sequences",
-    "sort_by_time",
-    "statistics_of",
-]
 
 logger = logging.getLogger(__name__)
 
-deduplicate = deduplicate_rows  # `prepare` has arguments of these names
-k_core = k_core_of
 MissingText = Literal["error", "drop", "keep"]
 
 
@@ -76,9 +50,11 @@ def prepare(
     item: str = "item_id",
     timestamp: str | None = "timestamp",
     rating: str | None = None,
+    delimiter: str | None = None,
+    date_format: str | None = None,
     items_id: str = "item_id",
     title: str = "title",
-    text_fields: Sequence[str] = DEFAULT_FIELDS,
+    text_fields: Sequence[str] | None = None,
     ascii_only: bool = True,
     min_rating: float | None = None,
     deduplicate: bool | None = None,
@@ -102,23 +78,28 @@ def prepare(
         output_dir (`str` or `os.PathLike`):
             The folder to write.
         interactions (`str`, `os.PathLike`, `pyarrow.Table` or `pandas.DataFrame`, *optional*):
-            A log; see [`~log_readers.read_interactions`]. Give this or `sequences`.
+            A log; see [`~readers.read_interactions`]. Give this or `sequences`.
         sequences (`str` or `os.PathLike`, *optional*):
-            Ready-made sequences; see [`~log_readers.read_sequences`].
+            Ready-made sequences; see [`~readers.read_sequences`].
         items (`str`, `os.PathLike`, `pyarrow.Table`, `pandas.DataFrame` or `list[dict]`):
             The items table; see [`~item_readers.read_items`].
         protocol (`str`, *optional*, defaults to `"custom"`):
             A name in `PROTOCOLS`; it decides `deduplicate`, `k_core` and `min_history` where they are `None`.
         category (`str` or `None`, *optional*):
             A category with published statistics, which the data must have (see `strict`). A warning says where a
-            protocol has published statistics and none is about the data.
+            protocol has published statistics and they were not compared.
         user (`str`, *optional*, defaults to `"user_id"`): Column of the users' ids in the log.
         item (`str`, *optional*, defaults to `"item_id"`): Column of the items' ids in the log.
         timestamp (`str` or `None`, *optional*, defaults to `"timestamp"`): Column of the times; `None` for file order.
         rating (`str` or `None`, *optional*): Column of the ratings, needed for `min_rating`.
+        delimiter (`str` or `None`, *optional*):
+            The character between two fields, of the log and the items table where they are delimited text; `None`
+            infers it from the extension.
+        date_format (`str` or `None`, *optional*): See [`~readers.read_interactions`].
         items_id (`str`, *optional*, defaults to `"item_id"`): Field of the ids in the items table.
         title (`str`, *optional*, defaults to `"title"`): Field of the titles in the items table.
-        text_fields (`Sequence[str]`, *optional*): Fields of the text, in order; see [`~items.item_text`].
+        text_fields (`Sequence[str]` or `None`, *optional*):
+            Fields of the text, in order; see [`~items.item_text`]. `None` is `title`, then what catalogs usually have.
         ascii_only (`bool`, *optional*, defaults to `True`): See [`~items.clean_text`].
         min_rating (`float` or `None`, *optional*): Drops interactions rated lower; `None` keeps all.
         deduplicate (`bool` or `None`, *optional*): Keep only the earliest interaction of a user with an item.
@@ -129,8 +110,9 @@ def prepare(
         keep_all_items (`bool`, *optional*, defaults to `False`):
             Whether items without a remaining interaction stay in the catalog.
         cold_items (`float`, *optional*, defaults to 0.0):
-            Share of the items, the newest ones (see [`~filters.newest_items`]), that nobody is trained on: they leave
-            the training part and stay in the catalog, in the histories and among the targets of validation and test.
+            Share of the items, the newest ones (see [`~steps.newest_items`]), that are held out of training: they
+            leave the training part and stay in the catalog, in the histories and among the targets of validation and
+            test.
         strict (`bool`, *optional*, defaults to `True`):
             Whether a difference from the published statistics of `category` is an error; else it is a warning, and
             recorded.
@@ -156,36 +138,32 @@ def prepare(
         raise ValueError("`min_rating` needs `rating`, the name of the column with the ratings.")
     if not 0 <= cold_items < 1:
         raise ValueError(f"`cold_items` is a share of the items from 0 to below 1, got {cold_items}.")
+    _check_formats(interactions, items, timestamp, delimiter=delimiter, date_format=date_format)
     rules = _rules(protocol, k_core=k_core, deduplicate=deduplicate, min_history=min_history)
+    fields = default_fields(title) if text_fields is None else text_fields
+    texts: dict[str, Any] = {"fields": fields, "ascii_only": ascii_only}
+    columns: dict[str, Any] = {"user": user, "item": item, "timestamp": timestamp, "rating": rating}
+    columns |= {"delimiter": delimiter, "date_format": date_format}
     with replaced_folder(output_dir, marker="dataset.json", overwrite=overwrite) as folder:
-        if sequences is not None:
-            log = read_sequences(sequences, on_error=on_error)
-        elif interactions is not None:
-            log = read_interactions(
-                interactions, user=user, item=item, timestamp=timestamp, rating=rating, on_error=on_error
-            )
-        logged = None if keep_all_items else set(pc.unique(log.table["item_id"]).to_pylist())
+        if interactions is not None:
+            log = read_interactions(interactions, **columns, on_error=on_error)
+        else:
+            log = read_sequences(sequences or "", on_error=on_error)
+        wanted = None if keep_all_items else set(pc.unique(log.table["item_id"]).to_pylist())
         catalog = read_items(
-            items,
-            item=items_id,
-            title=title,
-            fields=text_fields,
-            ascii_only=ascii_only,
-            only=logged,
-            on_error=on_error,
+            items, item=items_id, title=title, **texts, only=wanted, delimiter=delimiter, on_error=on_error
         )
         filtered = _filter(log.table, catalog.table, rules, min_rating=min_rating, missing_text=missing_text)
-        textless = _textless(catalog.table, filtered, keep_all_items=keep_all_items)
-        _count_textless(textless, filtered, missing_text)
-        described = {"text_fields": list(text_fields), "ascii_only": ascii_only, "keep_all_items": keep_all_items}
-        options = {"min_rating": min_rating, "missing_text": missing_text, "on_error": on_error} | described
+        _check_texts(catalog.table, filtered, keep_all_items=keep_all_items, missing_text=missing_text)
         _write_items(folder, catalog.table, filtered, keep_all_items=keep_all_items, missing_text=missing_text)
+        options: dict[str, Any] = {"min_rating": min_rating, "missing_text": missing_text, "on_error": on_error}
+        options |= {"text_fields": list(fields), "ascii_only": ascii_only, "keep_all_items": keep_all_items}
         metadata = {
             "format_version": FORMAT_VERSION,
             "protocol": protocol,
             "category": category,
             "source": source or _name_of(interactions if sequences is None else sequences),
-            "options": _options_of(rules) | options,
+            "options": {name: getattr(rules, name) for name in ("k_core", "deduplicate", "min_history")} | options,
             **_write_splits(folder, filtered, cold_items),
             "known_statistics": _compare(rules, category, filtered.statistics, strict=strict),
             "skipped": _skips(log, "log") | _skips(catalog, "items") | filtered.skipped,
@@ -194,6 +172,17 @@ def prepare(
         text = json.dumps(metadata, indent=2, ensure_ascii=False)
         (folder / "dataset.json").write_text(text + "\n", encoding="utf-8")
     return PreparedDataset.load(output_dir)
+
+
+def _check_formats(
+    interactions: Any, items: Any, timestamp: str | None, *, delimiter: str | None, date_format: str | None
+) -> None:
+    """Refuses options of files that would have no effect."""
+    if date_format is not None and (interactions is None or timestamp is None):
+        raise ValueError("`date_format` is for the times of a log: it needs `interactions` and `timestamp`.")
+    files = [Path(source) for source in (interactions, items) if isinstance(source, str | os.PathLike)]
+    if delimiter is not None and not any(DELIMITERS.get(format_of(file, delimiter)) for file in files):
+        raise ValueError("`delimiter` is for delimited text, and neither `interactions` nor `items` is such a file.")
 
 
 @dataclass
@@ -205,7 +194,7 @@ class _Filtered:
     skipped: dict[str, Any]
 
     def record(self, step: str, table: pa.Table) -> None:
-        statistics = statistics_of(table)
+        statistics = steps.statistics_of(table)
         self.table = table
         self.steps.append({"step": step, **asdict(statistics)})
         logger.info(
@@ -230,10 +219,6 @@ def _rules(protocol: str, *, k_core: int | None, deduplicate: bool | None, min_h
         if getattr(rules, name) < 0:
             raise ValueError(f"`{name}` must be at least 0, got {getattr(rules, name)}.")
     return rules
-
-
-def _options_of(rules: Protocol) -> dict[str, Any]:
-    return {name: value for name, value in asdict(rules).items() if name not in ("name", "known_statistics")}
 
 
 def _name_of(source: Any) -> str:
@@ -264,38 +249,35 @@ def _filter(
     if min_rating is not None:
         enough = pc.greater_equal(filtered.table["rating"], min_rating)
         filtered.record(f"rated at least {min_rating:g}", filtered.table.filter(enough))
-    filtered.table = sort_by_time(filtered.table)
+    filtered.table = steps.sort_by_time(filtered.table)
     if rules.deduplicate:
-        filtered.record("repeated pairs dropped", deduplicate_rows(filtered.table))
+        filtered.record("repeated pairs dropped", steps.deduplicate(filtered.table))
     if rules.k_core:
-        filtered.record(f"{rules.k_core}-core", k_core_of(filtered.table, rules.k_core))
+        filtered.record(f"{rules.k_core}-core", steps.k_core(filtered.table, rules.k_core))
     if rules.min_history:
         filtered.record(
-            f"histories of at least {rules.min_history}", drop_short_histories(filtered.table, rules.min_history)
+            f"histories of at least {rules.min_history}", steps.drop_short_histories(filtered.table, rules.min_history)
         )
     if not filtered.table.num_rows:
         raise ValueError(f"No interaction is left after the step {filtered.steps[-1]['step']!r}; ask for less.")
     return filtered
 
 
-def _textless(catalog: pa.Table, filtered: _Filtered, *, keep_all_items: bool) -> pa.Array:
-    """Ids of the items that belong into the catalog and have no text."""
+def _check_texts(catalog: pa.Table, filtered: _Filtered, *, keep_all_items: bool, missing_text: MissingText) -> None:
+    """Counts the items that belong into the catalog and have no text; raises if there must be none."""
     wanted = pc.unique(filtered.table["item_id"].cast(pa.string()))
     if keep_all_items:
         wanted = pc.unique(pa.chunked_array([wanted, *catalog["item_id"].chunks]))
     with_text = catalog.filter(pc.not_equal(catalog["text"], ""))["item_id"]
-    return wanted.filter(pc.invert(pc.is_in(wanted, value_set=with_text)))
-
-
-def _count_textless(textless: pa.Array, filtered: _Filtered, missing_text: MissingText) -> None:
+    textless = wanted.filter(pc.invert(pc.is_in(wanted, value_set=with_text)))
     if len(textless) and missing_text == "error":
-        shown = ", ".join(map(repr, textless.slice(0, 5).to_pylist())) + (", ..." if len(textless) > 5 else "")
         raise ValueError(
-            f"{len(textless)} items have no metadata or an empty text: {shown}. Name other `text_fields`, or pass "
-            '`missing_text="drop"` to drop their interactions or `"keep"` to use their ids as texts.'
+            f"{len(textless)} items have no metadata or an empty text: {first_few(textless)}. Name other "
+            '`text_fields`, pass `missing_text="drop"` to drop their interactions, or pass `missing_text="keep"` to '
+            "use their ids as texts."
         )
     if len(textless) and missing_text == "keep":
-        logger.warning("%d items have no text; their ids stand for it.", len(textless))
+        logger.warning("%d items have no text; their ids are used as texts.", len(textless))
     filtered.skipped["textless_items"] += len(textless)
 
 
@@ -369,7 +351,7 @@ def _hold_out(folder: Path, table: pa.Table, share: float) -> np.ndarray:
     """Which rows are about items held out of training; the items are written down."""
     if not share:
         return np.zeros(table.num_rows, dtype=bool)
-    cold = newest_items(table, share)
+    cold = steps.newest_items(table, share)
     pq.write_table(pa.table({"item_id": cold}), folder / COLD_NAME)
     return pc.is_in(table["item_id"].cast(pa.string()), value_set=cold).to_numpy()
 
@@ -382,7 +364,7 @@ def _count_cold(table: pa.Table, share: float, is_cold: np.ndarray, num_removed:
     return {
         "share": share,
         "newest_by": "time" if has_times else "place in the histories",
-        "num_items": statistics_of(table.filter(pa.array(is_cold))).num_items,
+        "num_items": steps.statistics_of(table.filter(pa.array(is_cold))).num_items,
         "num_train_interactions": int(num_removed.sum()),
         "num_train_users": int((num_removed > 0).sum()),
     }
@@ -405,8 +387,8 @@ def _compare(
         story = f"{category} under the protocol {rules.name} has {sizes[0]} as published; found {sizes[1]}."
         if strict:
             raise ValueError(
-                f"{story} Use the published files and the protocol's own filters, or name it otherwise: "
-                "`protocol` custom, or no `category`. `strict=False` (`--no-strict`) prepares the data all the same."
+                f"{story} Use the published files and the protocol's own filters, or call the data something else: "
+                'pass `protocol="custom"` or `category=None`. To prepare them all the same, pass `strict=False`.'
             )
         logger.warning("%s", story)
     return {"category": category, "expected": dict(zip(names, expected, strict=True)), "matches": expected == found}

@@ -27,28 +27,17 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse as sp
-from numpy.typing import NDArray
 
 from hf_genrec.data.checks import check_splits
+from hf_genrec.data.splits import ROWS_AT_ONCE, SPLIT_SCHEMA, SPLITS, flat_sequences
 
 
 COLD_NAME = "cold_items.parquet"
 FORMAT_VERSION = 1
-SPLITS = ("train", "validation", "test")
-SPLIT_SCHEMA = pa.schema(
-    [
-        ("user_id", pa.string()),
-        ("history", pa.list_(pa.string())),
-        ("target", pa.string()),
-        ("timestamp", pa.int64()),
-    ]
-)
-_ROWS_AT_ONCE = 50_000  # users per row group: keeps string offsets far below 32 bits
 
 
 @dataclass(frozen=True)
@@ -72,8 +61,7 @@ class PreparedDataset:
         Opens a prepared folder.
 
         Args:
-            folder (`str` or `os.PathLike`):
-                A folder that [`~interactions.prepare`] wrote.
+            folder (`str` or `os.PathLike`): What [`~prepare.prepare`] wrote.
 
         Returns:
             [`PreparedDataset`]: tables are read when they are asked for.
@@ -85,7 +73,9 @@ class PreparedDataset:
         folder = Path(folder)
         for name in ("dataset.json", "items.parquet", *(f"{split}.parquet" for split in SPLITS)):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} is no prepared folder: it has no {name}. Run `hf-genrec prepare`.")
+                raise FileNotFoundError(
+                    f"{folder} is not a prepared folder: it has no {name}. Run `hf-genrec prepare`."
+                )
         metadata = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         version = metadata.get("format_version")
         if version != FORMAT_VERSION:
@@ -142,18 +132,33 @@ class PreparedDataset:
         """
         self._check_files()
         table = pq.read_table(self.folder / "train.parquet", columns=["history", "target"])
-        catalog = pa.array(self.item_ids, pa.string())
-        counts = np.zeros(len(catalog), dtype=np.int64)
-        for column in (pc.list_flatten(table["history"]), table["target"]):
-            counts += np.bincount(pc.index_in(column, value_set=catalog).to_numpy(), minlength=len(catalog))
-        return counts
+        return np.bincount(flat_sequences(table, self.item_ids)[0], minlength=len(self.item_ids))
+
+    def interaction_matrix(self, item_ids: Sequence[str] | np.ndarray | None = None) -> sp.csr_array:
+        """
+        Who took what in the training part.
+
+        Args:
+            item_ids (`Sequence[str]`, *optional*): All items, as columns; `None` is the order of the catalog.
+
+        Returns:
+            `scipy.sparse.csr_array` of shape `(num_users, num_items)`, float64: 1 where the user took the item. Rows
+            are those of the train split.
+        """
+        table = self.split("train").with_format("arrow")[:]
+        item_ids = self.item_ids if item_ids is None else item_ids
+        items, offsets = flat_sequences(table, item_ids)
+        users = np.repeat(np.arange(len(table)), np.diff(offsets))
+        matrix = sp.coo_array((np.ones(len(items)), (users, items)), shape=(len(table), len(item_ids))).tocsr()
+        matrix.data[:] = 1.0  # the conversion adds up what a user took several times
+        return matrix
 
     def compute_fingerprint(self) -> str:
         """
         Reads the files and computes what `fingerprint` should be.
 
         Returns:
-            `str`: 16 hexadecimal digits; different from `fingerprint` if somebody changed the files.
+            `str`: 16 hexadecimal digits; different from `fingerprint` if the files were changed.
         """
         return fingerprint_of(self.folder)
 
@@ -201,27 +206,27 @@ def fingerprint_of(folder: str | os.PathLike[str]) -> str:
 @contextmanager
 def replaced_folder(target: str | os.PathLike[str], *, marker: str, overwrite: bool = False) -> Iterator[Path]:
     """
-    Gives a temporary folder that takes the place of `target` when the block ends without an error.
+    A temporary folder that takes the place of `target` when the block ends without an error.
 
     Args:
         target (`str` or `os.PathLike`):
-            The folder that shall exist afterwards; its parents are made.
+            The folder to make; its parents are made too.
         marker (`str`):
-            A file that only folders of our own kind have, such as `"dataset.json"`.
+            A file that every folder of this kind has, such as `"dataset.json"`.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Whether an existing folder of our kind is replaced.
+            Whether an existing folder of this kind is replaced.
 
     Yields:
         `Path`: the folder to write to, beside the target.
 
     Raises:
-        FileExistsError: If the target holds something that is not ours, or is ours and `overwrite` is `False`.
+        FileExistsError: If the target holds something else, or `overwrite` is `False`.
     """
     target = Path(os.path.abspath(target))  # `.` has no name of its own
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if not (target / marker).is_file():
             raise FileExistsError(
-                f"{target} is not empty and no folder of this kind (no {marker}); nothing is written."
+                f"{target} is not empty and not a folder of this kind (no {marker}); nothing is written."
             )
         if not overwrite:
             raise FileExistsError(f"{target} exists already. Pass `overwrite=True` to replace it.")
@@ -241,77 +246,10 @@ def replaced_folder(target: str | os.PathLike[str], *, marker: str, overwrite: b
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def write_split(
-    path: str | os.PathLike[str],
-    *,
-    user_ids: pa.Array,
-    item_ids: pa.Array,
-    timestamps: pa.Array,
-    starts: np.ndarray,
-    ends: np.ndarray,
-) -> None:
-    """
-    Writes one split: the history of row `i` is `item_ids[starts[i]:ends[i]]`, its target `item_ids[ends[i]]`.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The Parquet file.
-        user_ids (`pyarrow.Array` of `num_rows` strings):
-            The user of each row.
-        item_ids (`pyarrow.Array` of `num_interactions` strings):
-            The items of all users, each user's in order; may be dictionary-encoded.
-        timestamps (`pyarrow.Array` of `num_interactions` int64):
-            Milliseconds since the epoch, or null.
-        starts (`np.ndarray` of shape `(num_rows,)`):
-            Position of the first item of each history.
-        ends (`np.ndarray` of shape `(num_rows,)`):
-            Position of each target.
-    """
-    with pq.ParquetWriter(path, SPLIT_SCHEMA) as writer:
-        for first in range(0, max(len(starts), 1), _ROWS_AT_ONCE):
-            rows = slice(first, first + _ROWS_AT_ONCE)
-            lengths = ends[rows] - starts[rows]
-            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-            positions = np.arange(offsets[-1]) + np.repeat(starts[rows] - offsets[:-1], lengths)
-            history = pa.ListArray.from_arrays(offsets, item_ids.take(pa.array(positions)).cast(pa.string()))
-            targets = pa.array(ends[rows])
-            columns = [
-                user_ids.slice(first, _ROWS_AT_ONCE).cast(pa.string()),
-                history,
-                item_ids.take(targets).cast(pa.string()),
-                timestamps.take(targets),
-            ]
-            writer.write_table(pa.table(columns, schema=SPLIT_SCHEMA))
-
-
-def interaction_matrix(prepared: PreparedDataset, item_ids: Sequence[str] | NDArray[np.object_]) -> sp.csr_array:
-    """
-    Who took what in the training part.
-
-    Args:
-        prepared ([`PreparedDataset`]):
-            The data set.
-        item_ids (`list[str]`):
-            All item ids in the order of the columns.
-
-    Returns:
-        `scipy.sparse.csr_array` of shape `(num_users, num_items)`, float64: 1 where the user took the item.
-    """
-    table = prepared.split("train").with_format("arrow")[:]
-    histories = table["history"].combine_chunks()
-    lengths = np.append(histories.value_lengths().to_numpy(), np.ones(len(table), dtype=np.int64))
-    users = np.repeat(np.tile(np.arange(len(table)), 2), lengths)
-    names = np.append(histories.flatten().to_numpy(zero_copy_only=False), table["target"].to_numpy())
-    items = pd.Index(item_ids).get_indexer(names)
-    matrix = sp.coo_array((np.ones(len(items)), (users, items)), shape=(len(table), len(item_ids))).tocsr()
-    matrix.data[:] = 1.0
-    return matrix
-
-
 def _column_digest(file: pq.ParquetFile, column: str) -> bytes:
     """A digest of lengths and one of bytes, so that it does not depend on where batches end."""
     lengths, content = hashlib.sha256(), hashlib.sha256()
-    for batch in file.iter_batches(columns=[column], batch_size=_ROWS_AT_ONCE):
+    for batch in file.iter_batches(columns=[column], batch_size=ROWS_AT_ONCE):
         array = batch.column(0)
         if pa.types.is_list(array.type):
             lengths.update(pc.list_value_length(array).to_numpy().astype("<i8").tobytes())

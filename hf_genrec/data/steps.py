@@ -1,8 +1,8 @@
 """
 The steps between a log and its splits: order, de-duplication, k-core, minimum history, newest items, and counting.
 
-Tables of interactions have the columns `user_id`, `item_id` (strings, possibly dictionary-encoded) and `timestamp`
-(int64, milliseconds since the epoch, or null throughout). Every step takes a table and returns a new one.
+A table of interactions has the columns `user_id`, `item_id` (strings, possibly dictionary-encoded) and `timestamp`
+(int64, milliseconds since the epoch, or null throughout). Every step takes one and returns a new one.
 """
 
 from __future__ import annotations
@@ -173,20 +173,20 @@ def drop_short_histories(interactions: pa.Table, min_history: int) -> pa.Table:
 
 def newest_items(interactions: pa.Table, share: float) -> pa.Array:
     """
-    The items that came into a log last.
+    The items that appeared in a log last.
 
-    An item is as old as its first interaction. In a log without times it is as old as its earliest place: the least
-    number of items that any user took before it. Of equally old items the one that the log names first is older.
+    An item is as old as its first interaction. In a log without times its age is its earliest place: the least number
+    of items that any user took before it. Of equally old items the one that the log names first is older.
 
     Args:
         interactions (`pyarrow.Table`): what [`sort_by_time`] returned.
-        share (`float`): which part of the items, between 0 and 1; the number is rounded.
+        share (`float`): share of the items, between 0 and 1; their number is rounded.
 
     Returns:
         `pyarrow.Array` of strings: ids of the newest items, the newest of all last.
 
     Raises:
-        ValueError: If `share` is outside of its range or comes to no item or to all of them.
+        ValueError: If `share` is outside of its range, or means no item or all of them.
 
     Example:
 

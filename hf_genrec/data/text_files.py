@@ -1,8 +1,8 @@
 """
-Text files, line by line: opening, decoding, and telling where something is wrong.
+Text files with one record per line: opening, decoding, and naming the place where something is wrong.
 
-Lines in, numbered lines or an error out. Text is UTF-8, plain or gzipped (`.gz`). Line numbers count from 1, byte
-offsets from 0. Shared by the readers of logs and of items tables.
+Text is UTF-8, plain or gzipped. Line numbers count from 1, byte offsets from 0. The readers of logs, of items tables
+and of public data sets share it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -20,94 +22,162 @@ from typing import IO, Any, Literal
 OnError = Literal["raise", "skip"]
 
 SKIP_HINT = 'Pass `on_error="skip"` to count and skip such lines.'
-SHOWN = 200  # characters of a malformed line in a message
-_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}
-_SUFFIXES |= {".ndjson": "jsonl"}
+_SHOWN = 200  # characters of a malformed line in a message
+_FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+}
+DELIMITERS = {"csv": ",", "tsv": "\t", "jsonl": None}  # of each text format
 
 
-def open_text(path: str | os.PathLike[str]) -> IO[str]:
+@dataclass(frozen=True)
+class Record:
     """
-    Opens a plain or gzipped UTF-8 text file for reading.
+    One record of a file, or of a table in memory.
+
+    Attributes:
+        place (`str`): the file and line, or the number of the row, for messages.
+        values (`dict` or `None`): field to value; `None` for a malformed line.
+        error (`str` or `None`): what is wrong with a malformed line.
+        line (`str`): the line itself; empty for a table in memory.
+    """
+
+    place: str
+    values: dict[str, Any] | None
+    error: str | None = None
+    line: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The place, with the beginning of the line."""
+        return f"{self.place} ({self.line[:_SHOWN]!r})" if self.line else self.place
+
+
+class TextFile:
+    """
+    A file of JSON Lines or of delimited lines.
 
     Args:
-        path (`str` or `os.PathLike`): the file; gzip is told by its first bytes, whatever the name.
-
-    Returns:
-        A text file object; a byte order mark at its start is left out, line ends are kept as they are.
-    """
-    return io.TextIOWrapper(_open_bytes(Path(path)), encoding="utf-8-sig", newline="")
-
-
-def numbered_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """
-    Walks through the lines of a text file that are not blank.
-
-    Args:
-        path (`str` or `os.PathLike`): a plain or gzipped UTF-8 text file.
-
-    Yields:
-        `tuple[int, str]`: the line number, from 1, and the line without its end.
+        path (`str` or `os.PathLike`):
+            The file; gzip is recognised by its first bytes, whatever the name.
+        delimiter (`str` or `None`, *optional*):
+            One character between two fields, `None` for JSON Lines. Fields may be quoted with `"` unless it is a tab.
+        header (`list[str]` or `None`, *optional*):
+            Names of the fields, where the first line holds none.
 
     Raises:
-        ValueError: If the file is empty or not UTF-8; the byte offset is named.
+        ValueError: If the file is empty, or its header seems to have another delimiter.
     """
-    path = Path(path)
-    check_not_empty(path)
-    try:
-        with open_text(path) as file:
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, delimiter: str | None = None, header: list[str] | None = None
+    ) -> None:
+        self.path, self.delimiter, self.has_header = Path(path), delimiter, header is None
+        if delimiter is not None and len(delimiter) != 1:
+            raise ValueError(f"`delimiter` must be one character, got {delimiter!r}.")
+        with self._open_bytes() as file:
+            if not file.read(1):
+                raise ValueError(f"{path} is empty.")
+        self.header = header or []
+        if delimiter is not None and header is None:
+            self.header = next((fields for _, fields in self._rows()), [])
+            other = next((mark for mark in ";\t|," if len(self.header) == 1 and mark in self.header[0]), None)
+            if other is not None:
+                raise ValueError(
+                    f"{path} has one column, {self.header[0]!r}, with the delimiter {delimiter!r}. If its fields are "
+                    f"separated by {other!r}, pass `delimiter={json.dumps(other)}`."
+                )
+
+    @property
+    def is_quoted(self) -> bool:
+        """`bool`: whether fields may be quoted; then one may hold line breaks."""
+        return self.delimiter != "\t"
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """The number of each line that is not blank, and the line without its end."""
+        with self._decoded() as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")
-    except UnicodeDecodeError:
-        check_utf8(path)
-        raise
+
+    def records(self) -> Iterator[Record]:
+        """Every record, malformed ones without values; blank lines are left out."""
+        if self.delimiter is None:
+            for number, line in self.lines():
+                values, error = _parse_json(line)
+                yield Record(f"{self.path}: line {number}", values, error, line)
+            return
+        rows = self._rows()
+        if self.has_header:
+            next(rows, None)
+        for number, fields in rows:
+            place, line = f"{self.path}: line {number}", self.delimiter.join(fields)
+            if len(fields) == len(self.header):
+                yield Record(place, dict(zip(self.header, fields, strict=True)), None, line)
+            else:
+                yield Record(place, None, f"malformed, expected {len(self.header)} fields", line)
+
+    def place_of(self, row: int | None) -> str:
+        """The place of a well-formed record, from 0, or of the first malformed one (`None`); slow, for messages."""
+        well_formed = -1
+        for record in self.records():
+            well_formed += record.values is not None
+            if (record.values is None) if row is None else (well_formed == row):
+                return record.shown
+        return str(self.path) if row is None else f"{self.path}: row {row + 1}"
+
+    def check_utf8(self) -> None:
+        """Raises `ValueError` with the first byte that is not UTF-8, if there is one; called when a reader failed."""
+        offset = 0
+        with self._open_bytes() as file:
+            for line in file:
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    unpacked = " of the unpacked text" if isinstance(file, gzip.GzipFile) else ""
+                    raise ValueError(
+                        f"{self.path} is not UTF-8: byte {line[error.start]:#04x} at byte offset "
+                        f"{offset + error.start}{unpacked}. Convert the file first."
+                    ) from error
+                offset += len(line)
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """The lines of a delimited file as fields, with the number of the last line of each."""
+        limit = csv.field_size_limit(2**31 - 1)
+        try:
+            with self._decoded() as file:
+                quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.is_quoted else csv.QUOTE_NONE
+                reader = csv.reader(file, delimiter=self.delimiter or ",", quoting=quoting)
+                yield from ((reader.line_num, fields) for fields in reader if fields)
+        finally:
+            csv.field_size_limit(limit)
+
+    @contextmanager
+    def _decoded(self) -> Iterator[IO[str]]:
+        try:
+            with io.TextIOWrapper(self._open_bytes(), encoding="utf-8-sig", newline="") as file:
+                yield file
+        except UnicodeDecodeError:
+            self.check_utf8()
+            raise
+
+    def _open_bytes(self) -> IO[bytes]:
+        with open(self.path, "rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+        return gzip.open(self.path, "rb") if is_gzip else open(self.path, "rb")  # type: ignore[return-value]
 
 
-def check_not_empty(path: Path) -> None:
+def format_of(path: Path, delimiter: str | None = None) -> str:
     """
-    Refuses a file without a byte in it.
+    Infers the format of a file from its extension.
 
     Args:
-        path (`Path`): the file, plain or gzipped.
-
-    Raises:
-        ValueError: If there is nothing to read.
-    """
-    with _open_bytes(path) as file:
-        if not file.read(1):
-            raise ValueError(f"{path} is empty.")
-
-
-def check_utf8(path: Path) -> None:
-    """
-    Looks for the first byte that is not UTF-8; called when a reader has stumbled.
-
-    Args:
-        path (`Path`): the file, plain or gzipped.
-
-    Raises:
-        ValueError: With the byte and its offset, if there is one.
-    """
-    offset = 0
-    with _open_bytes(path) as file:
-        for line in file:
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                position = offset + error.start
-                raise ValueError(
-                    f"{path} is not UTF-8: byte {line[error.start]:#04x} at byte offset {position}"
-                    f"{' of the unpacked text' if _is_gzip(path) else ''}. Convert the file first."
-                ) from error
-            offset += len(line)
-
-
-def format_of(path: Path) -> str:
-    """
-    Tells the format of a file by its name.
-
-    Args:
-        path (`Path`): the file; a last `.gz` is looked through.
+        path (`Path`): the file; a last `.gz` does not count.
+        delimiter (`str`, *optional*): given, files with any other extension are taken for delimited text.
 
     Returns:
         `str`: `"csv"`, `"tsv"`, `"parquet"` or `"jsonl"`.
@@ -125,114 +195,9 @@ def format_of(path: Path) -> str:
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else "".join(suffixes[-1:])
-    if suffix not in _SUFFIXES:
-        raise ValueError(f"{path}: the name must end in one of {', '.join(_SUFFIXES)} (text also with .gz behind).")
-    return _SUFFIXES[suffix]
-
-
-def csv_header(path: Path, delimiter: str) -> list[str]:
-    """
-    The column names of a delimited file.
-
-    Args:
-        path (`Path`): the file, plain or gzipped.
-        delimiter (`str`): comma or tab.
-
-    Returns:
-        `list[str]`: the fields of the first line.
-
-    Raises:
-        ValueError: If that line is not UTF-8.
-    """
-    with open_text(path) as file:
-        try:
-            return next(csv.reader(file, delimiter=delimiter, quoting=quoting_of(delimiter)))
-        except UnicodeDecodeError:
-            check_utf8(path)
-            raise
-
-
-def quoting_of(delimiter: str) -> Literal[0, 3]:
-    """
-    How fields are quoted: in comma-separated files with `"`, in tab-separated ones not at all.
-
-    Args:
-        delimiter (`str`): comma or tab.
-
-    Returns:
-        `int`: the constant of the `csv` module.
-    """
-    return csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-
-
-def place_in_csv(path: Path, delimiter: str, num_columns: int, *, row: int | None, has_header: bool) -> str:
-    """
-    Finds the line of a well-formed row, or of the first malformed one; slow, for messages only.
-
-    Args:
-        path (`Path`): the file, plain or gzipped.
-        delimiter (`str`): comma or tab.
-        num_columns (`int`): fields of a well-formed row.
-        row (`int` or `None`): number of the well-formed row, from 0; `None` looks for the first malformed one.
-        has_header (`bool`): whether the first line holds names.
-
-    Returns:
-        `str`: file, line number and the line itself.
-    """
-    with open_text(path) as file:
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting_of(delimiter))
-        well_formed = -2 if has_header else -1
-        for fields in reader:
-            if fields and len(fields) != num_columns:
-                if row is None:
-                    return f"{path}: line {reader.line_num} ({delimiter.join(fields)[:SHOWN]!r})"
-            elif fields:
-                well_formed += 1
-                if well_formed == row:
-                    return f"{path}: line {reader.line_num} ({delimiter.join(fields)[:SHOWN]!r})"
-    return str(path) if row is None else f"{path}: row {row + 1}"
-
-
-def parse_json_line(line: str) -> tuple[dict[str, Any] | None, str]:
-    """
-    Reads one line of a JSON Lines file.
-
-    Args:
-        line (`str`): the line.
-
-    Returns:
-        `tuple[dict | None, str]`: the object and an empty string, or `None` and what is wrong.
-
-    Example:
-
-    ```python
-    >>> parse_json_line('{"item_id": 3}'), parse_json_line("[3]")
-    (({'item_id': 3}, ''), (None, 'not a JSON object'))
-
-    ```
-    """
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        return None, f"not JSON, {error}"
-    return (record, "") if isinstance(record, dict) else (None, "not a JSON object")
-
-
-def place_in_lines(path: Path, row: int) -> str:
-    """
-    Finds the line of a row in a file with one record per line; slow, for messages only.
-
-    Args:
-        path (`Path`): the file, plain or gzipped.
-        row (`int`): number of the line among those that are not blank, from 0.
-
-    Returns:
-        `str`: file, line number and the line itself.
-    """
-    for index, (number, line) in enumerate(numbered_lines(path)):
-        if index == row:
-            return f"{path}: line {number} ({line[:SHOWN]!r})"
-    return f"{path}: row {row + 1}"
+    if suffix not in _FORMATS and delimiter is None:
+        raise ValueError(f"{path}: the name must end in one of {', '.join(_FORMATS)} (text also followed by .gz).")
+    return _FORMATS.get(suffix, "csv")
 
 
 def check_on_error(on_error: str) -> None:
@@ -249,10 +214,10 @@ def check_on_error(on_error: str) -> None:
         raise ValueError(f'`on_error` must be "raise" or "skip", got {on_error!r}.')
 
 
-def _is_gzip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
-def _open_bytes(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb")  # type: ignore[return-value]
+def _parse_json(line: str) -> tuple[dict[str, Any] | None, str | None]:
+    """The object of one line, or what is wrong with it."""
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        return None, f"not JSON, {error}"
+    return (values, None) if isinstance(values, dict) else (None, "not a JSON object")

@@ -21,7 +21,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from hf_genrec.data.prepared import PreparedDataset
-from hf_genrec.data.sequences import PrefixDataset, SequenceCollator, make_examples
+from hf_genrec.data.sequences import SequenceCollator, WindowDataset, make_examples
 from hf_genrec.evaluation.plots import Panel, plot_lines
 from hf_genrec.evaluation.record import evaluation_run, named_path
 from hf_genrec.evaluation.tree import (
@@ -274,7 +274,7 @@ class _Users:
         self.progress = progress
         config = model.config
         examples = make_examples(split, item_ids, max_history_length=config.max_history_length, targets="last")
-        self._rows = PrefixDataset(examples, first_item_token=config.first_item_token)
+        self._rows = WindowDataset(examples, first_item_token=config.first_item_token)
         self._collate = SequenceCollator(pad_token_id=config.pad_token_id)
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from hf_genrec.data.prepared import PreparedDataset, interaction_matrix
+from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.baselines import ItemKNN, Popularity
 from hf_genrec.evaluation.lists import (
     history_matrix,
@@ -255,7 +255,7 @@ class _Task:
             num_train=np.where(targets >= 0, counts[targets], 0),
             taken=history_matrix(histories, item_ids=item_ids),
             counts=counts,
-            cosines=item_cosines(interaction_matrix(data, item_ids)),
+            cosines=item_cosines(data.interaction_matrix(item_ids)),
         )
 
 

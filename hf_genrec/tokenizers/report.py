@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.sparse as sp
 
-from hf_genrec.data.prepared import PreparedDataset, interaction_matrix
+from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.tokenizers.collisions import group_by_codes
 from hf_genrec.tokenizers.folder import load_tokenized, read_embeddings
 from hf_genrec.tokenizers.semantic_ids import SemanticIds, items_fingerprint
@@ -115,7 +115,7 @@ def report_tokenized(
         "catalog_fingerprint": semantic_ids.catalog_fingerprint,
         "encoder": None if embeddings is None else encoder.get("model", f"matrix {Path(embeddings).name}"),
     }
-    report |= id_report(semantic_ids, embeddings=matrix, taken=interaction_matrix(prepared, prepared.item_ids))
+    report |= id_report(semantic_ids, embeddings=matrix, taken=prepared.interaction_matrix())
     report |= {"fit": record["fit"]} if "fit" in record else {}
     partial = folder / f".{REPORT_NAME}.{os.getpid()}"
     partial.write_text(json.dumps(report, allow_nan=False) + "\n", encoding="utf-8")

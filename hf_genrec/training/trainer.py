@@ -25,7 +25,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traine
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_genrec.data.prepared import PreparedDataset
-from hf_genrec.data.sequences import PrefixDataset, SequenceCollator, WindowDataset, make_examples, training_dataset
+from hf_genrec.data.sequences import SequenceCollator, WindowDataset, make_examples, training_dataset
 from hf_genrec.evaluation.metrics import ndcg_at_k, recall_at_k
 from hf_genrec.tokenizers.semantic_ids import items_fingerprint
 
@@ -239,8 +239,8 @@ class GenRecTrainer(Trainer):
     `Trainer` whose batches hold equal numbers of targets and whose `evaluate()` recommends.
 
     Args:
-        *args: See [`~transformers.Trainer`]. `train_dataset` is a [`WindowDataset`] or [`PrefixDataset`],
-            `eval_dataset` a [`PrefixDataset`] with one row per user.
+        *args: See [`~transformers.Trainer`]. `train_dataset` is a [`WindowDataset`],
+            `eval_dataset` one with one row per user.
         **kwargs: See [`~transformers.Trainer`].
     """
 
@@ -275,7 +275,7 @@ class GenRecTrainer(Trainer):
             `DataLoader`: prepared by accelerate.
         """
         rows = self.train_dataset
-        if not isinstance(rows, (WindowDataset, PrefixDataset)):
+        if not isinstance(rows, WindowDataset):
             return super().get_train_dataloader()
         sampler = TargetBatchSampler(
             rows.lengths,
@@ -305,7 +305,7 @@ class GenRecTrainer(Trainer):
         Recommend for every row of the validation sample and rank its target among all items.
 
         Args:
-            eval_dataset ([`PrefixDataset`], *optional*): One row per user; `None` for the one given at construction.
+            eval_dataset ([`WindowDataset`], *optional*): One row per user; `None` for the one given at construction.
             ignore_keys (`list[str]`, *optional*): Not used.
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`): Prefix of the names.
 
@@ -404,7 +404,7 @@ class Stopwatch(TrainerCallback):
 
 def validation_rows(
     prepared: PreparedDataset, *, first_item_token: int, max_history_length: int, num_users: int | None, seed: int
-) -> PrefixDataset:
+) -> WindowDataset:
     """
     A fixed sample of validation users, one row each.
 
@@ -416,14 +416,14 @@ def validation_rows(
         seed (`int`): Seed of the sample.
 
     Returns:
-        [`PrefixDataset`]
+        [`WindowDataset`]
     """
     split = prepared.split("validation")
     if num_users is not None and 0 <= num_users < len(split):
         chosen = np.random.default_rng(seed).choice(len(split), num_users, replace=False)
         split = split.select(np.sort(chosen))
     examples = make_examples(split, prepared.item_ids, max_history_length=max_history_length, targets="last")
-    return PrefixDataset(examples, first_item_token=first_item_token)
+    return WindowDataset(examples, first_item_token=first_item_token)
 
 
 def make_trainer(

@@ -32,7 +32,7 @@ from transformers import GPT2Config, GPT2Model, T5ForConditionalGeneration
 from transformers.utils import ModelOutput
 
 from hf_genrec import LatteConfig, LatteForConditionalGeneration, PreparedDataset
-from hf_genrec.data.sequences import PrefixDataset, SequenceCollator, WindowDataset, training_dataset
+from hf_genrec.data.sequences import SequenceCollator, WindowDataset, training_dataset
 from hf_genrec.modeling.configuration_acerec import ACERecConfig
 from hf_genrec.modeling.configuration_genrec import GenRecConfig
 from hf_genrec.modeling.configuration_rpg import RPGConfig
@@ -105,7 +105,7 @@ def build_model(prepared: PreparedDataset, latents: int, **options) -> LatteForC
     return model.train()
 
 
-def training_rows(prepared: PreparedDataset, config: GenRecConfig) -> PrefixDataset | WindowDataset:
+def training_rows(prepared: PreparedDataset, config: GenRecConfig) -> WindowDataset:
     return training_dataset(
         prepared.split("train"),
         prepared.item_ids,

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hf_genrec.data.items import DEFAULT_FIELDS, clean_text, item_text, item_texts
+from hf_genrec.data.items import DEFAULT_FIELDS, clean_text, item_text
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,3 @@ def test_item_without_content_gives_the_empty_string():
 def test_one_string_as_fields_is_refused():
     with pytest.raises(TypeError, match="`fields` must be a sequence"):
         item_text({"title": "Comb"}, fields="title")
-
-
-def test_many_items_keep_their_order():
-    assert item_texts([{"title": "b"}, {}, {"title": "a"}], fields=("title",)) == ["b", "", "a"]

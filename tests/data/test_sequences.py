@@ -8,10 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_genrec.data.sequences import (
-    PrefixDataset,
     SequenceCollator,
     WindowDataset,
-    evaluation_histories,
     make_examples,
     make_windows,
     training_dataset,
@@ -89,7 +87,7 @@ def test_arguments_of_examples_are_checked(arguments, match):
 
 
 def test_a_prefix_row_labels_its_last_position_only():
-    rows = PrefixDataset(make_examples(split_of("abc"), ITEM_IDS), first_item_token=FIRST)
+    rows = WindowDataset(make_examples(split_of("abc"), ITEM_IDS), first_item_token=FIRST)
 
     assert [rows[1]["input_ids"].tolist(), rows[1]["labels"].tolist()] == [[100, 101], [-100, 102]]
     assert (len(rows), rows.lengths, rows.targets_per_row) == (2, [1, 2], [1, 1])
@@ -193,15 +191,3 @@ def test_batches_are_padded_to_their_longest_row(side, input_ids, mask, labels):
 def test_an_unknown_padding_side_is_refused():
     with pytest.raises(ValueError, match="padding_side"):
         SequenceCollator(padding_side="both")
-
-
-def test_evaluation_histories_are_cut_and_stay_strings():
-    histories, targets = evaluation_histories(split_of("abcd", "eb"), ITEM_IDS, max_history_length=2)
-
-    assert histories == [["b", "c"], ["e"]]
-    assert targets == ["d", "b"]
-
-
-def test_an_evaluation_target_outside_the_catalog_is_an_error():
-    with pytest.raises(ValueError, match="'x'"):
-        evaluation_histories(split_of("ax"), ITEM_IDS)

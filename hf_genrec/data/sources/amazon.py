@@ -6,7 +6,7 @@ Every configuration is a kind of file and a category, named as on the Hub: `raw_
 out under the library's names: `user_id`, `item_id`, `rating`, `timestamp` (int64 milliseconds since the epoch), and
 for items `item_id`, `title` and the fields of the texts. Files are taken from `data_dir` or fetched from their hosts.
 
-Relations: `prepare_amazon` runs a builder and hands its table to [`~interactions.prepare`].
+[`prepare_amazon`] runs a builder and hands its table to [`~prepare.prepare`].
 """
 
 from __future__ import annotations
@@ -24,17 +24,14 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 
-from hf_genrec.data.prepare import MissingText, PreparedDataset, prepare
+from hf_genrec.data.prepare import MissingText, prepare
+from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.protocols import PROTOCOLS
 from hf_genrec.data.steps import Statistics, statistics_of
-from hf_genrec.data.text_files import SHOWN, SKIP_HINT, OnError, numbered_lines
+from hf_genrec.data.text_files import SKIP_HINT, OnError, Record, TextFile
 
 
 logger = logging.getLogger(__name__)
-
-KNOWN_STATISTICS: dict[int, dict[str, tuple[int, int, int]]] = {
-    year: PROTOCOLS[f"amazon{year}"].known_statistics for year in (2014, 2023)
-}
 
 CATEGORIES_2014 = (
     "Amazon_Instant_Video", "Apps_for_Android", "Automotive", "Baby", "Beauty", "Books", "CDs_and_Vinyl",
@@ -57,34 +54,18 @@ BENCHMARKS_2023 = ("rating_only", "last_out", "last_out_w_his", "timestamp", "ti
 _HOST_2014 = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 _HOST_2023 = "https://huggingface.co/datasets/McAuley-Lab/Amazon-Reviews-2023/resolve/main"
 _BATCH = 10_000  # records per Arrow table
-_STRINGS = datasets.List(datasets.Value("string"))
-_INTERACTION = {
-    "user_id": datasets.Value("string"),
-    "item_id": datasets.Value("string"),
-    "rating": datasets.Value("float64"),
-    "timestamp": datasets.Value("int64"),
-}
+_STRING, _FLOAT, _INTEGER = (datasets.Value(name) for name in ("string", "float64", "int64"))
+_STRINGS = datasets.List(_STRING)
+_INTERACTION = {"user_id": _STRING, "item_id": _STRING, "rating": _FLOAT, "timestamp": _INTEGER}
 _ITEM_2014 = {
-    "item_id": datasets.Value("string"),
-    "title": datasets.Value("string"),
-    "categories": datasets.List(_STRINGS),
-    "description": datasets.Value("string"),
-    "brand": datasets.Value("string"),
-    "price": datasets.Value("float64"),
-}
+    "item_id": _STRING, "title": _STRING, "categories": datasets.List(_STRINGS), "description": _STRING,
+    "brand": _STRING, "price": _FLOAT,
+}  # fmt: skip
 _ITEM_2023 = {
-    "item_id": datasets.Value("string"),
-    "title": datasets.Value("string"),
-    "features": _STRINGS,
-    "categories": _STRINGS,
-    "description": _STRINGS,
-    "main_category": datasets.Value("string"),
-    "store": datasets.Value("string"),
-    "price": datasets.Value("string"),
-    "average_rating": datasets.Value("float64"),
-    "rating_number": datasets.Value("int64"),
-    "details": datasets.Value("string"),
-}
+    "item_id": _STRING, "title": _STRING, "features": _STRINGS, "categories": _STRINGS, "description": _STRINGS,
+    "main_category": _STRING, "store": _STRING, "price": _STRING, "average_rating": _FLOAT, "rating_number": _INTEGER,
+    "details": _STRING,
+}  # fmt: skip
 _SPLIT_FILES = {"train": "train", "validation": "valid", "test": "test"}
 
 
@@ -104,21 +85,11 @@ class AmazonConfig(datasets.BuilderConfig):
     on_error: OnError = "raise"
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Any = None) -> str:
-        """
-        Names the cache folder; local files that change get a new one.
-
-        Args:
-            config_kwargs (`dict`): what the caller gave beside the configuration's name.
-            custom_features (`datasets.Features`, *optional*): the caller's own features.
-
-        Returns:
-            `str`: the name.
-        """
+        """Names the cache folder (see `datasets.BuilderConfig`); local files that change get a new one."""
         if config_kwargs.get("data_dir"):
-            found = [
-                path for path in sorted(Path(config_kwargs["data_dir"]).rglob(f"*{self.category}*")) if path.is_file()
-            ]
-            stamps = [f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in found]
+            paths = sorted(Path(config_kwargs["data_dir"]).rglob(f"*{self.category}*"))
+            stats = [(path.name, path.stat()) for path in paths if path.is_file()]
+            stamps = [f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats]
             config_kwargs = {**config_kwargs, "files": datasets.fingerprint.Hasher.hash(stamps)}
         return super().create_config_id(config_kwargs, custom_features)
 
@@ -130,16 +101,10 @@ class _AmazonReviews(datasets.ArrowBasedBuilder):
     year: ClassVar[int]
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        """
-        Builds the data set, then compares its size with the published one; a difference is a warning.
-
-        Args:
-            *args: see `datasets.DatasetBuilder.download_and_prepare`.
-            **kwargs: see `datasets.DatasetBuilder.download_and_prepare`.
-        """
+        """Builds the data set, then compares its size with the published one; a difference is a warning."""
         super().download_and_prepare(*args, **kwargs)
         found = self.find_statistics()
-        expected = KNOWN_STATISTICS[self.year].get(self.config.category)
+        expected = PROTOCOLS[f"amazon{self.year}"].known_statistics.get(self.config.category)
         if found is None or expected is None:
             return
         sizes = (found.num_users, found.num_items, found.num_interactions)
@@ -149,12 +114,7 @@ class _AmazonReviews(datasets.ArrowBasedBuilder):
             )
 
     def find_statistics(self) -> Statistics | None:
-        """
-        Counts what was built.
-
-        Returns:
-            [`Statistics`] or `None`: over all splits; `None` for metadata and for files that are not 5-core.
-        """
+        """[`Statistics`] over all splits; `None` for metadata and for files that are not 5-core."""
         if self.config.kind != "reviews" and not self.config.kind.startswith("5core_"):
             return None
         tables = [split.data.table.select(["user_id", "item_id"]) for split in self.as_dataset().values()]
@@ -172,11 +132,10 @@ class _AmazonReviews(datasets.ArrowBasedBuilder):
         raise FileNotFoundError(f"{folder} has none of {', '.join(places)} (plain or .gz).")
 
     def _generate_tables(self, path: str) -> Iterator[tuple[int, pa.Table]]:
-        parse, row = _PARSERS.get(self.config.kind, (None, _benchmark_row))
         schema = self.info.features.arrow_schema
         batch: list[dict[str, Any]] = []
         number = 0
-        for record in _records(Path(path), parse, row, self.config.on_error):
+        for record in _records(path, self.config.kind, self.config.on_error):
             batch.append(record)
             if len(batch) == _BATCH:
                 yield number, pa.Table.from_pylist(batch, schema=schema)
@@ -292,16 +251,11 @@ def prepare_amazon(
             reviews. Without effect for 2014, whose reviews are 5-core already.
         cache_dir (`str`, `os.PathLike` or `None`, *optional*):
             Where `datasets` keeps what it built; `None` is its default.
-        missing_text (`"error"`, `"drop"` or `"keep"`, *optional*, defaults to `"error"`):
-            See [`~interactions.prepare`].
-        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
-            What malformed lines do.
-        strict (`bool`, *optional*, defaults to `True`):
-            Whether a difference from the published statistics is an error instead of a warning.
-        cold_items (`float`, *optional*, defaults to 0.0):
-            Share of the items that nobody is trained on; see [`~interactions.prepare`].
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Whether an existing prepared folder is replaced.
+        missing_text (`"error"`, `"drop"` or `"keep"`, *optional*, defaults to `"error"`): See [`~prepare.prepare`].
+        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`): See [`~prepare.prepare`].
+        strict (`bool`, *optional*, defaults to `True`): See [`~prepare.prepare`].
+        cold_items (`float`, *optional*, defaults to 0.0): See [`~prepare.prepare`].
+        overwrite (`bool`, *optional*, defaults to `False`): See [`~prepare.prepare`].
 
     Returns:
         [`PreparedDataset`]: the folder, opened.
@@ -310,7 +264,7 @@ def prepare_amazon(
         ValueError: If `year`, `category` or `benchmark` is unknown, or, with `strict`, the statistics differ.
         FileNotFoundError: If `data_dir` lacks a file.
     """
-    if year not in KNOWN_STATISTICS:
+    if year not in (2014, 2023):
         raise ValueError(f"`year` must be 2014 or 2023, got {year!r}.")
     if benchmark not in (None, "rating_only", "last_out", "last_out_w_his"):
         raise ValueError(f"`benchmark` must be rating_only, last_out, last_out_w_his or None, got {benchmark!r}.")
@@ -365,34 +319,28 @@ def _interactions_of(built: datasets.DatasetDict) -> pa.Table:
     return pa.Table.from_pandas(merged.astype({"timestamp": "int64"}), preserve_index=False)
 
 
-def _records(
-    path: Path,
-    parse: Callable[[str], Any] | None,
-    row: Callable[[dict[str, Any]], dict[str, Any]],
-    on_error: OnError,
-) -> Iterator[dict[str, Any]]:
-    """The rows of a file with one record per line; without `parse` it is comma-separated under a header."""
-    num_skipped, first_skipped = 0, ""
-    lines = numbered_lines(path)
+def _records(path: str, kind: str, on_error: OnError) -> Iterator[dict[str, Any]]:
+    """The rows of a file with one record per line."""
+    parse, row = _PARSERS.get(kind, (None, _benchmark_row))
+    file = TextFile(path, delimiter="," if parse is None else None)
     if parse is None:
-        header = next(lines)[1].split(",")
-        missing = [name for name in ("user_id", "parent_asin", "rating", "timestamp") if name not in header]
+        missing = [name for name in ("user_id", "parent_asin", "rating", "timestamp") if name not in file.header]
         if missing:
-            raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}.")
-
-        def parse(line: str) -> dict[str, str]:
-            return dict(zip(header, line.split(","), strict=True))
-
-    for number, line in lines:
+            raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(file.header)}.")
+        lines = file.records()
+    else:
+        lines = (Record(f"{path}: line {number}", None, line=line) for number, line in file.lines())
+    num_skipped, first_skipped = 0, ""
+    for record in lines:
         try:
-            record = row(parse(line))
+            if record.error is not None:
+                raise ValueError(record.error)
+            yield row(parse(record.line) if parse is not None else record.values or {})
         except (ValueError, SyntaxError, TypeError, KeyError, AttributeError) as error:
-            message = f"{path}: line {number} ({line[:SHOWN]!r}): {type(error).__name__}: {error}."
+            message = f"{record.shown}: {type(error).__name__}: {error}."
             if on_error == "raise":
                 raise ValueError(f"{message} {SKIP_HINT}") from error
             num_skipped, first_skipped = num_skipped + 1, first_skipped or message
-            continue
-        yield record
     if num_skipped:
         logger.warning("%d lines of %s were skipped, the first: %s", num_skipped, path, first_skipped)
 

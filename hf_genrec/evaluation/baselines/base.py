@@ -14,7 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from hf_genrec.data.prepare import PreparedDataset
+from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.serving.recommendations import Recommendations, as_histories
 
 

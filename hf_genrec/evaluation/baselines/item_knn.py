@@ -6,8 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from hf_genrec.data.prepare import PreparedDataset
-from hf_genrec.data.prepared import interaction_matrix
+from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.baselines.base import CatalogRanker
 from hf_genrec.evaluation.metrics import ndcg_at_k, ranks_of_targets
 
@@ -64,7 +63,7 @@ class ItemKNN(CatalogRanker):
         if num_neighbors is not None and num_neighbors < 1:
             raise ValueError(f"`num_neighbors` must be at least 1 or None, got {num_neighbors}.")
         super().__init__(prepared, decay=decay)
-        taken = interaction_matrix(prepared, self.item_ids)
+        taken = prepared.interaction_matrix(self.item_ids)
         self.alpha = alpha
         self.num_neighbors = num_neighbors
         self._num_users = taken.sum(axis=0)  # (N,)

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from hf_genrec.data.prepare import PreparedDataset
+from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.baselines.base import CatalogRanker
 
 

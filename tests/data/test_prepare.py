@@ -7,7 +7,8 @@ import re
 import pyarrow as pa
 import pytest
 
-from hf_genrec.data.prepare import PROTOCOLS, prepare
+from hf_genrec.data.prepare import prepare
+from hf_genrec.data.protocols import PROTOCOLS
 
 
 LOG = pa.table(
@@ -149,6 +150,30 @@ def test_texts_are_made_of_the_fields_asked_for(tmp_path):
     assert prepared.metadata["options"]["text_fields"] == ["price", "title"]
 
 
+def test_a_title_field_alone_gives_the_texts_too(tmp_path):
+    items = [{"item_id": name, "name": f"Item {name}", "categories": ["Toys"]} for name in "abcd"]
+
+    prepared = prepare(tmp_path / "data", interactions=LOG, items=items, title="name")
+
+    assert prepared.items.slice(0, 1).select(["title", "text"]).to_pylist() == [
+        {"title": "Item a", "text": "Item a Toys."}
+    ]
+    assert prepared.metadata["options"]["text_fields"] == ["name", "features", "categories", "description"]
+
+
+def test_delimiter_and_date_format_reach_both_tables(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id;item_id;timestamp\nu;a;24.12.2020\nu;b;23.12.2020\n")
+    (tmp_path / "items.csv").write_text("item_id;title\na;Ball, red\nb;Cup\n")
+    files = {"interactions": tmp_path / "log.csv", "items": tmp_path / "items.csv"}
+
+    prepared = prepare(tmp_path / "data", **files, delimiter=";", date_format="%d.%m.%Y")
+
+    assert rows_of(prepared, "train") == [("u", ["b"], "a", 1_608_768_000_000)]
+    assert prepared.items["title"].to_pylist() == ["Ball, red", "Cup"]
+    with pytest.raises(ValueError, match=r'pass `delimiter=";"`'):
+        prepare(tmp_path / "other", interactions=LOG, items=tmp_path / "items.csv")
+
+
 def test_skipped_lines_of_both_files_are_reported(tmp_path, caplog):
     log = "user_id,item_id,timestamp\nu,a,1\nbroken\nu,b,2\nu,c,3\n"
     (tmp_path / "log.csv").write_text(log)
@@ -179,7 +204,7 @@ def test_a_difference_from_published_statistics_is_an_error_that_tells_both_and_
     arguments = {"interactions": LOG, "items": ITEMS, "protocol": "amazon2014", "k_core": 2}
     match = (
         r"22,363 users, 12,101 items, 198,502 interactions as published; found 2 users, 3 items, 7 interactions\. "
-        r".*`protocol` custom, or no `category`\. `strict=False` \(`--no-strict`\)"
+        r".*pass `protocol=\"custom\"` or `category=None`\. To prepare them all the same, pass `strict=False`\."
     )
 
     with pytest.raises(ValueError, match=match):
@@ -231,6 +256,8 @@ def test_a_difference_from_published_statistics_is_recorded_where_it_is_wanted(t
         ({"missing_text": "invent"}, "missing_text"),
         ({"min_rating": 3.0}, "`min_rating` needs `rating`"),
         ({"k_core": -1}, "k_core"),
+        ({"delimiter": ";"}, "neither `interactions` nor `items` is such a file"),
+        ({"date_format": "%Y", "timestamp": None}, "`date_format` is for the times of a log"),
         ({"cold_items": 1.5}, "`cold_items` is a share"),
         ({"min_history": -1}, "min_history"),
     ],

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from hf_genrec.data.checks import check_learned_on, check_splits, check_trained_on
 from hf_genrec.data.prepare import prepare
-from hf_genrec.data.prepared import SPLITS, PreparedDataset, fingerprint_of
+from hf_genrec.data.prepared import PreparedDataset, fingerprint_of
+from hf_genrec.data.splits import SPLITS
 
 
 CATALOG = [*"abcdefg"]

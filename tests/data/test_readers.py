@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_genrec.data.log_readers import read_interactions, read_sequences
+from hf_genrec.data.readers import read_interactions, read_sequences
 
 
 ROWS = [("u", "b", 1_600_000_020), ("7", "a", 1_600_000_010), ("u", "c", 1_600_000_030)]
@@ -78,6 +78,54 @@ def test_times_are_milliseconds_whatever_the_file_holds(tmp_path, written, milli
     assert read_interactions(path).table["timestamp"].to_pylist() == [milliseconds]
 
 
+def test_other_ways_of_writing_times_need_their_format(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\nu,a,07.12.2010 14:57\nu,b,24.13.2010 00:00\n")
+
+    with pytest.raises(ValueError, match=r"timestamp '07\.12\.2010 14:57' is neither .* pass `date_format`"):
+        read_interactions(path)
+    with pytest.raises(
+        ValueError,
+        match=r"line 3 .*: timestamp '24\.13\.2010 00:00' does not have the form `date_format='%d\.%m\.%Y %H:%M'`",
+    ):
+        read_interactions(path, date_format="%d.%m.%Y %H:%M")
+    read = read_interactions(path, date_format="%d.%m.%Y %H:%M", on_error="skip")
+    assert (read.table["timestamp"].to_pylist(), read.num_skipped) == ([1_291_733_820_000], 1)
+
+
+def test_a_date_format_applies_to_numbers_and_not_to_times():
+    times = pa.array([20_101_207])
+    table = pa.table({"user_id": ["u"], "item_id": ["a"], "timestamp": times})
+
+    assert read_interactions(table, date_format="%Y%m%d").table["timestamp"].to_pylist() == [1_291_680_000_000]
+    with pytest.raises(ValueError, match=r"`date_format` is for times written as text; the column holds timestamp"):
+        read_interactions(table.set_column(2, "timestamp", times.cast(pa.timestamp("s"))), date_format="%Y")
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "log.csv"), ("|", "log.txt"), ("\t", "log.csv"), (",", "log.tsv")])
+def test_another_delimiter_can_be_named(tmp_path, mark, name):
+    path = tmp_path / name
+    path.write_text(f'user_id{mark}item_id\n"u"{mark}a\n'.replace('"', "" if mark == "\t" else '"'))
+
+    assert read_interactions(path, timestamp=None, delimiter=mark).table["user_id"].to_pylist() == ["u"]
+
+
+@pytest.mark.parametrize(("mark", "shown"), [(";", ";"), ("|", r"\|"), ("\t", r"\\t")])
+def test_a_header_with_another_delimiter_is_recognised(tmp_path, mark, shown):
+    path = tmp_path / "log.csv"
+    path.write_text(f"user_id{mark}item_id{mark}timestamp\nu{mark}a{mark}1\n")
+
+    with pytest.raises(ValueError, match=rf'has one column, .* pass `delimiter="{shown}"`'):
+        read_interactions(path)
+
+
+def test_a_delimiter_is_one_character(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id::item_id\n")
+
+    with pytest.raises(ValueError, match=r"`delimiter` must be one character, got '::'"):
+        read_interactions(tmp_path / "log.csv", delimiter="::")
+
+
 def test_parquet_timestamps_are_cast():
     times = pa.array(["2010-12-07 14:57:00"]).cast(pa.timestamp("us"))
 
@@ -98,7 +146,7 @@ def test_ratings_are_read_when_asked_for(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user_id,item_id,stars\nu,a,4\nu,b,x\n")
 
-    with pytest.raises(ValueError, match=r"line 3 \('u,b,x'\): the rating is not a number"):
+    with pytest.raises(ValueError, match=r"line 3 \('u,b,x'\): rating 'x' is not a number"):
         read_interactions(path, timestamp=None, rating="stars")
     assert read_interactions(path, timestamp=None, rating="stars", on_error="skip").table["rating"].to_pylist() == [
         4.0
@@ -108,8 +156,8 @@ def test_ratings_are_read_when_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("u,b", "3 fields were expected"),
-        (",b,1", "user id is empty"),
+        ("u,b", "expected 3 fields"),
+        (",b,1", "user id '' is empty"),
         ("u,two words,1", "holds whitespace"),
         ("u,<pad>,1", "special token"),
         ("u,b,soon", "neither a number nor an ISO 8601 time"),
