@@ -1,29 +1,35 @@
 """
-What the page shows, as HTML: a history, items found, a ranked list, the facts about a model. Titles are other people's
-text: all of it passes `escaped`. Buttons carry what they do in `data-action` and `data-item`; the page listens.
+What the page shows, as HTML: a history, items found, a ranked list, that of item-kNN, the facts about a model. Titles
+are other people's text: all of it passes `escaped`. Buttons carry what they do in `data-action` and `data-item`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
+from neighbors import NEIGHBORS_NAME
 from served_model import MAX_HISTORY, Answer, Reason, ServedModel
 from tree_view import escaped, tree_svg
 
 
-SYSTEMS = {
-    "latte": "a generative model that writes an item's codes one by one",
-    "rpg": "a parallel model that predicts all codes of an item at once",
-    "acerec": "a parallel model that predicts all codes of an item at once",
-    "sasrec": "a sequence model with one vector per item",
-}
+TITLE = "<h1>What comes next?</h1>"
 ROWS = {"popularity": "popularity", "item_knn": "item-kNN"}
 METRICS = ("ndcg@10", "recall@10", "invalid_rate")
+KEEP_IN_MIND = (
+    "A probability is what this model predicts, relative to the catalog it knows; it says nothing about quality.",
+    "Past behaviour is repeated, its gaps and its popular items too.",
+    "Titles are those of the data set.",
+    "A history built here lives as long as your visit; a copied link brings it back.",
+)
+LOG_P = "the natural logarithm of that probability"
+LATENTS = "learnt starting points of the model, several of which may reach the same item"
+BEAMS = "how many unfinished items the search keeps after each code"
 
 
 def head_html(served: ServedModel) -> str:
     """
-    What the page is.
+    What the page is, and whose lists it shows.
 
     Args:
         served ([`ServedModel`]): The model.
@@ -31,10 +37,27 @@ def head_html(served: ServedModel) -> str:
     Returns:
         `str`: HTML.
     """
+    name = escaped(served.name)
+    where = f"from the folder <b>{name}</b>"
+    if served.is_on_hub:
+        where = f'from <a href="https://huggingface.co/{name}" target="_blank" rel="noopener">{name}</a>'
     return (
-        f"<h1>What comes next?</h1><p>Build a history; <b>{escaped(served.name)}</b> ranks "
+        f"{TITLE}<p>Build a history; the <b>{escaped(served.kind)}</b> model {where} ranks "
         f"{len(served.item_ids):,} items after it.</p>"
     )
+
+
+def loading_html(name: str) -> str:
+    """
+    What the page is while its model is loaded.
+
+    Args:
+        name (`str`): The repository or folder.
+
+    Returns:
+        `str`: HTML.
+    """
+    return f'{TITLE}<p role="status"><span class="spinner"></span>Loading <b>{escaped(name)}</b> …</p>'
 
 
 def history_html(served: ServedModel, history: Sequence[int], *, notice: str = "") -> str:
@@ -67,7 +90,11 @@ def history_html(served: ServedModel, history: Sequence[int], *, notice: str = "
     foot = f"{len(history)} of at most {MAX_HISTORY}, the latest last."
     if num_unread:
         foot += f" The model reads the latest {served.config.max_history_length}."
-    parts.append(f'<p class="quiet">{foot} <button type="button" class="link" data-action="clear">Clear</button></p>')
+    link = escaped("?items=" + quote(",".join(quote(served.item_ids[item], safe="") for item in history), safe=","))
+    parts.append(
+        f'<p class="quiet">{foot}</p><p><button type="button" class="link" data-action="clear">Clear</button>'
+        f'<button type="button" class="link" data-link="{link}">Copy link to this history</button></p>'
+    )
     return "".join(parts)
 
 
@@ -134,15 +161,53 @@ def list_html(served: ServedModel, history: Sequence[int], answer: Answer) -> st
     rows = []
     for item, score, reasons in zip(answer.items, answer.scores, answer.reasons, strict=True):
         title = escaped(served.titles[item])
-        codes = "" if served.codes is None or not served.has_beams else f" · codes {_codes(served, item)}"
+        codes = f" · codes {_codes(served, item)}" if served.has_beams else ""
         rows.append(
             f'<li data-id="{escaped(served.item_ids[item])}"><div class="row"><span class="title">{title}</span>'
             f"{_button('add', item, '+', f'Add to the history: {title}')}</div>"
             f'<div class="bar"><span style="width:{100 * math.exp((score - most) / length):.1f}%"></span></div>'
-            f'<div class="quiet"><b>{percent(score / length)}</b>{unit} · log p {_signed(score)}{codes}</div>'
+            f'<div class="quiet"><b>{percent(score / length)}</b>{unit} · '
+            f'<abbr title="{LOG_P}">log p</abbr> {_signed(score)}{codes}</div>'
             f"<details><summary>Why this item?</summary>{_why(served, history, item, reasons)}</details></li>"
         )
-    return f'{head}<ol class="ranked">{"".join(rows)}</ol>'
+    return f'{head}{_legend(served, per_code=length > 1)}<ol class="ranked">{"".join(rows)}</ol>'
+
+
+def neighbors_html(served: ServedModel, history: Sequence[int], answer: Answer) -> str:
+    """
+    The list of item-kNN, with the place that each item has in the model's list.
+
+    Args:
+        served ([`ServedModel`]): The model.
+        history (`Sequence[int]`): Item indices.
+        answer ([`Answer`]): What the model recommended.
+
+    Returns:
+        `str`: HTML; where the repository holds no neighbours, how to add them.
+    """
+    head = "<h2>What item-kNN would say</h2>"
+    if answer.by_neighbors is None:
+        return (
+            f'{head}<p class="quiet">This repository has no <code>{NEIGHBORS_NAME}</code>, so the baseline cannot be '
+            "shown. <code>hf-genrec train</code> writes it; for an older run <code>hf-genrec evaluate RUN DATA</code> "
+            "does, then push the run again.</p>"
+        )
+    how = "The most popular items, since there is no history."
+    if history:
+        how = "Items that the same people took; the latest item of the history counts most. No neural network."
+    places = {item: place for place, item in enumerate(answer.items, start=1)}
+    num_shared = sum(item in places for item in answer.by_neighbors)
+    rows = []
+    for item in answer.by_neighbors:
+        also = f"also the model's number {places[item]}" if item in places else "not in the model's list"
+        rows.append(
+            f'<li data-neighbor="{escaped(served.item_ids[item])}"><span class="title">'
+            f'{escaped(served.titles[item])}</span><div class="quiet">{also}</div></li>'
+        )
+    return (
+        f'{head}<p class="quiet">{how} {num_shared} of {len(rows)} are in both lists.</p>'
+        f'<ol class="ranked compact">{"".join(rows)}</ol>'
+    )
 
 
 def tree_html(served: ServedModel, answer: Answer) -> str:
@@ -165,6 +230,7 @@ def tree_html(served: ServedModel, answer: Answer) -> str:
         ranks={first + item: place for place, item in enumerate(answer.items, start=1)},
         titles={first + item: served.titles[item] for item in answer.items},
         num_levels=served.config.num_levels,
+        num_latents=served.config.num_latent_tokens if served.has_latents else 0,
     )
 
 
@@ -179,20 +245,19 @@ def about_html(served: ServedModel) -> str:
         `str`: HTML.
     """
     config = served.config
-    name = escaped(served.name)
-    kind = SYSTEMS.get(config.model_type, "a recommender")
-    facts = [f"{config.num_items:,} items", f"{sum(p.numel() for p in served.model.parameters()):,} parameters"]
+    num_parameters = sum(parameter.numel() for parameter in served.model.parameters())
+    facts = [f"{config.num_items:,} items", f"{num_parameters:,} parameters"]
     if served.codes is not None:
-        facts.append(f"{config.num_levels} codes of {config.codebook_size} per item")
+        facts.append(f"{config.num_levels} codes per item, each one of {config.codebook_size}")
     if served.has_latents:
-        facts.append(f"{config.num_latent_tokens} latents")
+        facts.append(f"{config.num_latent_tokens} latents ({LATENTS})")
     facts.append(f"reads the latest {config.max_history_length} items")
+    points, notes = ("".join(f"<li>{point}</li>" for point in points) for points in (facts, KEEP_IN_MIND))
+    summary = f" {escaped(served.summary)}." if served.summary else "."
     return (
-        f"<h3>{name}</h3><p>{escaped(config.model_type)}: {kind}. {', '.join(facts)}.</p>{_metrics(served.evaluation)}"
-        '<h4>What to keep in mind</h4><ul class="points"><li>A probability is what this model believes, relative to '
-        "the catalog it knows; it says nothing about quality.</li><li>Past behaviour is repeated, its gaps and its "
-        "popular items too.</li><li>Titles are those of the data set.</li><li>A history built here lives as long as "
-        "your visit.</li></ul>"
+        f"<h3>{escaped(served.name)}</h3><p>{escaped(served.kind)}{summary}</p>"
+        f'<ul class="points">{points}</ul>{_metrics(served.evaluation)}'
+        f'<h4>What to keep in mind</h4><ul class="points">{notes}</ul>'
     )
 
 
@@ -241,14 +306,29 @@ def _metric(values: Mapping[str, Any], name: str) -> str:
     return f"{value:.4f}{interval}"
 
 
+def _legend(served: ServedModel, *, per_code: bool) -> str:
+    """What the numbers of a row are."""
+    share = "the model's probability of the item"
+    if per_code:
+        share = "how likely the model finds each of the item's codes, on average"
+    meanings = {"%": share, "log p": LOG_P}
+    if served.has_beams:
+        meanings["codes"] = "the item's semantic ID; items that begin alike are similar"
+    if served.has_latents:
+        meanings["latents"] = LATENTS
+    rows = "".join(f"<li><b>{name}</b> {meaning}</li>" for name, meaning in meanings.items())
+    return f'<ul class="quiet legend">{rows}</ul>'
+
+
 def _how(served: ServedModel, history: Sequence[int], answer: Answer) -> str:
     """One line: what was asked, and how long it took."""
     settings = answer.settings
     facts = [f"<b>{1000 * answer.seconds:.0f} ms</b> for {len(answer.items)} of {served.config.num_items:,} items"]
     if served.has_beams:
-        facts.append(f"{settings.num_beams} beams")
+        facts.append(f'<abbr title="{BEAMS}">{settings.num_beams} beams</abbr>')
     if served.has_latents:
-        facts.append(f"{'sum' if settings.latent_aggregation == 'sum' else 'best'} of latents")
+        which = "sum" if settings.latent_aggregation == "sum" else "best"
+        facts.append(f'<abbr title="{LATENTS}">{which} of latents</abbr>')
     if settings.exclude_seen:
         facts.append("history left out")
     if settings.diversity:

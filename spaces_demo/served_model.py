@@ -3,7 +3,6 @@ One recommender, loaded from a folder or a Hub repository and asked for items: h
 item indices with log-probabilities out. Nothing in here knows of a page, and nothing changes after loading.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -19,9 +18,11 @@ import pyarrow.parquet as pq
 import torch
 from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import EntryNotFoundError
-from transformers import AutoModel, AutoTokenizer
+from neighbors import NEIGHBORS_NAME, Neighbors, read_neighbors
+from transformers import AutoConfig, pipeline
 
 
+TASK = "next-item-recommendation"
 README = Path(__file__).with_name("README.md")
 MAX_HISTORY = 50
 MAX_RESULTS = 50
@@ -86,24 +87,40 @@ class Answer:
     paths: list[Any] = field(default_factory=list)
     pruned: list[Any] = field(default_factory=list)
     reasons: list[list[Reason]] = field(default_factory=list)
+    by_neighbors: list[int] | None = None  # what item-kNN recommends; `None` where the repository holds no neighbours
 
 
 class ServedModel:
     """
-    A model, its items and its evaluation.
+    A model, its items, its evaluation and its neighbours.
 
     Args:
         name (`str`): What the page calls it.
         model: A model with `recommend()`.
         items (`pa.Table`): `item_id` in the order of the model's items, `title` where there is one.
         evaluation (`dict`, *optional*): The record of `evaluation.json`.
+        neighbors ([`Neighbors`], *optional*): The similarities of `item_neighbors.parquet`.
+        is_on_hub (`bool`, defaults to `False`): Whether `name` is a repository of the Hub.
     """
 
-    def __init__(self, name: str, model: Any, items: pa.Table, evaluation: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        items: pa.Table,
+        evaluation: dict[str, Any] | None = None,
+        neighbors: Neighbors | None = None,
+        *,
+        is_on_hub: bool = False,
+    ) -> None:
         self.name = name
+        self.is_on_hub = is_on_hub
         self.model = model.eval()
         self.config = model.config
+        self.kind: str = getattr(model.config, "display_name", model.config.model_type)
+        self.summary: str = getattr(model.config, "summary", "")
         self.evaluation = evaluation
+        self.neighbors = neighbors
         self.item_ids: list[str] = items["item_id"].to_pylist()
         titles = items["title"].to_pylist() if "title" in items.column_names else [None] * items.num_rows
         self.titles = [shown(title or "") or shown(key) for title, key in zip(titles, self.item_ids, strict=True)]
@@ -162,6 +179,8 @@ class ServedModel:
             paths=output.paths[0] if output.get("paths") else [],
             pruned=output.pruned[0] if output.get("pruned") else [],
             reasons=self.reasons(items, read),
+            by_neighbors=self.neighbors
+            and self.neighbors.recommend(history, top_k=options["top_k"], exclude_seen=settings.exclude_seen),
         )
 
     def reasons(self, items: Sequence[int], history: Sequence[int]) -> list[list[Reason]]:
@@ -241,45 +260,28 @@ def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
     Raises:
         ValueError: If weights, item table and tokenizer do not belong together.
     """
-    source = os.fspath(repo_or_folder)
-    model = AutoModel.from_pretrained(source, trust_remote_code=True)
-    revision = None if Path(source).is_dir() else getattr(model.config, "_commit_hash", None)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=True)
+    source, is_folder = os.fspath(repo_or_folder), Path(repo_or_folder).is_dir()
+    config = AutoConfig.from_pretrained(source, trust_remote_code=True)
+    revision = None if is_folder else getattr(config, "_commit_hash", None)
+    # the pipeline refuses weights, code and tokenizer that are not of one recommender
+    loaded = pipeline(TASK, model=source, revision=revision, trust_remote_code=True, device="cpu")
     items = pq.read_table(_file(source, "items.parquet", revision))
-    check_parts(model, tokenizer, items)
-    try:
-        evaluation = json.loads(Path(_file(source, "evaluation.json", revision)).read_text(encoding="utf-8"))
-    except (EntryNotFoundError, FileNotFoundError):
-        evaluation = None
-    name = Path(source).resolve().name if Path(source).is_dir() else source
-    return ServedModel(name, model, items, evaluation)
-
-
-def check_parts(model: Any, tokenizer: Any, items: pa.Table) -> None:
-    """
-    Whether weights, item table and tokenizer are of one recommender: else right codes would get wrong titles.
-
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-        items (`pa.Table`): Its item table.
-
-    Raises:
-        ValueError: If they are not; the message says which side differs.
-    """
-    config, item_ids = model.config, items["item_id"].to_pylist()
-    found = hashlib.sha256(json.dumps(item_ids).encode()).hexdigest()[:16]
-    if len(item_ids) != config.num_items or found != (config.items_fingerprint or found):
-        raise ValueError(
-            f"items.parquet ({len(item_ids)} items, fingerprint {found}) is not the table of these weights "
-            f"(config.json: {config.num_items} items, fingerprint {config.items_fingerprint}). Use the files of "
-            "one save."
-        )
-    if config.has_codes and "codes" in items.column_names and items["codes"].to_pylist() != model.item_codes.tolist():
-        raise ValueError("The codes in items.parquet are not those in model.safetensors. Use the files of one save.")
+    item_ids = items["item_id"].to_pylist()
     tokens = range(config.first_item_token, config.first_item_token + config.num_items)
-    if tokenizer.convert_ids_to_tokens(tokens) != item_ids:
-        raise ValueError("tokenizer.json does not hold the items of items.parquet in their order.")
+    if loaded.tokenizer.convert_ids_to_tokens(tokens) != item_ids:
+        raise ValueError(
+            f"items.parquet ({len(item_ids)} items) does not list the {config.num_items} items of tokenizer.json in "
+            "their order. Use the files of one save."
+        )
+    evaluation, neighbors = (_optional_file(source, name, revision) for name in ("evaluation.json", NEIGHBORS_NAME))
+    return ServedModel(
+        "/".join(Path(source).resolve().parts[-2:]) if is_folder else source,
+        loaded.model,
+        items,
+        evaluation and json.loads(evaluation.read_text(encoding="utf-8")),
+        neighbors and read_neighbors(neighbors, item_ids),
+        is_on_hub=not is_folder,
+    )
 
 
 def default_settings(evaluation: dict[str, Any] | None, *, num_items: int) -> Settings:
@@ -315,10 +317,16 @@ def folded(text: str) -> str:
     return "".join(letter for letter in letters if not unicodedata.combining(letter))
 
 
-def _file(source: str, name: str, revision: str | None) -> str:
-    if Path(source).is_dir():
-        return str(Path(source) / name)
-    return hf_hub_download(source, name, revision=revision)
+def _file(source: str, name: str, revision: str | None) -> Path:
+    return Path(source) / name if Path(source).is_dir() else Path(hf_hub_download(source, name, revision=revision))
+
+
+def _optional_file(source: str, name: str, revision: str | None) -> Path | None:
+    try:
+        path = _file(source, name, revision)
+    except EntryNotFoundError:
+        return None
+    return path if path.is_file() else None
 
 
 def _within(value: Any, low: float, high: float) -> float:

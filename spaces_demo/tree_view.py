@@ -1,8 +1,10 @@
 """
 The decoding tree as a picture: beams of `recommend(return_paths=True)` in, an inline SVG out.
 
-Left is the history; each column is a choice that the model made (a latent first where it has them, then code after
-code); right are the items. Lines are as thick as they are likely; dashed ones are the best choices that were dropped.
+Left is the history; each column is a choice that the model made, code after code; right are the items. Lines are as
+thick as they are likely; dashed ones are the best choices that were dropped. Several latents mostly find the same
+paths: each path is drawn once, as likely as its best latent has it, and a row of cells beside the item says which
+latents found it.
 """
 
 import html
@@ -14,8 +16,10 @@ from typing import Any
 
 MAX_LEAVES = 24
 MAX_PRUNED = 3  # of a column
-ROW, PRUNED_ROW = 26, 18  # pixels
+ROW, PRUNED_ROW = 26, 22  # pixels
 LEFT, TOP, RIGHT = 20, 40, 320
+CELL, CELL_GAP = 9, 3  # a square per latent
+MAX_CELLS = 12  # more latents are counted instead
 TREE_WIDTH = 460
 TITLE_LENGTH = 38
 COLORS = ("#5b7cfa", "#e0730d", "#17a27d", "#c4459f", "#8d68d8", "#b0880a", "#d64545", "#1592aa")
@@ -32,6 +36,7 @@ class Node:
     branch: int = 0
     y: float = 0.0
     item: int | None = None
+    latents: dict[int, float] = field(default_factory=dict)  # of an item: who found it, and with which score
     is_pruned: bool = False
     children: dict[Any, "Node"] = field(default_factory=dict)
 
@@ -53,6 +58,7 @@ def tree_svg(
     ranks: Mapping[int, int],
     titles: Mapping[int, str],
     num_levels: int,
+    num_latents: int = 0,
 ) -> str:
     """
     Draw the beams that won.
@@ -63,42 +69,43 @@ def tree_svg(
         ranks (`Mapping[int, int]`): Place in the list, from 1, of each item token.
         titles (`Mapping[int, str]`): Title of each item token; any text.
         num_levels (`int`): Codes of an item.
+        num_latents (`int`, defaults to 0): Latents of the model.
 
     Returns:
         `str`: HTML; a sentence instead of a picture where there is no path.
     """
     if not paths:
         return '<p class="quiet">No path was found: every item is excluded.</p>'
-    drawn = sorted(paths, key=lambda path: -path.scores[-1])[:MAX_LEAVES]
-    has_latents = drawn[0].latent is not None
-    root = grown(drawn, pruned, has_latents=has_latents)
-    num_steps = num_levels + has_latents
+    paths = sorted(paths, key=lambda path: -path.scores[-1])
+    ends = list(dict.fromkeys(_end(path) for path in paths))
+    kept = set(ends[:MAX_LEAVES])
+    root = grown([path for path in paths if _end(path) in kept], pruned)
     height = placed(root, TOP) + 8
-    best = [max(node.score for node in walked(root) if node.depth == depth) for depth in range(num_steps + 1)]
-    gap = TREE_WIDTH / num_steps
-    body = [_header(gap, has_latents=has_latents, num_steps=num_steps)]
-    body += [_edges(node, gap, best) for node in walked(root)]
-    seen: set[int] = set()
-    for node in walked(root):
-        body.append(_node(node, gap, ranks, titles, seen))
-    note = "" if len(drawn) == len(paths) else f" The best {len(drawn)} of {len(paths)} paths are drawn."
-    width = LEFT + TREE_WIDTH + RIGHT
+    nodes = walked(root)
+    best = [max(node.score for node in nodes if node.depth == depth) for depth in range(num_levels + 1)]
+    gap = TREE_WIDTH / num_levels
+    cells = _cells_width(num_latents)
+    body = [_header(gap, num_levels=num_levels, cells=cells)]
+    body += [_edges(node, gap, best) for node in nodes]
+    body += [_node(node, gap) if node.item is None else _leaf(node, gap, ranks, titles, num_latents) for node in nodes]
+    note = "" if len(ends) <= MAX_LEAVES else f" The best {MAX_LEAVES} of {len(ends)} paths are drawn."
+    agree = f" Filled squares: which of the {num_latents} latents found the item." if num_latents else ""
+    width = LEFT + TREE_WIDTH + RIGHT + cells
     return (
         f'<div class="tree" tabindex="0"><svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="Decoding tree '
-        f'with {len(drawn)} paths">{"".join(body)}</svg></div>'
-        f'<p class="quiet">Thicker lines are likelier; dashed lines are choices that were dropped.{note}'
+        f'with {len(kept)} paths">{"".join(body)}</svg></div>'
+        f'<p class="quiet">Thicker lines are likelier; dashed lines are choices that were dropped.{agree}{note}'
         '<span class="narrow"> Scroll the tree sideways for the items.</span></p>'
     )
 
 
-def grown(paths: Sequence[Any], pruned: Sequence[Any], *, has_latents: bool) -> Node:
+def grown(paths: Sequence[Any], pruned: Sequence[Any]) -> Node:
     """
-    The tree of some paths.
+    The tree of some paths; those that differ in their latent alone are one.
 
     Args:
         paths (`Sequence[BeamPath]`): Beams to be drawn, best first.
         pruned (`Sequence[BeamPath]`): Continuations, of which the best ones beside drawn prefixes are drawn too.
-        has_latents (`bool`): Whether the first step chooses a latent.
 
     Returns:
         [`Node`]: the root.
@@ -106,25 +113,28 @@ def grown(paths: Sequence[Any], pruned: Sequence[Any], *, has_latents: bool) -> 
     root = Node("", 0, 0.0)
     for path in paths:
         node = root
-        for depth, (step, score) in enumerate(zip(_steps(path), path.scores, strict=True), start=1):
-            if step not in node.children:
-                branch = len(root.children) if depth == 1 else node.branch
-                node.children[step] = Node(_label(step, depth, has_latents), depth, score, branch)
-            node = node.children[step]
-        node.children[f"item {path.item_token}"] = Node(
-            "", node.depth + 1, node.score, node.branch, item=path.item_token
-        )
+        for depth, (code, score) in enumerate(zip(path.codes, _code_scores(path), strict=True), start=1):
+            if code not in node.children:
+                node.children[code] = Node(str(code), depth, score, len(root.children) if depth == 1 else node.branch)
+            node = node.children[code]
+            node.score = max(node.score, score)
+        end = f"item {path.item_token}"
+        if end not in node.children:
+            node.children[end] = Node("", node.depth + 1, path.scores[-1], node.branch, item=path.item_token)
+        if path.latent is not None:
+            node.children[end].latents[path.latent] = path.scores[-1]
     counts: dict[int, int] = {}
     for path in sorted(pruned, key=lambda path: -path.scores[-1]):
-        *prefix, last = _steps(path)
-        depth = len(prefix) + 1
+        if not path.codes:
+            continue
+        *prefix, last = path.codes
+        depth = len(path.codes)
         node: Node | None = root
-        for step in prefix:
-            node = node.children.get(step) if node else None
+        for code in prefix:
+            node = node.children.get(code) if node else None
         if node and not node.is_pruned and last not in node.children and counts.get(depth, 0) < MAX_PRUNED:
             counts[depth] = counts.get(depth, 0) + 1
-            label = _label(last, depth, has_latents)
-            node.children[last] = Node(label, depth, path.scores[-1], node.branch, is_pruned=True)
+            node.children[last] = Node(str(last), depth, path.scores[-1], node.branch, is_pruned=True)
     return root
 
 
@@ -156,25 +166,31 @@ def walked(node: Node) -> list[Node]:
     return [node, *(below for child in node.children.values() for below in walked(child))]
 
 
-def _steps(path: Any) -> list[tuple[str, int]]:
-    latent = [] if path.latent is None else [("latent", path.latent)]
-    return [*latent, *(("code", code) for code in path.codes)]
+def _end(path: Any) -> tuple[Any, ...]:
+    return (*path.codes, path.item_token)
 
 
-def _label(step: tuple[str, int], depth: int, has_latents: bool) -> str:
-    return f"latent {step[1]}" if has_latents and depth == 1 else str(step[1])
+def _code_scores(path: Any) -> Sequence[float]:
+    """Scores after each code; a path with a latent has one more, that of the latent."""
+    return path.scores[-len(path.codes) :]
 
 
-def _header(gap: float, *, has_latents: bool, num_steps: int) -> str:
-    names = ["history", *(["latent"] if has_latents else [])]
-    names += [f"code {level + 1}" for level in range(num_steps - has_latents)]
-    texts = []
-    for depth, name in enumerate(names):
-        anchor = "start" if depth == 0 else "middle"
-        x = 4 if depth == 0 else LEFT + depth * gap
-        texts.append(f'<text class="column" x="{x:.0f}" y="16" text-anchor="{anchor}">{name}</text>')
-    x = LEFT + num_steps * gap + 44
-    return "".join([*texts, f'<text class="column" x="{x:.0f}" y="16">items</text>'])
+def _cells_width(num_latents: int) -> int:
+    if num_latents > MAX_CELLS:
+        return 46
+    return num_latents * (CELL + CELL_GAP) + 8 if num_latents else 0
+
+
+def _header(gap: float, *, num_levels: int, cells: int) -> str:
+    texts = ['<text class="column" x="4" y="16" text-anchor="start">history</text>']
+    for level in range(1, num_levels + 1):
+        x = LEFT + level * gap
+        texts.append(f'<text class="column" x="{x:.0f}" y="16" text-anchor="middle">code {level}</text>')
+    x = LEFT + TREE_WIDTH + 24
+    if cells:
+        texts.append(f'<text class="column" x="{x}" y="16">latents</text>')
+    texts.append(f'<text class="column" x="{x + (max(cells, 48) if cells else 20)}" y="16">items</text>')
+    return "".join(texts)
 
 
 def _edges(node: Node, gap: float, best: Sequence[float]) -> str:
@@ -194,17 +210,37 @@ def _edges(node: Node, gap: float, best: Sequence[float]) -> str:
     return "".join(parts)
 
 
-def _node(node: Node, gap: float, ranks: Mapping[int, int], titles: Mapping[int, str], seen: set[int]) -> str:
+def _leaf(node: Node, gap: float, ranks: Mapping[int, int], titles: Mapping[int, str], num_latents: int) -> str:
+    rank, title = ranks.get(node.item or 0, 0), titles.get(node.item or 0, "")
+    short = title if len(title) <= TITLE_LENGTH else title[: TITLE_LENGTH - 1] + "…"
+    x = LEFT + (node.depth - 1) * gap + 24
+    tip = f"<title>{escaped(title)}, log-probability {node.score:.2f}</title>"
+    cells = _cells(node, x, num_latents)
+    place = f'x="{x + _cells_width(num_latents):.1f}" y="{node.y + 4:.1f}"'
+    text = f'<text class="title" {place}>{tip}{rank}. {escaped(short)}</text>'
+    return f'<g class="grow step-{node.depth}">{cells}{text}</g>'
+
+
+def _cells(node: Node, x: float, num_latents: int) -> str:
+    if not num_latents:
+        return ""
+    found = "; ".join(
+        f"latent {latent}: log-probability {node.latents[latent]:.2f}" for latent in sorted(node.latents)
+    )
+    tip = f"<title>Found by {len(node.latents)} of {num_latents} latents. {found}</title>"
+    if num_latents > MAX_CELLS:
+        text = f"{len(node.latents)} of {num_latents}"
+        return f'<text class="code" x="{x:.1f}" y="{node.y + 4:.1f}">{tip}{text}</text>'
+    squares = [
+        f'<rect class="{"agrees" if latent in node.latents else "differs"}" x="{x + latent * (CELL + CELL_GAP):.1f}" '
+        f'y="{node.y - CELL / 2:.1f}" width="{CELL}" height="{CELL}" rx="2"/>'
+        for latent in range(num_latents)
+    ]
+    return f"<g>{tip}{''.join(squares)}</g>"
+
+
+def _node(node: Node, gap: float) -> str:
     x = LEFT + node.depth * gap
-    if node.item is not None:
-        rank, title = ranks.get(node.item, 0), titles.get(node.item, "")
-        kind = "again" if node.item in seen else "title"
-        seen.add(node.item)
-        short = title if len(title) <= TITLE_LENGTH else title[: TITLE_LENGTH - 1] + "…"
-        text = f"{rank}. {escaped(short)}"
-        place = LEFT + (node.depth - 1) * gap + 24
-        tip = f"<title>{escaped(title)}, log-probability {node.score:.2f}</title>"
-        return f'<text class="{kind} grow step-{node.depth}" x="{place:.1f}" y="{node.y + 4:.1f}">{tip}{text}</text>'
     color = f' style="fill:{COLORS[node.branch % len(COLORS)]}"'
     if node.depth == 0:
         return f'<circle class="root" cx="{x}" cy="{node.y:.1f}" r="6"/>'

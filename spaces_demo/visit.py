@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import unquote
 
-from page_parts import history_html, list_html, tree_html
+from page_parts import history_html, list_html, neighbors_html, tree_html
 from served_model import MAX_HISTORY, ServedModel, Settings
 
 
-MAX_LINK = 4000  # characters of a link's ids
+MAX_LINK = 16_000  # characters of a link's ids
 
 
 def shown(served: ServedModel, history: Sequence[int], *controls: Any, notice: str = "") -> tuple[Any, ...]:
@@ -21,11 +22,16 @@ def shown(served: ServedModel, history: Sequence[int], *controls: Any, notice: s
         notice (`str`): A sentence for the visitor.
 
     Returns:
-        `tuple`: history, its HTML, that of the list, that of the tree.
+        `tuple`: history, its HTML, that of the list, that of item-kNN's list, that of the tree.
     """
     answer = served.recommend(history, Settings(*controls))
-    parts = history_html(served, history, notice=notice), list_html(served, history, answer), tree_html(served, answer)
-    return tuple(history), *parts
+    return (
+        tuple(history),
+        history_html(served, history, notice=notice),
+        list_html(served, history, answer),
+        neighbors_html(served, history, answer),
+        tree_html(served, answer),
+    )
 
 
 def changed(
@@ -71,12 +77,14 @@ def linked(served: ServedModel, ids: str) -> tuple[tuple[int, ...], str]:
 
     Args:
         served ([`ServedModel`]): The model.
-        ids (`str`): What stands behind `items=`; any text.
+        ids (`str`): What stands behind `items=`; any text. An id may be percent-encoded once more, since it may hold
+            a comma.
 
     Returns:
         `tuple[tuple[int, ...], str]`: the items that the catalog has, and a sentence about those it has not.
     """
     named = [item_id.strip() for item_id in ids[:MAX_LINK].split(",") if item_id.strip()]
+    named = [unquote(name) if unquote(name) in served.index_of else name for name in named]
     known = list(dict.fromkeys(served.index_of[item_id] for item_id in named if item_id in served.index_of))
     unknown = [item_id for item_id in named if item_id not in served.index_of]
     notice = ""

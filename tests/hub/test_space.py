@@ -1,8 +1,12 @@
 """What the Space does without a browser: its model, its history, its HTML and its picture."""
 
+import dataclasses
+import html
 import json
+import re
 import sys
 from types import SimpleNamespace
+from urllib.parse import parse_qs
 
 import numpy as np
 import pyarrow as pa
@@ -166,9 +170,56 @@ def test_link_names_items_and_tells_which_ones_are_unknown(space, served):
     assert "&lt;b&gt;no&lt;/b&gt;" in space.parts.history_html(served, history, notice=notice)
 
 
+def test_copied_link_brings_the_history_back_whatever_the_ids(space):
+    item_ids = ["a,b", "a%2Cb", 'ü <&"', "50%", " c"]
+    model = make_model(tiny_config(num_items=5, num_levels=3, codebook_size=3))
+    model.set_catalog(torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 2]]))
+    served = space.model.ServedModel("name", model, pa.table({"item_id": item_ids}))
+
+    page = space.parts.history_html(served, [3, 0, 2, 1, 4])
+
+    link = html.unescape(page.partition('data-link="')[2].partition('"')[0])
+    (ids,) = parse_qs(link.removeprefix("?"))["items"]
+    assert space.visit.linked(served, ids) == ((3, 0, 2, 1, 4), "")
+
+
+def test_page_says_whose_lists_it_shows(space, served, folder):
+    on_hub = space.model.ServedModel("me/<x>", served.model, pa.table({"item_id": ITEM_IDS}), is_on_hub=True)
+
+    assert served.name == "/".join(folder.parts[-2:])
+    assert f"from the folder <b>{served.name}</b> ranks 29 items" in space.parts.head_html(served)
+    assert 'href="https://huggingface.co/me/&lt;x&gt;"' in space.parts.head_html(on_hub)
+
+
+def test_list_of_item_knn_says_what_both_lists_hold_or_how_to_get_it(space, served):
+    answer = served.recommend([3, 7], space.model.Settings(top_k=3))
+    strange = next(item for item in range(NUM_ITEMS) if item not in answer.items)
+    with_neighbors = dataclasses.replace(answer, by_neighbors=[answer.items[2], strange])
+
+    missing = space.parts.neighbors_html(served, [3, 7], answer)
+    page = space.parts.neighbors_html(served, [3, 7], with_neighbors)
+
+    assert "hf-genrec evaluate RUN DATA" in missing
+    assert "item_neighbors.parquet" in missing
+    assert "also the model's number 3" in page
+    assert "1 of 2 are in both lists" in page
+
+
+def test_jargon_is_explained_where_it_stands(space, served):
+    page = space.parts.list_html(served, [3], served.recommend([3], space.model.Settings(top_k=2)))
+
+    for word in ("log p", "codes", "latents"):
+        assert f"<b>{word}</b> " in page
+    assert re.search(r'<abbr title="[^"]+">best of latents</abbr>', page)
+
+
 def test_title_is_shown_and_not_run(space, served):
     hostile = TITLES.index(HOSTILE)
+    no_lists = np.zeros(NUM_ITEMS + 1, dtype=int), np.zeros(0, dtype=int), np.zeros(0)
+    served.neighbors = space.neighbors.Neighbors(*no_lists, popularity=np.arange(NUM_ITEMS), decay=0.35)
     pages = space.visit.shown(served, (hostile, 3), 29, 200, "sum", False, 0.0)[1:]
+    served.neighbors = None
+    assert len(pages) == 4
     pages += (space.parts.found_html(served, HOSTILE, [hostile]), space.parts.examples_html(served, [[hostile]]))
 
     for page in pages:
@@ -190,7 +241,7 @@ def test_tree_grows_code_by_code_and_keeps_a_dropped_choice(space):
     paths = [path([0, 1], [-1.0, -2.0], 10), path([0, 2], [-1.0, -1.5], 11), path([3, 1], [-2.0, -4.0], 12)]
     pruned = [path([4], [-3.0], None), path([9, 9], [-9.0, -9.5], None)]
 
-    root = space.tree.grown(paths, pruned, has_latents=False)
+    root = space.tree.grown(paths, pruned)
 
     nodes = space.tree.walked(root)
     assert [node.label for node in nodes if node.depth == 1] == ["0", "3", "4"]
@@ -199,20 +250,43 @@ def test_tree_grows_code_by_code_and_keeps_a_dropped_choice(space):
     assert root.best == -1.5
 
 
-def test_tree_shows_latents_places_and_titles(space):
+def test_path_of_several_latents_is_drawn_once_and_says_which_found_it(space):
     paths = [path([0], [-0.5, -1.0], 10, latent=1), path([0], [-0.7, -2.0], 10, latent=0)]
+    paths.append(path([3], [-0.7, -2.5], 11, latent=0))
 
-    picture = space.tree.tree_svg(paths, [], ranks={10: 1}, titles={10: "a <b> title"}, num_levels=1)
+    picture = space.tree.tree_svg(
+        paths, [], ranks={10: 1, 11: 2}, titles={10: "a <b> title", 11: "b"}, num_levels=1, num_latents=3
+    )
 
-    assert "latent 1" in picture
-    assert "latent 0" in picture
-    assert picture.count("1. a &lt;b&gt; title") == 2
-    assert picture.count('class="again') == 1
+    assert picture.count("1. a &lt;b&gt; title") == 1
+    assert "Found by 2 of 3 latents. latent 0: log-probability -2.00; latent 1: log-probability -1.00" in picture
+    assert "Found by 1 of 3 latents" in picture
+    assert (picture.count('class="agrees"'), picture.count('class="differs"')) == (3, 3)
+    assert "with 2 paths" in picture
+
+
+def test_branch_is_as_likely_as_its_best_latent_and_what_one_latent_keeps_is_not_dropped(space):
+    paths = [path([0, 1], [-0.5, -1.0, -3.0], 10, latent=1), path([0, 2], [-0.7, -2.0, -2.5], 11, latent=0)]
+    pruned = [path([0, 1], [-0.7, -2.0, -4.0], None, latent=0), path([], [-9.0], None, latent=2)]
+
+    root = space.tree.grown(paths, pruned)
+
+    assert root.children[0].score == -1.0
+    assert [node.is_pruned for node in space.tree.walked(root)] == [False] * 6
+
+
+def test_many_latents_are_counted(space):
+    paths = [path([0], [-0.5, -1.0], 10, latent=latent) for latent in range(13)]
+
+    picture = space.tree.tree_svg(paths, [], ranks={10: 1}, titles={10: "a"}, num_levels=1, num_latents=20)
+
+    assert "13 of 20</text>" in picture
+    assert "<rect" not in picture
 
 
 def test_rows_of_the_tree_do_not_overlap(space):
     paths = [path([code // 4, code % 4], [-1.0, -1.0 - code], code) for code in range(11)]
-    root = space.tree.grown(paths, [path([7], [-3.0], None)], has_latents=False)
+    root = space.tree.grown(paths, [path([7], [-3.0], None)])
 
     space.tree.placed(root, 0.0)
 
