@@ -45,8 +45,8 @@ CSS = """
   list-style: none; }
 .part .legend li { padding: 0; line-height: 1.5; color: inherit; }
 .part .html-container.pending { opacity: 1; }
-.part .pending .part > :not(h2) { opacity: .4; }
-.part .pending h2::after { content: "computing …"; margin-left: 10px; font-size: 13px; font-weight: 400;
+.part .pending .part > :not(h2) { opacity: .4; transition: opacity .2s .15s; }
+#ranked .pending h2::after { content: "computing …"; margin-left: 10px; font-size: 13px; font-weight: 400;
   animation: grow .2s .15s both; }
 .part .progress-text { display: none; }
 .part .copied { width: 100%; font-size: 13px; }
