@@ -97,7 +97,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.url = ""
-        self.storage_url = ""  # another host, as in the real Hub: it is not told the token
+        self.storage_url = ""  # another host, as in the real Hub: it does not get the token
         self.repos: dict[tuple[str, str], Repo] = {}
         self.large: dict[str, bytes] = {}
         self.faults: list[Fault] = []

@@ -1,7 +1,7 @@
 """
-A run folder in, the files that its Hub repository holds out: what belongs there, what stays at home, what is refused.
+A run folder in, the files that its Hub repository holds out: what belongs there, what is local only, what is refused.
 
-Training states, caches and results per user stay at home. A token, or a path of this machine in a JSON file, is an
+Training states, caches and results per user are local only. A token, or a path of this machine in a JSON file, is an
 error; only the records of a run (`training.json`, `evaluation.json`) are published with such paths cut to their names.
 """
 
@@ -36,7 +36,7 @@ def hub_files(folder: str | os.PathLike[str]) -> list[Path]:
         `list[Path]`: in alphabetical order of their places in the repository.
 
     Raises:
-        FileNotFoundError: If the folder is no complete recommender.
+        FileNotFoundError: If the folder is not a complete recommender.
         ValueError: If a file is damaged, holds a token, or is JSON with a path of this machine.
     """
     return [Path(folder) / name for name in published_files(folder)]
@@ -44,17 +44,13 @@ def hub_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 def published_files(folder: str | os.PathLike[str]) -> dict[str, Content]:
     """
-    What is published of a run folder: like [`hub_files`], with the contents of records that had to be cleaned.
+    Like [`hub_files`], with the contents of records that had to be cleaned.
 
     Args:
-        folder (`str` or `Path`): What training or [`save_recommender`] wrote.
+        folder (`str` or `Path`): See [`hub_files`], and for what is raised.
 
     Returns:
         `dict[str, Path | bytes]`: place in the repository to file or to cleaned content.
-
-    Raises:
-        FileNotFoundError: If the folder is no complete recommender.
-        ValueError: If a file is damaged, holds a token, or is JSON with a path of this machine.
     """
     folder = Path(folder)
     code = code_files(folder)
@@ -65,13 +61,13 @@ def published_files(folder: str | os.PathLike[str]) -> dict[str, Content]:
 
 def files_left_out(folder: str | os.PathLike[str]) -> dict[str, tuple[int, str]]:
     """
-    What stays at home, and why.
+    What is local only, and why.
 
     Args:
         folder (`str` or `Path`): A run folder.
 
     Returns:
-        `dict[str, tuple[int, str]]`: size in bytes and reason; folders that stay are one entry with a slash.
+        `dict[str, tuple[int, str]]`: size in bytes and reason; a folder is one entry with a slash at its end.
     """
     left: dict[str, tuple[int, str]] = {}
     code = code_files(folder)
@@ -81,7 +77,8 @@ def files_left_out(folder: str | os.PathLike[str]) -> dict[str, tuple[int, str]]
         top, slash, _ = name.partition("/")
         entry = top + slash if top != "quantizer" else name
         size, _ = left.get(entry, (0, ""))
-        left[entry] = size + (Path(folder) / name).stat().st_size, _reason(entry)
+        reason = next((why for pattern, why in _REASONS if fnmatchcase(entry, pattern)), "no part of a recommender")
+        left[entry] = size + (Path(folder) / name).stat().st_size, reason
     return left
 
 
@@ -167,7 +164,7 @@ def checked_content(path: Path, name: str) -> Content:
         content = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is no readable JSON: {error}. Write the folder again.") from error
-    found = [(key, word) for key, value in _strings(content) for word in _absolute_paths(value)]
+    found = [(key, match[0]) for key, value in _strings(content) for match in _PATH.finditer(value)]
     if not found:
         return path
     if name in _RECORDS:
@@ -194,24 +191,13 @@ _TOKEN = re.compile(r"\b(?:hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9]{30,}")
 _START = r"(?:file://)?(?:/(?=[\w.~-]*[A-Za-z_~])|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\\w)"
 _PATH = re.compile(rf"""(?<='){_START}[^']*|(?<="){_START}[^"]*|(?:^|(?<=[\s=:,;(\[])){_START}[^\s"',;)\]]*""")
 _REASONS = (
-    ("checkpoints/", "training states"),
+    *((name, "training states") for name in ("checkpoints/", "checkpoint-*/", "optimizer*", "scheduler*")),
+    *((name, "training states") for name in ("rng_state*", "trainer_state.json")),
     ("evaluation_users.parquet", "names users"),
     ("training_args.bin", "pickled training arguments"),
-    (".*", "hidden or a cache"),
-    ("__pycache__/", "hidden or a cache"),
-    ("checkpoint-*/", "training states"),
-    ("optimizer*", "training states"),
-    ("scheduler*", "training states"),
-    ("rng_state*", "training states"),
-    ("trainer_state.json", "training states"),
-    ("*.bin", "no safetensors"),
-    ("*.p[tk]*", "no safetensors"),
-    ("*.ckpt", "no safetensors"),
+    *((name, "hidden or a cache") for name in (".*", "__pycache__/")),
+    *((name, "no safetensors") for name in ("*.bin", "*.p[tk]*", "*.ckpt")),
 )
-
-
-def _reason(entry: str) -> str:
-    return next((why for pattern, why in _REASONS if fnmatchcase(entry, pattern)), "no part of a recommender")
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -275,10 +261,6 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, Mapping):
         return {change(name): _map_strings(entry, change) for name, entry in value.items()}
     return [_map_strings(entry, change) for entry in value] if isinstance(value, list) else value
-
-
-def _absolute_paths(text: str) -> list[str]:
-    return [match[0] for match in _PATH.finditer(text)]
 
 
 def _without_folders(text: str) -> str:

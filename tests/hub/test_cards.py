@@ -95,7 +95,7 @@ def test_metrics_stand_beside_the_baselines_with_intervals():
     assert "75.0% of the catalog" in text
 
 
-def test_training_and_its_data_are_told_without_paths_of_a_machine():
+def test_training_and_its_data_are_named_without_paths_of_a_machine():
     text = model_card(model_of("rpg").config, run=RUN)
 
     assert "12,345 parameters, 4 minutes, seed 7" in text
@@ -172,7 +172,7 @@ def test_history_of_the_example_is_a_list_in_python(item_ids):
     assert "`" not in code
 
 
-def test_edited_card_is_told_from_ours():
+def test_edited_card_is_known():
     card = model_card(model_of("latte").config, EVALUATION)
 
     assert is_generated(card)
@@ -199,7 +199,7 @@ def test_card_of_a_folder_holds_what_its_files_tell(tmp_path):
     assert "0.2500 [0.2000, 0.3000]" in text
 
 
-def test_second_save_renews_a_card_that_nobody_edited(tmp_path):
+def test_second_save_renews_a_card_that_was_not_edited(tmp_path):
     folder = make_folder(tmp_path, titles=None)
     assert "| item_id | codes |\n" in (folder / "README.md").read_text(encoding="utf-8")
 

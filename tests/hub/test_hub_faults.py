@@ -78,7 +78,7 @@ def test_push_on_top_of_a_commit_that_came_in_between(hub, run, monkeypatch):
     assert repo.files()["notes.txt"] == b"mine"
 
 
-def test_wrong_token_is_told_and_not_tried_again(hub, run, monkeypatch):
+def test_wrong_token_is_an_error_and_not_tried_again(hub, run, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
 
     with pytest.raises(OSError, match="401"):

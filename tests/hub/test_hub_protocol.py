@@ -200,12 +200,12 @@ def test_all_files_are_of_one_commit_even_if_somebody_publishes_meanwhile(hub, r
     assert loaded.model.shared.weight.tolist() == load(run).shared.weight.tolist()
 
 
-def test_card_edited_on_the_hub_stays_until_told_otherwise(hub, run):
+def test_card_edited_on_the_hub_stays_unless_replacing_is_asked_for(hub, run):
     push_recommender(run, "toy")
     edited = hub.model("me/toy").files()["README.md"].replace(b"recommender", b"toy of mine", 1)
     HfApi().create_commit("me/toy", [CommitOperationAdd("README.md", edited)], commit_message="edit")
     (run / "evaluation.json").write_text("{}\n", encoding="utf-8")
-    (run / "README.md").write_text("# written at home\n", encoding="utf-8")
+    (run / "README.md").write_text("# written by hand\n", encoding="utf-8")
 
     kept = push_recommender(run, "toy")
     assert actions(kept, "README.md", "evaluation.json") == {"README.md": "keep", "evaluation.json": "upload"}
@@ -213,7 +213,7 @@ def test_card_edited_on_the_hub_stays_until_told_otherwise(hub, run):
 
     replaced = push_recommender(run, "toy", replace_card=True)
     assert actions(replaced, "README.md") == {"README.md": "upload"}
-    assert hub.model("me/toy").files()["README.md"] == b"# written at home\n"
+    assert hub.model("me/toy").files()["README.md"] == b"# written by hand\n"
 
 
 def test_files_of_ours_go_with_the_folder_and_those_of_others_stay(hub, run):
@@ -243,6 +243,21 @@ def test_dry_run_lists_and_sends_nothing(hub, run):
     }
     assert (plan.commit, plan.url) == (None, None)
     assert {method for method, _, _ in hub.requests} == {"GET"}
+
+
+def test_licence_and_space_stay_in_the_card_of_the_next_push(hub, run):
+    push_recommender(run, "toy", license="mit", space="me/toy-demo")
+    again = push_recommender(run, "toy")
+    push_ids(run, "toy-ids", license="cc0-1.0")
+    push_ids(run, "toy-ids")
+
+    card = ModelCard(hub.model("me/toy").files()["README.md"].decode())
+    assert actions(again, "README.md") == {"README.md": "unchanged"}
+    assert card.data.license == "mit"
+    assert "https://huggingface.co/spaces/me/toy-demo" in card.text
+    assert ModelCard(hub.repo("dataset", "me/toy-ids").files()["README.md"].decode()).data.license == "cc0-1.0"
+    with pytest.raises(ValueError, match="repo"):
+        push_recommender(run, "toy", space="https://huggingface.co/spaces/me/toy-demo", dry_run=True)
 
 
 def test_dry_run_needs_no_hub(run, monkeypatch):
@@ -326,10 +341,10 @@ def test_space_holds_the_demo_and_names_the_recommender(hub, run, repository):
 def test_verbs_publish(hub, run):
     result = CliRunner().invoke(app, ["push", str(run), "--repo", "toy", "--public", "-m", "First", "--json"])
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
+    shown = json.loads(result.stdout)
     plan = CliRunner().invoke(app, ["push", str(run), "--repo", "toy", "--dry-run"])
 
-    assert told["url"] == f"{hub.url}/me/toy"
+    assert shown["url"] == f"{hub.url}/me/toy"
     assert hub.model("me/toy").messages[-1] == "First"
     assert not hub.model("me/toy").private
     assert "unchanged" in plan.stdout
@@ -365,7 +380,7 @@ def test_training_publishes_the_finished_run_once_and_no_checkpoint(hub, train, 
     assert record["settings"]["training"] == {"max_steps": 1}
 
 
-def test_run_is_kept_and_the_command_told_if_publishing_fails(hub, train, tmp_path, caplog):
+def test_run_is_kept_and_the_command_shown_if_publishing_fails(hub, train, tmp_path, caplog):
     hub.faults.append(Fault("/commit/main", times=1000, status=503))
 
     train()

@@ -54,7 +54,7 @@ def test_quantizer_and_graph_and_records_come_along(run):
         ("quantizer/notes.txt", "no part of a recommender"),
     ],
 )
-def test_what_stays_at_home_and_why(run, name, reason):
+def test_what_is_local_only_and_why(run, name, reason):
     (run / name).parent.mkdir(parents=True, exist_ok=True)
     (run / name).write_bytes(b"12345")
 
@@ -65,7 +65,7 @@ def test_what_stays_at_home_and_why(run, name, reason):
     assert run / name not in hub_files(run)
 
 
-def test_sizes_of_a_folder_that_stays_are_added(run):
+def test_sizes_of_a_local_folder_are_added(run):
     (run / "checkpoints").mkdir()
     for name in ("a", "b"):
         (run / "checkpoints" / name).write_bytes(b"123")
@@ -143,7 +143,7 @@ def test_broken_json_is_refused(run):
         hub_files(run)
 
 
-def test_missing_folder_is_told(tmp_path):
+def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run folder"):
         hub_files(tmp_path / "nothing")
 
