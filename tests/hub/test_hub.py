@@ -46,6 +46,7 @@ def test_folder_holds_everything_that_a_recommender_needs(tmp_path, model, seman
         "generation_config.json",
         "items.parquet",
         "model.safetensors",
+        "recommend_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }
