@@ -31,12 +31,13 @@ class ParallelOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): With labels: the loss.
-        log_probs (`torch.FloatTensor` of shape `(batch_size, num_levels, codebook_size)`, *optional*):
-            Without labels: log-probability of each code of the item that follows each history.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_levels, codebook_size)`, *optional*):
+            Without labels: log-probability of each code of the item that follows each history. With labels none: the
+            loss holds those of one level at a time.
     """
 
     loss: torch.FloatTensor | None = None
-    log_probs: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -215,7 +216,7 @@ class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedM
         if input_ids is None:
             raise ValueError("`input_ids` is needed.")
         if labels is None:
-            return ParallelOutput(log_probs=self.code_log_probs(input_ids, attention_mask))
+            return ParallelOutput(logits=self.code_log_probs(input_ids, attention_mask))
         present = self._present(input_ids, attention_mask)
         targets, anchors = self._targets(input_ids, present, labels)
         histories = self._pack(input_ids, present)

@@ -23,12 +23,13 @@ class SASRecOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): With labels: the loss.
-        log_probs (`torch.FloatTensor` of shape `(batch_size, num_items)`, *optional*):
-            Without labels: log-probability of each item to follow each history.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_items)`, *optional*):
+            Without labels: log-probability of each item to follow each history. With labels none: the loss never
+            holds the scores of the whole catalog.
     """
 
     loss: torch.FloatTensor | None = None
-    log_probs: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
 
 
 class SASRecForItemGeneration(RecommendMixin, HistoryPreTrainedModel):
@@ -179,7 +180,7 @@ class SASRecForItemGeneration(RecommendMixin, HistoryPreTrainedModel):
         if input_ids is None:
             raise ValueError("`input_ids` is needed.")
         if labels is None:
-            return SASRecOutput(log_probs=self.item_log_probs(input_ids, attention_mask))
+            return SASRecOutput(logits=self.item_log_probs(input_ids, attention_mask))
         present = self._present(input_ids, attention_mask)
         targets, anchors = self._targets(input_ids, present, labels)
         states = self._encode(self._pack(input_ids, present), anchors)

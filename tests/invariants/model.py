@@ -249,6 +249,27 @@ class ModelInvariants:
         assert all(len(set(row)) == 11 for row in tokens.tolist())
         assert scores.dtype == torch.float32
 
+    def test_forward_answers_logits_where_tools_look_for_them(self, model):
+        input_ids, mask = histories_of(model.config)
+
+        output = model(input_ids, mask)
+
+        assert output[0] is output.logits  # without labels the first entry, with labels behind the loss
+        assert output.loss is None
+        assert len(output.logits) == len(input_ids)
+        torch.testing.assert_close(model(input_ids, mask, return_dict=True).logits, output.logits)
+
+    def test_loss_comes_first_and_sets_aside_no_scores_of_a_whole_catalog(self, model):
+        input_ids, mask = histories_of(model.config, (5, 5, 5))
+        labels = torch.full_like(input_ids, -100)
+        labels[:, -1] = input_ids[:, 0]
+
+        output = model.train()(input_ids, mask, labels=labels)
+
+        assert output[0] is output.loss
+        assert output.loss.shape == ()
+        assert output.logits is None or output.logits.requires_grad  # where there are any, the loss needed them
+
     def test_every_parameter_moves_in_training(self, model):
         input_ids, mask = histories_of(model.config, (5, 5, 5))
         labels = torch.full_like(input_ids, -100)

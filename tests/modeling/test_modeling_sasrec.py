@@ -48,7 +48,7 @@ def test_encoder_gives_the_states_of_a_gpt2_with_its_weights():
     assert model.encoder.load_state_dict(gpt2.state_dict(), strict=False).missing_keys == []
     input_ids, mask = histories_of(model.config)
 
-    log_probs = model(input_ids, mask).log_probs
+    log_probs = model(input_ids, mask).logits
 
     vectors = model.token_embeddings(input_ids) * 18**0.5
     states = gpt2(inputs_embeds=vectors).last_hidden_state[[0, 1, 2], [4, 2, 0]]

@@ -8,29 +8,38 @@ import sys
 import pytest
 import torch
 
-from hf_genrec import LatteConfig, LatteForConditionalGeneration
+from hf_genrec import (
+    ACERecConfig,
+    ACERecForItemGeneration,
+    LatteConfig,
+    LatteForConditionalGeneration,
+    RPGConfig,
+    RPGForItemGeneration,
+    SASRecConfig,
+    SASRecForItemGeneration,
+)
+from hf_genrec.hub.files import code_files
+from hf_genrec.serving.item_graph import build_item_graph
 from invariants.model import histories_of, make_model, tiny_config
 
 
-# What the modeling file imports, itself included. A new sibling belongs here only if saving must copy it.
-CODE_FILES = {
-    "genrec_layers.py",
-    "genrec_beams.py",
-    "genrec_catalog.py",
-    "genrec_folder.py",
-    "configuration_genrec.py",
-    "configuration_latte.py",
-    "genrec_exact.py",
-    "genrec_generate.py",
-    "modeling_latte.py",
-    "pipeline_genrec.py",
-    "genrec_ranking.py",
-    "genrec_recommend.py",
-    "genrec_recommend_config.py",
-    "genrec_rank_beams.py",
-    "genrec_rerank.py",
-    "genrec_selections.py",
+# What each architecture uploads: its modeling file and all that this imports. A new file belongs here only if saving
+# must copy it.
+SHARED = {
+    "configuration_genrec.py", "genrec_folder.py", "genrec_layers.py", "genrec_recommend.py",
+    "genrec_recommend_config.py", "genrec_rerank.py", "pipeline_genrec.py",
+}  # fmt: skip
+BLOCKS = {"genrec_choice.py", "genrec_encoder.py", "genrec_losses.py"}
+CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_ranking.py", "genrec_selections.py"}
+PARALLEL = {"genrec_code_scores.py", "genrec_item_graph.py", "genrec_rank_codes.py"} | CODES | BLOCKS
+UPLOADS = {
+    "latte": SHARED | CODES | {"genrec_exact.py", "genrec_generate.py", "genrec_rank_beams.py"},
+    "rpg": SHARED | PARALLEL,
+    "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
+    "sasrec": SHARED | BLOCKS,
 }
+UPLOADS = {name: files | {f"configuration_{name}.py", f"modeling_{name}.py"} for name, files in UPLOADS.items()}
+CODE_FILES = UPLOADS["latte"]
 
 PROGRAM = """
 import json, sys, warnings
@@ -170,3 +179,73 @@ def test_package_saves_again_what_it_loaded(tmp_path):
     assert names_of(tmp_path / "2") == names_of(tmp_path / "0")
     assert (tmp_path / "2" / "config.json").read_bytes() == (tmp_path / "0" / "config.json").read_bytes()
     assert isinstance(LatteConfig.from_pretrained(tmp_path / "2"), LatteConfig)
+
+
+WIDTHS = {"num_items": 29, "d_model": 16, "d_ff": 24, "num_heads": 2}
+SIZES = WIDTHS | {"num_levels": 6, "codebook_size": 5}
+MODELS = {
+    "rpg": (RPGForItemGeneration, RPGConfig(**SIZES)),
+    "acerec": (ACERecForItemGeneration, ACERecConfig(**SIZES)),
+    "sasrec": (SASRecForItemGeneration, SASRecConfig(**WIDTHS)),
+}
+BLOCKED = PROGRAM.partition("import torch\n")[0]
+QUESTIONS = """
+import torch
+from transformers import AutoModel
+
+torch.set_num_threads(1)
+folder, second, histories = sys.argv[1], sys.argv[2], torch.tensor(json.loads(sys.argv[3]))
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+model.save_pretrained(second)
+again = AutoModel.from_pretrained(second, trust_remote_code=True)
+exact, graph = (model.recommend(histories, decoding=name) for name in sys.argv[4:])
+other = again.recommend(histories)
+print(json.dumps([exact.item_tokens.tolist(), exact.scores.tolist(), graph.item_tokens.tolist(),
+                  other.item_tokens.tolist(), type(model).__module__.split(".")[0]]))
+"""
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_items_of_models_that_score_all_are_the_same_without_the_package(name, tmp_path):
+    model_class, config = MODELS[name]
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    histories = histories_of(config)[0]
+    has_codes = config.has_codes
+    if has_codes:
+        model.set_catalog(torch.randint(0, 5, (29, 6)))
+    model.save_pretrained(tmp_path / "first")
+    if has_codes:
+        build_item_graph(model, num_neighbors=29).save(tmp_path / "first")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
+
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", BLOCKED + QUESTIONS, tmp_path / "first", tmp_path / "second"]
+        + [json.dumps(histories.tolist()), "exact", "graph" if has_codes else "exact"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        timeout=120,
+        check=False,
+    )
+
+    assert process.returncode == 0, process.stderr
+    exact, scores, by_graph, second, module = json.loads(process.stdout.splitlines()[-1])
+    output = model.recommend(histories)
+    assert module == "transformers_modules"
+    assert exact == by_graph == second == output.item_tokens.tolist()
+    torch.testing.assert_close(torch.tensor(scores), output.scores, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_code_that_travels_is_the_code_of_the_package_and_what_it_imports(name, tmp_path, repository):
+    model_class, config = MODELS[name]
+    model_class(config).save_pretrained(tmp_path)
+
+    files = {path.name for path in tmp_path.glob("*.py")}
+
+    assert files == code_files(tmp_path) == UPLOADS[name]
+    for file in files:
+        assert (tmp_path / file).read_bytes() == (repository / "modeling" / file).read_bytes()
