@@ -32,12 +32,9 @@ def check_splits(
     Args:
         splits (`dict[str, pyarrow.Table]`):
             `train`, `validation` and `test`, with the columns `user_id`, `history` and `target`.
-        item_ids (`Sequence[str]`):
-            The catalog.
-        cold_item_ids (`Sequence[str]`, *optional*):
-            Items that must not occur in training at all.
-        owner (`str`):
-            Whose splits they are, for the error.
+        item_ids (`Sequence[str]`): The catalog.
+        cold_item_ids (`Sequence[str]`, *optional*): Items that must not occur in training at all.
+        owner (`str`): Whose splits they are, for the error.
 
     Raises:
         ValueError: If a user has two rows in a split, a split reaches into a later one, or a cold item is trained on.
@@ -89,12 +86,9 @@ def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *
     error: the items held out may have been trained on there.
 
     Args:
-        training (`dict`):
-            Content of the run's `training.json`; empty where there is none, and then nothing is known.
-        metadata (`dict`):
-            Content of the prepared folder's `dataset.json`.
-        owner (`str`):
-            Name of the run, for messages.
+        training (`dict`): Content of the run's `training.json`; empty where there is none, and then nothing is known.
+        metadata (`dict`): Content of the prepared folder's `dataset.json`.
+        owner (`str`): Name of the run, for messages.
 
     Raises:
         ValueError: If the run was trained on another data set and neither of the exceptions holds, or the data set has

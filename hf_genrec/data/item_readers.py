@@ -37,18 +37,13 @@ def read_items(
     Args:
         source (`str`, `os.PathLike`, `pyarrow.Table`, `pandas.DataFrame` or `list[dict]`):
             JSON Lines, CSV, TSV or Parquet file, or records already in memory.
-        item (`str`, *optional*, defaults to `"item_id"`):
-            Field of the ids. Integers are converted to strings.
-        title (`str`, *optional*, defaults to `"title"`):
-            Field that people read.
+        item (`str`, *optional*, defaults to `"item_id"`): Field of the ids. Integers are converted to strings.
+        title (`str`, *optional*, defaults to `"title"`): Field that people read.
         fields (`Sequence[str]` or `None`, *optional*):
             Fields of the text, in order; `None` is [`default_fields`] of `title`. See [`item_text`].
-        ascii_only (`bool`, *optional*, defaults to `True`):
-            See [`clean_text`].
-        only (`Set[str]` or `None`, *optional*):
-            Ids of the items to keep; `None` keeps all.
-        delimiter (`str` or `None`, *optional*):
-            See [`~readers.read_interactions`].
+        ascii_only (`bool`, *optional*, defaults to `True`): See [`clean_text`].
+        only (`Set[str]` or `None`, *optional*): Ids of the items to keep; `None` keeps all.
+        delimiter (`str` or `None`, *optional*): See [`~readers.read_interactions`].
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             See [`~readers.read_interactions`]; an id that comes twice is malformed too.
 

@@ -49,8 +49,7 @@ def clean_text(text: str, *, ascii_only: bool = True) -> str:
     HTML entities are resolved, tags removed, line breaks and tabs become spaces, runs of spaces become one.
 
     Args:
-        text (`str`):
-            The raw string.
+        text (`str`): The raw string.
         ascii_only (`bool`, *optional*, defaults to `True`):
             Whether every run of non-ASCII characters becomes a space, as in the paper's code. Use `False` for catalogs
             that are not in English.
@@ -82,12 +81,10 @@ def item_text(record: Mapping[str, Any], *, fields: Sequence[str] = DEFAULT_FIEL
     with `"."`; a mapping becomes a list of `key: value`. Missing fields, `None`, NaN and empty strings are skipped.
 
     Args:
-        record (`Mapping[str, Any]`):
-            Metadata of the item. Fields that are not named in `fields` are ignored.
+        record (`Mapping[str, Any]`): Metadata of the item. Fields that are not named in `fields` are ignored.
         fields (`Sequence[str]`, *optional*, defaults to `("title", "features", "categories", "description")`):
             Names of the fields, in the order of the text.
-        ascii_only (`bool`, *optional*, defaults to `True`):
-            See [`clean_text`].
+        ascii_only (`bool`, *optional*, defaults to `True`): See [`clean_text`].
 
     Returns:
         `str`: the text; empty if no field has content.

@@ -75,12 +75,10 @@ def prepare(
     Users with fewer than three interactions have a training part only. The folder appears whole or not at all.
 
     Args:
-        output_dir (`str` or `os.PathLike`):
-            The folder to write.
+        output_dir (`str` or `os.PathLike`): The folder to write.
         interactions (`str`, `os.PathLike`, `pyarrow.Table` or `pandas.DataFrame`, *optional*):
             A log; see [`~readers.read_interactions`]. Give this or `sequences`.
-        sequences (`str` or `os.PathLike`, *optional*):
-            Ready-made sequences; see [`~readers.read_sequences`].
+        sequences (`str` or `os.PathLike`, *optional*): Ready-made sequences; see [`~readers.read_sequences`].
         items (`str`, `os.PathLike`, `pyarrow.Table`, `pandas.DataFrame` or `list[dict]`):
             The items table; see [`~item_readers.read_items`].
         protocol (`str`, *optional*, defaults to `"custom"`):

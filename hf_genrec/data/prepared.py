@@ -107,8 +107,7 @@ class PreparedDataset:
         What is in the files is checked once, when a split is first asked for.
 
         Args:
-            name (`str`):
-                `"train"`, `"validation"` or `"test"`.
+            name (`str`): `"train"`, `"validation"` or `"test"`.
 
         Returns:
             `datasets.Dataset`: columns `user_id`, `history`, `target`, `timestamp`.
@@ -209,12 +208,9 @@ def replaced_folder(target: str | os.PathLike[str], *, marker: str, overwrite: b
     A temporary folder that takes the place of `target` when the block ends without an error.
 
     Args:
-        target (`str` or `os.PathLike`):
-            The folder to make; its parents are made too.
-        marker (`str`):
-            A file that every folder of this kind has, such as `"dataset.json"`.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Whether an existing folder of this kind is replaced.
+        target (`str` or `os.PathLike`): The folder to make; its parents are made too.
+        marker (`str`): A file that every folder of this kind has, such as `"dataset.json"`.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether an existing folder of this kind is replaced.
 
     Yields:
         `Path`: the folder to write to, beside the target.

@@ -70,14 +70,11 @@ def read_interactions(
     Args:
         source (`str`, `os.PathLike`, `pyarrow.Table` or `pandas.DataFrame`):
             CSV, TSV, Parquet or JSON Lines file, or a table already in memory.
-        user (`str`, *optional*, defaults to `"user_id"`):
-            Column of the users' ids. Integers are converted to strings.
-        item (`str`, *optional*, defaults to `"item_id"`):
-            Column of the items' ids. Integers are converted to strings.
+        user (`str`, *optional*, defaults to `"user_id"`): Column of the users' ids. Integers are converted to strings.
+        item (`str`, *optional*, defaults to `"item_id"`): Column of the items' ids. Integers are converted to strings.
         timestamp (`str` or `None`, *optional*, defaults to `"timestamp"`):
             Column of the times; `None` where there is none and the order of the file is the order in time.
-        rating (`str` or `None`, *optional*):
-            Column of the ratings; `None` reads none.
+        rating (`str` or `None`, *optional*): Column of the ratings; `None` reads none.
         delimiter (`str` or `None`, *optional*):
             The character between the fields of a delimited file; `None` infers it from the extension.
         date_format (`str` or `None`, *optional*):
@@ -114,8 +111,7 @@ def read_sequences(path: str | os.PathLike[str], *, on_error: OnError = "raise")
     Reads ready-made sequences: one user per line, `user<TAB>item item ...`, oldest item first.
 
     Args:
-        path (`str` or `os.PathLike`):
-            Text file without a header, plain or gzipped.
+        path (`str` or `os.PathLike`): Text file without a header, plain or gzipped.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Malformed lines (no tab, no item, a user seen before, an impossible id): see [`read_interactions`].
 

@@ -84,8 +84,7 @@ def make_examples(
     Args:
         split (`datasets.Dataset`):
             Rows with `history` (list of item ids) and `target` (item id); together they are the sequence.
-        item_ids (`Sequence[str]`):
-            The catalog: position is item index.
+        item_ids (`Sequence[str]`): The catalog: position is item index.
         max_history_length (`int`, *optional*, defaults to 20):
             Most items before a target: longer histories keep their last items.
         targets (`"all"` or `"last"`, *optional*, defaults to `"all"`):

@@ -62,12 +62,10 @@ class TextFile:
     A file of JSON Lines or of delimited lines.
 
     Args:
-        path (`str` or `os.PathLike`):
-            The file; gzip is recognised by its first bytes, whatever the name.
+        path (`str` or `os.PathLike`): The file; gzip is recognised by its first bytes, whatever the name.
         delimiter (`str` or `None`, *optional*):
             One character between two fields, `None` for JSON Lines. Fields may be quoted with `"` unless it is a tab.
-        header (`list[str]` or `None`, *optional*):
-            Names of the fields, where the first line holds none.
+        header (`list[str]` or `None`, *optional*): Names of the fields, where the first line holds none.
 
     Raises:
         ValueError: If the file is empty, or its header seems to have another delimiter.

@@ -238,14 +238,10 @@ def prepare_amazon(
     Makes the prepared folder of one category, under the protocol of its year.
 
     Args:
-        output_dir (`str` or `os.PathLike`):
-            The folder to write.
-        year (`2014` or `2023`):
-            Which release.
-        category (`str`):
-            The category, as the files spell it.
-        data_dir (`str`, `os.PathLike` or `None`, *optional*):
-            Folder with the files; `None` fetches them.
+        output_dir (`str` or `os.PathLike`): The folder to write.
+        year (`2014` or `2023`): Which release.
+        category (`str`): The category, as the files spell it.
+        data_dir (`str`, `os.PathLike` or `None`, *optional*): Folder with the files; `None` fetches them.
         benchmark (`"rating_only"`, `"last_out"`, `"last_out_w_his"` or `None`, *optional*):
             Which 5-core files of 2023 to start from; the default is the Latte paper's. `None` starts from the raw
             reviews. Without effect for 2014, whose reviews are 5-core already.

@@ -42,14 +42,11 @@ def prepare_movielens(
     file.
 
     Args:
-        output_dir (`str` or `os.PathLike`):
-            The folder to write.
+        output_dir (`str` or `os.PathLike`): The folder to write.
         source (`str` or `os.PathLike`):
             The folder that `scripts/fetch_movielens.py` wrote, or GroupLens's `ml-100k` folder or `ml-100k.zip`.
-        cold_items (`float`, *optional*, defaults to 0.0):
-            See [`~prepare.prepare`].
-        overwrite (`bool`, *optional*, defaults to `False`):
-            See [`~prepare.prepare`].
+        cold_items (`float`, *optional*, defaults to 0.0): See [`~prepare.prepare`].
+        overwrite (`bool`, *optional*, defaults to `False`): See [`~prepare.prepare`].
 
     Returns:
         [`PreparedDataset`]: the folder, opened.
