@@ -126,7 +126,7 @@ def prepare(
         ValueError: If arguments contradict each other, the data are malformed, an item has no text (with
             `missing_text="error"`), nothing is left after the filters, or (with `strict`) the statistics are not the
             published ones.
-        FileExistsError: If `output_dir` is not empty and no prepared folder, or is one and `overwrite` is `False`.
+        FileExistsError: If `output_dir` is not empty and not a prepared folder, or is one and `overwrite` is `False`.
     """
     if (interactions is None) == (sequences is None):
         raise ValueError("Give either `interactions` or `sequences`.")

@@ -157,7 +157,7 @@ def test_malformed_lines_are_skipped_and_counted_if_asked_for(shop, tmp_path):
         (["tokenize", "x", "--output", "misspelt", "--report"], "misspelt holds no ids to report on"),
         (["tokenize", "x", "--output", "y"], "either `--embeddings` or `--ids`"),
         (["train", "x", "--output", "y"], "either `--ids`"),
-        (["train", "x", "--output", "y", "--ids", "z"], "x is no prepared folder"),
+        (["train", "x", "--output", "y", "--ids", "z"], "x is not a prepared folder"),
         (["recommend", "--model", "x"], "either `--history`"),
         (["recommend", "--model", "./x", "--history", "a"], "no run folder ./x"),
         (["evaluate", "a/b/c", "x"], "no run folder a/b/c"),
