@@ -251,6 +251,10 @@ class RecommendConfig:
 DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(RecommendConfig)}
 
 
+class UnknownOption(TypeError, ValueError):
+    """There is no such option. Also a `ValueError`, since options come from files and command lines too."""
+
+
 def check_names(names: Iterable[str], *, known: Iterable[str], owner: str) -> None:
     """
     Whether all options exist.
@@ -261,18 +265,18 @@ def check_names(names: Iterable[str], *, known: Iterable[str], owner: str) -> No
         owner (`str`): Whose they are, for the message.
 
     Raises:
-        TypeError: If one does not, with the nearest name and all names; or if it was removed.
+        UnknownOption: If one does not, with the nearest name and all names; or if it was removed.
     """
     known = sorted(known)
     for name in names:
         if name in REMOVED:
-            raise TypeError(f"The option `{name}` was removed: {REMOVED[name]}.")
+            raise UnknownOption(f"The option `{name}` was removed: {REMOVED[name]}.")
     wrong = sorted(set(names) - set(known))
     if wrong:
         near = [match for name in wrong for match in get_close_matches(name, known, n=1)]
         hint = f" Did you mean {' and '.join(f'`{name}`' for name in near)}?" if near else ""
         shown = ", ".join(f"`{name}`" for name in wrong)
-        raise TypeError(f"There is no option {shown}: those of a {owner} are {', '.join(known)}.{hint}")
+        raise UnknownOption(f"There is no option {shown}: those of a {owner} are {', '.join(known)}.{hint}")
 
 
 def check_latent_aggregation(latent_aggregation: str) -> None:

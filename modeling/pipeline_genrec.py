@@ -27,8 +27,8 @@ class NextItemPipeline(Pipeline):
     Recommends the next items for histories of item ids.
 
     Options, at construction for all calls or in one call: `top_k` (length of the lists, 10 by default),
-    `exclude_seen` (whether items of the history are left out), `exclude_items` and `allow_items` (lists of ids for
-    all histories), and every other argument of the model's `recommend()` such as `num_beams`.
+    `exclude_seen` (whether items of the history are left out, which they are by default), `exclude_items` and
+    `allow_items` (lists of ids for all histories), and every option of the model's `recommend()` such as `num_beams`.
 
     Args:
         model: A model with `recommend()`.
@@ -77,7 +77,7 @@ class NextItemPipeline(Pipeline):
             an `items.parquet` with titles, `title`. `list[list[dict]]` for a batch, an iterator for a generator.
 
         Raises:
-            ValueError: If an option is out of range or a rule holds unknown ids.
+            ValueError: If an option is out of range or `allow_items` holds unknown ids only.
             TypeError: If ids are no strings or there is no such option.
         """
         if isinstance(histories, types.GeneratorType | torch.utils.data.Dataset):
@@ -121,18 +121,23 @@ class NextItemPipeline(Pipeline):
             raise TypeError(
                 f"`{name}` must be one list of item ids, which holds for all histories of the call, got {item_ids!r}."
             )
+        known = [self._token_of[item_id] for item_id in item_ids if item_id in self._token_of]
         unknown = [item_id for item_id in item_ids if item_id not in self._token_of]
+        if unknown and not known and name == "allow_items":
+            raise ValueError(f"`allow_items` holds no id of the catalog: {_shown(unknown)}.")
         if unknown:
-            raise ValueError(f"`{name}` holds ids that are not in the catalog: {_shown(unknown)}.")
-        return torch.tensor([self._token_of[item_id] for item_id in item_ids], dtype=torch.long)
+            logger.warning(
+                "%d ids in `%s` are not in the catalog and are ignored: %s.", len(unknown), name, _shown(unknown)
+            )
+        return torch.tensor(known, dtype=torch.long)
 
-    def preprocess(self, history, *, exclude_seen: bool = False) -> dict[str, torch.Tensor]:
+    def preprocess(self, history, *, exclude_seen: bool = True) -> dict[str, torch.Tensor]:
         """
         Tokens of one history; a batch of them is padded by transformers.
 
         Args:
             history (`list[str]`): Item ids, oldest first.
-            exclude_seen (`bool`, defaults to `False`): Whether all of them are handed over as `seen_items` too.
+            exclude_seen (`bool`, defaults to `True`): Whether all of them are handed over as `seen_items` too.
 
         Returns:
             `dict[str, torch.LongTensor]`: `input_ids` `(1, history_length)`, the latest items, at least a pad token.

@@ -329,9 +329,7 @@ def _evaluate(
         prepared = PreparedDataset.load(prepared_folder)
         decoding: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
         options = _given({"decoding": search}) | name_values("--search", search_words or [])
-        recommender = Recommender.from_pretrained(
-            model, batch_size=batch_size, device=device, search_options=options, **decoding
-        )
+        recommender = Recommender.from_pretrained(model, batch_size=batch_size, device=device, **(decoding | options))
         check_same_catalog(recommender.item_ids, prepared, owner=f"The checkpoint {model}")
         check_trained_on(read_training(model), prepared.metadata, owner=f"The run {model}")
         settings = EvaluationSettings(
@@ -367,7 +365,9 @@ def _recommend(
         str | None, typer.Option(help="File with one history a line, ids separated by spaces.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Items per user.")] = 10,
-    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
+    exclude_seen: Annotated[
+        bool, typer.Option("--exclude-seen/--include-seen", help="Leave out items of the history.")
+    ] = True,
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="ID ID ...", help="Items that may not be recommended.")
     ] = None,
@@ -393,7 +393,7 @@ def _recommend(
     \b
     Examples:
       hf-genrec recommend --model run --history 50 181 172
-      hf-genrec recommend --model run --history 50 181 172 --top-k 5 --exclude-seen --json
+      hf-genrec recommend --model run --history 50 181 172 --top-k 5 --include-seen --json
       hf-genrec recommend --model run --history 50 181 --exclude 172 174 --diversity 0.3
       hf-genrec recommend --model run --history 50 181 --allow 56 64 98 127 --sample-seed 7
       hf-genrec recommend --model user/repository --histories histories.txt --json

@@ -296,7 +296,7 @@ def recommendation_entries(
     histories: list[list[str]],
     *,
     top_k: int,
-    exclude_seen: bool = False,
+    exclude_seen: bool = True,
     exclude_items: Sequence[str] | None = None,
     allow_items: Sequence[str] | None = None,
     search_options: Mapping[str, Any] | None = None,
@@ -308,7 +308,7 @@ def recommendation_entries(
         recommender ([`Recommender`]): A loaded model.
         histories (`list[list[str]]`): Item ids, oldest first.
         top_k (`int`): Items per user.
-        exclude_seen (`bool`, *optional*, defaults to `False`): Whether items of the history are left out.
+        exclude_seen (`bool`, *optional*, defaults to `True`): Whether items of the history are left out.
         exclude_items (`list[str]`, *optional*): Ids that may not be recommended.
         allow_items (`list[str]`, *optional*): The only ids that may be; `None` for all.
         search_options (`Mapping[str, Any]`, *optional*): Further arguments of the model's `recommend()` by name.
@@ -318,11 +318,10 @@ def recommendation_entries(
     """
     found = recommender.recommend(
         histories,
-        top_k=top_k,
         exclude_seen=exclude_seen,
         exclude_items=exclude_items,
         allow_items=allow_items,
-        search_options=search_options,
+        **({"top_k": top_k} | dict(search_options or {})),
     )
     catalog = set(recommender.item_ids)
     entries = []

@@ -4,9 +4,12 @@ What every recommender takes and returns: histories of item ids in, ranked item 
 A history is a list of item ids (strings), oldest first; a score is comparable only within one recommender.
 """
 
+from __future__ import annotations
+
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from hf_genrec.modeling.genrec_folder import as_histories
 
@@ -17,12 +20,13 @@ __all__ = ["Recommendations", "Recommender", "as_histories"]
 @dataclass(frozen=True)
 class Recommendations:
     """
-    Ranked items of a batch of users.
+    Ranked items of one user or of a batch of users.
 
     Args:
-        item_ids (`list[list[str]]`):
-            One list per user, the best item first.
-        scores (`list[list[float]]`):
+        item_ids (`list[str]` or `list[list[str]]`):
+            The best item first; for a batch one list per user. The flat list of one user still answers `[0]` with the
+            whole list, as if it were a batch of one, and warns: in the next version that will be the best item.
+        scores (`list[float]` or `list[list[float]]`):
             The items' scores in the same order, never increasing. Log-probabilities for the generative models.
         num_unknown (`int`, *optional*, defaults to 0):
             History entries that are no item of the catalog. They were ignored.
@@ -43,17 +47,21 @@ class Recommendations:
     ['soap', 'brush']
     >>> len(recommendations)
     1
+    >>> recommendations.of_one_user().item_ids
+    ['soap', 'brush']
 
     ```
     """
 
-    item_ids: list[list[str]]
-    scores: list[list[float]]
+    item_ids: Any
+    scores: Any
     num_unknown: int = 0
     num_visited: list[int] | None = None
     num_distinct: list[int] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.item_ids, _OneUser):
+            return
         if len(self.item_ids) != len(self.scores):
             raise ValueError(
                 f"`scores` must hold one list per user: `item_ids` has {len(self.item_ids)} lists, `scores` has "
@@ -68,7 +76,36 @@ class Recommendations:
 
     def __len__(self) -> int:
         """Number of users."""
-        return len(self.item_ids)
+        return 1 if isinstance(self.item_ids, _OneUser) else len(self.item_ids)
+
+    def of_one_user(self) -> Recommendations:
+        """
+        A batch of one user as flat lists.
+
+        Returns:
+            [`Recommendations`]
+
+        Raises:
+            ValueError: If there is not exactly one user.
+        """
+        if len(self.item_ids) != 1:
+            raise ValueError(f"`of_one_user` is for a batch of one user, this one has {len(self.item_ids)}.")
+        return replace(self, item_ids=_OneUser(self.item_ids[0]), scores=_OneUser(self.scores[0]))
+
+
+class _OneUser(list):
+    """The flat list of one user. `[0]` means what it meant while one history was answered by a batch of one."""
+
+    def __getitem__(self, index):
+        if isinstance(index, int) and index in (0, -1):
+            warnings.warn(
+                "One history is answered by a flat list now: use the list itself instead of `[0]`, or give a batch, "
+                "`recommend([history])`. In the next version `[0]` will be the best item.",
+                FutureWarning,
+                stacklevel=2,
+            )
+            return list(self)
+        return super().__getitem__(index)
 
 
 class Recommender(Protocol):

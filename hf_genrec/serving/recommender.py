@@ -11,6 +11,7 @@ import inspect
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from hf_genrec.modeling.genrec_recommend_config import REMOVED
+from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
 from hf_genrec.serving.recommendations import Recommendations, as_histories
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
@@ -34,6 +35,7 @@ from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 logger = logging.getLogger(__name__)
 
 _COMPANIONS = ("item_graph.safetensors", "item_neighbors.parquet")  # made for the weights and items of a folder
+_TENSORS = ("item_prior", "item_embeddings")  # arguments of `model.recommend` that are no fields of a config
 
 ItemRule = Sequence[str] | Sequence[Sequence[str]] | None
 
@@ -47,15 +49,15 @@ class Recommender:
             A model with `recommend()`: [`LatteForConditionalGeneration`], [`RPGForItemGeneration`], ...
         items (`pa.Table`):
             One row per item in the model's order: `item_id` and whatever else is known (`title`, ...).
-        num_beams (`int`, *optional*, defaults to 50):
-            Beams per user, unless a call says otherwise. Users who would get too short a list get more.
-        latent_aggregation (`str`, *optional*, defaults to `"max"`):
-            `"max"` or `"sum"` over the latents of a Latte model.
         batch_size (`int`, *optional*, defaults to 64):
-            Users decoded at a time.
+            Users computed at a time.
+        config ([`RecommendConfig`], *optional*):
+            Options for every call; `None` for `model.recommend_config`, which was read from `recommend_config.json`.
         search_options (`Mapping[str, Any]`, *optional*):
-            Further arguments of the model's `recommend()` for every call, such as `{"decoding": "graph"}`; those of a
-            call come on top.
+            Deprecated: the same as `**options`.
+        **options:
+            Fields of [`RecommendConfig`] for every call, such as `num_beams=100`, and `item_prior` or
+            `item_embeddings`; those of a call come on top.
 
     Raises:
         ValueError: If the table's ids are not those that the model was saved with.
@@ -66,19 +68,18 @@ class Recommender:
         model: Any,
         items: pa.Table,
         *,
-        num_beams: int = 50,
-        latent_aggregation: str = "max",
         batch_size: int = 64,
+        config: RecommendConfig | None = None,
         search_options: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         check_items(model, items)
         self.model = model.eval()
         self.items = items
-        self.num_beams = num_beams
-        self.latent_aggregation = latent_aggregation
         self.batch_size = batch_size
-        self.search_options = dict(search_options or {})
-        _check_search_options(model, self.search_options)
+        self.config = config or model.recommend_config
+        self._tensors: dict[str, Any] = {}  # options that are no fields of the config
+        self.config, self._tensors = self._asked(None, options | _deprecated(search_options))
         self.item_ids: list[str] = items["item_id"].to_pylist()
         self._index_of = {item_id: index for index, item_id in enumerate(self.item_ids)}
         self._origin: tuple[str, dict[str, Any]] | None = None  # the folder or repository, and how it was loaded
@@ -93,10 +94,10 @@ class Recommender:
         local_files_only: bool = False,
         token: str | None = None,
         device: str | torch.device | None = None,
-        num_beams: int = 50,
-        latent_aggregation: str = "max",
         batch_size: int = 64,
+        config: RecommendConfig | None = None,
         search_options: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Recommender:
         """
         Load a folder that training wrote, or a Hub repository.
@@ -108,10 +109,10 @@ class Recommender:
             local_files_only (`bool`, *optional*, defaults to `False`): Whether to take what is kept and ask nobody.
             token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
             device (`str`, *optional*): Where the model runs; `None` for the GPU if there is one.
-            num_beams (`int`, *optional*, defaults to 50): Beams per user.
-            latent_aggregation (`str`, *optional*, defaults to `"max"`): `"max"` or `"sum"`.
-            batch_size (`int`, *optional*, defaults to 64): Users decoded at a time.
-            search_options (`Mapping[str, Any]`, *optional*): See [`Recommender`].
+            batch_size (`int`, *optional*, defaults to 64): Users computed at a time.
+            config ([`RecommendConfig`], *optional*): See [`Recommender`].
+            search_options (`Mapping[str, Any]`, *optional*): Deprecated: the same as `**options`.
+            **options: See [`Recommender`].
 
         Returns:
             [`Recommender`]
@@ -133,14 +134,8 @@ class Recommender:
         check_items(model, items, tokenizer=AutoTokenizer.from_pretrained(path, **where))
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        recommender = cls(
-            model.to(device),
-            items,
-            num_beams=num_beams,
-            latent_aggregation=latent_aggregation,
-            batch_size=batch_size,
-            search_options=search_options,
-        )
+        options |= _deprecated(search_options)
+        recommender = cls(model.to(device), items, batch_size=batch_size, config=config, **options)
         recommender._origin = (path, where)
         return recommender
 
@@ -206,7 +201,17 @@ class Recommender:
     @property
     def decoding(self) -> str:
         """`str`: how items are found: `"exact"`, `"graph"` or `"beam"`."""
-        return self.search_options.get("decoding", self.model.default_decoding)
+        return self.config.decoding or self.model.default_decoding
+
+    @property
+    def num_beams(self) -> int:
+        """`int`: width of the search, unless a call says otherwise."""
+        return self.config.num_beams
+
+    @property
+    def search_options(self) -> dict[str, Any]:
+        """`dict`: the options that differ from the defaults of [`RecommendConfig`]."""
+        return self.config.changed() | self._tensors
 
     def titles(self, item_ids: Sequence[str]) -> list[str]:
         """
@@ -230,52 +235,61 @@ class Recommender:
         self,
         histories: Sequence[Sequence[str]] | Sequence[str],
         *,
-        top_k: int = 10,
-        exclude_seen: bool = False,
+        exclude_seen: bool = True,
         exclude_items: ItemRule = None,
         allow_items: ItemRule = None,
-        num_beams: int | None = None,
+        config: RecommendConfig | None = None,
         search_options: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Recommendations:
         """
-        The best next items for each history.
+        The best next items for one history or a batch of histories.
 
         Args:
-            histories (`list[list[str]]` or `list[str]`):
-                Item ids per user, oldest first; a single list of ids is one user. The model reads the latest
-                `config.max_history_length`. Unknown ids are left out, counted and logged; an empty history is allowed.
-            top_k (`int`, *optional*, defaults to 10):
-                Length of the lists. They are shorter only where the catalog has no more items to offer.
-            exclude_seen (`bool`, *optional*, defaults to `False`):
-                Whether items of the history (all of it) may not be recommended.
+            histories (`list[str]` or `list[list[str]]`):
+                Item ids, oldest first. A list of ids is one history, also an empty one, and is answered by flat
+                lists; a list of lists is a batch, answered by a list for each. The model reads the latest
+                `config.max_history_length`. Unknown ids are left out, counted and logged.
+            exclude_seen (`bool`, *optional*, defaults to `True`):
+                Whether items of the history (all of it) may not be recommended: shops rarely recommend what somebody
+                has just bought. The evaluation passes `False` unless told otherwise, as papers do.
             exclude_items (`list[str]` or `list[list[str]]`, *optional*):
-                Ids that may not be recommended, for all users or a list per user; what is out of stock, say.
+                Ids that may not be recommended, for all users or a list per user; what is out of stock, say. Unknown
+                ids are ignored, counted and logged.
             allow_items (`list[str]` or `list[list[str]]`, *optional*):
-                The only ids that may be, less those excluded; a category, say. `None` for all, an empty list for none.
-            num_beams (`int`, *optional*):
-                Beams per user; `None` for the recommender's.
-            search_options (`Mapping[str, Any]`, *optional*):
-                Further arguments of the model's `recommend()` by name: `latents_per_prefix`, `num_rescored`, ...;
-                `num_beams` and `latent_aggregation` overrule those of the recommender. A `sample_seed` is that of the
-                first batch; those of the others are derived from it.
+                The only ids that may be, less those excluded; a category, say. `None` for all, an empty list for
+                none. Unknown ids are ignored likewise, unless no other is left.
+            config ([`RecommendConfig`], *optional*): Options of this call; `None` for those of the recommender.
+            search_options (`Mapping[str, Any]`, *optional*): Deprecated: the same as `**options`.
+            **options:
+                Fields of [`RecommendConfig`] for this call, such as `top_k=20`; lists are shorter only where the
+                catalog has no more items to offer. A `sample_seed` is that of the first batch of users; those of the
+                others are derived from it.
 
         Returns:
-            [`Recommendations`]: ids and log-probabilities, best first unless a search option says otherwise.
+            [`Recommendations`]: ids and log-probabilities, best first unless an option says otherwise.
 
         Raises:
-            ValueError: If `top_k` is below 1, or a rule holds ids that are not in the catalog or lists for another
-                number of users, or `search_options` one of the arguments above.
-            TypeError: If an id is no string.
+            ValueError: If an option is out of range, a rule has lists for another number of users, or `allow_items`
+                holds unknown ids only.
+            TypeError: If an id is no string or there is no such option.
+
+        Example:
+
+        ```python
+        >>> import pyarrow as pa
+        >>> from hf_genrec import SASRecConfig, SASRecForItemGeneration
+        >>> model = SASRecForItemGeneration(SASRecConfig(num_items=3, d_model=8, num_heads=1))
+        >>> shop = Recommender(model, pa.table({"item_id": ["tea", "cup", "pot"]}))
+        >>> sorted(shop.recommend(["tea"]).item_ids)
+        ['cup', 'pot']
+
+        ```
         """
-        if top_k < 1:
-            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
-        own = {
-            "top_k": min(top_k, len(self.item_ids)),
-            "num_beams": self.num_beams if num_beams is None else num_beams,
-            "latent_aggregation": self.latent_aggregation,
-        }
-        search_options = self.search_options | dict(search_options or {})
-        _check_search_options(self.model, search_options)
+        asked, tensors = self._asked(config, options | _deprecated(search_options))
+        if asked.top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, got {asked.top_k}.")
+        asked = asked.updated(top_k=min(asked.top_k, len(self.item_ids)))
         batch = as_histories(histories)
         excluded = self._rule("exclude_items", exclude_items, num_users=len(batch))
         allowed = self._rule("allow_items", allow_items, num_users=len(batch))
@@ -283,17 +297,32 @@ class Recommender:
         if exclude_seen:
             shared = excluded if excluded is None or len(excluded) == len(batch) else excluded * len(batch)
             excluded = indices if shared is None else [[*a, *b] for a, b in zip(indices, shared, strict=True)]
+        found = self._in_batches(indices, excluded, allowed, asked, tensors)
+        found = Recommendations(num_unknown=num_unknown, **found)
+        return found.of_one_user() if all(isinstance(entry, str) for entry in histories) else found
+
+    def _in_batches(
+        self,
+        indices: list[list[int]],
+        excluded: list[list[int]] | None,
+        allowed: list[list[int]] | None,
+        asked: RecommendConfig,
+        tensors: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Fields of [`Recommendations`]; users whose histories are about as long share a batch, for less padding."""
+        num_users = len(indices)
         order = np.argsort([len(history) for history in indices], kind="stable")
-        item_ids: list[list[str]] = [[]] * len(batch)
-        scores: list[list[float]] = [[]] * len(batch)
+        item_ids: list[list[str]] = [[]] * num_users
+        scores: list[list[float]] = [[]] * num_users
         counts: dict[str, dict[int, int]] = {"num_visited": {}, "num_distinct": {}}
-        for start in range(0, len(order), self.batch_size):
+        for start in range(0, num_users, self.batch_size):
             users = order[start : start + self.batch_size].tolist()
             output = self.model.recommend(
                 self._tokens([indices[user][-self.model.config.max_history_length :] for user in users]),
-                exclude_items=self._rule_tokens(excluded, users, num_users=len(batch)),
-                allow_items=self._rule_tokens(allowed, users, num_users=len(batch)),
-                **(own | _options_of_batch(search_options, start // self.batch_size)),
+                exclude_items=self._rule_tokens(excluded, users, num_users=num_users),
+                allow_items=self._rule_tokens(allowed, users, num_users=num_users),
+                config=_of_batch(asked, start // self.batch_size),
+                **tensors,
             )
             items = (output.item_tokens - self.model.config.first_item_token).tolist()
             for user, row, row_scores in zip(users, items, output.scores.tolist(), strict=True):
@@ -302,10 +331,20 @@ class Recommender:
             for name, of_user in counts.items():
                 if output.get(name) is not None:
                     of_user |= dict(zip(users, output[name].tolist(), strict=True))
-        told: dict[str, list[int]] = {
-            name: [of_user[user] for user in range(len(batch))] for name, of_user in counts.items() if of_user
-        }
-        return Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown, **told)
+        counted = {name: [of_user[user] for user in range(num_users)] for name, of_user in counts.items() if of_user}
+        return {"item_ids": item_ids, "scores": scores, **counted}
+
+    def _asked(
+        self, config: RecommendConfig | None, options: Mapping[str, Any]
+    ) -> tuple[RecommendConfig, dict[str, Any]]:
+        """The config of a call and its other options, the recommender's own first."""
+        owner, known = type(self.model).__name__, (*self.model.recommend_options, *_TENSORS)
+        check_names(options, known=known, owner=owner)
+        fields = {name: value for name, value in options.items() if name not in _TENSORS}
+        if fields.get("num_beams", 1) is None:  # as calls did that left it to the recommender
+            del fields["num_beams"]
+        tensors = self._tensors | {name: value for name, value in options.items() if name in _TENSORS}
+        return (config or self.config).updated(**fields), tensors
 
     def score_items(self, histories: Sequence[Sequence[str]] | Sequence[str]) -> NDArray[np.float32]:
         """
@@ -318,9 +357,9 @@ class Recommender:
         Returns:
             `np.ndarray` of shape `(num_users, num_items)`, float32: columns in the order of `item_ids`.
         """
-        known = inspect.signature(self.model.score_items).parameters
-        options = {"latent_aggregation": self.latent_aggregation} | self.search_options
-        options = {name: value for name, value in options.items() if name in known}
+        options = {}
+        if "latent_aggregation" in inspect.signature(self.model.score_items).parameters:
+            options["latent_aggregation"] = self.config.latent_aggregation
         indices, _ = self._look_up(as_histories(histories))
         length = self.model.config.max_history_length
         parts = []
@@ -338,11 +377,17 @@ class Recommender:
         rows = as_histories(item_ids)
         if not is_shared and len(rows) != num_users:
             raise ValueError(f"`{name}` must be one list of ids or one per user ({num_users}), got {len(rows)} lists.")
+        known = [[self._index_of[item_id] for item_id in row if item_id in self._index_of] for row in rows]
         unknown = [item_id for row in rows for item_id in row if item_id not in self._index_of]
+        if unknown and name == "allow_items" and not any(known):
+            raise ValueError(
+                f"`allow_items` holds no id of the catalog: {_shown(unknown)}. Give ids of the catalog's "
+                f"{len(self.item_ids)} items, or an empty list to allow nothing."
+            )
         if unknown:
-            shown = ", ".join(map(repr, unknown[:5])) + (f", ... ({len(unknown)} in all)" if len(unknown) > 5 else "")
-            raise ValueError(f"`{name}` holds ids that are not in the catalog: {shown}.")
-        return [[self._index_of[item_id] for item_id in row] for row in rows]
+            shown = _shown(unknown)
+            logger.warning("%d ids in `%s` are not in the catalog and are ignored: %s", len(unknown), name, shown)
+        return known
 
     def _rule_tokens(self, rule: list[list[int]] | None, users: list[int], *, num_users: int) -> torch.Tensor | None:
         """Item tokens of a rule for some of the users: `(n,)` for all, or `(len(users), n)`."""
@@ -355,7 +400,7 @@ class Recommender:
     def _look_up(self, histories: list[list[str]]) -> tuple[list[list[int]], int]:
         unknown = [item_id for history in histories for item_id in history if item_id not in self._index_of]
         if unknown:
-            shown = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            shown = _shown(unknown)
             logger.warning("%d history items are not in the catalog and are ignored: %s", len(unknown), shown)
         known = [[self._index_of[item] for item in history if item in self._index_of] for history in histories]
         return known, len(unknown)
@@ -385,26 +430,31 @@ def _check_unchanged(recommender: Recommender, folder: Path) -> None:
         raise ValueError(f"The item table in memory is not that of {folder / ITEMS_NAME}. {remedy}")
 
 
-def _check_search_options(model: Any, search_options: Mapping[str, Any]) -> None:
-    known = {*model.recommend_options, "item_prior", "item_embeddings"} - {"top_k"}  # `top_k` is an argument itself
-    removed = sorted(set(search_options) & set(REMOVED))
-    if removed:
-        raise ValueError(f"The option `{removed[0]}` was removed: {REMOVED[removed[0]]}.")
-    wrong = sorted(set(search_options) - known)
-    if wrong:
-        raise ValueError(
-            f"`search_options` must not hold {', '.join(f'`{name}`' for name in wrong)}: those of "
-            f"{type(model).__name__} are {', '.join(sorted(known))}."
-        )
+def _deprecated(search_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What `search_options=` held; it stood for keywords until these were taken directly."""
+    if search_options is None:
+        return {}
+    warnings.warn(
+        "`search_options` is deprecated: give its entries as keywords, `num_rescored=20` for "
+        '`search_options={"num_rescored": 20}`.',
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    if "top_k" in search_options:
+        raise ValueError("`search_options` must not hold `top_k`: give it as a keyword.")
+    return dict(search_options)
 
 
-def _options_of_batch(search_options: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The search options of a batch: users of two batches must not be drawn with the same noise."""
-    options = dict(search_options)
-    if number and options.get("sample_seed") is not None:
-        seeds = np.random.SeedSequence([options["sample_seed"], number]).generate_state(1, np.uint64)
-        options["sample_seed"] = int(seeds[0] >> np.uint64(1))
-    return options
+def _of_batch(config: RecommendConfig, number: int) -> RecommendConfig:
+    """The options of a batch: users of two batches must not be drawn with the same noise."""
+    if not number or config.sample_seed is None:
+        return config
+    seeds = np.random.SeedSequence([config.sample_seed, number]).generate_state(1, np.uint64)
+    return config.updated(sample_seed=int(seeds[0] >> np.uint64(1)))
+
+
+def _shown(item_ids: Sequence[str]) -> str:
+    return ", ".join(map(repr, item_ids[:5])) + (f", ... ({len(item_ids)} in all)" if len(item_ids) > 5 else "")
 
 
 def check_model_name(name: str) -> None:

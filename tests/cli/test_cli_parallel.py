@@ -113,4 +113,4 @@ def test_checkpoint_keeps_its_architecture_when_it_is_tuned(parallel, tmp_path):
 def test_latte_writes_no_graph_and_knows_no_other_decoding(shop):  # noqa: F811
     assert "writes codes one by one" in error_of("graph", shop / "run")
     asked = ["recommend", "--model", shop / "run", "--history", "i3"]
-    assert "must not hold `decoding`" in error_of(*asked, "--decoding", "graph")
+    assert "`decoding` must be 'beam', got 'graph'" in error_of(*asked, "--decoding", "graph")

@@ -60,7 +60,9 @@ def served_sasrec(space, tmp_path_factory):
 
 
 def test_list_is_that_of_the_recommender(space, served, folder):
-    wanted = Recommender.from_pretrained(folder, device="cpu").recommend([["i3", "i7"]], top_k=5, num_beams=20)
+    wanted = Recommender.from_pretrained(folder, device="cpu").recommend(
+        [["i3", "i7"]], top_k=5, num_beams=20, exclude_seen=False
+    )
 
     answer = served.recommend([3, 7], space.model.Settings(top_k=5, num_beams=20))
 

@@ -194,9 +194,8 @@ def expect_list(page, wanted: list[str]) -> None:
 
 
 def best(recommender, history, **changes):
-    arguments = DEFAULTS | changes
-    options = {name: arguments.pop(name) for name in ("latent_aggregation", "diversity") if name in arguments}
-    return recommender.recommend([history], **arguments, search_options=options).item_ids[0]
+    arguments = {"exclude_seen": False} | DEFAULTS | changes
+    return recommender.recommend([history], **arguments).item_ids[0]
 
 
 def add(page, query: str) -> None:

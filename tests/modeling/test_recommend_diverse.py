@@ -109,7 +109,7 @@ def test_lists_of_a_sample_are_full_without_a_second_search(latte, monkeypatch):
 def test_batches_of_a_recommender_are_not_drawn_alike(latte):
     items = pa.table({"item_id": [f"i{n}" for n in range(NUM_ITEMS)]})
     histories = [["i3", "i8"]] * 4
-    options = {"top_k": 7, "search_options": {"sample_seed": 9}}
+    options = {"top_k": 7, "sample_seed": 9}
 
     found = Recommender(latte, items, batch_size=1).recommend(histories, **options)
 

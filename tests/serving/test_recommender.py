@@ -38,12 +38,12 @@ def replace_items(folder, change):
 def test_lists_are_those_of_the_model(recommender):
     history = ["item 3", "item 28", "item 0"]
 
-    result = recommender.recommend(history, top_k=6)
+    result = recommender.recommend(history, top_k=6, exclude_seen=False)
 
     first = recommender.model.config.first_item_token
     output = recommender.model.recommend(torch.tensor([[first + 3, first + 28, first]]), top_k=6, num_beams=7)
-    assert result.item_ids == [[ITEM_IDS[token - first] for token in output.item_tokens[0].tolist()]]
-    assert result.scores == [pytest.approx(output.scores[0].tolist())]
+    assert result.item_ids == [ITEM_IDS[token - first] for token in output.item_tokens[0].tolist()]
+    assert list(result.scores) == pytest.approx(output.scores[0].tolist())
     assert result.num_unknown == 0
 
 
@@ -62,17 +62,21 @@ def test_batch_keeps_its_order_and_equals_its_users_one_by_one(folder):
 def test_only_the_last_items_of_a_long_history_are_read(recommender):
     recent = ["item 4", "item 5", "item 6", "item 7"]
 
-    assert recommender.recommend(["item 1", "item 2", *recent]).scores == recommender.recommend(recent).scores
+    scores = [
+        recommender.recommend(rows, exclude_seen=False).scores for rows in (["item 1", "item 2", *recent], recent)
+    ]
+
+    assert scores[0] == scores[1]
 
 
 def test_seen_items_are_left_out_even_those_too_old_to_be_read(recommender):
-    everything = recommender.recommend(["item 9"], top_k=NUM_ITEMS).item_ids[0]
+    everything = list(recommender.recommend(["item 9"], top_k=NUM_ITEMS, exclude_seen=False).item_ids)
     history = [*everything[:5], "item 1", "item 2", "item 3", "item 4"]
 
-    unseen = recommender.recommend(history, top_k=NUM_ITEMS, exclude_seen=True)
+    unseen = recommender.recommend(history, top_k=NUM_ITEMS)
 
-    assert sorted(unseen.item_ids[0]) == sorted(set(ITEM_IDS) - set(history))
-    assert len(unseen.scores[0]) == len(unseen.item_ids[0])
+    assert sorted(unseen.item_ids) == sorted(set(ITEM_IDS) - set(history))
+    assert len(unseen.scores) == len(unseen.item_ids)
 
 
 def test_users_with_different_numbers_of_seen_items_share_a_batch(recommender):
@@ -124,13 +128,24 @@ def test_seen_and_excluded_items_are_both_left_out(recommender):
         ]
 
 
-def test_rules_with_unknown_ids_or_for_other_users_are_refused(recommender):
-    with pytest.raises(ValueError, match="`allow_items` holds ids that are not in the catalog: 'soap', 'comb'"):
-        recommender.recommend(["item 1"], allow_items=["soap", "item 2", "comb"])
-    with pytest.raises(
-        ValueError, match=r"`exclude_items` holds ids .* 'x0', 'x1', 'x2', 'x3', 'x4', ... \(7 in all\)"
-    ):
-        recommender.recommend(["item 1"], exclude_items=[[f"x{number}" for number in range(7)]])
+def test_unknown_ids_in_rules_are_counted_and_ignored(recommender, caplog):
+    known = recommender.recommend(["item 1"], top_k=29, exclude_items=["item 5"])
+
+    with caplog.at_level("WARNING"):
+        found = recommender.recommend(["item 1"], top_k=29, exclude_items=[f"x{n}" for n in range(7)] + ["item 5"])
+        allowed = recommender.recommend(["item 1"], allow_items=["soap", "item 2", "comb"])
+
+    assert found == known
+    assert allowed.item_ids == ["item 2"]
+    assert (
+        "7 ids in `exclude_items` are not in the catalog and are ignored: 'x0', 'x1', 'x2', 'x3', 'x4'" in caplog.text
+    )
+    assert "2 ids in `allow_items` are not in the catalog and are ignored: 'soap', 'comb'" in caplog.text
+
+
+def test_rules_that_allow_unknown_ids_only_or_are_for_other_users_are_refused(recommender):
+    with pytest.raises(ValueError, match="`allow_items` holds no id of the catalog: 'soap'. .* an empty list"):
+        recommender.recommend(["item 1"], allow_items=["soap"])
     with pytest.raises(
         ValueError, match=r"`exclude_items` must be one list of ids or one per user \(1\), got 2 lists"
     ):
@@ -140,10 +155,10 @@ def test_rules_with_unknown_ids_or_for_other_users_are_refused(recommender):
 def test_options_of_the_search_reach_the_model(recommender):
     first = recommender.model.config.first_item_token
 
-    result = recommender.recommend(["item 1"], top_k=3, search_options={"num_rescored": 29})
+    result = recommender.recommend(["item 1"], top_k=3, num_rescored=29, exclude_seen=False)
 
     exact = recommender.model.score_items(torch.tensor([[first + 1]])).topk(3)
-    assert result.item_ids == [[ITEM_IDS[index] for index in exact.indices[0].tolist()]]
+    assert result.item_ids == [ITEM_IDS[index] for index in exact.indices[0].tolist()]
 
 
 def test_unknown_ids_are_counted_reported_and_ignored(recommender, caplog):
@@ -154,26 +169,26 @@ def test_unknown_ids_are_counted_reported_and_ignored(recommender, caplog):
 
     assert result.num_unknown == 2
     assert "2 history items are not in the catalog and are ignored: 'soap', 'Item 3'" in caplog.text
-    assert result.item_ids[0] == known.item_ids[0]
-    assert result.scores[0] == pytest.approx(known.scores[0], abs=1e-5)
+    assert result.item_ids[0] == known.item_ids
+    assert result.scores[0] == pytest.approx(list(known.scores), abs=1e-5)
 
 
 def test_history_of_unknown_ids_only_is_an_empty_one(recommender):
-    assert recommender.recommend(["soap", "comb"]).item_ids == recommender.recommend([[]]).item_ids
+    assert [recommender.recommend(["soap", "comb"]).item_ids] == recommender.recommend([[]]).item_ids
 
 
 def test_longer_lists_than_the_catalog_are_the_whole_catalog(recommender):
-    result = recommender.recommend(["item 1"], top_k=1000)
+    result = recommender.recommend(["item 1"], top_k=1000, exclude_seen=False)
 
-    assert sorted(result.item_ids[0]) == sorted(ITEM_IDS)
+    assert sorted(result.item_ids) == sorted(ITEM_IDS)
 
 
 def test_beams_of_a_call_come_before_those_of_the_recommender(recommender):
-    wide = recommender.recommend(["item 1"], num_beams=1000, top_k=3)
+    wide = recommender.recommend(["item 1"], num_beams=1000, top_k=3, exclude_seen=False)
 
     first = recommender.model.config.first_item_token
     exact = recommender.model.score_items(torch.tensor([[first + 1]])).topk(3)
-    assert wide.item_ids == [[ITEM_IDS[index] for index in exact.indices[0].tolist()]]
+    assert wide.item_ids == [ITEM_IDS[index] for index in exact.indices[0].tolist()]
     with pytest.raises(ValueError, match="`num_beams` must be at least 1, got 0"):
         recommender.recommend(["item 1"], num_beams=0)
 
@@ -298,24 +313,52 @@ def test_config_of_another_catalog_is_refused(folder):
         Recommender.from_pretrained(folder)
 
 
-def test_search_options_overrule_the_recommender_and_cannot_replace_arguments(recommender):
+def test_options_of_a_call_overrule_the_recommender_and_old_search_options_still_work(recommender):
     options = {"num_beams": 29, "latent_aggregation": "sum"}
 
-    result = recommender.recommend(["item 1"], top_k=3, search_options=options)
+    result = recommender.recommend(["item 1"], top_k=3, exclude_seen=False, **options)
+    with pytest.warns(DeprecationWarning, match="`search_options` is deprecated"):
+        older = recommender.recommend(["item 1"], top_k=3, exclude_seen=False, search_options=options)
     first = recommender.model.config.first_item_token
     expected = recommender.model.recommend(torch.tensor([[first + 1]]), top_k=3, **options)
 
-    assert result.scores == [pytest.approx(expected.scores[0].tolist())]
-    with pytest.raises(ValueError, match="must not hold `return_paths`, `top_k`"):
-        recommender.recommend(["item 1"], search_options={"top_k": 3, "return_paths": True})
+    assert list(result.scores) == pytest.approx(expected.scores[0].tolist())
+    assert older == result
+    with pytest.raises(ValueError, match="no option `num_beam`: those of a .* Did you mean `num_beams`?"):
+        recommender.recommend(["item 1"], num_beam=3)
+    with pytest.raises(TypeError, match="The option `level_temperature` was removed"):
+        recommender.recommend(["item 1"], level_temperature=[1.0, 1.0, 1.0])
+
+
+def test_saved_options_are_those_of_a_loaded_recommender(folder):
+    model = make_model(tiny_config(num_latent_tokens=2, max_history_length=4))
+    model.recommend_config.num_beams = 29
+    model.recommend_config.save(folder)
+
+    recommender = Recommender.from_pretrained(folder, device="cpu", diversity=0.5)
+
+    assert recommender.num_beams == 29
+    assert recommender.search_options == {"num_beams": 29, "diversity": 0.5}
+
+
+def test_one_history_answers_flat_lists_and_indexing_as_before_warns(recommender):
+    one, batch = recommender.recommend(["item 1"]), recommender.recommend([["item 1"]])
+
+    assert [one.item_ids] == batch.item_ids
+    assert [list(one.scores)] == batch.scores
+    assert len(one) == len(batch) == 1
+    with pytest.warns(FutureWarning, match="One history is answered by a flat list"):
+        assert one.item_ids[0] == batch.item_ids[0]
+    assert len(recommender.recommend([]).item_ids) == 10  # one empty history
 
 
 def test_rules_may_come_from_an_iterator_and_may_be_empty(recommender):
-    excluding = recommender.recommend(["item 1"], top_k=29, exclude_items=(name for name in ["item 5"]))
+    everything = {"top_k": 29, "exclude_seen": False}
+    excluding = recommender.recommend(["item 1"], **everything, exclude_items=(name for name in ["item 5"]))
     nothing = recommender.recommend(["item 1"], top_k=3, allow_items=[])
-    anything = recommender.recommend(["item 1"], top_k=29, exclude_items=[])
+    anything = recommender.recommend(["item 1"], **everything, exclude_items=[])
 
-    assert len(excluding.item_ids[0]) == 28
-    assert "item 5" not in excluding.item_ids[0]
-    assert nothing.item_ids == [[]]
-    assert len(anything.item_ids[0]) == 29
+    assert len(excluding.item_ids) == 28
+    assert "item 5" not in list(excluding.item_ids)
+    assert nothing.item_ids == []
+    assert len(anything.item_ids) == 29
