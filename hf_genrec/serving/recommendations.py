@@ -96,7 +96,7 @@ class Recommendations:
 class _OneUser(list):
     """The flat list of one user. `[0]` means what it meant while one history was answered by a batch of one."""
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, int) and index in (0, -1):
             warnings.warn(
                 "One history is answered by a flat list now: use the list itself instead of `[0]`, or give a batch, "

@@ -297,8 +297,8 @@ class Recommender:
         if exclude_seen:
             shared = excluded if excluded is None or len(excluded) == len(batch) else excluded * len(batch)
             excluded = indices if shared is None else [[*a, *b] for a, b in zip(indices, shared, strict=True)]
-        found = self._in_batches(indices, excluded, allowed, asked, tensors)
-        found = Recommendations(num_unknown=num_unknown, **found)
+        lists = self._in_batches(indices, excluded, allowed, asked, tensors)
+        found = Recommendations(num_unknown=num_unknown, **lists)
         return found.of_one_user() if all(isinstance(entry, str) for entry in histories) else found
 
     def _in_batches(
