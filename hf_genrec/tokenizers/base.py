@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from hf_genrec.files import write_json
 from hf_genrec.tokenizers.semantic_ids import MAX_CODEBOOK_SIZE, CollisionPolicy
 
 
@@ -133,7 +134,8 @@ class Quantizer(ABC):
             num_items (`int`): Items of the catalog.
 
         Returns:
-            `int`: 256 for all but hierarchical k-means.
+            `int`: 256. For hierarchical k-means, the smallest power of two whose tuples are at least eight times as
+            many as the items: few collisions, and every level has something to separate.
         """
         return 256
 
@@ -148,7 +150,10 @@ class Quantizer(ABC):
 
     @property
     def default_policy(self) -> CollisionPolicy:
-        """What is done about collisions if nothing is said; see [`SemanticIds.from_codes`]."""
+        """
+        The collision policy that suits it, see [`SemanticIds.from_codes`]: `"keep"` for more than 8 codes, else
+        `"widen"`, or `"append"` where there are no codebooks.
+        """
         if self.num_levels > LONGEST_UNIQUE:
             return "keep"
         return "widen" if self.has_codebooks else "append"
@@ -246,8 +251,7 @@ class Quantizer(ABC):
         arguments = {name: getattr(self, name) for name in self._defaults()}
         config = {"quantizer_type": self.quantizer_type, **arguments, "dim": self.dim}
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json(config, folder / _CONFIG_NAME)
         tensors = self._tensors()
         if tensors:
             save_file(tensors, folder / _WEIGHTS_NAME)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -27,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 
+from hf_genrec.files import replaced, write_json
 from hf_genrec.tokenizers.base import one_thread
 
 
@@ -238,7 +238,7 @@ def load_matrix(path: str | Path, *, num_items: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _ModelSource:
-    """Where an encoder is loaded from, and what tells it from every other one."""
+    """Where an encoder is loaded from, and what identifies it."""
 
     location: str
     identity: str
@@ -345,14 +345,10 @@ def _read_cache(stem: Path, *, num_texts: int) -> np.ndarray | None:
 
 
 def _write_cache(stem: Path, matrix: np.ndarray, *, model: str) -> None:
-    """Write to temporary names in the same folder, then rename: a killed process leaves no half file."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     record = {"model": model, "shape": matrix.shape, "sha256": hashlib.sha256(matrix.tobytes()).hexdigest()}
-    with tempfile.TemporaryDirectory(dir=stem.parent) as temporary:
-        save_file({"embeddings": matrix}, Path(temporary) / "matrix")
-        (Path(temporary) / "record").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(Path(temporary) / "matrix", stem.with_suffix(".safetensors"))
-        os.replace(Path(temporary) / "record", stem.with_suffix(".json"))
+    with replaced(stem.with_suffix(".safetensors")) as partial:
+        save_file({"embeddings": matrix}, partial)
+    write_json(record, stem.with_suffix(".json"))
 
 
 def _file_sha256(path: Path) -> str:

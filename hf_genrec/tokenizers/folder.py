@@ -23,9 +23,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from hf_genrec.data.prepared import PreparedDataset, replaced_folder
+from hf_genrec.files import replaced, write_json
+from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.tokenizers.base import LONGEST_UNIQUE, Quantizer
 from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, encoder_identity, load_matrix
-from hf_genrec.tokenizers.semantic_ids import CollisionPolicy, SemanticIds, items_fingerprint
+from hf_genrec.tokenizers.semantic_ids import CollisionPolicy, SemanticIds
 
 
 logger = logging.getLogger(__name__)
@@ -85,10 +87,8 @@ def embed_items(
         embeddings = load_matrix(os.fspath(matrix), num_items=len(texts))
         encoder = {"model": f"matrix {Path(matrix).name}", "revision": "", "identity": ""}
     metadata = encoder | {"items_fingerprint": items_fingerprint(prepared.item_ids), "texts": _digest(texts)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({"embeddings": embeddings}, partial, metadata=metadata)
-    partial.replace(path)
+    with replaced(path) as partial:
+        save_file({"embeddings": embeddings}, partial, metadata=metadata)
     return path
 
 
@@ -180,24 +180,18 @@ def tokenize_items(
         embeddings (`str` or `Path`): What [`embed_items`] wrote, or a ready matrix.
         output_dir (`str` or `Path`): The tokenized folder; it appears whole or not at all.
         quantizer (`str`, *optional*, defaults to `"residual-kmeans"`):
-            `"residual-kmeans"` ([`ResidualKMeans`], for Latte, PSID and TIGER), `"rqvae"` ([`RQVAE`], TIGER's own),
-            `"hierarchical-kmeans"` ([`HierarchicalKMeans`]), `"opq"` ([`ProductQuantizer`], for RPG and ACERec),
-            `"pq"` (the same without a rotation) or `"random"` ([`RandomCodes`], a control).
-        num_levels (`int`, *optional*):
-            Codes per item. `None` is 32 for product quantization and random codes (RPG, which has 4 to 64), else 3.
-        codebook_size (`int`, *optional*):
-            Codes per level. `None` is 256; for hierarchical k-means the smallest power of two whose tuples are at
-            least eight times as many as the items: few collisions, and every level has something to tell apart.
+            One of the `names` of the quantizers: `"residual-kmeans"` (Latte, PSID, TIGER), `"rqvae"` (TIGER as
+            published), `"hierarchical-kmeans"`, `"opq"` (RPG, ACERec), `"pq"` (no rotation), `"random"` (a control).
+        num_levels (`int`, *optional*): Codes per item. `None` is the default of its class.
+        codebook_size (`int`, *optional*): Codes per level. `None` is [`Quantizer.default_codebook_size`].
         policy (`str`, *optional*):
-            What is done about collisions; see [`SemanticIds.from_codes`]. `None` is `"keep"` for more than 8 codes,
-            else `"widen"` (`"append"` for hierarchical k-means and random codes, which have no codebooks).
+            What is done about collisions; see [`SemanticIds.from_codes`]. `None` is [`Quantizer.default_policy`].
         num_whitened (`int`, *optional*):
             Principal components to whiten to, at most what dimensions and items allow; 0 for the plain embeddings.
-            `None` is what the papers take: 192 for residual k-means, 128 for product quantization, else 0.
+            `None` is [`Quantizer.default_whitened`].
         fit_on (`"train"` or `"all"`, *optional*, defaults to `"train"`):
             Which items whitening and quantizer learn from: those of the training part, or all as the paper does.
-        num_candidates (`int`, *optional*, defaults to 5):
-            Centroids per level that `"candidates"` tries and `"widen"` begins with.
+        num_candidates (`int`, *optional*, defaults to 5): See [`SemanticIds.from_codes`].
         options (`Mapping[str, Any]`, *optional*):
             Further arguments of the quantizer's class, such as `{"sinkhorn_epsilon": 0.003}` for `"rqvae"`.
         seed (`int`, *optional*, defaults to 1234): Seed of the quantizer.
@@ -243,7 +237,7 @@ def tokenize_items(
             points = whitening.transform(matrix)
         learner.fit(points[rows], show_progress=show_progress).save(folder / QUANTIZER_NAME)
         source = {name: encoder.get(name) or None for name in ("model", "revision", "identity")}
-        _write_json(folder / QUANTIZER_NAME / "encoder.json", source)
+        write_json(source, folder / QUANTIZER_NAME / "encoder.json")
         semantic_ids = SemanticIds.from_quantizer(
             learner, points, prepared.item_ids, policy=policy, num_candidates=num_candidates
         )
@@ -342,11 +336,7 @@ def _write_tokenized(
         "catalog_fingerprint": semantic_ids.catalog_fingerprint,
         "statistics": semantic_ids.statistics(),
     }
-    _write_json(folder / RECORD_NAME, record | ({} if fit is None else {"fit": dict(fit)}))
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(record | ({} if fit is None else {"fit": dict(fit)}), folder / RECORD_NAME)
 
 
 def _digest(texts: list[str]) -> str:

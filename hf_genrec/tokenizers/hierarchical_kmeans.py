@@ -75,7 +75,7 @@ class HierarchicalKMeans(Quantizer):
 
     @classmethod
     def default_codebook_size(cls, *, num_levels: int, num_items: int) -> int:
-        """The smallest power of two whose tuples are at least eight times as many as the items; see the base class."""
+        """See [`Quantizer.default_codebook_size`]."""
         fitting = (2**bits for bits in range(1, 15) if 2 ** (bits * num_levels) >= _TUPLES_PER_ITEM * num_items)
         return next(fitting, 2**15)
 

@@ -17,9 +17,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.files import write_text
+from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.tokenizers.collisions import group_by_codes
 from hf_genrec.tokenizers.folder import load_tokenized, read_embeddings
-from hf_genrec.tokenizers.semantic_ids import SemanticIds, items_fingerprint
+from hf_genrec.tokenizers.semantic_ids import SemanticIds
 
 
 __all__ = ["REPORT_NAME", "id_report", "report_tokenized"]
@@ -37,7 +39,7 @@ def id_report(
 
     Three similarities of two items are averaged over pairs. `text` is the cosine of their embeddings. `co_purchase`
     is the cosine of their sets of users. `lift` is the number of users that they share relative to what their
-    popularity lets expect, divided by the same of all pairs: 1 is chance. Items without users (or with a zero
+    popularity predicts, divided by the same of all pairs: 1 is chance. Items without users (or with a zero
     embedding) take no part in what cannot be known of them.
 
     Args:
@@ -56,7 +58,7 @@ def id_report(
           `group_sizes` (`{items: number of prefixes}`), `num_pairs`, and per measure `at_least` (pairs that share at
           least this many first codes) and `exactly` (those whose next code differs; in the last entry all).
         - `positions`, one entry per code of the tuple: `num_used`, `usage`, `perplexity`, `code_counts` (items per
-          code, descending), `num_pairs` that share this code whatever the others are, and per measure their mean.
+          code, descending), `num_pairs` that share this code, the others alike or not, and per measure their mean.
           The codes of product quantization have no order, so only this is fair to them.
 
     Raises:
@@ -99,7 +101,7 @@ def report_tokenized(
 
     Returns:
         `dict[str, Any]`: what [`id_report`] returned, and `data_fingerprint`, `catalog_fingerprint` and `encoder`
-        (the model of the embeddings; `None` without), and `fit`, how well the codes fit, if the folder tells.
+        (the model of the embeddings; `None` without), and `fit`, how well the codes fit, if the folder has it.
 
     Raises:
         ValueError: If ids or embeddings are of other items than the data set's.
@@ -117,9 +119,7 @@ def report_tokenized(
     }
     report |= id_report(semantic_ids, embeddings=matrix, taken=prepared.interaction_matrix())
     report |= {"fit": record["fit"]} if "fit" in record else {}
-    partial = folder / f".{REPORT_NAME}.{os.getpid()}"
-    partial.write_text(json.dumps(report, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(folder / REPORT_NAME)
+    write_text(json.dumps(report, allow_nan=False) + "\n", folder / REPORT_NAME)
     return report
 
 

@@ -28,6 +28,7 @@ from transformers import (
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging as transformers_logging
 
+from hf_genrec.files import write_json
 from hf_genrec.tokenizers.base import PROGRESS_DELAY, Quantizer, as_rows
 from hf_genrec.tokenizers.rqvae_network import RQVAEConfig, RQVAEModel
 
@@ -197,8 +198,7 @@ class RQVAE(Quantizer):
         """
         with _no_progress_of_files():
             self._fitted().save_pretrained(folder)
-        content = json.dumps({"arguments": self._schedule, "report": self.report}, indent=2)
-        (Path(folder) / _TRAINING_NAME).write_text(content + "\n", encoding="utf-8")
+        write_json({"arguments": self._schedule, "report": self.report}, Path(folder) / _TRAINING_NAME)
 
     @classmethod
     def _open(cls, folder: Path, config: Mapping[str, Any]) -> Self:

@@ -31,7 +31,7 @@ from hf_genrec.tokenizers.collisions import (
 if TYPE_CHECKING:
     from hf_genrec.tokenizers.base import Quantizer
 
-__all__ = ["MAX_CODEBOOK_SIZE", "CollisionPolicy", "SemanticIds", "items_fingerprint"]
+__all__ = ["MAX_CODEBOOK_SIZE", "CollisionPolicy", "SemanticIds"]
 
 CollisionPolicy = Literal["append", "candidates", "widen", "rematch", "keep"]
 
@@ -45,7 +45,7 @@ class SemanticIds:
     """
     Semantic IDs of all items of a catalog.
 
-    Usually made by [`SemanticIds.from_codes`] (a quantizer's codes plus a collision policy) or
+    Usually made by [`SemanticIds.from_quantizer`], [`SemanticIds.from_codes`] (any codes plus a collision policy) or
     [`SemanticIds.from_json`] (another project's ids).
 
     Args:
@@ -167,9 +167,7 @@ class SemanticIds:
             vectors (`np.ndarray` of shape `(num_items, dim)`):
                 Embeddings of the items, projected as those that it was fitted on.
             item_ids (`Sequence[str]`): Distinct item ids, in the order of the rows.
-            policy (`str`, *optional*):
-                See [`SemanticIds.from_codes`]. `None` is [`Quantizer.default_policy`]: `"keep"` for more than 8 codes,
-                else `"widen"`, or `"append"` where there are no codebooks.
+            policy (`str`, *optional*): See [`SemanticIds.from_codes`]. `None` is [`Quantizer.default_policy`].
             num_candidates (`int`, *optional*, defaults to 5): See [`SemanticIds.from_codes`].
 
         Returns:
@@ -358,10 +356,10 @@ def _check_item_ids(item_ids: tuple[str, ...]) -> None:
         raise ValueError("`item_ids` must hold at least one item.")
     wrong = [item_id for item_id in item_ids if not isinstance(item_id, str)]
     if wrong:
-        raise ValueError(f"`item_ids` must be strings, got {_shorten(wrong)}.")
+        raise ValueError(f"`item_ids` must be strings, got {first_five(wrong)}.")
     if len(set(item_ids)) < len(item_ids):
         repeated = [item_id for item_id, count in Counter(item_ids).items() if count > 1]
-        raise ValueError(f"`item_ids` must be distinct, but some repeat: {_shorten(repeated)}.")
+        raise ValueError(f"`item_ids` must be distinct, but some repeat: {first_five(repeated)}.")
 
 
 def _check_codes(codes: Any, *, name: str, num_items: int, codebook_size: int) -> np.ndarray:
@@ -396,7 +394,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _check_same_items(item_ids: Sequence[str], *, found: Mapping[str, Any]) -> None:
     missing = [item_id for item_id in item_ids if item_id not in found]
     extra = sorted(set(found) - set(item_ids))
-    problems = [f"no codes for {_shorten(missing)}"] * bool(missing) + [f"unknown {_shorten(extra)}"] * bool(extra)
+    problems = [f"no codes for {first_five(missing)}"] * bool(missing) + [f"unknown {first_five(extra)}"] * bool(extra)
     if problems:
         raise ValueError(f"The ids do not fit the catalog: {'; '.join(problems)}.")
 
@@ -405,14 +403,14 @@ def _parse_codes(item_ids: Sequence[str], table: Mapping[str, Sequence[int | str
     _check_item_ids(tuple(item_ids))
     no_lists = [item_id for item_id in item_ids if not isinstance(table[item_id], (list, tuple, np.ndarray))]
     if no_lists:
-        raise ValueError(f"The codes of an item must be a list; they are not for {_shorten(no_lists)}.")
+        raise ValueError(f"The codes of an item must be a list; they are not for {first_five(no_lists)}.")
     parsed = [[_parse_code(code, item_id=item_id) for code in table[item_id]] for item_id in item_ids]
     usual = Counter(map(len, parsed)).most_common(1)[0][0]
     ragged = [item_id for item_id, codes in zip(item_ids, parsed, strict=True) if len(codes) != usual]
     if not usual:
         raise ValueError("The items have no codes: their lists are empty.")
     if ragged:
-        raise ValueError(f"All items must have equally many codes, usually {usual}; not so {_shorten(ragged)}.")
+        raise ValueError(f"All items must have equally many codes, usually {usual}; not so {first_five(ragged)}.")
     return np.array(parsed)
 
 
@@ -437,9 +435,3 @@ def _from_list_array(column: pa.ChunkedArray, *, name: str) -> np.ndarray:
             f"All rows of the column `{name}` must have equally many codes, found {sorted(map(str, lengths))}."
         )
     return array.flatten().to_numpy().reshape(len(array), -1)
-
-
-def _shorten(names: Sequence[Any]) -> str:
-    """The first five, then the count."""
-    listed = ", ".join(repr(name) for name in names[:5])
-    return listed if len(names) <= 5 else f"{listed}, ... ({len(names)} in all)"

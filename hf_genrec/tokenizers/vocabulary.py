@@ -2,7 +2,7 @@
 Item ids and a token layout in, a Hub tokenizer out: one id, one token.
 
 The tokenizer is a `tokenizers` WordLevel model over the whole vocabulary of a checkpoint (special tokens, latents,
-codes, items), so it reads histories and prints whatever a model generates. It needs no package of ours to load.
+codes, items), so it reads histories and prints everything that a model generates. It needs no package of ours to load.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def build_tokenizer(
     ```
     """
     tokens = vocabulary(item_ids, config)
-    # no pre-tokenizer: an id is one word, whatever characters it holds
+    # no pre-tokenizer: an id is one word, with any characters
     backend = Tokenizer(WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<unk>"))
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -27,7 +27,7 @@ from transformers.trainer_utils import IntervalStrategy
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sequences import SequenceCollator, WindowDataset, make_examples, training_dataset
 from hf_genrec.evaluation.metrics import ndcg_at_k, recall_at_k
-from hf_genrec.tokenizers.semantic_ids import items_fingerprint
+from hf_genrec.modeling.genrec_folder import items_fingerprint
 
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hf_genrec.modeling.genrec_folder import catalog_fingerprint
-from hf_genrec.tokenizers.semantic_ids import SemanticIds, items_fingerprint
+from hf_genrec.modeling.genrec_folder import catalog_fingerprint, items_fingerprint
+from hf_genrec.tokenizers.semantic_ids import SemanticIds
 
 
 CODES = np.array([[1, 2, 0], [0, 3, 3], [1, 2, 0], [2, 2, 1], [1, 2, 0]])
