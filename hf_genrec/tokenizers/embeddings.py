@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import build_hf_headers, validate_repo_id
+from huggingface_hub.utils import get_token, validate_repo_id
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
@@ -283,7 +283,8 @@ def _hub_commit(repo: str, *, revision: str | None) -> tuple[str | None, str]:
     at = f"/revision/{urllib.parse.quote(revision, safe='')}" if revision else ""
     try:
         validate_repo_id(repo)
-        request = urllib.request.Request(f"{constants.ENDPOINT}/api/models/{repo}{at}", headers=build_hf_headers())
+        headers = {"authorization": f"Bearer {token}"} if (token := get_token()) else {}
+        request = urllib.request.Request(f"{constants.ENDPOINT}/api/models/{repo}{at}", headers=headers)
         with urllib.request.urlopen(request, timeout=_HUB_TIMEOUT) as answer:
             return json.load(answer)["sha"], ""
     except HFValidationError:

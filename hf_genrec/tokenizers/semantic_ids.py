@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from hf_genrec.files import first_five
 from hf_genrec.modeling.genrec_folder import catalog_fingerprint, items_fingerprint
 from hf_genrec.tokenizers.collisions import (
     append_code,
