@@ -156,7 +156,8 @@ def main() -> None:
         source = fetch_movielens(folder)
     except (OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
-    print(f"MovieLens-100K from {source} is in {folder}. Next: hf-genrec prepare --movielens {folder} --output data")
+    origin = "is there already" if source == "the folder" else f"comes from {source}"
+    print(f"{folder}: MovieLens-100K {origin}. Next: hf-genrec prepare --movielens {folder} --output data")
 
 
 if __name__ == "__main__":
