@@ -62,6 +62,14 @@ def histories_of(config, lengths=(5, 3, 1), *, padding_side="right", seed=0):
     return input_ids, (input_ids != 0).long()
 
 
+def labels_of(config, input_ids, mask):
+    """At each item its own token (a bidirectional encoder trains one target per row: at the last item), else -100."""
+    is_target = mask == 1
+    if config.history_attention == "bidirectional":
+        is_target &= mask.cumsum(1) == mask.sum(1, keepdim=True)
+    return input_ids.masked_fill(~is_target, -100)
+
+
 def solved_circle(model, *, num_steps=80, length=5):
     """
     Trains in a world with one rule, that item i is followed by item i + 1 and the last by the first; returns the share
@@ -269,6 +277,44 @@ class ModelInvariants:
         assert output[0] is output.loss
         assert output.loss.shape == ()
         assert output.logits is None or output.logits.requires_grad  # where there are any, the loss needed them
+
+    def test_labels_that_are_no_item_are_refused(self, model):
+        first, end = model.config.first_item_token, model.config.first_item_token + model.config.num_items
+
+        for label in (0, first - 1, end, -1):
+            with pytest.raises(ValueError, match=rf"`labels` must be item tokens in \[{first}, {end}\) or -100"):
+                model(torch.tensor([[first, first + 1]]), labels=torch.tensor([[-100, label]]))
+
+    def test_labels_of_another_shape_and_missing_inputs_are_refused(self, model):
+        first = model.config.first_item_token
+
+        with pytest.raises(ValueError, match=r"`labels` must have the shape of `input_ids`, \(1, 2\)"):
+            model(torch.tensor([[first, first + 1]]), labels=torch.tensor([[first + 2]]))
+        with pytest.raises(ValueError, match="`input_ids` .*is needed"):
+            model()
+
+    def test_labels_on_left_padded_rows_mean_the_same(self, model):
+        losses = []
+        for side in ("right", "left"):
+            input_ids, mask = histories_of(model.config, padding_side=side)
+            losses.append(model(input_ids, mask, labels=labels_of(model.config, input_ids, mask)).loss)
+
+        torch.testing.assert_close(losses[0], losses[1])
+
+    def test_autocast_to_bfloat16_trains_near_the_float32_loss(self, model):
+        input_ids, mask = histories_of(model.config)
+        labels = labels_of(model.config, input_ids, mask)
+        losses = []
+
+        for is_enabled in (False, True):
+            torch.manual_seed(0)  # the latents
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
+                losses.append(model.train()(input_ids, mask, labels=labels).loss)
+        losses[1].backward()
+
+        assert losses[1].dtype == torch.float32
+        assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.03)
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
     def test_every_parameter_moves_in_training(self, model):
         input_ids, mask = histories_of(model.config, (5, 5, 5))
