@@ -286,7 +286,8 @@ def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
 
 def default_settings(evaluation: dict[str, Any] | None, *, num_items: int) -> Settings:
     """
-    The settings that the model was evaluated with, as far as a page allows them.
+    The settings that the model was evaluated with, as far as a page allows them. The history is left out, whatever the
+    evaluation did: what a visitor has just chosen is no recommendation.
 
     Args:
         evaluation (`dict`, *optional*): The record of `evaluation.json`.
@@ -295,13 +296,12 @@ def default_settings(evaluation: dict[str, Any] | None, *, num_items: int) -> Se
     Returns:
         [`Settings`]
     """
-    record = evaluation or {}
-    run = record.get("run") or {}
+    run = (evaluation or {}).get("run") or {}
     return Settings(
         top_k=min(10, num_items),
         num_beams=run.get("num_beams") or 50,
         latent_aggregation=run.get("latent_aggregation") or "max",
-        exclude_seen=record.get("exclude_seen") or False,
+        exclude_seen=True,
     )
 
 

@@ -306,7 +306,7 @@ def test_probability_has_two_digits_that_count(space, score, wanted):
 def test_about_shows_the_metrics_beside_the_baselines_and_their_settings_are_the_defaults(space, folder, tmp_path):
     values = {"ndcg@10": 0.0378, "recall@10": 0.0724, "invalid_rate": 0.0, "intervals": {"ndcg@10": [0.0357, 0.0397]}}
     record = {
-        "protocol": "custom", "split": "test", "num_users": 7, "num_items": 29, "exclude_seen": True, "model": values,
+        "protocol": "custom", "split": "test", "num_users": 7, "num_items": 29, "exclude_seen": False, "model": values,
         "baselines": {"item_knn": values | {"ndcg@10": 0.0372}}, "run": {"num_beams": 30, "latent_aggregation": "sum"},
     }  # fmt: skip
     served = space.model.ServedModel("me/<x>", make_model(tiny_config()), pa.table({"item_id": ITEM_IDS}), record)

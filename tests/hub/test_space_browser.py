@@ -80,7 +80,7 @@ FAINT_TEXTS = """() => {
     if (field.placeholder) check(field, getComputedStyle(field, '::placeholder').color, field.placeholder);
   return {faint, count};
 }"""  # noqa: E501
-DEFAULTS = {"top_k": 10, "num_beams": 50}
+DEFAULTS = {"top_k": 10, "num_beams": 50, "exclude_seen": True}
 
 
 @pytest.fixture(scope="module")
@@ -235,10 +235,10 @@ def test_each_control_changes_what_it_says(open_page, recommender):
         set_number(name, value)
         changes[name] = value
         expect_list(page, best(recommender, ["i3", "i7", "i11"], **changes))
-    page.locator("#exclude_seen input").check()
-    expect_list(page, best(recommender, ["i3", "i7", "i11"], exclude_seen=True, **changes))
+    page.locator("#exclude_seen input").uncheck()
+    expect_list(page, best(recommender, ["i3", "i7", "i11"], exclude_seen=False, **changes))
     page.get_by_label("sum of paths").check()
-    wanted = best(recommender, ["i3", "i7", "i11"], exclude_seen=True, latent_aggregation="sum", **changes)
+    wanted = best(recommender, ["i3", "i7", "i11"], exclude_seen=False, latent_aggregation="sum", **changes)
     expect_list(page, wanted)
     page.wait_for_function("document.querySelector('#ranked .status').textContent.includes('sum of latents')")
 
@@ -384,7 +384,7 @@ def test_item_knn_stands_beside_the_model(open_page):
     listed_there = "rows => rows.map(row => row.dataset.neighbor)"
     found = page.eval_on_selector_all("#neighbors li", listed_there)
 
-    assert found == ["i8", "i4", "i0", "i1", "i2", "i3", "i5", "i6", "i7", "i9"]
+    assert found == ["i8", "i4", "i0", "i1", "i2", "i5", "i6", "i9", "i10", "i11"]
 
 
 def test_the_page_is_timed_beside_the_python_call(load_script, monkeypatch, repository, folder, tmp_path):
