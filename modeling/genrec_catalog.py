@@ -184,7 +184,7 @@ class Catalog:
         self, depth: int, nodes: torch.Tensor, *, width: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        The children of each node, listed; `child_mask` tells the same as a row of the codebook.
+        The children of each node, listed; `child_mask` says the same as a row of the codebook.
 
         The shorter form where nodes have few children: a search that takes the best of `max_children[depth]` instead
         of `codebook_size` continuations per beam gains where the former is many times smaller, as it is at the last

@@ -214,11 +214,11 @@ def _check_weights(model, source, info, *, may_differ: bool) -> None:
         "lack": [] if may_differ else sorted(set(info["missing_keys"]) - own),
         "hold what the model has no place for:": sorted(info["unexpected_keys"]),
     }
-    told = [f"{what} {_shown(names)}" for what, names in found.items() if names]
-    if told:
+    problems = [f"{what} {_shown(names)}" for what, names in found.items() if names]
+    if problems:
         raise ValueError(
             f"The weights of {source} (model.safetensors) are not those of its config.json: for a "
-            f"{type(model).__name__} with these settings they {' and '.join(told)}. Use both files of one save."
+            f"{type(model).__name__} with these settings they {' and '.join(problems)}. Use both files of one save."
         )
 
 

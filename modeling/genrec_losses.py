@@ -207,12 +207,12 @@ def _score(
         wide_units = rows * inverse_rows
         units, targets = wide_units.to(dtype), codes[:, level, None]
         logits = torch.mm(outputs, units.t()).to(wide).mul_(inverse / temperature)
-        errors = torch.softmax(logits, dim=1)
+        errors = torch.softmax(logits, dim=1)  # (num_positions, codebook_size), float32; becomes softmax - target
         # the largest probability is at least 1 / codebook_size, so it has a logarithm where the target's may not
         loss += (logits.amax(1) - errors.amax(1).log_()).sum() - logits.gather(1, targets).sum()
         errors.scatter_add_(1, targets, errors.new_full((1, 1), -1.0).expand_as(targets))
         radial.addcmul_(logits.mul_(errors).sum(1, keepdim=True), inverse, value=temperature)
-        errors = errors.mul_(inverse).to(dtype)
+        errors = errors.mul_(inverse).to(dtype)  # e / |g|, which both products below take
         d_level = torch.mm(errors, units)
         d_outputs = d_level if level == 0 else d_level.to(wide).add_(d_outputs)
         d_units = torch.mm(errors.t(), outputs).to(wide)

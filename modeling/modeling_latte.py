@@ -85,7 +85,7 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         use_byte_dropout(self)
         for module in self.modules():
             if isinstance(module, nn.ReLU):
-                module.inplace = True  # nobody else reads its input; saves a tensor as wide as `d_ff`
+                module.inplace = True  # nothing else reads its input; saves a tensor as wide as `d_ff`
         self.register_catalog()
         self.post_init()
 

@@ -34,7 +34,7 @@ class SASRecOutput(ModelOutput):
 
 class SASRecForItemGeneration(RecommendMixin, HistoryPreTrainedModel):
     """
-    Item tokens in, the next item out, without semantic IDs: the yardstick of models that have them.
+    Item tokens in, the next item out, without semantic IDs: the baseline for models that have them.
 
     One table serves as input and output: the logit of an item is the inner product of its row and the state behind
     the history. The loss is the cross-entropy over the whole catalog.
