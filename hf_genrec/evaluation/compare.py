@@ -93,12 +93,7 @@ class Comparison:
     differences: dict[str, Differences]
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        The comparison as one JSON-ready object, without results of users.
-
-        Returns:
-            `dict`: `metric`, `against`, `conditions`, `systems` and `differences`.
-        """
+        """The comparison as one JSON-ready object, without results of users."""
         systems = [{**vars(system), "runs": len(system.runs)} for system in self.systems]
         for system in systems:
             del system["ranks"], system["groups"]
@@ -166,7 +161,7 @@ def difference_of(
     seed: int = 0,
 ) -> Differences:
     """
-    How far one system is from another, over users and over seeds.
+    How far one system is from another, over users and over seeds; above 0 where `system` is better.
 
     Args:
         system ([`System`]): The one.
@@ -175,9 +170,6 @@ def difference_of(
         confidence (`float`): Confidence of the intervals.
         num_resamples (`int`, *optional*, defaults to 9999): Resamples of interval and test over users.
         seed (`int`, *optional*, defaults to 0): Seed of the resamples.
-
-    Returns:
-        [`Differences`]: above 0 where `system` is better.
     """
     users = seeds = None
     if system.ranks and reference.ranks:
@@ -203,7 +195,7 @@ def check_comparable(evaluations: Sequence[StoredEvaluation]) -> None:
         evaluations (`list[StoredEvaluation]`): At least one.
 
     Raises:
-        ValueError: If protocol, data, users or the treatment of histories differ; the message names what.
+        ValueError: If protocol, data, users or the treatment of histories differ; the message says which.
     """
     first = evaluations[0]
     for other in evaluations[1:]:
@@ -239,13 +231,10 @@ def check_same_users(evaluations: Sequence[StoredEvaluation]) -> None:
 
 def comparison_sheets(comparison: Comparison) -> list[Sheet]:
     """
-    All tables of a comparison.
+    All tables of a comparison: the metrics with the paired differences, then those of [`evidence_sheets`].
 
     Args:
         comparison ([`Comparison`]): What [`compare_evaluations`] returned.
-
-    Returns:
-        `list[Sheet]`: the metrics with the paired differences, then what [`evidence_sheets`] tells.
     """
     cut = shown_cut([name for system in comparison.systems for name in system.values], metric="recall")
     wanted = dict.fromkeys([f"recall@{cut}", f"ndcg@{cut}", f"mrr@{cut}", comparison.metric])
@@ -262,18 +251,15 @@ def comparison_sheets(comparison: Comparison) -> list[Sheet]:
         if over_seeds:
             row += [NONE, NONE] if found is None else paired_cells(found.seeds)
         rows.append(row)
-    return [Sheet(title_of(comparison), rows), *evidence_sheets(comparison.systems)]
+    return [Sheet(_title_of(comparison), rows), *evidence_sheets(comparison.systems)]
 
 
 def comparison_page(comparisons: Sequence[Comparison]) -> str:
     """
-    Comparisons as Markdown.
+    Comparisons as Markdown, a section each.
 
     Args:
         comparisons (`list[Comparison]`): What [`compare_evaluations`] returned.
-
-    Returns:
-        `str`: a section each.
     """
     blocks = []
     for comparison in comparisons:
@@ -285,13 +271,10 @@ def comparison_page(comparisons: Sequence[Comparison]) -> str:
 
 def comparison_note(comparison: Comparison) -> str:
     """
-    How the numbers of a comparison are to be read.
+    How the numbers of a comparison are to be read, in one paragraph.
 
     Args:
         comparison ([`Comparison`]): What [`compare_evaluations`] returned.
-
-    Returns:
-        `str`: one paragraph.
     """
     confidence = f"{100 * comparison.conditions['confidence']:g} %"
     encoders = sorted({system.encoder for system in comparison.systems if system.encoder is not None})
@@ -356,7 +339,7 @@ def plot_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[
     """
     panels = [
         IntervalPanel(
-            title_of(comparison),
+            _title_of(comparison),
             {
                 system.name: (system.values[comparison.metric], *_interval_of(system, comparison.metric))
                 for system in comparison.systems
@@ -377,14 +360,10 @@ def plot_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[
 
 def difference_cells(found: Differences) -> list[str]:
     """
-    A difference over users with its interval, and its p-value.
+    A difference over users with its interval, and its p-value, corrected where that is known: two cells.
 
     Args:
-        found ([`Differences`]):
-            Without results per user there is the difference alone. The p-value is the corrected one where there is.
-
-    Returns:
-        `list[str]`: two cells.
+        found ([`Differences`]): Without results per user the difference stands alone.
     """
     if found.users is None:
         return [f"{found.difference:+.4f}", NONE]
@@ -392,16 +371,8 @@ def difference_cells(found: Differences) -> list[str]:
     return paired_cells(found.users if adjusted is None else replace(found.users, p_value=adjusted))
 
 
-def title_of(comparison: Comparison) -> str:
-    """
-    Data set, protocol and split of a comparison.
-
-    Args:
-        comparison ([`Comparison`]): What [`compare_evaluations`] returned.
-
-    Returns:
-        `str`
-    """
+def _title_of(comparison: Comparison) -> str:
+    """Data set, protocol and split."""
     names = [comparison.conditions[name] for name in ("dataset", "protocol")]
     return ", ".join([*(name for name in names if name), f"{comparison.conditions['split']} split"])
 

@@ -305,9 +305,6 @@ def paired_difference(
             Resamples of the bootstrap and of the permutation test, at least 1.
         seed (`int`, *optional*, defaults to 0): Seed of both.
 
-    Returns:
-        [`PairedDifference`]
-
     Raises:
         ValueError: If the two differ in length or hold something else than numbers, or an argument is out of range.
 
@@ -339,9 +336,6 @@ def seed_difference(values: ArrayLike, reference: ArrayLike, *, confidence: floa
         values (`list[float]`): A metric of a system, one value per seed.
         reference (`list[float]`): The same of the system to compare with, the seeds in the same order.
         confidence (`float`, *optional*, defaults to 0.95): Confidence of the interval, between 0 and 1.
-
-    Returns:
-        [`PairedDifference`]
 
     Raises:
         ValueError: If there are fewer than two seeds, the two differ in length, or `confidence` is out of range.

@@ -49,21 +49,10 @@ def named_path(word: str | os.PathLike[str]) -> tuple[str | None, str]:
 
 def users_path(path: str | os.PathLike[str]) -> Path:
     """
-    Where the per-user results of a record are.
+    Where the per-user results of a record are: `run/evaluation_users.parquet` beside `run/evaluation.json`.
 
     Args:
         path (`str` or `Path`): The record, a `.json` file.
-
-    Returns:
-        `Path`: the Parquet file beside it, there or not.
-
-    Example:
-
-    ```python
-    >>> users_path("run/evaluation.json").as_posix()
-    'run/evaluation_users.parquet'
-
-    ```
     """
     return Path(path).with_name(f"{Path(path).stem}_users.parquet")
 
@@ -146,22 +135,16 @@ def is_finished(folder: str | os.PathLike[str]) -> bool:
 
     Args:
         folder (`str` or `Path`): A run folder, existing or not.
-
-    Returns:
-        `bool`
     """
     return (Path(folder) / TRAINING_NAME).is_file()
 
 
 def read_training(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
-    The record of a finished run.
+    The record of a finished run, its `training.json`; empty if the folder has none.
 
     Args:
         folder (`str` or `Path`): A run folder.
-
-    Returns:
-        `dict`: the content of `training.json`; empty if the folder has none.
     """
     return json.loads((Path(folder) / TRAINING_NAME).read_text(encoding="utf-8")) if is_finished(folder) else {}
 

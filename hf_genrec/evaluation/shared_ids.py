@@ -2,7 +2,7 @@
 Catalogs in which several items share a semantic ID: what a list is worth if an id counts for its items.
 
 A model cannot tell apart the items of one id: they stand together in its lists, in the order of the catalog, which is
-none of the model's and may lean to popular items; and a metric that takes the id for the item flatters. Beside the
+not the model's and may lean to popular items; and a metric that takes the id for the item overestimates. Beside the
 item-level metric of the lists as they are stand the *corrected* one, its expectation if the items of an id stood in a
 random order, and the *id-level* one, which takes the id for the item. Ranks and starts are 0-based, `-1` where a list
 has none.
@@ -38,16 +38,13 @@ class IdRanks:
 
 def id_groups(codes: ArrayLike) -> NDArray[np.int64]:
     """
-    Which items share a semantic ID.
+    Number of each item's semantic ID, from 0; equal for equal codes.
 
     Args:
         codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes of each item.
 
-    Returns:
-        `np.ndarray` of shape `(num_items,)`, int64: number of the item's id, from 0; equal for equal codes.
-
     Raises:
-        ValueError: If `codes` is no matrix.
+        ValueError: If `codes` is not a matrix.
 
     Example:
 
@@ -101,9 +98,6 @@ def rank_ids(lists: ArrayLike, targets: ArrayLike, *, groups: ArrayLike) -> IdRa
             Item indices, best first, `-1` where a list is shorter.
         targets (`np.ndarray` of shape `(num_users,)`): Item index of each target.
         groups (`np.ndarray` of shape `(num_items,)`): Number of each item's id, see [`id_groups`].
-
-    Returns:
-        [`IdRanks`]
 
     Raises:
         ValueError: If there is not one list per target, or an index is none of the catalog.
@@ -179,19 +173,12 @@ def corrected_ndcg_per_user(group_start: ArrayLike, group_size: ArrayLike, *, k:
     Expected discounted gain of the target, if the items of its id stand in a random order.
 
     The mean of `1 / log2(position + 1)` over the 1-based positions of the `g` items of the id, 0 behind `k`. Equal to
-    `ndcg_per_user` where no id is shared.
+    `ndcg_per_user` where no id is shared. Arguments and errors are those of [`corrected_recall_per_user`].
 
     Args:
-        group_start (`np.ndarray` of shape `(num_users,)`):
-            0-based position of the first item with the target's id; `-1` if there is none.
+        group_start (`np.ndarray` of shape `(num_users,)`): Position of the first item of the id; `-1` for none.
         group_size (`np.ndarray` of shape `(num_users,)`): Items with the target's id, at least 1.
         k (`int`): Cut-off, at least 1.
-
-    Returns:
-        `np.ndarray` of shape `(num_users,)`, float64: in [0, 1].
-
-    Raises:
-        ValueError: If `k` is below 1 or the two arrays are no starts and sizes.
 
     Example:
 

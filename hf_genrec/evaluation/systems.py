@@ -47,7 +47,7 @@ class StoredEvaluation:
     Args:
         name (`str` or `None`): What the system is to be called; `None` leaves it to the record.
         source (`str`): The file, for messages.
-        record (`dict`): What [`evaluation_record`] returned.
+        record (`dict`): What [`evaluate`] returned.
         users (`pd.DataFrame` or `None`):
             One row per user in the order of the split, with `rank` (0-based, -1 without a hit), `num_train` and
             `history_length`; where several items share an id also `group_start` and `group_size`.
@@ -69,10 +69,10 @@ class System:
         values (`dict`):
             Metrics as in an evaluation record; with several seeds their means, and intervals of the means over users.
         deviations (`dict[str, float]`): Standard deviation between seeds by metric; empty with one seed.
-        seeds (`list[int]`): Seeds of the runs, as far as records tell them; empty for baselines.
+        seeds (`list[int]`): Seeds of the runs, as far as records have them; empty for baselines.
         sources (`list[str]`): Files of the records.
         encoder (`str` or `None`): The text encoder, without its organisation; `None` where the record names none.
-        ids (`str` or `None`): Collision policy and shape of the semantic IDs; `None` where the record tells of none.
+        ids (`str` or `None`): Collision policy and shape of the semantic IDs; `None` where the record has none.
         is_baseline (`bool`):
             Whether it is one of the baselines; a variant is called by a comma, such as "SASRec, larger".
         runs (`list[dict]`): The metrics of each run.
@@ -96,16 +96,13 @@ class System:
 
     def user_values(self, metric: str) -> NDArray[np.float64]:
         """
-        Each user's value of a metric, the mean over the runs.
+        Each user's value of a metric, the mean over the runs, of shape `(num_users,)`.
 
         Where several items share an id, recall and ndcg are the expectation over a random order of the items of an id:
         their order in the lists is that of the catalog, which no system found. Mrr is that of the lists.
 
         Args:
             metric (`str`): `"recall@k"`, `"ndcg@k"` or `"mrr@k"`.
-
-        Returns:
-            `np.ndarray` of shape `(num_users,)`, float64.
         """
         groups = self.groups or [None] * len(self.ranks)
         return np.mean(
@@ -114,25 +111,19 @@ class System:
 
     def expected(self, metric: str) -> float:
         """
-        What is compared of a system: the mean of [`~System.user_values`], as far as records tell.
+        What is compared: the mean over the runs of the `corrected` metric where a record has it, else of the metric.
 
         Args:
             metric (`str`): Name of a metric of the records.
-
-        Returns:
-            `float`: the mean over the runs of the `corrected` metric where a record has it, else of the metric itself.
         """
         return statistics.fmean(_expected(values, metric) for values in (self.runs or [self.values]))
 
     def by_seed(self, metric: str) -> dict[int, float]:
         """
-        A metric of each run by its seed, the expectation where several items share an id.
+        What [`~System.expected`] averages, by the seed of the run; empty without distinct seeds.
 
         Args:
             metric (`str`): Name of a metric of the records.
-
-        Returns:
-            `dict[int, float]`: empty where seeds are unknown or not distinct.
         """
         if len(set(self.seeds)) != len(self.runs):
             return {}
@@ -146,9 +137,6 @@ def load_evaluation(word: str | os.PathLike[str]) -> StoredEvaluation:
     Args:
         word (`str` or `Path`):
             A JSON file, or a run folder for its `evaluation.json`; `NAME=` before it names the system.
-
-    Returns:
-        [`StoredEvaluation`]
 
     Raises:
         FileNotFoundError: If there is no such file, or the folder has no evaluation.
@@ -174,14 +162,11 @@ def load_evaluation(word: str | os.PathLike[str]) -> StoredEvaluation:
 
 def load_users(path: str | os.PathLike[str], *, num_users: int) -> pd.DataFrame | None:
     """
-    Read the per-user results of a record; ids of users and items are left out.
+    The per-user results of a record without ids of users and items, or `None` if there is no such file.
 
     Args:
         path (`str` or `Path`): The Parquet file.
-        num_users (`int`): How many users the record tells of.
-
-    Returns:
-        `pd.DataFrame`: the columns of integers; `None` if there is no such file.
+        num_users (`int`): How many users the record has.
 
     Raises:
         ValueError: If the file lacks the ranks, or has another number of rows.
@@ -193,9 +178,7 @@ def load_users(path: str | os.PathLike[str], *, num_users: int) -> pd.DataFrame 
     if "rank" not in users:
         raise ValueError(f"{path} holds no results of users: it lacks the column `rank`.")
     if len(users) != num_users:
-        raise ValueError(
-            f"{path} has {len(users):,} rows, but its record tells of {num_users:,} users: evaluate again."
-        )
+        raise ValueError(f"{path} has {len(users):,} rows, but its record says {num_users:,} users: evaluate again.")
     return users
 
 
@@ -242,13 +225,10 @@ def user_values(
 
 def group_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     """
-    What two records must have in common to be compared.
+    What two records must have in common to be compared: `GROUP_FIELDS`, and the seed where it drew a sample of users.
 
     Args:
         record (`dict`): An evaluation record.
-
-    Returns:
-        `tuple[str, ...]`: the values of `GROUP_FIELDS`, and the seed where it drew a sample of the users.
     """
     sample_seed = record["seed"] if record["max_users"] is not None else None
     return (*(str(record[name]) for name in GROUP_FIELDS), str(sample_seed))
@@ -256,14 +236,11 @@ def group_of(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 def model_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
     """
-    The models of records, runs of one system together.
+    The models of records, runs of one system together, under distinct names.
 
     Args:
         evaluations (`list[StoredEvaluation]`):
             Comparable ones. Those of one name are one system; without a name, those that differ in the seed only.
-
-    Returns:
-        `list[System]`: with names that tell them apart.
     """
     groups: dict[str, list[StoredEvaluation]] = {}
     for evaluation in evaluations:
@@ -279,9 +256,6 @@ def seedless_key(record: Mapping[str, Any], source: str) -> str:
     Args:
         record (`dict`): An evaluation record.
         source (`str`): Its file, which stands for the settings of the training where the record lacks them.
-
-    Returns:
-        `str`
     """
     run = record.get("run", {})
     if "settings" not in run:
@@ -299,9 +273,6 @@ def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
     Args:
         name (`str`): What it is called.
         group (`list[StoredEvaluation]`): At least one, all comparable.
-
-    Returns:
-        [`System`]
     """
     runs = [evaluation.record["model"] for evaluation in group]
     seeds = [evaluation.record.get("run", {}).get("seed") for evaluation in group]
@@ -321,7 +292,7 @@ def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
     )
     if len(group) == 1:
         return system
-    values = mean_of(runs)
+    values = _mean_of(runs)
     confidence = group[0].record["confidence"]
     as_listed = replace(system, groups=[])  # `values` are those of the lists, and so are their intervals
     values["intervals"] = {
@@ -339,22 +310,15 @@ def _groups_of(users: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64
     return users["group_start"].to_numpy(np.int64), users["group_size"].to_numpy(np.int64)
 
 
-def mean_of(values: Sequence[Any]) -> Any:
+def _mean_of(values: Sequence[Any]) -> Any:
     """
     Mean of equally built objects, number by number.
 
-    Args:
-        values (`list`):
-            Numbers, or dictionaries and lists of them. Entries that are not in all of them are left out, and so are
-            intervals, since the mean of intervals is none; of words all must be the same.
-
-    Returns:
-        The means in the same form; `None` where words differ.
-
-    Example:
+    Entries that are not in all of them are left out, and so are intervals, since the mean of intervals is not one; of
+    words all must be the same, else there is `None`.
 
     ```python
-    >>> mean_of([{"ndcg@10": 0.25, "corrected": {"ndcg@10": 1.0}}, {"ndcg@10": 0.75, "corrected": {"ndcg@10": 0.0}}])
+    >>> _mean_of([{"ndcg@10": 0.25, "corrected": {"ndcg@10": 1.0}}, {"ndcg@10": 0.75, "corrected": {"ndcg@10": 0.0}}])
     {'ndcg@10': 0.5, 'corrected': {'ndcg@10': 0.5}}
 
     ```
@@ -362,9 +326,9 @@ def mean_of(values: Sequence[Any]) -> Any:
     first = values[0]
     if isinstance(first, Mapping):
         shared = [key for key in first if key != "intervals" and all(key in value for value in values)]
-        return {key: mean_of([value[key] for value in values]) for key in shared}
+        return {key: _mean_of([value[key] for value in values]) for key in shared}
     if isinstance(first, list):
-        return [mean_of(parts) for parts in zip(*values, strict=True)]
+        return [_mean_of(parts) for parts in zip(*values, strict=True)]
     if all(isinstance(value, int | float) for value in values):
         return statistics.fmean(values)
     return first if all(value == first for value in values) else None

@@ -70,7 +70,7 @@ class Sheet:
 
 def evidence_sheets(systems: Sequence[System]) -> list[Sheet]:
     """
-    What systems do beyond the usual metrics, as far as their records tell.
+    What systems do beyond the usual metrics, as far as their records say.
 
     Args:
         systems (`list[System]`): Comparable ones.
@@ -113,9 +113,6 @@ def markdown_table(rows: Iterable[Sequence[str]], *, num_left: int = 1, num_righ
         num_left (`int`, *optional*, defaults to 1): Columns of words at the left.
         num_right (`int`, *optional*):
             Columns of numbers after them, which stand on the right; `None` for all. The others hold words again.
-
-    Returns:
-        `str`
 
     Example:
 
@@ -195,22 +192,11 @@ def _p_value(value: float | None) -> str:
 
 def number(value: float | None, form: str = ".4f") -> str:
     """
-    A number as a cell.
+    A number as a cell; a dash where there is none.
 
     Args:
         value (`float` or `None`): The number.
         form (`str`, *optional*, defaults to `".4f"`): How it is written, for `format`.
-
-    Returns:
-        `str`: a dash where there is none.
-
-    Example:
-
-    ```python
-    >>> number(0.5), number(None)
-    ('0.5000', '–')
-
-    ```
     """
     return NONE if value is None else format(value, form)
 

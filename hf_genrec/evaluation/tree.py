@@ -234,9 +234,6 @@ def kendall_tau(correlations: Mapping[int, NDArray[np.floating]], *, seed: int =
         correlations (`dict[int, np.ndarray]`): Correlations of pairs by their distance. NaN are left out.
         seed (`int`, *optional*, defaults to 0): Seed of the bootstrap; resamples of pairs, 200 of them.
 
-    Returns:
-        [`KendallTau`]
-
     Source: Hou et al. 2026, section 5.3 (https://huggingface.co/papers/2605.06331); the variant is ours: tau-b, since
     distances are tied.
 
@@ -332,17 +329,13 @@ def latent_information(log_joint: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def best_latent_differs(best_latents: NDArray[np.integer], pairs: NDArray[np.integer]) -> NDArray[np.float64]:
     """
-    Share of users for whom the best latent of one item is not that of the other.
+    Share of users for whom the best latent of one item is not that of the other, of shape `(num_pairs,)`.
 
     A latent can only loosen the tie between two items where it differs.
 
     Args:
-        best_latents (`np.ndarray` of shape `(num_users, num_items)`):
-            The latent with which each item has the highest joint probability.
+        best_latents (`np.ndarray` of shape `(num_users, num_items)`): The latent of each item's best path.
         pairs (`np.ndarray` of shape `(num_pairs, 2)`): Columns of `best_latents`.
-
-    Returns:
-        `np.ndarray` of shape `(num_pairs,)`
 
     Source: Hou et al. 2026, proposition C.2 (https://huggingface.co/papers/2605.06331).
 

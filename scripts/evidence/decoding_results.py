@@ -122,9 +122,6 @@ def sweep_plot_name(dataset: str) -> str:
     Args:
         dataset (`str`): Name of the data set on the page.
 
-    Returns:
-        `str`
-
     Example:
 
     ```python

@@ -38,9 +38,6 @@ def heading_anchor(title: str) -> str:
     Args:
         title (`str`): The heading.
 
-    Returns:
-        `str`
-
     Example:
 
     ```python

@@ -126,9 +126,6 @@ def make_sibling_world(
         seed (`int`, *optional*, defaults to 0):
             Seed of codes and of the order of the items.
 
-    Returns:
-        [`SiblingWorld`]
-
     Raises:
         ValueError: If a size or share is out of range.
 
@@ -209,9 +206,6 @@ def pattern_report(
             What the model read.
         least_certainty (`float`, *optional*, defaults to 0.9):
             How probable the group has to be, given the history, for a user to be asked for the order.
-
-    Returns:
-        [`PatternReport`]
 
     Raises:
         ValueError: If no user of one of the groups is that certain.

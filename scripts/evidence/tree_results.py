@@ -111,9 +111,6 @@ def shared_step(runs: Sequence[Mapping[str, Any]]) -> int:
         runs (`list[dict]`):
             At least one, each with `measurements`.
 
-    Returns:
-        `int`
-
     Example:
 
     ```python

@@ -379,7 +379,7 @@ def test_wrong_files_are_refused_by_name(tmp_path):
     for name in ("list", "other"):
         with pytest.raises(ValueError, match=rf"{name}\.json is no evaluation record: it lacks `protocol`"):
             load_evaluation(tmp_path / f"{name}.json")
-    with pytest.raises(ValueError, match=r"short_users\.parquet has 5 rows, but its record tells of 7 users"):
+    with pytest.raises(ValueError, match=r"short_users\.parquet has 5 rows, but its record says 7 users"):
         load_evaluation(tmp_path / "short.json")
     with pytest.raises(FileNotFoundError, match=r"has no evaluation\.json: run `hf-genrec evaluate`"):
         load_evaluation(tmp_path / "empty")

@@ -240,7 +240,7 @@ def test_each_path_is_the_score_of_its_own_latent():
 
     paths = model.score_paths(input_ids, mask)
 
-    expected = model._path_scores(model.encode_history(input_ids, mask), items.expand(3, -1), None)
+    expected = model._path_scores(model.encode_history(input_ids, mask), items.expand(3, -1))
     torch.testing.assert_close(paths, expected.transpose(0, 1), rtol=1e-5, atol=1e-5)
 
 
