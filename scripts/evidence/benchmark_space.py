@@ -148,7 +148,7 @@ def time_calls(recommender: Recommender, histories: list[list[str]]) -> list[flo
     milliseconds = []
     for history in histories:
         start = time.perf_counter()
-        recommender.recommend([history], top_k=TOP_K, exclude_seen=False)
+        recommender.recommend([history], top_k=TOP_K)
         milliseconds.append(1000 * (time.perf_counter() - start))
     return milliseconds
 

@@ -194,7 +194,7 @@ def expect_list(page, wanted: list[str]) -> None:
 
 
 def best(recommender, history, **changes):
-    arguments = {"exclude_seen": False} | DEFAULTS | changes
+    arguments = DEFAULTS | changes
     return recommender.recommend([history], **arguments).item_ids[0]
 
 
