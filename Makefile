@@ -9,12 +9,13 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/python scripts/fetch_movielens.py demo/ml-100k
+	$(BIN)/python scripts/fetch_minilm.py demo/all-MiniLM-L6-v2
 	$(BIN)/hf-genrec demo
 
 # The page in a browser, at http://127.0.0.1:7860: the quick start's model, made first if it is missing, or REPO.
 space: $(VENV)/.space-installed
 ifndef REPO
-	@test -f demo/model/evaluation.json || ($(BIN)/python scripts/fetch_movielens.py demo/ml-100k && $(BIN)/hf-genrec demo)
+	@test -f demo/model/evaluation.json || $(MAKE) demo
 endif
 	$(BIN)/python spaces_demo/app.py $(or $(REPO),demo/model)
 

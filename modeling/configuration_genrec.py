@@ -64,6 +64,7 @@ class GenRecConfig(PreTrainedConfig):
     """
 
     model_type = "genrec"
+    _auto_class = "AutoConfig"  # saving takes the code along
     keys_to_ignore_at_inference = ["past_key_values", "encoder_outputs"]
     has_codes: ClassVar[bool] = True
     display_name: ClassVar[str] = ""

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import T5Config
+from transformers import PreTrainedConfig
 
 from .configuration_genrec import GenRecConfig
 
@@ -171,13 +171,15 @@ class LatteConfig(GenRecConfig):
         """`int`: positions of the encoder that an item takes."""
         return 1 if self.history_unit == "item" else self.num_levels
 
-    def to_t5_config(self) -> T5Config:
+    def to_t5_config(self) -> PreTrainedConfig:
         """
         The config of the same network as a plain T5, with which its blocks are built.
 
         Returns:
             `T5Config`: same sizes, same vocabulary, no end token.
         """
+        from transformers import T5Config  # here: it imports the registries of models, which import this file
+
         config = T5Config(
             vocab_size=self.vocab_size,
             d_model=self.d_model,

@@ -54,6 +54,7 @@ class ACERecForItemGeneration(ParallelPreTrainedModel):
 
     config: ACERecConfig
     config_class = ACERecConfig
+    _auto_class = "AutoModel"  # saving takes the code along
     item_counts: torch.Tensor
 
     def __init__(self, config: ACERecConfig):

@@ -62,6 +62,7 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
     ```
     """
 
+    _auto_class = "AutoModelForSeq2SeqLM"  # saving takes the code along
     _tied_weights_keys = {
         "encoder.embed_tokens.weight": "shared.weight",
         "decoder.embed_tokens.weight": "shared.weight",

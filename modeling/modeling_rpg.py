@@ -274,6 +274,7 @@ class RPGForItemGeneration(ParallelPreTrainedModel):
 
     config: RPGConfig
     config_class = RPGConfig
+    _auto_class = "AutoModel"  # saving takes the code along
 
     def __init__(self, config: RPGConfig):
         super().__init__(config)

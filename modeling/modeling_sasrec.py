@@ -61,6 +61,7 @@ class SASRecForItemGeneration(RecommendMixin, HistoryPreTrainedModel):
 
     config: SASRecConfig
     config_class = SASRecConfig
+    _auto_class = "AutoModel"  # saving takes the code along
     _predicts = "the next item with a score for each"
 
     def __init__(self, config: SASRecConfig):

@@ -7,35 +7,69 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from safetensors import SafetensorError
 from typer.core import TyperGroup
 
 
-_WRONG_INPUT = 2
+WRONG_INPUT, INTERRUPTED = 2, 130  # exit codes
+SECONDS_BETWEEN_LINES = 10  # of progress, where stderr is no terminal
+
+# Arguments of the library whose option has another name; all others are spelled alike.
+OPTION_OF = {
+    "user": "--user-column", "item": "--item-column", "timestamp": "--timestamp-column", "rating": "--rating-column",
+    "title": "--title-field", "model_name": "--model", "num_whitened": "--whiten", "num_levels": "--levels",
+    "num_latent_tokens": "--latents", "num_heads": "--heads", "num_layers": "--layers",
+    "num_decoder_layers": "--decoder-layers", "dropout_rate": "--dropout", "max_history_length": "--max-history",
+    "shape": "--set", "num_train_epochs": "--epochs", "per_device_train_batch_size": "--batch-size",
+    "early_stopping_patience": "--early-stopping", "eval_num_beams": "--beams", "num_beams": "--beams",
+    "exclude_items": "--exclude", "allow_items": "--allow", "search_options": "--search",
+    "num_neighbors": "--neighbors", "num_users": "--users", "num_pairs": "--pairs",
+}  # fmt: skip
+
+
+_ORDER = (
+    "prepare", "embed", "tokenize", "train", "evaluate", "recommend", "demo", "compare", "diagnose", "graph", "push",
+    "push-ids", "push-space",
+)  # fmt: skip
 
 
 class _Verbs(TyperGroup):
     """Turns errors of the library into one line and exit code 2; `--verbose` shows where they come from."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
-        except (ValueError, OSError, ImportError, SafetensorError) as error:
+        except KeyboardInterrupt:  # also while a library is being imported
+            typer.echo("Stopped.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except (ValueError, OSError, ImportError, _safetensors_error()) as error:
             if logging.getLogger("hf_genrec").isEnabledFor(logging.DEBUG):
                 traceback.print_exc()
-            typer.echo(f"Error: {' '.join(_message(error).split())}", err=True)
-            raise typer.Exit(_WRONG_INPUT) from None
+            command = self.commands.get(ctx.invoked_subcommand)
+            names = {} if command is None else {param.name or "": param.opts[0] for param in command.params}
+            typer.echo(f"Error: {in_options(' '.join(_message(error).split()), names)}", err=True)
+            raise typer.Exit(WRONG_INPUT) from None
+
+
+def _safetensors_error() -> type[Exception]:
+    """The error of a broken weights file; only who has imported safetensors can have raised it."""
+    module = sys.modules.get("safetensors")
+    return ValueError if module is None else module.SafetensorError
 
 
 def _message(error: Exception) -> str:
@@ -45,6 +79,41 @@ def _message(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"There is no file {error.filename}."
     return f"{error.filename}: {error.strerror}."
+
+
+def in_options(message: str, options: Mapping[str, str]) -> str:
+    """
+    A message of the library in the words of the command line: arguments in backticks become options.
+
+    Args:
+        message (`str`): What the library says, such as "Pass `overwrite=True`.".
+        options (`Mapping[str, str]`): The options of the verb by the names of its parameters.
+
+    Returns:
+        `str`
+
+    Example:
+
+    ```python
+    >>> in_options("Pass `overwrite=True`.", {"overwrite": "--overwrite"})
+    'Pass `--overwrite`.'
+    >>> in_options("Pass `timestamp=None`, not `x`.", {"timestamp_column": "--timestamp-column"})
+    "Pass `--timestamp-column ''`, not `x`."
+
+    ```
+    """
+    renamed = {argument: option for argument, option in OPTION_OF.items() if option in options.values()}
+    known = {name: option for name, option in options.items() if option.startswith("--")} | renamed
+
+    def option_of(found: re.Match[str]) -> str:
+        option, value = known.get(found["name"]), (found["value"] or "").strip("'\"")
+        if option is None or value == "False":
+            return found[0]
+        value = {"True": "", "None": "''"}.get(value, value)
+        return f"`{option} {value}`" if value else f"`{option}`"
+
+    message = re.sub(r"`(?P<name>[a-z]\w*)(?:=(?P<value>[^`\s]+))?`", option_of, message)
+    return re.sub(r"(`--[\w-]+`), \1", r"\1", message)
 
 
 app = typer.Typer(
@@ -71,6 +140,41 @@ def one_of(*choices: str) -> Callable[[str | None], str | None]:
     return check
 
 
+def ending_in(*endings: str) -> Callable[[typer.CallbackParam, str | None], str | None]:
+    """
+    A callback for options that name a file to write.
+
+    Args:
+        *endings (`str`): The endings that are known, such as `".png"`.
+
+    Returns:
+        `Callable`: refuses any other ending.
+    """
+
+    def check(param: typer.CallbackParam, value: str | None) -> str | None:
+        if value is not None and Path(value).suffix not in endings:
+            raise ValueError(f"`{param.opts[0]}` must end in {' or '.join(endings)}, got {value!r}.")
+        return value
+
+    return check
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Options that were given.
+
+    Args:
+        values (`Mapping[str, Any]`): Values by name; `None` where an option was left out.
+
+    Returns:
+        `dict[str, Any]`
+    """
+    return {name: value for name, value in values.items() if value is not None}
+
+
+PlotFile = Annotated[
+    str | None, typer.Option("--plot", metavar="FILE.png", callback=ending_in(".png"), help="Draw the result here.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output of the same kind.")]
 Prepared = Annotated[
@@ -98,10 +202,21 @@ Aggregation = Annotated[
 ]
 
 
+def _show_version(value: bool) -> None:
+    if value:
+        from hf_genrec import __version__
+
+        typer.echo(f"hf-genrec {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", help="Tell every step, and tracebacks of errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show every step, and tracebacks of errors.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only warnings and errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """
     Generative recommendation with semantic IDs: from a log to recommendations.
@@ -114,11 +229,8 @@ def _options(
     library = logging.getLogger("hf_genrec")
     library.handlers = [_Lines()]
     library.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO + 1)
-    if not verbose:
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", str(SECONDS_BETWEEN_LINES))  # read when tqdm is imported
 
 
 class _Lines(logging.Handler):
@@ -143,6 +255,11 @@ def output_on(as_json: bool) -> Iterator[Callable[..., None]]:
         `Callable`: shows tables and lines, or with `result=` the JSON object.
     """
     stdout = sys.stdout
+    if not logging.getLogger("hf_genrec").isEnabledFor(logging.DEBUG):
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
 
     def show(*tables: Any, result: Any = None) -> None:
         if as_json:

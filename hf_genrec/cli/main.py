@@ -2,16 +2,23 @@
 `hf-genrec VERB`: one verb per stage. Words of a command line in, folders, tables or one JSON object out.
 
 With `--json`, stdout holds exactly one JSON object; logs and progress go to stderr. Wrong input ends with one line on
-stderr and exit code 2.
+stderr and exit code 2, Ctrl-C with exit code 130.
 """
 
 from __future__ import annotations
 
 from hf_genrec.cli import (  # noqa: F401 (their verbs register themselves)
-    data_commands,
-    evidence_commands,
-    hub_commands,
-    model_commands,
+    compare,
+    demo,
+    diagnose,
+    embed,
+    evaluate,
+    graph,
+    prepare,
+    push,
+    recommend,
+    tokenize,
+    train,
 )
 from hf_genrec.cli.command_line import app
 

@@ -82,7 +82,8 @@ def embed_items(
             show_progress=show_progress,
         )
         identity = encoder_identity(model_name, revision=revision)
-        encoder = {"model": model_name, "revision": revision or "", "identity": identity}
+        named = Path(model_name).name if Path(model_name).is_dir() else model_name  # a path says nothing elsewhere
+        encoder = {"model": named, "revision": revision or "", "identity": identity}
     else:
         embeddings = load_matrix(os.fspath(matrix), num_items=len(texts))
         encoder = {"model": f"matrix {Path(matrix).name}", "revision": "", "identity": ""}

@@ -25,6 +25,7 @@ from hf_genrec.serving.folder import check_items
 from hf_genrec.serving.recommender import check_model_name
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME, load_tokenized
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
+from hf_genrec.training.arguments import did_you_mean
 
 
 _NOT_TO_SET = {"num_items", "num_levels", "codebook_size"}  # they follow from the tokenized folder
@@ -88,7 +89,10 @@ def start_fresh(
     known = {field.name for field in dataclasses.fields(config_class)} - _NOT_TO_SET
     unknown = set(shape) - (known - {field.name for field in dataclasses.fields(PreTrainedConfig)})
     if unknown:
-        raise ValueError(f"`shape` has fields that no {config_class.__name__} has: {', '.join(sorted(unknown))}.")
+        raise ValueError(
+            f"`shape` has fields that no {config_class.__name__} has: {', '.join(sorted(unknown))}."
+            + did_you_mean(sorted(unknown), known)
+        )
     set_seed(seed)
     try:
         config = config_class.for_ids(prepared.item_ids if semantic_ids is None else semantic_ids, **shape)

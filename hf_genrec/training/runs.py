@@ -8,17 +8,17 @@ trained, so that a run is only continued with the settings it was begun with.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from transformers import HfArgumentParser
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import HubStrategy
 
@@ -35,65 +35,14 @@ from hf_genrec.files import write_json, write_text
 from hf_genrec.hub.cards import folder_card, is_generated
 from hf_genrec.hub.push import full_name, push_recommender
 from hf_genrec.hub.save import save_recommender
+from hf_genrec.training.arguments import CHECKPOINTS_NAME, GenRecTrainingArguments
 from hf_genrec.training.initial import Starting
-from hf_genrec.training.trainer import GenRecTrainer, GenRecTrainingArguments, Stopwatch, make_trainer
+from hf_genrec.training.trainer import GenRecTrainer, Stopwatch, make_trainer
 
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS_NAME = "checkpoints"
 EVALUATION_NAME = "evaluation.json"
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> Any:
-        raise ValueError(f"Training options: {message}.")
-
-
-def training_arguments(
-    output_dir: str | os.PathLike[str], *, settings: Mapping[str, Any], options: Sequence[str] = ()
-) -> GenRecTrainingArguments:
-    """
-    Training arguments from settings and from words of a command line.
-
-    Args:
-        output_dir (`str` or `Path`): The run folder; checkpoints go below it.
-        settings (`dict`): Fields of [`GenRecTrainingArguments`].
-        options (`Sequence[str]`, *optional*): Words such as `["--weight-decay", "0.1"]`; they win over `settings`.
-
-    Returns:
-        [`GenRecTrainingArguments`]
-
-    Raises:
-        ValueError: If a field or an option is unknown or has a wrong value.
-
-    Example:
-
-    ```python
-    >>> args = training_arguments("run", settings={"learning_rate": 0.1}, options=["--weight-decay", "0.5"])
-    >>> args.learning_rate, args.weight_decay
-    (0.1, 0.5)
-
-    ```
-    """
-    known = {field.name: field.default for field in dataclasses.fields(GenRecTrainingArguments)}
-    if set(settings) - set(known):
-        raise ValueError(f"No training arguments: {', '.join(sorted(set(settings) - set(known)))}.")
-    parser = _Parser(GenRecTrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
-    parser.set_defaults(report_to=known["report_to"], output_dir=str(Path(output_dir) / CHECKPOINTS_NAME))
-    parser.set_defaults(disable_tqdm=False)  # its own default is to hide it where transformers is told to be silent
-    parser.set_defaults(**settings)  # the parser itself forgets the default of a field that takes a list
-    args, left = parser.parse_args_into_dataclasses(
-        list(options), return_remaining_strings=True, look_for_args_file=False
-    )
-    if left:
-        raise ValueError(
-            f"Unknown options: {' '.join(left)}. The options of `hf-genrec train --help` and the fields of "
-            "transformers.TrainingArguments are known."
-        )
-    if Path(args.output_dir) != Path(output_dir) / CHECKPOINTS_NAME:
-        raise ValueError("`--output-dir` cannot be given: checkpoints go below the run folder, `--output`.")
-    return args
 
 
 def train_run(
@@ -243,29 +192,50 @@ def write_evaluation(
 
 
 class TrainingProgress(ProgressCallback):
-    """A progress bar, and one readable line per evaluation on stderr instead of dictionaries on stdout."""
+    """
+    One readable line per evaluation on stderr instead of dictionaries on stdout, and a progress bar.
+
+    Where stderr is no terminal, a line every few seconds takes the place of the bar, which would flood a file.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_bar, self._last_line, self._loss = sys.stderr.isatty(), time.monotonic(), ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `ProgressCallback`."""
+        if self._has_bar:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `ProgressCallback`."""
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+        elif state.is_world_process_zero and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            values = (state.global_step, state.max_steps, state.epoch or 0.0, self._loss)
+            logger.log(_PROGRESS, "step %d of %d, epoch %.2f%s", *values)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `ProgressCallback`."""
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """
-        Write a line if the log is an evaluation's, else show the loss beside the bar.
-
-        Args:
-            args: The training arguments.
-            state: The trainer's state.
-            control: The trainer's control.
-            logs (`dict`): What is logged.
-            **kwargs: Not used.
-        """
-        if not state.is_world_process_zero or self.training_bar is None or not logs:
+        """An evaluation's log is a line; the loss stands beside the bar or in the next line."""
+        if not state.is_world_process_zero or not logs:
             return
         shown = {name.removeprefix("eval_"): value for name, value in logs.items() if isinstance(value, float)}
         if "eval_loss" in logs:
             metrics = "  ".join(f"{name} {shown[name]:.4f}" for name in ("loss", "recall@10", "ndcg@10"))
             logger.log(_PROGRESS, "epoch %.2f  validation: %s", state.epoch or 0.0, metrics)
         elif "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{shown['loss']:.3f}", refresh=False)
+            self._loss = f", loss {shown['loss']:.3f}"
+            if self.training_bar is not None:
+                self.training_bar.set_postfix(loss=f"{shown['loss']:.3f}", refresh=False)
 
 
+_SECONDS_BETWEEN_LINES = 10
 _PROGRESS = 25  # between INFO and WARNING: shown unless somebody asks for silence
 
 

@@ -12,129 +12,27 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sequences import SequenceCollator, WindowDataset, make_examples, training_dataset
 from hf_genrec.evaluation.metrics import ndcg_at_k, recall_at_k
 from hf_genrec.modeling.genrec_folder import items_fingerprint
+from hf_genrec.training.arguments import GenRecTrainingArguments
+from hf_genrec.training.sampler import TargetBatchSampler
 
 
 logger = logging.getLogger(__name__)
 
 TIME_NAME = "time.json"  # in a checkpoint: the minutes up to it
-
-
-@dataclass
-class GenRecTrainingArguments(TrainingArguments):
-    """
-    `TrainingArguments` with defaults for generative recommenders.
-
-    Differs from the parent in its defaults (cosine schedule, evaluation and checkpoint per epoch, best checkpoint by
-    ndcg@10, bfloat16 where the processor has it) and in one meaning: `per_device_train_batch_size` counts targets.
-
-    Example:
-
-    ```python
-    >>> args = GenRecTrainingArguments(output_dir="run", precision="fp32", report_to="none")
-    >>> args.lr_scheduler_type.value, args.metric_for_best_model, args.bf16
-    ('cosine', 'ndcg@10', False)
-
-    ```
-    """
-
-    per_device_train_batch_size: int = field(
-        default=256, metadata={"help": "Targets (next items to predict) per device and step; rows are packed to it."}
-    )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Users decoded at a time."})
-    learning_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
-    num_train_epochs: float = field(default=20, metadata={"help": "Passes over all training targets."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up steps, or below 1 the share of all steps."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint; as `eval_strategy`."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    logging_steps: float = field(default=100, metadata={"help": "Steps between two lines of the log."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
-    metric_for_best_model: str | None = field(default="ndcg@10", metadata={"help": "What best means."})
-    report_to: str | list[str] = field(default="none", metadata={"help": "Experiment trackers."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Rows hold only what models read."})
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin memory for faster copies to a GPU."})
-    precision: str = field(
-        default="auto", metadata={"help": "auto (bf16 where the processor has it), bf16, fp16 or fp32."}
-    )
-    num_eval_users: int | None = field(
-        default=2000, metadata={"help": "Validation users decoded per evaluation, a fixed sample; -1 for all."}
-    )
-    window_stride: int | None = field(
-        default=None, metadata={"help": "Items between two windows of a long history; half the history if not given."}
-    )
-    eval_num_beams: int = field(
-        default=20,
-        metadata={"help": "Beams of the evaluations during training, at least the 10 items of their lists."},
-    )
-    latent_aggregation: str = field(default="max", metadata={"help": "Score of an item over latents: max or sum."})
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Evaluations without a better metric before training stops; None for never."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("auto", "bf16", "fp16", "fp32"):
-            raise ValueError(f"`precision` must be auto, bf16, fp16 or fp32, got {self.precision!r}.")
-        if not torch.cuda.is_available() and not torch.backends.mps.is_available():
-            self.use_cpu = True
-        if self.precision == "auto":
-            self.bf16 = self.bf16 or (has_bfloat16() and not self.fp16)
-        else:
-            self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
-        super().__post_init__()
-        self._check_evaluation()
-
-    def _check_evaluation(self) -> None:
-        if self.latent_aggregation not in ("max", "sum"):
-            raise ValueError(f"`latent_aggregation` must be 'max' or 'sum', got {self.latent_aggregation!r}.")
-        if self.window_stride is not None and self.window_stride < 1:
-            raise ValueError(f"`window_stride` must be at least 1, got {self.window_stride}.")
-        if self.eval_num_beams < 1:
-            raise ValueError(f"`eval_num_beams` must be at least 1, got {self.eval_num_beams}.")
-        if self.num_eval_users == 0:
-            raise ValueError("`num_eval_users` must be at least 1, or -1 for all users; got 0.")
-        if self.early_stopping_patience is not None and (
-            self.early_stopping_patience < 1 or self.eval_strategy == IntervalStrategy.NO
-        ):
-            raise ValueError(
-                "`early_stopping_patience` needs to be at least 1 and `eval_strategy` to be 'steps' or 'epoch', got "
-                f"{self.early_stopping_patience} and '{IntervalStrategy(self.eval_strategy).value}'."
-            )
-        if self.label_smoothing_factor:
-            raise ValueError(
-                "`label_smoothing_factor` is not supported: the loss lives in the model. Set `label_smoothing` of the "
-                "model's config."
-            )
-
-
-def has_bfloat16() -> bool:
-    """
-    Whether this machine computes in bfloat16 in hardware.
-
-    Returns:
-        `bool`: for the GPU if there is one, else for the processor (AVX-512 BF16 or AMX).
-    """
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def keep_freed_memory() -> bool:
@@ -153,85 +51,6 @@ def keep_freed_memory() -> bool:
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # parameters of mallopt(3)
     mallopt = ctypes.CDLL(None).mallopt
     return all((mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 2**28)))
-
-
-ITEMS_PER_TARGET = 20  # a batch holds at most so many items for each target wanted
-
-
-class TargetBatchSampler(Sampler[list[int]]):
-    """
-    Batches of rows of similar length that together hold about `targets_per_batch` targets.
-
-    A window of 20 items trains up to 20 targets and a short one a single target, so batches of equal numbers of rows
-    would differ twentyfold in what they teach. Where rows are long and have few targets, as windows that move by one
-    item, a batch ends after 20 items for each target wanted, so its memory stays bounded. Batches are cut from the
-    rows sorted by length (rows of equal length in random order) and come in random order. The order depends on `seed`
-    and the epoch alone, so a resumed run sees the batches that an uninterrupted one sees; the number of batches is the
-    same in every epoch.
-
-    Args:
-        lengths (`list[int]`): Items in each row.
-        targets_per_row (`list[int]`): Targets in each row.
-        targets_per_batch (`int`): Targets wanted in a batch; a batch holds at least one row.
-        seed (`int`): Seed of the order.
-        num_replicas (`int`, *optional*, defaults to 1):
-            Processes that share the batches; the last batches are repeated until all get equally many.
-
-    Raises:
-        ValueError: If there are no rows or `targets_per_batch` is below 1.
-
-    Example:
-
-    ```python
-    >>> sampler = TargetBatchSampler([1, 3, 1, 3], [1, 3, 1, 3], targets_per_batch=3, seed=0)
-    >>> sorted(sorted(batch) for batch in sampler)
-    [[0, 2], [1], [3]]
-
-    ```
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        targets_per_row: Sequence[int],
-        *,
-        targets_per_batch: int,
-        seed: int,
-        num_replicas: int = 1,
-    ) -> None:
-        if not len(lengths):
-            raise ValueError("There are no training rows: no user has two items in the training part.")
-        if targets_per_batch < 1:
-            raise ValueError(f"`targets_per_batch` must be at least 1, got {targets_per_batch}.")
-        self.lengths = np.asarray(lengths)
-        self.targets_per_row = np.asarray(targets_per_row)
-        self.seed = seed
-        self.epoch = 0
-        order = np.lexsort((self.targets_per_row, self.lengths))
-        shares = np.maximum(self.targets_per_row, self.lengths / ITEMS_PER_TARGET)
-        batch_of = np.maximum(np.ceil(np.cumsum(shares[order])).astype(int) - 1, 0) // targets_per_batch
-        self._cuts = np.flatnonzero(np.diff(batch_of)) + 1
-        self._num_batches = -(-(len(self._cuts) + 1) // num_replicas) * num_replicas
-
-    def set_epoch(self, epoch: int) -> None:
-        """
-        Choose the order of an epoch.
-
-        Args:
-            epoch (`int`): Number of the epoch.
-        """
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self._num_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        random = np.random.default_rng([self.seed, self.epoch])
-        order = np.lexsort((random.random(len(self.lengths)), self.targets_per_row, self.lengths))
-        batches = np.split(order, self._cuts)
-        shuffled = random.permutation(len(batches))
-        for number in np.resize(shuffled, self._num_batches):
-            yield batches[number].tolist()
 
 
 class GenRecTrainer(Trainer):
@@ -326,8 +145,8 @@ class GenRecTrainer(Trainer):
         )
         ranks = [torch.empty(0, dtype=torch.long, device=model.device)]  # a process may get no user
         losses = [torch.zeros((), device=model.device)]
-        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
-        for batch in tqdm(loader, desc="Validating", leave=False, disable=hidden):
+        hidden = self.args.disable_tqdm or not self.is_world_process_zero()  # and, as `None` means, no terminal
+        for batch in tqdm(loader, desc="Validating", leave=False, disable=hidden or None):
             batch = self._prepare_inputs(batch)
             ranks.append(_target_ranks(model, batch, self.args))
             with self.compute_loss_context_manager():

@@ -38,7 +38,9 @@ from hf_genrec.modeling.configuration_genrec import GenRecConfig
 from hf_genrec.modeling.configuration_rpg import RPGConfig
 from hf_genrec.modeling.modeling_acerec import ACERecForItemGeneration
 from hf_genrec.modeling.modeling_rpg import ParallelPreTrainedModel, RPGForItemGeneration
-from hf_genrec.training.trainer import TargetBatchSampler, has_bfloat16, keep_freed_memory
+from hf_genrec.training.arguments import has_bfloat16
+from hf_genrec.training.sampler import TargetBatchSampler
+from hf_genrec.training.trainer import keep_freed_memory
 
 
 BASELINE = "stock T5, padded"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from hf_genrec.cli.main import app
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
-from hf_genrec.training.runs import training_arguments
+from hf_genrec.training.arguments import training_arguments
 
 
 NUM_ITEMS, NUM_USERS = 23, 31
@@ -94,7 +94,8 @@ def test_prepare_prints_the_statistics_of_every_step(shop, tmp_path):
     assert "read" in result.stdout
     assert "2-core" in result.stdout
     assert f"train {NUM_USERS}, validation {NUM_USERS}, test {NUM_USERS}" in result.stdout
-    assert "overwrite" in error_of("prepare", *source, "--output", tmp_path / "data")
+    assert f"next: hf-genrec embed {tmp_path / 'data'}" in result.stdout.replace("\n", "")
+    assert "Pass `--overwrite` to replace it" in error_of("prepare", *source, "--output", tmp_path / "data")
 
 
 def test_sequences_are_prepared_as_they_are(tmp_path):
@@ -214,17 +215,17 @@ def test_bidirectional_attention_reads_codes_unless_items_are_asked_for(shop, tm
     model = result_of(*words)["settings"]["model"]
 
     assert (model["history_attention"], model["history_unit"]) == ("bidirectional", "code")
-    assert "`history_unit='item'` needs `history_attention='causal'`" in error_of(*words, "--history-unit", "item")
+    assert "`--history-unit item` needs `--history-attention causal`" in error_of(*words, "--history-unit", "item")
 
 
 def test_unknown_and_wrong_training_options_are_named(shop, tmp_path):
     words = ["train", shop / "data", "--ids", shop / "ids", "--output", tmp_path / "run"]
 
-    assert "Unknown options: --wieght-decay 1" in error_of(*words, "--wieght-decay", "1")
+    assert "Unknown options: --wieght-decay 1. Did you mean --weight-decay?" in error_of(*words, "--wieght-decay", "1")
     assert "invalid float value: 'much'" in error_of(*words, "--weight-decay", "much")
     assert "before --weight-decay" in error_of("train", "--weight-decay", "1", *words[1:])
     assert "output-dir" in error_of(*words, "--output-dir", "elsewhere")
-    assert "`eval_num_beams` must be at least 10" in error_of(*words, "--beams", "3")
+    assert "`--beams` must be at least 10" in error_of(*words, "--beams", "3")
     assert "rpg has no `--decoder-layers`, `--dropout`:" in error_of(
         *words, "--architecture", "rpg", "--decoder-layers", 2, "--dropout", 0, "--max-history", 7
     )
@@ -326,9 +327,7 @@ def test_sample_of_users_does_not_replace_the_evaluation(shop, tmp_path):
 
 
 def test_fewer_beams_than_the_lists_have_items_are_an_error(shop):
-    assert "Give it at least 20 (`num_beams`, `--beams`)" in error_of(
-        "evaluate", shop / "run", shop / "data", "--beams", 19
-    )
+    assert "Give it at least 20 (`--beams`)" in error_of("evaluate", shop / "run", shop / "data", "--beams", 19)
 
 
 def test_recommend_names_titles_scores_and_unknown_ids(shop):
@@ -361,6 +360,9 @@ def test_recommend_leaves_out_seen_items(shop):
     lines = [line for line in table.stdout.splitlines() if "thing number" in line]
     assert len(lines) == 2 + 21
     assert sum("thing number 3 " in line for line in lines) == 1
+    both = ["recommend", "--model", shop / "run", "--history", "i3", "i4", "--top-k", "23"]
+    again = result_of(*both, "--include-seen")["recommendations"]
+    assert {"i3", "i4"} <= {item["item_id"] for item in again}
 
 
 def test_recommend_keeps_to_ids_that_are_excluded_or_allowed(shop):
@@ -369,7 +371,7 @@ def test_recommend_keeps_to_ids_that_are_excluded_or_allowed(shop):
     found = result_of(*words, "--exclude", "i5", "i7", "--allow", "i5", "i6", "--allow", "i9", "--exclude", "i8")
 
     assert sorted(item["item_id"] for item in found["recommendations"]) == ["i6", "i9"]
-    assert "`allow_items` holds no id of the catalog: 'nope'" in error_of(*words, "--allow", "nope")
+    assert "`--allow` holds no id of the catalog: 'nope'" in error_of(*words, "--allow", "nope")
     assert len(result_of(*words, "--exclude", "nope")["recommendations"]) == 9
     assert "'--allow' requires an argument" in error_of(*words, "--allow")
 
@@ -407,13 +409,13 @@ def test_item_texts_are_embedded_by_the_quick_starts_encoder(shop, tmp_path, rep
 
     found = result_of(*words)
 
-    assert (found["num_items"], found["dim"], found["model"]) == (NUM_ITEMS, 384, str(folder))
+    assert (found["num_items"], found["dim"], found["model"]) == (NUM_ITEMS, 384, folder.name)
     assert found["identity"]
     result_of(
         "tokenize", shop / "data", "--embeddings", found["file"], "--codebook-size", "8", "--output", tmp_path / "i"
     )
     encoder = json.loads((tmp_path / "i" / "quantizer" / "encoder.json").read_text(encoding="utf-8"))
-    assert encoder == {"model": str(folder), "revision": None, "identity": found["identity"]}
+    assert encoder == {"model": folder.name, "revision": None, "identity": found["identity"]}
 
 
 @pytest.mark.slow
@@ -432,21 +434,26 @@ def test_training_works_under_accelerate_launch(shop, tmp_path, repository):
     assert len(Recommender.from_pretrained(tmp_path / "run").recommend(["i1"]).item_ids) == 10
 
 
-def test_the_papers_recipe_runs_in_one_command_and_continues(tmp_path, repository, monkeypatch):
+def test_the_papers_recipe_runs_in_one_command_and_continues(tmp_path, repository, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(repository / "scripts"))
     import latte
 
-    np.save(tmp_path / "matrix.npy", np.random.default_rng(3).normal(size=(5, 3)).astype(np.float32))
-    words = ["Gift_Cards", "--data-dir", repository / "tests" / "fixtures" / "amazon", "--output", tmp_path / "run"]
-    words += ["--missing-text", "keep", "--matrix", tmp_path / "matrix.npy", "--codebook-size", "4", "--levels", "2"]
-    words += ["--whiten", "2", "--latents", "2", "--epochs", "1", "--beams", "7", "--eval-num-beams", "5"]
-    words = [str(word) for word in words]
+    matrix, amazon = tmp_path / "matrix.npy", repository / "tests" / "fixtures" / "amazon"
+    np.save(matrix, np.random.default_rng(3).normal(size=(5, 3)).astype(np.float32))
+    words = ["latte.py", "Gift_Cards", "--output", str(tmp_path / "run")]
+    words += ["--prepare", f"--data-dir {amazon} --missing-text keep", "--embed", f"--matrix {matrix}"]
+    words += ["--tokenize", "--codebook-size 4 --levels 2 --whiten 2", "--evaluate", "--beams 7"]
+    words += ["--train", "--latents 2 --epochs 1 --beams 5"]
+    monkeypatch.setattr("sys.argv", words)
 
-    first = CliRunner().invoke(latte.app, words)
-    again = CliRunner().invoke(latte.app, words)
+    latte.main()
+    capsys.readouterr()
+    latte.main()
+    again = capsys.readouterr()
 
-    assert first.exit_code == 0, first.output
-    assert again.exit_code == 0, again.output
-    assert "ndcg@10" in again.output
+    assert "finished; nothing to resume" in again.err
+    assert "ndcg@10" in again.out
     record = json.loads((tmp_path / "run" / "model" / "evaluation.json").read_text(encoding="utf-8"))
     assert (record["protocol"], record["run"]["num_beams"], record["model"]["invalid_rate"]) == ("amazon2023", 7, 0.0)
+    settings = json.loads((tmp_path / "run" / "model" / "training.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["model"]["history_attention"] == "bidirectional"

@@ -48,7 +48,7 @@ def test_run_is_evaluated_beside_the_baselines_by_exact_scores(parallel, name, s
     assert "num_beams" not in record["run"]
     assert record["model"]["invalid_rate"] == 0
     assert set(record["baselines"]) == {"popularity", "item_knn"}
-    assert f"# A {system} recommender" in card
+    assert f"# An {system} recommender" in card
     assert "predicts all codes" in card
 
 
@@ -113,4 +113,4 @@ def test_checkpoint_keeps_its_architecture_when_it_is_tuned(parallel, tmp_path):
 def test_latte_writes_no_graph_and_knows_no_other_decoding(shop):  # noqa: F811
     assert "writes codes one by one" in error_of("graph", shop / "run")
     asked = ["recommend", "--model", shop / "run", "--history", "i3"]
-    assert "`decoding` must be 'beam', got 'graph'" in error_of(*asked, "--decoding", "graph")
+    assert "`--decoding` must be 'beam', got 'graph'" in error_of(*asked, "--decoding", "graph")

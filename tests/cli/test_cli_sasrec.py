@@ -107,7 +107,7 @@ def test_what_needs_codes_is_refused(shop, tmp_path):
         *train, "--architecture", "sasrec", "--decoder-layers", "2"
     )
     assert "which knows no codes" in error_of("graph", shop / "run")
-    assert "`decoding` must be 'exact'" in error_of("evaluate", shop / "run", shop / "data", "--decoding", "beam")
+    assert "`--decoding` must be 'exact'" in error_of("evaluate", shop / "run", shop / "data", "--decoding", "beam")
 
 
 def test_folder_of_ids_must_fit_the_architecture(shop):

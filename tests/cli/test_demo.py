@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hf_genrec.cli.demo import DemoSettings, run_demo
+from hf_genrec.cli.quick_start import DemoSettings, run_demo
 
 
 SETTINGS = {

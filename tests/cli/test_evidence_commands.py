@@ -98,7 +98,7 @@ def test_compare_refuses_what_is_not_comparable_unless_grouped(runs):
     [
         (["--output", "a.txt"], "`--output` must end in .md or .json, got 'a.txt'"),
         (["--plot", "a.pdf"], "`--plot` must end in .png, got 'a.pdf'"),
-        (["--metric", "gini@10"], "`metric` must be recall@k, ndcg@k or mrr@k"),
+        (["--metric", "gini@10"], "`--metric` must be recall@k, ndcg@k or mrr@k"),
     ],
 )
 def test_compare_refuses_wrong_words_in_one_line(runs, words, message):

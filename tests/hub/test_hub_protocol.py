@@ -17,8 +17,9 @@ from hf_genrec import GenRecTrainingArguments, Recommender, make_trainer
 from hf_genrec.cli.main import app
 from hf_genrec.hub.cards import is_generated
 from hf_genrec.hub.push import push_ids, push_recommender, push_space
+from hf_genrec.training.arguments import training_arguments
 from hf_genrec.training.initial import start_fresh
-from hf_genrec.training.runs import train_run, training_arguments
+from hf_genrec.training.runs import train_run
 from hub_server import Fault
 from invariants.model import random_codes
 from toy_run import answers, save_toy_run

@@ -19,8 +19,9 @@ from hf_genrec import (
     SemanticIds,
     prepare,
 )
+from hf_genrec.training.arguments import training_arguments
 from hf_genrec.training.initial import start_fresh
-from hf_genrec.training.runs import train_run, training_arguments
+from hf_genrec.training.runs import train_run
 from invariants.model import random_codes
 
 

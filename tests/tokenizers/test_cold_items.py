@@ -19,8 +19,9 @@ from hf_genrec.data.steps import newest_items, sort_by_time
 from hf_genrec.evaluation.record import evaluation_run, read_training
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.folder import load_tokenized, tokenize_items
+from hf_genrec.training.arguments import training_arguments
 from hf_genrec.training.initial import start_fresh, start_from
-from hf_genrec.training.runs import run_settings, train_run, training_arguments
+from hf_genrec.training.runs import run_settings, train_run
 
 
 # d and e come last (at 30 and 32); w's training part is d alone, x has a training part only.

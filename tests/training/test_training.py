@@ -22,7 +22,8 @@ from hf_genrec import (
     evaluate_recommender,
     make_trainer,
 )
-from hf_genrec.training.trainer import Stopwatch, TargetBatchSampler, validation_rows
+from hf_genrec.training.sampler import TargetBatchSampler
+from hf_genrec.training.trainer import Stopwatch, validation_rows
 from invariants.model import make_model, tiny_config
 
 
@@ -292,7 +293,7 @@ def test_validation_needs_as_many_beams_as_its_lists_have_items(circle, tmp_path
 
 
 def test_half_precision_asked_for_by_its_own_flag_is_not_overruled(monkeypatch, tmp_path):
-    monkeypatch.setattr("hf_genrec.training.trainer.has_bfloat16", lambda: True)
+    monkeypatch.setattr("hf_genrec.training.arguments.has_bfloat16", lambda: True)
 
     args = arguments(tmp_path, precision="auto", fp16=True)
 

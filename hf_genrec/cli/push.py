@@ -42,8 +42,8 @@ def _push(
     """
     Publish a run folder as a Hub repository that is a complete recommender.
 
-    One commit; files that are there already do not travel again. Training states, caches and results per user stay at
-    home. Log in with `hf auth login` first.
+    One commit; files that are there already do not travel again. Training states, caches and results per user are not
+    uploaded. Log in with `hf auth login` first.
 
     \b
     Examples:

@@ -1,0 +1,104 @@
+"""
+`hf-genrec evaluate`: a run folder and prepared data become metrics beside the baselines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_genrec.cli.command_line import (
+    Aggregation,
+    AsJson,
+    Beams,
+    Decoding,
+    Prepared,
+    SearchOptions,
+    app,
+    given,
+    name_values,
+    one_of,
+    output_on,
+)
+
+
+@app.command("evaluate")
+def _evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or Hub repository.", show_default=False)],
+    prepared_folder: Prepared,
+    split: Annotated[str, typer.Option(callback=one_of("test", "validation"), metavar="test|validation")] = "test",
+    beams: Beams = 50,
+    decoding: Decoding = None,
+    latent_aggregation: Aggregation = "max",
+    search_words: SearchOptions = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Users decoded at a time.")] = 64,
+    max_users: Annotated[int | None, typer.Option(min=1, help="A sample of this many users.")] = None,
+    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
+    no_baselines: Annotated[bool, typer.Option("--no-baselines", help="Without popularity and item-kNN.")] = False,
+    exact_sample: Annotated[
+        int, typer.Option(min=0, help="Score all items exactly for this many users: what does the search miss?")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the samples and the bootstrap.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Write the record to this JSON file too, and ranks per user beside it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Rank the whole catalog for every user and print recall, ndcg and what the lists are like, beside the baselines.
+
+    An evaluation of all users on the test split is also written into the run folder, as evaluation.json and, one row
+    per user, evaluation_users.parquet.
+
+    \b
+    Examples:
+      hf-genrec evaluate run data
+      hf-genrec evaluate run data --split validation --max-users 2000 --beams 20
+      hf-genrec evaluate run data --exact-sample 200
+      hf-genrec evaluate user/repository data --json > record.json
+    """
+    with output_on(as_json) as show:
+        from hf_genrec.cli.tables import evaluation_tables
+        from hf_genrec.data.checks import check_trained_on
+        from hf_genrec.data.prepared import PreparedDataset
+        from hf_genrec.evaluation.baselines import save_neighbors
+        from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
+        from hf_genrec.evaluation.record import evaluation_run, read_training, users_path, write_users
+        from hf_genrec.files import write_json
+        from hf_genrec.serving.recommender import Recommender, check_model_name
+        from hf_genrec.training.initial import check_same_catalog
+        from hf_genrec.training.runs import write_evaluation
+
+        check_model_name(model)
+        prepared = PreparedDataset.load(prepared_folder)
+        beam_options: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
+        options = given({"decoding": decoding}) | name_values("--search", search_words or [])
+        recommender = Recommender.from_pretrained(
+            model, batch_size=batch_size, device=device, **(beam_options | options)
+        )
+        check_same_catalog(recommender.item_ids, prepared, owner=f"The checkpoint {model}")
+        check_trained_on(read_training(model), prepared.metadata, owner=f"The run {model}")
+        settings = EvaluationSettings(
+            split=split,
+            max_users=max_users,
+            seed=seed,
+            exclude_seen=exclude_seen,
+            exact_sample=exact_sample,
+            show_progress=True,
+        )
+        run = evaluation_run(model, decoding=recommender.decoding, **beam_options) | {"search_options": options}
+        baselines: dict[str, Any] | None = {} if no_baselines else None
+        record = evaluate(recommender, prepared, settings, baselines=baselines, run=run)
+        if output is not None:
+            write_json(record, output)
+            write_users(record.users, users_path(output))
+        if split == "test" and max_users is None and not exclude_seen and Path(model).is_dir():
+            write_evaluation(model, recommender.model.config, record, users=record.users)
+            save_neighbors(prepared, model)
+        notes = []
+        if split == "validation" and baselines is None:
+            notes.append("item_knn was tuned on users of this split: its numbers here are higher than they should be.")
+        show(*evaluation_tables(record), *notes, result=record)

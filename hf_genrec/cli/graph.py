@@ -1,0 +1,50 @@
+"""
+`hf-genrec graph`: the graph of similar items beside a model, for `--decoding graph`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_genrec.cli.command_line import AsJson, app, one_of, output_on
+
+
+@app.command("graph")
+def _graph(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="Run folder of rpg or acerec.", show_default=False)],
+    neighbors: Annotated[int, typer.Option(min=1, help="Neighbours of each item, itself among them.")] = 50,
+    method: Annotated[
+        str,
+        typer.Option(
+            callback=one_of("auto", "exact", "approximate"),
+            metavar="auto|exact|approximate",
+            help="How neighbours are found; auto is exact up to 1,000,000 items.",
+        ),
+    ] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Write the graph of similar items beside a model, for `--decoding graph`.
+
+    \b
+    Examples:
+      hf-genrec graph run --neighbors 100
+      hf-genrec evaluate run data --decoding graph --beams 20 --search num_propagations=5
+    """
+    with output_on(as_json) as show:
+        from hf_genrec.serving.item_graph import write_item_graph
+        from hf_genrec.serving.recommender import check_model_name
+
+        check_model_name(model)
+        if not Path(model).is_dir():
+            raise ValueError(f"`graph` writes into a folder: download {model} first (hf download).")
+        graph = write_item_graph(model, num_neighbors=neighbors, search=method, device=device)  # type: ignore[arg-type]
+        num_items, num_neighbors = graph.neighbors.shape
+        show(
+            f"{num_items:,} items, {num_neighbors} neighbours each, {100 * graph.overlap:.1f} % of the exact ones",
+            result={"folder": model, "num_items": num_items, "num_neighbors": num_neighbors, "overlap": graph.overlap},
+        )

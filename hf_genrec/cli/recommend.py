@@ -1,0 +1,119 @@
+"""
+`hf-genrec recommend`: histories become ranked items.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from hf_genrec.cli.command_line import (
+    Aggregation,
+    AsJson,
+    Beams,
+    Decoding,
+    SearchOptions,
+    app,
+    given,
+    name_values,
+    output_on,
+)
+
+
+class _ManyItems(TyperCommand):
+    """Lets `--history a b c` stand for `--history a --history b --history c`, and so `--exclude` and `--allow`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        expanded: list[str] = []
+        option = None  # of ids, to which the next words belong
+        for position, word in enumerate(args):
+            if word.startswith("--"):
+                option = word if word in ("--history", "--exclude", "--allow") else None
+                is_last = position + 1 == len(args) or args[position + 1].startswith("--")
+                if option == "--history" and is_last:
+                    expanded += ["--history", ""]  # an empty history
+                elif option is None or is_last:
+                    expanded.append(word)
+            else:
+                expanded += [word] if option is None else [option, word]
+        return super().parse_args(ctx, expanded)
+
+
+@app.command("recommend", cls=_ManyItems)
+def _recommend(
+    model: Annotated[str, typer.Option("--model", help="Run folder or Hub repository.", show_default=False)],
+    history: Annotated[
+        list[str] | None, typer.Option("--history", metavar="ID ID ...", help="Items of one user, oldest first.")
+    ] = None,
+    histories: Annotated[
+        str | None, typer.Option(help="File with one history a line, ids separated by spaces.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Items per user.")] = 10,
+    exclude_seen: Annotated[
+        bool, typer.Option("--exclude-seen/--include-seen", help="Leave out items of the history.")
+    ] = True,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", metavar="ID ID ...", help="Items that may not be recommended.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow", metavar="ID ID ...", help="The only items that may be.")
+    ] = None,
+    beams: Beams = 50,
+    decoding: Decoding = None,
+    latent_aggregation: Aggregation = "max",
+    search_words: SearchOptions = None,
+    diversity: Annotated[
+        float, typer.Option(min=0, max=1, help="Above 0 items with other codes than those before them move up.")
+    ] = 0.0,
+    sample_seed: Annotated[
+        int | None, typer.Option(min=0, help="Draw items at random, by their probabilities, with this seed.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Recommend items for one history or for a file of histories; scores are log-probabilities.
+
+    \b
+    Examples:
+      hf-genrec recommend --model run --history 50 181 172
+      hf-genrec recommend --model run --history 50 181 172 --top-k 5 --include-seen --json
+      hf-genrec recommend --model run --history 50 181 --exclude 172 174 --diversity 0.3
+      hf-genrec recommend --model run --history 50 181 --allow 56 64 98 127 --sample-seed 7
+      hf-genrec recommend --model user/repository --histories histories.txt --json
+    """
+    if (history is None) == (histories is None):
+        raise ValueError("Give either `--history` (ids of one user) or `--histories` (a file).")
+    if histories is not None:
+        batch = [line.split() for line in Path(histories).read_text(encoding="utf-8").splitlines()]
+        if not batch:
+            raise ValueError(f"{histories} is empty: it must hold one history a line.")
+    else:
+        batch = [[item_id for item_id in history or [] if item_id]]
+    with output_on(as_json) as show:
+        from hf_genrec.cli.tables import recommendation_entries, recommendations_table
+        from hf_genrec.serving.recommender import Recommender, check_model_name
+
+        beam_options: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
+        check_model_name(model)
+        recommender = Recommender.from_pretrained(model, device=device, **beam_options)
+        search_options = given({"decoding": decoding}) | name_values("--search", search_words or [])
+        search_options |= {"diversity": diversity} if diversity else {}
+        if sample_seed is not None:
+            search_options["sample_seed"] = sample_seed
+        entries = recommendation_entries(
+            recommender,
+            batch,
+            top_k=top_k,
+            exclude_seen=exclude_seen,
+            exclude_items=exclude or None,
+            allow_items=allow or None,
+            search_options=search_options,
+        )
+        titles = ["Recommendations"] if histories is None else [f"Line {line + 1}" for line in range(len(batch))]
+        tables = [recommendations_table(entry, title=title) for entry, title in zip(entries, titles, strict=True)]
+        result = {"model": model} | (entries[0] if histories is None else {"users": entries})
+        show(*tables, result=result)

@@ -1,0 +1,178 @@
+"""
+`hf-genrec tokenize`: embeddings become semantic IDs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_genrec.cli.command_line import (
+    AsJson,
+    Overwrite,
+    PlotFile,
+    Prepared,
+    app,
+    name_values,
+    one_of,
+    output_on,
+)
+
+
+if TYPE_CHECKING:
+    from hf_genrec.data.prepared import PreparedDataset
+
+
+@app.command("tokenize")
+def _tokenize(
+    prepared_folder: Prepared,
+    output: Annotated[str, typer.Option("--output", help="The tokenized folder to write.", show_default=False)],
+    embeddings: Annotated[str | None, typer.Option(help="What `hf-genrec embed` wrote, or a ready matrix.")] = None,
+    ids: Annotated[str | None, typer.Option(help="Import ids instead: JSON {item_id: [codes]}.")] = None,
+    quantizer: Annotated[
+        str | None,
+        typer.Option(
+            callback=one_of("residual-kmeans", "rqvae", "hierarchical-kmeans", "opq", "pq", "random"),
+            help="residual-kmeans (Latte, PSID, TIGER), rqvae (TIGER's own), hierarchical-kmeans, opq (RPG, ACERec), "
+            "pq (no rotation) or random (a control).",
+            show_default="residual-kmeans",
+        ),
+    ] = None,
+    levels: Annotated[
+        int | None, typer.Option(min=1, help="Codes per item.", show_default="3; 32 for opq, pq and random")
+    ] = None,
+    codebook_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Codes per level, a power of two.", show_default="256; by the number of items for hierarchical-kmeans"
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Collisions: widen, append, candidates, rematch or keep.", show_default="widen; keep beyond 8 levels"
+        ),
+    ] = None,
+    whiten: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Whitened principal components; 0 for none.",
+            show_default="192 for residual-kmeans, 128 for opq and pq, else 0",
+        ),
+    ] = None,
+    fit_on: Annotated[
+        str | None,
+        typer.Option(
+            callback=one_of("train", "all"),
+            metavar="train|all",
+            help="Items to learn codes from.",
+            show_default="train",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the quantizer.", show_default="1234")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the quantizer, such as epochs=500."),
+    ] = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Also judge the ids: are items that share codes alike in texts (--embeddings) and in users? "
+            "Ids that exist already are judged as they are.",
+        ),
+    ] = False,
+    plot: PlotFile = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Turn embeddings into semantic IDs, or import another project's ids.
+
+    \b
+    Examples:
+      hf-genrec tokenize data --embeddings embeddings --output ids
+      hf-genrec tokenize data --embeddings embeddings --output tiger_ids --policy append
+      hf-genrec tokenize data --embeddings embeddings --output rpg_ids --quantizer opq
+      hf-genrec tokenize data --embeddings embeddings --output rqvae_ids --quantizer rqvae --set sinkhorn_epsilon=0.003
+      hf-genrec tokenize data --ids other_project.json --output ids --policy append
+      hf-genrec tokenize data --output ids --report --embeddings embeddings --plot ids.png
+    """
+    making = (ids, quantizer, levels, codebook_size, policy, whiten, fit_on, seed, options or None)
+    if plot is not None and not report:
+        raise ValueError("`--plot` draws a report: add `--report`.")
+    exists = _check_report(output, report=report and not overwrite, making=making)
+    if report and not (exists or overwrite) and embeddings is None and ids is None:
+        raise ValueError(
+            f"{output} holds no ids to report on (no tokenizer.json): check the name, or make ids with "
+            "`--embeddings` or `--ids`."
+        )
+    if not exists and (embeddings is None) == (ids is None) and not (report and ids is not None):
+        raise ValueError("Give either `--embeddings` or `--ids`.")
+    if ids is not None and (quantizer or levels or whiten is not None or fit_on or seed is not None or options):
+        raise ValueError(
+            "`--quantizer`, `--levels`, `--whiten`, `--fit-on`, `--seed` and `--set` do not go with ready `--ids`."
+        )
+    with output_on(as_json) as show:
+        from hf_genrec.cli.tables import collision_table, usage_table
+        from hf_genrec.data.prepared import PreparedDataset
+        from hf_genrec.tokenizers.folder import import_ids, load_tokenized, tokenize_items
+
+        prepared = PreparedDataset.load(prepared_folder)
+        if exists:
+            pass  # nothing is made
+        elif ids is not None:
+            import_ids(prepared, ids, output, policy=policy, codebook_size=codebook_size, overwrite=overwrite)
+        else:
+            wanted: dict[str, Any] = {"num_levels": levels, "codebook_size": codebook_size, "num_whitened": whiten}
+            wanted |= {"quantizer": quantizer or "residual-kmeans", "policy": policy, "fit_on": fit_on or "train"}
+            wanted |= {"seed": 1234 if seed is None else seed, "options": name_values("--set", options or [])}
+            tokenize_items(prepared, embeddings or "", output, **wanted, overwrite=overwrite)
+        record = load_tokenized(output)[1]
+        result = {"folder": output} | record
+        if report:
+            shown, result["report"] = _report(prepared, output, embeddings=embeddings, plot=plot)
+            show(collision_table(record["statistics"]), *shown, result=result)
+            return
+        tables = collision_table(record["statistics"]), usage_table(record["statistics"], fit=record.get("fit"))
+        show(
+            *tables,
+            f"written to {output}; next: hf-genrec train {prepared_folder} --ids {output} --output run",
+            result=result,
+        )
+
+
+def _check_report(output: str, *, report: bool, making: tuple[Any, ...]) -> bool:
+    """Whether there are ids that are judged as they are; refuses options that would have no effect."""
+    exists = report and (Path(output) / "tokenizer.json").is_file()
+    if exists and any(option is not None for option in making):
+        raise ValueError(
+            f"{output} exists already: `--report` judges it as it is. Drop the other options, or pass `--overwrite`."
+        )
+    return exists
+
+
+def _report(
+    prepared: PreparedDataset, folder: str, *, embeddings: str | None, plot: str | None
+) -> tuple[list[Any], dict[str, Any]]:
+    """What is to be shown of a report on a tokenized folder, and the report."""
+    from hf_genrec.cli.tables import position_table, prefix_table
+    from hf_genrec.tokenizers.report import REPORT_NAME, report_tokenized
+    from hf_genrec.tokenizers.report_plot import plot_id_report
+
+    report = report_tokenized(folder, prepared, embeddings=embeddings)
+    shown: list[Any] = [prefix_table(report), position_table(report)]
+    if embeddings is None:
+        shown.append("the similarity of the texts is left out: it needs --embeddings")
+    else:
+        shown.append(f"embeddings of the texts: {report['encoder']}")
+    shown.append(f"written to {Path(folder) / REPORT_NAME}")
+    if plot is not None:
+        sizes = report["statistics"]
+        codes = f"{sizes['num_levels']} levels of {sizes['codebook_size']:,} codes"
+        title = f"{Path(folder).name}: {sizes['num_items']:,} items, {codes}"
+        shown.append(f"drawn to {plot_id_report(report, plot, title=title)}")
+    return shown, report

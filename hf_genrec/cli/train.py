@@ -1,0 +1,259 @@
+"""
+`hf-genrec train`: semantic IDs and histories become a run folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_genrec.cli.command_line import (
+    INTERRUPTED,
+    OPTION_OF,
+    Aggregation,
+    AsJson,
+    Prepared,
+    app,
+    command_line,
+    given,
+    name_values,
+    one_of,
+    output_on,
+)
+
+
+def _shape(text: str, *, least: int | None = None) -> Any:
+    return typer.Option(help=f"{text} (default: the recipe's).", show_default=False, min=least)
+
+
+@app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def _train(
+    ctx: typer.Context,
+    prepared_folder: Prepared,
+    output: Annotated[str, typer.Option("--output", help="The run folder to write.", show_default=False)],
+    ids: Annotated[str | None, typer.Option(help="Folder that `hf-genrec tokenize` wrote; sasrec needs none.")] = None,
+    origin: Annotated[
+        str | None, typer.Option("--from", help="Fine-tune this run folder or Hub repository on the prepared log.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint in the run folder.")
+    ] = False,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            callback=one_of("latte", "rpg", "acerec", "sasrec"),
+            metavar="latte|rpg|acerec|sasrec",
+            help="Kind of model: latte (also TIGER and PSID), rpg and acerec for long ids, or sasrec without ids.",
+            show_default="latte",
+        ),
+    ] = None,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="The paper's shape and schedule (needs a GPU or days)."),
+    ] = False,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any field of the model's config, such as temperature=0.05."),
+    ] = None,
+    latents: Annotated[
+        int | None, typer.Option(min=0, help="Latent tokens: 8; 0 is TIGER or PSID.", show_default="8")
+    ] = None,
+    history_attention: Annotated[
+        str | None,
+        typer.Option(callback=one_of("causal", "bidirectional"), help="causal (fast) or bidirectional (paper)."),
+    ] = None,
+    history_unit: Annotated[
+        str | None,
+        typer.Option(
+            callback=one_of("item", "code"),
+            help="What the encoder reads of an item: one vector (default, fast), or each code (paper).",
+        ),
+    ] = None,
+    normalization: Annotated[
+        str | None,
+        typer.Option(
+            callback=one_of("catalog", "vocabulary"),
+            help="Softmax over the tokens the catalog allows (default), or over all (paper).",
+        ),
+    ] = None,
+    d_model: Annotated[int | None, _shape("Width of the network", least=1)] = None,
+    d_ff: Annotated[int | None, _shape("Inner width of the feed-forward layers", least=1)] = None,
+    d_kv: Annotated[int | None, _shape("Width of an attention head", least=1)] = None,
+    heads: Annotated[int | None, _shape("Attention heads", least=1)] = None,
+    layers: Annotated[int | None, _shape("Encoder layers", least=1)] = None,
+    decoder_layers: Annotated[int | None, _shape("Decoder layers", least=1)] = None,
+    dropout: Annotated[float | None, _shape("Dropout rate")] = None,
+    label_smoothing: Annotated[float | None, _shape("Label smoothing")] = None,
+    max_history: Annotated[int | None, _shape("Latest items of a history that are read", least=1)] = None,
+    targets: Annotated[
+        str,
+        typer.Option(callback=one_of("all", "last"), metavar="all|last", help="Train on every item or the last only."),
+    ] = "all",
+    epochs: Annotated[float | None, _shape("Passes over the training targets")] = None,
+    batch_size: Annotated[int | None, _shape("Targets per device and step", least=1)] = None,
+    learning_rate: Annotated[float | None, _shape("Peak learning rate")] = None,
+    beams: Annotated[int | None, _shape("Beams of the validation", least=1)] = None,
+    latent_aggregation: Aggregation = "max",
+    early_stopping: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many validations without a better ndcg@10.")
+    ] = None,
+    eval_steps: Annotated[
+        float | None, typer.Option(help="Steps (below 1: share of all) between validations; else one per epoch.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32.", show_default="auto")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, batches and latents.", show_default="42")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Train a model and write a run folder, which is also the folder for the Hub.
+
+    Any further option is one of transformers.TrainingArguments, such as --weight-decay 0.1; PREPARED then stands
+    first.
+
+    \b
+    Examples:
+      hf-genrec train data --ids ids --output run
+      hf-genrec train data --ids ids --output run --epochs 10 --weight-decay 0.1 --seed 7
+      hf-genrec train data --ids ids --output run --resume
+      hf-genrec train data --ids ids --output run --latents 0 --history-unit code
+      hf-genrec train data --ids opq_ids --output run --architecture rpg --epochs 30
+      hf-genrec train data --ids opq_ids --output run --architecture acerec --set alignment_weight=0
+      hf-genrec train data --output run --architecture sasrec
+      hf-genrec train new_data --from run --output tuned --learning-rate 0.0003 --epochs 3
+      accelerate launch scripts/train.py data --ids ids --output run
+    """
+    if prepared_folder.startswith("-"):
+        raise ValueError(f"Name the prepared folder before {prepared_folder} and other options of the trainer.")
+    from transformers import CONFIG_MAPPING
+
+    kind: Any = CONFIG_MAPPING[architecture or "latte"]
+    is_new = ids is not None or (origin is None and not kind.has_codes)
+    if is_new == (origin is not None):
+        raise ValueError("Give either `--ids` (a new model) or `--from` (a checkpoint to fine-tune).")
+    if ids is not None and not kind.has_codes:
+        raise ValueError(f"{kind.display_name} has no semantic IDs: leave out `--ids`.")
+    shape = {
+        "num_latent_tokens": latents, "history_attention": history_attention, "history_unit": history_unit,
+        "normalization": normalization, "d_model": d_model, "d_ff": d_ff, "d_kv": d_kv, "num_heads": heads,
+        "num_layers": layers, "num_decoder_layers": decoder_layers, "dropout_rate": dropout,
+        "label_smoothing": label_smoothing, "max_history_length": max_history,
+    }  # fmt: skip
+    _check_shape(given(shape), kind, origin)
+    schedule = {
+        "num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "learning_rate": learning_rate,
+        "eval_num_beams": beams, "latent_aggregation": latent_aggregation, "early_stopping_patience": early_stopping,
+        "precision": precision, "seed": seed,
+    }  # fmt: skip
+    if eval_steps is not None:
+        schedule |= {"eval_strategy": "steps", "eval_steps": eval_steps}
+        schedule |= {"save_strategy": "steps", "save_steps": eval_steps}
+    with output_on(as_json) as show:
+        record = _run_training(
+            prepared_folder,
+            output,
+            ids,
+            origin,
+            resume,
+            paper,
+            architecture,
+            given(shape) | name_values("--set", fields or []),
+            given(schedule),
+            targets,
+            ctx.args,
+            [option for parameter in ctx.command.params for option in parameter.opts],
+        )
+        if record is None:
+            return
+        best = record["best_metric"]
+        show(
+            f"{record['num_parameters']:,} parameters, {record['minutes']:.1f} minutes, "
+            + ("not validated" if best is None else f"best validation ndcg@10: {best:.4f}"),
+            f"written to {output}; next: hf-genrec evaluate {output} {prepared_folder}",
+            result={"folder": output} | record,
+        )
+
+
+def _check_shape(shape: dict[str, Any], kind: Any, origin: str | None) -> None:
+    """Refuses options of the shape that this kind of model does not have, by their names."""
+    known = {field.name for field in dataclasses.fields(kind)} if origin is None else set()
+    wrong = [f"`{OPTION_OF.get(name, '--' + name.replace('_', '-'))}`" for name in shape if name not in known]
+    if wrong and origin is not None:
+        raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {', '.join(wrong)}.")
+    if wrong:
+        raise ValueError(f"The architecture {kind.model_type} has no {', '.join(wrong)}: leave it out.")
+
+
+def _run_training(
+    prepared_folder: str,
+    output: str,
+    ids: str | None,
+    origin: str | None,
+    resume: bool,
+    paper: bool,
+    architecture: str | None,
+    shape: dict[str, Any],
+    schedule: dict[str, Any],
+    targets: str,
+    options: list[str],
+    own_options: list[str],
+) -> dict[str, Any] | None:
+    """The record of the run; `None` in a process that is not the main one."""
+    from transformers import CONFIG_MAPPING
+
+    from hf_genrec.data.prepared import PreparedDataset
+    from hf_genrec.evaluation.record import is_finished, read_training
+    from hf_genrec.training.arguments import training_arguments
+    from hf_genrec.training.initial import start_fresh, start_from
+    from hf_genrec.training.runs import check_same_run, train_run
+
+    if origin is not None and (shape or paper or architecture):
+        wrong = ", ".join(sorted(shape)) or ("--paper" if paper else "--architecture")
+        raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {wrong}.")
+    prepared = PreparedDataset.load(prepared_folder)
+    kind: Any = CONFIG_MAPPING[architecture or "latte"]
+    if is_finished(output) and resume:
+        settings = (kind.paper_schedule if paper else kind.default_schedule) | schedule
+        seed = training_arguments(output, settings=settings, options=options, more=own_options).seed
+        check_same_run(output, _asked_for(prepared, ids, origin, architecture) | {"seed": seed})
+        typer.echo(f"The run in {output} is finished; nothing to resume.", err=True)
+        return read_training(output) if os.environ.get("RANK", "0") == "0" else None
+    if origin is not None:
+        starting = start_from(prepared, origin)
+        kind = type(starting.model.config)
+    settings = (kind.paper_schedule if paper else kind.default_schedule) | schedule
+    args = training_arguments(output, settings=settings, options=options, more=own_options)
+    if origin is None:
+        if shape.get("history_attention") == "bidirectional":  # which reads codes; `--history-unit item` is refused
+            shape = {"history_unit": "code"} | shape
+        shape = (kind.paper_shape if paper else kind.default_shape) | shape
+        starting = start_fresh(prepared, ids, shape=shape, seed=args.seed, architecture=kind.model_type)
+    try:
+        record = train_run(prepared, starting, output, args, targets=targets, resume=resume, command=command_line())
+    except KeyboardInterrupt:
+        typer.echo(_after_interruption(output, resume), err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    return record if args.process_index == 0 else None
+
+
+def _after_interruption(output: str, resume: bool) -> str:
+    """What is kept of an interrupted training, and how it goes on."""
+    kept = sorted((Path(output) / "checkpoints").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    if not kept:
+        return "Stopped before the first checkpoint; nothing to continue."
+    again = command_line() + ("" if resume else " --resume")
+    return f"Stopped. {kept[-1]} is kept; continue with:\n  {again}"
+
+
+def _asked_for(prepared: Any, ids: str | None, origin: str | None, architecture: str | None) -> dict[str, Any]:
+    """What can be said of a run before a model is made or loaded, as in its settings."""
+    from hf_genrec.tokenizers.folder import load_tokenized
+
+    asked = {"data_fingerprint": prepared.fingerprint, "from": origin}
+    if origin is not None:  # ids and architecture are the checkpoint's
+        return asked
+    fingerprint = None if ids is None else load_tokenized(ids)[0].fingerprint
+    return asked | {"semantic_ids_fingerprint": fingerprint, "architecture": architecture or "latte"}
