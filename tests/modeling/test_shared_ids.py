@@ -1,12 +1,9 @@
 """Semantic IDs that several items share, in models that write them code by code."""
 
-import json
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import result_of
 
 from generated_beams import items_of
 from hf_genrec.modeling.genrec_catalog import Catalog
@@ -302,27 +299,6 @@ def test_loss_is_the_mean_negative_log_likelihood_of_the_ids(normalization):
 
     scores = model.score_items(input_ids, mask, latent_aggregation="sum")
     torch.testing.assert_close(loss, -scores[torch.arange(3), targets].mean() / 2)
-
-
-def test_imported_table_with_shared_ids_is_trained_evaluated_and_served(make_prepared, tmp_path):
-    names = [f"i{number:02}" for number in range(12)]
-    log = {f"u{start:02}": [names[(start + step) % 12] for step in range(6)] for start in range(12)}
-    ids = tmp_path / "table.json"
-    ids.write_text(json.dumps(dict(zip(names, CODES.tolist(), strict=True))), encoding="utf-8")
-    data, run = make_prepared(log).folder, tmp_path / "run"
-    tiny = ["--d-model", 16, "--d-ff", 24, "--heads", 2, "--layers", 1, "--epochs", 2, "--precision", "fp32"]
-
-    result = result_of("tokenize", data, "--ids", ids, "--policy", "keep", "--output", tmp_path / "ids")
-    result_of("train", data, "--ids", tmp_path / "ids", "--output", run, *tiny)
-    record = result_of("evaluate", run, data)
-    found = result_of("recommend", "--model", run, "--history", "i02", "i03", "--top-k", 11, "--exclude", "i05")
-
-    assert result["statistics"]["after"]["group_sizes"] == {"1": 3, "2": 3, "3": 1}
-    assert record["model"]["invalid_rate"] == 0
-    items = [names.index(item["item_id"]) for item in found["recommendations"]]
-    assert sorted(items) == [item for item in range(12) if item != 5]
-    assert items[items.index(0) + 1] == 3
-    assert items[items.index(9) + 1] == 11
 
 
 def test_sample_of_no_allowed_item_is_an_empty_list(model, histories):
