@@ -23,9 +23,8 @@ class HistoryOutput(ModelOutput):
     """
     Encoded histories, one row per user whatever the number of beams or targets that read them.
 
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_history_tokens, d_model)`): Encoder states.
-        attention_mask (`torch.BoolTensor` of shape `(batch_size, num_history_tokens)`): `True` at real tokens.
+    Takes `last_hidden_state` `(batch_size, num_history_tokens, d_model)`. `attention_mask`
+    `(batch_size, num_history_tokens)`: `True` at real tokens.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -37,15 +36,12 @@ class SearchStep:
     """
     What a selection is told about a step of the search, for beams `(B, W)` that each have `K` continuations.
 
-    Args:
-        number (`int`): Number of the step, from 0.
-        depth (`int`): Depth in the trie of the beams before the step; -1 where a latent is chosen.
-        nodes (`torch.LongTensor` of shape `(B, W)`): Trie nodes of the beams before the step, -1 where one is dead.
-        latents (`torch.LongTensor` of shape `(B, W)`, *optional*):
-            Latents of the beams; `None` before one is chosen and for models without.
-        children (`Callable`):
-            From flat positions `w * K + k`, `(B, n)`, to the trie nodes `(B, n)` that they lead to, -1 where illegal.
-            Where a latent is chosen all lead to the root.
+    - `number`: number of the step, from 0.
+    - `depth`: depth in the trie of the beams before the step; -1 where a latent is chosen.
+    - `nodes` `(B, W)`: trie nodes of the beams before the step, -1 where one is dead.
+    - `latents` `(B, W)`: latents of the beams; `None` before one is chosen and for models without.
+    - `children`: from flat positions `w * K + k`, `(B, n)`, to the trie nodes `(B, n)` that they lead to, -1 where
+      illegal. Where a latent is chosen all lead to the root.
     """
 
     number: int
@@ -60,16 +56,9 @@ class Selection(Protocol):
 
     def __call__(self, candidates: torch.FloatTensor, num_beams: int, step: SearchStep) -> torch.LongTensor:
         """
-        Args:
-            candidates (`torch.FloatTensor` of shape `(B, W, K)`):
-                Cumulative log-probability of beam `w` with its continuation `k`; `-inf` where that is illegal or the
-                beam is dead.
-            num_beams (`int`): Beams wanted.
-            step ([`SearchStep`]): Where the search is.
-
-        Returns:
-            `torch.LongTensor` of shape `(B, n)` with `n` at most `num_beams`: flat positions `w * K + k` in the order
-            in which the beams shall stand. A position may repeat, and positions that are `-inf` may fill up.
+        `candidates` `(B, W, K)`: cumulative log-probability of beam `w` with its continuation `k`; `-inf` where that
+        is illegal or the beam is dead. Returns `(B, n)` with `n` at most `num_beams`: flat positions `w * K + k` in
+        the order in which the beams shall stand. A position may repeat, and positions that are `-inf` may fill up.
         """
 
 
@@ -87,11 +76,9 @@ class Beams:
     """
     Result of `beam_search`.
 
-    Args:
-        leaves (`torch.LongTensor` of shape `(batch_size, num_beams)`): Leaves of the trie, -1 where a beam is dead.
-        scores (`torch.FloatTensor`, same shape): Log-probabilities, `-inf` where a beam is dead.
-        trace (`list[TraceStep]`): The beams kept at each step.
-        pruned (`list[TraceStep]`): The best continuations at each step that were not kept; empty unless asked for.
+    - `leaves` `(batch_size, num_beams)`: leaves of the trie, -1 where a beam is dead.
+    - `scores` (same shape): log-probabilities, `-inf` where a beam is dead.
+    - `pruned`: the best continuations at each step that were not kept; empty unless asked for.
     """
 
     leaves: torch.LongTensor
@@ -105,12 +92,9 @@ class Beams:
         """
         The ways to the leaves, or to what was pruned.
 
-        Args:
-            last ([`TraceStep`], *optional*): Where the ways end; `None` for the leaves.
-            num_steps (`int`, *optional*): Number of steps up to and with `last`; `None` for all.
-
-        Returns:
-            `tuple[torch.LongTensor, torch.FloatTensor]`: tokens and cumulative scores, `(batch_size, n, num_steps)`.
+        - `last`: where the ways end; `None` for the leaves.
+        - `num_steps`: number of steps up to and with `last`.
+        Returns tokens and cumulative scores, `(batch_size, n, num_steps)`.
         """
         num_steps = len(self.trace) if num_steps is None else num_steps
         last = self.trace[num_steps - 1] if last is None else last
@@ -126,12 +110,8 @@ def token_range(config, step: int) -> tuple[int, int, int]:
     """
     What may be written at a decoding step.
 
-    Args:
-        config: The model's config.
-        step (`int`): Number of the step, from 0.
-
-    Returns:
-        `tuple[int, int, int]`: first token, number of tokens, and depth in the trie before the step (-1 for a latent).
+    `step`: number of the step, from 0. Returns first token, number of tokens, and depth in the trie before the step
+    (-1 for a latent).
     """
     if config.num_latent_tokens and step == 0:
         return config.first_latent_token, config.num_latent_tokens, -1
@@ -151,16 +131,10 @@ def token_log_probs(
     Log-probabilities of the tokens of a decoding step, over the whole vocabulary or over the legal tokens
     (`config.normalization`).
 
-    Args:
-        model: A model with `config` and `score_tokens`.
-        states (`torch.FloatTensor` of shape `(..., d_model)`): Decoder states.
-        step (`int`): Number of the step, from 0.
-        codes (`torch.LongTensor` of shape `(..., n)`, *optional*): The tokens wanted, counted from the first of the
-            step; `None` for all.
-        is_legal (`torch.BoolTensor` of shape `(..., n)`, *optional*): Tokens that the catalog allows; `None` for all.
-
-    Returns:
-        `torch.FloatTensor` of shape `(..., n)`: float32; those of illegal tokens mean nothing.
+    Takes `states` `(..., d_model)`, `is_legal` `(..., n)`.
+    - `step`: number of the step, from 0.
+    - `codes` `(..., n)`: the tokens wanted, counted from the first of the step.
+    Returns `(..., n)`: float32; those of illegal tokens mean nothing.
     """
     config = model.config
     start, width, _ = token_range(config, step)
@@ -178,13 +152,7 @@ def best_candidates(candidates: torch.FloatTensor, num_beams: int, step: SearchS
     """
     The plain selection: the best candidates of a user, best first.
 
-    Args:
-        candidates (`torch.FloatTensor` of shape `(B, W, K)`): Cumulative log-probabilities.
-        num_beams (`int`): Beams wanted.
-        step ([`SearchStep`]): Not used.
-
-    Returns:
-        `torch.LongTensor` of shape `(B, min(num_beams, W * K))`: flat positions.
+    Takes `candidates` `(B, W, K)`. Returns `(B, min(num_beams, W * K))`: flat positions.
 
     Example:
 
@@ -264,20 +232,11 @@ def beam_search(
     """
     Beam search over the trie; the first step runs with one beam per user, keys and values of the history are shared.
 
-    Args:
-        model: A model with `config`, `catalog`, `decode_states` and `score_tokens`.
-        history ([`HistoryOutput`]): Encoded histories.
-        num_beams (`int`): Beams kept per user and step.
-        selection ([`Selection`], defaults to `best_candidates`): Decides which candidates become beams.
-        allowed_items (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*):
-            Items that may be reached; prefixes without any are closed. One row serves all users.
-        penalties (`list[torch.FloatTensor]`, *optional*):
-            For each depth from 0 to `num_levels` what the selection subtracts from the score of a node,
-            `(num_nodes[depth],)`. Scores that come out are free of it.
-        num_pruned (`int`, defaults to 0): How many of the best discarded continuations to remember per step.
-
-    Returns:
-        [`Beams`]
+    - `allowed_items` `(batch_size or 1, num_items)`: items that may be reached; prefixes without any are closed. One
+      row serves all users.
+    - `penalties`: for each depth from 0 to `num_levels` what the selection subtracts from the score of a node,
+      `(num_nodes[depth],)`. Scores that come out are free of it.
+    - `num_pruned`: how many of the best discarded continuations to remember per step.
     """
     config, device = model.config, history.last_hidden_state.device
     batch_size = len(history.last_hidden_state)
@@ -368,17 +327,11 @@ def search_codes(
     decoder that has nothing to compute. It finds less than exact scores at the same cost or more: with long ids the
     best prefixes are rarely those of the best items. It is here because papers compare with it.
 
-    Args:
-        log_probs (`torch.FloatTensor` of shape `(batch_size, num_levels, codebook_size)`): Log-probabilities.
-        catalog ([`Catalog`]): The trie.
-        first_code_token (`int`): Token of code 0 of level 0, for the tokens of the trace.
-        num_beams (`int`): Beams kept per user and level.
-        allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*): Items that may be reached.
-        penalties (`list[torch.FloatTensor]`, *optional*): Result of `prior_penalties`.
-        num_pruned (`int`, defaults to 0): How many discarded continuations to remember per level.
-
-    Returns:
-        [`Beams`]: the leaves are those of `catalog`.
+    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `allowed` `(batch_size or 1, num_items)`.
+    - `first_code_token`: token of code 0 of level 0, for the tokens of the trace.
+    - `penalties`: result of `prior_penalties`.
+    - `num_pruned`: how many discarded continuations to remember per level.
+    The leaves are those of `catalog`.
     """
     beams = beam_search(
         _LevelDecoder(catalog),

@@ -118,12 +118,8 @@ class Catalog:
         """
         Start of each node's range of items.
 
-        Args:
-            depth (`int`): Depth of the nodes, from 0 (the root) to `num_levels` (the leaves).
-
-        Returns:
-            `torch.LongTensor` of shape `(num_nodes[depth] + 1,)`: the items below node `n` are
-            `items_in_order[first[n] : first[n + 1]]`.
+        `depth`: depth of the nodes, from 0 (the root) to `num_levels` (the leaves). Returns `(num_nodes[depth] + 1,)`:
+        the items below node `n` are `items_in_order[first[n] : first[n + 1]]`.
         """
         if depth == self.num_levels and self.is_unique:
             return torch.arange(self.num_items + 1, device=self.device)
@@ -133,14 +129,9 @@ class Catalog:
         """
         The node reached from each node by one code.
 
-        Args:
-            depth (`int`): Depth of `nodes`.
-            nodes (`torch.LongTensor`, any shape): Nodes; -1 is no node.
-            codes (`torch.LongTensor`, same shape): Codes of level `depth`; others than `[0, codebook_size)` lead
-            nowhere.
-
-        Returns:
-            `torch.LongTensor`, same shape: nodes at `depth + 1`, -1 where there is none.
+        - `nodes`: nodes; -1 is no node.
+        - `codes` (same shape): codes of level `depth`; others than `[0, codebook_size)` lead nowhere.
+        Returns the same shape: nodes at `depth + 1`, -1 where there is none.
         """
         table = self._child[depth]
         if table is not None:
@@ -162,12 +153,9 @@ class Catalog:
         """
         Which codes may follow each node.
 
-        Args:
-            depth (`int`): Depth of `nodes`, below `num_levels`.
-            nodes (`torch.LongTensor`, any shape): Nodes; -1 is no node.
-
-        Returns:
-            `torch.BoolTensor` of shape `(*nodes.shape, codebook_size)`: all `False` for -1.
+        - `depth`: depth of `nodes`, below `num_levels`.
+        - `nodes`: nodes; -1 is no node.
+        Returns `(*nodes.shape, codebook_size)`: all `False` for -1.
         """
         table = self._legal[depth]
         if table is not None:
@@ -190,17 +178,12 @@ class Catalog:
         of `codebook_size` continuations per beam gains where the former is many times smaller, as it is at the last
         levels of a large catalog of long semantic IDs. At the first level there is nothing to gain.
 
-        Args:
-            depth (`int`): Depth of `nodes`, below `num_levels`.
-            nodes (`torch.LongTensor`, any shape): Nodes; -1 is no node.
-            width (`int`, *optional*):
-                Length of the lists; further children are left out. `None` for the most children any of `nodes` has,
-                but at least 1. `max_children[depth]` loses none and, on an accelerator, does not wait for the device.
-
-        Returns:
-            `tuple[torch.LongTensor, torch.LongTensor, torch.BoolTensor]`: codes, nodes at `depth + 1`, and which
-            places of the lists are taken, each `(*nodes.shape, width)`. Children stand in the order of their codes;
-            behind them code 0, node -1, `False`.
+        - `depth`: depth of `nodes`, below `num_levels`.
+        - `nodes`: nodes; -1 is no node.
+        - `width`: length of the lists; further children are left out. `None` for the most children any of `nodes` has,
+          but at least 1. `max_children[depth]` loses none and, on an accelerator, does not wait for the device.
+        Returns codes, nodes at `depth + 1`, and which places of the lists are taken, each `(*nodes.shape, width)`.
+        Children stand in the order of their codes; behind them code 0, node -1, `False`.
 
         Example:
 
@@ -240,11 +223,8 @@ class Catalog:
         The result has a byte per row and node, of all depths together less than `1 + num_levels` per item. A rule
         that is the same for everybody needs one row only. An id is closed when all its items are.
 
-        Args:
-            allowed_items (`torch.BoolTensor` of shape `(batch_size, num_items)`): Items that may be recommended.
-
-        Returns:
-            `list[torch.BoolTensor]`: for each depth from 0 to `num_levels` a tensor `(batch_size, num_nodes[depth])`.
+        Takes `allowed_items` `(batch_size, num_items)`. Returns for each depth from 0 to `num_levels` a tensor
+        `(batch_size, num_nodes[depth])`.
         """
         in_order = allowed_items.index_select(1, self.items_in_order)
         shapes = [(len(in_order), num_nodes) for num_nodes in self.num_nodes[: len(self._first_item)]]
@@ -264,11 +244,8 @@ class Catalog:
         """
         The node of each prefix.
 
-        Args:
-            codes (`torch.LongTensor` of shape `(..., length)`): The first `length` codes, `length` up to `num_levels`.
-
-        Returns:
-            `torch.LongTensor` of shape `(...)`: node at depth `length`, -1 if no item begins so.
+        `codes` `(..., length)`: the first `length` codes, `length` up to `num_levels`. Returns `(...)`: node at depth
+        `length`, -1 if no item begins so.
         """
         node = torch.zeros(codes.shape[:-1], dtype=torch.long, device=self.device)
         for level in range(codes.shape[-1]):
@@ -279,12 +256,8 @@ class Catalog:
         """
         The item of each full semantic ID.
 
-        Args:
-            codes (`torch.LongTensor` of shape `(..., num_levels)`): Semantic IDs.
-
-        Returns:
-            `torch.LongTensor` of shape `(...)`: item index, -1 if no item has these codes; of items that share them
-            the first.
+        Takes `codes` `(..., num_levels)`. Returns `(...)`: item index, -1 if no item has these codes; of items that
+        share them the first.
         """
         return self.item_at(self.node_of(codes))
 
@@ -292,11 +265,8 @@ class Catalog:
         """
         The item of each leaf.
 
-        Args:
-            leaves (`torch.LongTensor`, any shape): Nodes at depth `num_levels`; -1 is no node.
-
-        Returns:
-            `torch.LongTensor`, same shape: item index, -1 for no node; of items that share an id the first.
+        `leaves`: nodes at depth `num_levels`; -1 is no node. Returns the same shape: item index, -1 for no node; of
+        items that share an id the first.
         """
         places = leaves.clamp_min(0)
         if not self.is_unique:
@@ -431,11 +401,7 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
         """
         Code tokens of items.
 
-        Args:
-            item_tokens (`torch.LongTensor`, any shape): Item tokens.
-
-        Returns:
-            `torch.LongTensor` of shape `(..., num_levels)`: their semantic IDs as tokens.
+        Returns `(..., num_levels)`: their semantic IDs as tokens.
         """
         config = self.config
         levels = torch.arange(config.num_levels, device=item_tokens.device)

@@ -25,15 +25,11 @@ def best_of(
     """
     The best of some items of each user whose scores are known.
 
-    Args:
-        items (`torch.LongTensor` of shape `(batch_size, n)`): Distinct items in ascending order; -1 for none.
-        scores (`torch.FloatTensor`, same shape): Their scores.
-        top_k (`int`): Length of the lists.
-        allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*): As in `best_items`.
-        penalty (`torch.FloatTensor` of shape `(num_items,)`, *optional*): As in `best_items`.
-
-    Returns:
-        `tuple[torch.LongTensor, torch.FloatTensor]`: as from `best_items`.
+    Takes `scores` (same shape).
+    - `items` `(batch_size, n)`: distinct items in ascending order; -1 for none.
+    - `allowed` `(batch_size or 1, num_items)`: as in `best_items`.
+    - `penalty` `(num_items,)`: as in `best_items`.
+    Returns as from `best_items`.
 
     Example:
 
@@ -62,12 +58,7 @@ def first_of_the_best(values: torch.Tensor, top_k: int) -> torch.LongTensor:
     Positions of the largest values of each row, largest first; of equal ones the first. `torch.topk` leaves open which
     of several equal values it takes, and takes others on another device or in another piece.
 
-    Args:
-        values (`torch.Tensor` of shape `(num_rows, n)`): Numbers.
-        top_k (`int`): How many.
-
-    Returns:
-        `torch.LongTensor` of shape `(num_rows, min(top_k, n))`: positions.
+    Takes `values` `(num_rows, n)`. Returns `(num_rows, min(top_k, n))`: positions.
 
     Example:
 
@@ -97,12 +88,7 @@ def hashed(numbers: torch.LongTensor) -> torch.LongTensor:
     """
     Numbers that look random, one for each number.
 
-    Args:
-        numbers (`torch.LongTensor`, any shape): Any numbers.
-
-    Returns:
-        `torch.LongTensor`, same shape: all 64 bits are used, so half of them are negative. Different numbers give
-        different ones.
+    Returns the same shape: all 64 bits are used, so half of them are negative. Different numbers give different ones.
 
     Source: the output function of SplitMix64, Steele et al. 2014 (https://doi.org/10.1145/2660193.2660195).
 
@@ -123,12 +109,7 @@ def user_keys(seed: int, users: torch.LongTensor) -> torch.LongTensor:
     """
     What the random numbers of each user are made from.
 
-    Args:
-        seed (`int`): The seed, in [0, 2**63).
-        users (`torch.LongTensor`, any shape): Numbers of the users.
-
-    Returns:
-        `torch.LongTensor`, same shape.
+    `seed`: the seed, in [0, 2**63). Returns the same shape.
     """
     return hashed(hashed(users * GOLDEN + GOLDEN) ^ seed)
 
@@ -138,12 +119,7 @@ def gumbel_noise(keys: torch.LongTensor, items: torch.LongTensor) -> torch.Float
     Standard Gumbel noise. Added to log-probabilities, it makes the items with the largest sums a sample without
     replacement, in the order drawn.
 
-    Args:
-        keys (`torch.LongTensor` of shape `(num_users,)`): Result of `user_keys`.
-        items (`torch.LongTensor` of shape `(n,)`): Item indices.
-
-    Returns:
-        `torch.FloatTensor` of shape `(num_users, n)`
+    Takes `items` `(n,)`. `keys` `(num_users,)`: result of `user_keys`. Returns `(num_users, n)`.
 
     Source: Kool et al. 2019, section 2.2 (https://huggingface.co/papers/1903.06059).
 
@@ -165,13 +141,7 @@ def random_items(keys: torch.LongTensor, num_draws: int, *, num_items: int) -> t
     """
     Items drawn uniformly with replacement.
 
-    Args:
-        keys (`torch.LongTensor` of shape `(num_users,)`): Result of `user_keys`.
-        num_draws (`int`): Draws per user.
-        num_items (`int`): Size of the catalog.
-
-    Returns:
-        `torch.LongTensor` of shape `(num_users, num_draws)`: item indices.
+    `keys` `(num_users,)`: result of `user_keys`. Returns `(num_users, num_draws)`: item indices.
 
     Example:
 

@@ -29,12 +29,8 @@ def item_scores(log_probs: torch.Tensor, item_codes: torch.Tensor) -> torch.Floa
     """
     Scores of all items, for catalogs that are small enough to hold them.
 
-    Args:
-        log_probs (`torch.Tensor` of shape `(batch_size, num_levels, codebook_size)`): Log-probabilities.
-        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Codes, any integer type.
-
-    Returns:
-        `torch.FloatTensor` of shape `(batch_size, num_items)`: float32 sums over the levels.
+    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `item_codes` `(num_items, num_levels)`. Returns
+    `(batch_size, num_items)`: float32 sums over the levels.
 
     Example:
 
@@ -55,13 +51,8 @@ def candidate_scores(log_probs: torch.Tensor, item_codes: torch.Tensor, items: t
     """
     Scores of some items of each user; bit for bit those of `item_scores`.
 
-    Args:
-        log_probs (`torch.Tensor` of shape `(batch_size, num_levels, codebook_size)`): Log-probabilities.
-        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Codes, any integer type.
-        items (`torch.LongTensor` of shape `(batch_size, n)`): Item indices.
-
-    Returns:
-        `torch.FloatTensor` of shape `(batch_size, n)`: float32 sums over the levels.
+    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `item_codes` `(num_items, num_levels)`, `items`
+    `(batch_size, n)`. Returns `(batch_size, n)`: float32 sums over the levels.
 
     Example:
 
@@ -82,14 +73,8 @@ def pair_scores(
     """
     Scores of any pairs of a user and an item; bit for bit those of `item_scores`.
 
-    Args:
-        log_probs (`torch.Tensor` of shape `(batch_size, num_levels, codebook_size)`): Log-probabilities.
-        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Codes, any integer type.
-        users (`torch.LongTensor` of shape `(n,)`): Rows of `log_probs`.
-        items (`torch.LongTensor` of shape `(n,)`): Item indices.
-
-    Returns:
-        `torch.FloatTensor` of shape `(n,)`: float32 sums over the levels.
+    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `item_codes` `(num_items, num_levels)`, `items`
+    `(n,)`. `users` `(n,)`: rows of `log_probs`. Returns `(n,)`: float32 sums over the levels.
 
     Example:
 
@@ -117,12 +102,8 @@ def code_scores(log_probs: torch.Tensor, codes: torch.Tensor) -> torch.FloatTens
     """
     Log-probability of each code of some semantic IDs; their sum is the score.
 
-    Args:
-        log_probs (`torch.Tensor` of shape `(batch_size, num_levels, codebook_size)`): Log-probabilities.
-        codes (`torch.Tensor` of shape `(batch_size, n, num_levels)`): Codes of the items of each user.
-
-    Returns:
-        `torch.FloatTensor` of shape `(batch_size, n, num_levels)`
+    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `codes` `(batch_size, n, num_levels)`. Returns
+    `(batch_size, n, num_levels)`.
 
     Example:
 
@@ -152,22 +133,15 @@ def best_items(
     The tables of a few users stand side by side, `(num_levels * codebook_size, users)`, and an item is a bag of
     `num_levels` rows of it, so each look-up reads the numbers of all these users in a row.
 
-    Args:
-        log_probs (`torch.Tensor` of shape `(batch_size, num_levels, codebook_size)`): Log-probabilities.
-        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Codes, any integer type.
-        top_k (`int`): Length of the lists, at least 1.
-        allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*):
-            Items that may be listed; `None` for all.
-        penalty (`torch.FloatTensor` of shape `(num_items,)`, *optional*):
-            What is subtracted from the score of each item in ranking, not in the scores returned.
-        noise (`Callable`, *optional*):
-            From a range of users and one of items to what is added in ranking, `(users, items)`.
-        memory_budget (`int`, defaults to 2 GiB): Bytes by which pieces are made smaller than they would be.
-
-    Returns:
-        `tuple[torch.LongTensor, torch.FloatTensor]`: item indices and scores, both `(batch_size, top_k)`, best first;
-        -1 and `-inf` where fewer items are allowed. Where two rank equally the lower index stands first, and neither
-        the other users nor the size of the pieces change a list.
+    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `item_codes` `(num_items, num_levels)`, `allowed`
+    `(batch_size or 1, num_items)`.
+    - `top_k`: length of the lists, at least 1.
+    - `penalty` `(num_items,)`: what is subtracted from the score of each item in ranking, not in the scores returned.
+    - `noise`: from a range of users and one of items to what is added in ranking, `(users, items)`.
+    - `memory_budget`: bytes by which pieces are made smaller than they would be.
+    Returns item indices and scores, both `(batch_size, top_k)`, best first; -1 and `-inf` where fewer items are
+    allowed. Where two rank equally the lower index stands first, and neither the other users nor the size of the
+    pieces change a list.
 
     Example:
 
@@ -211,15 +185,7 @@ def best_items(
 
 
 def users_per_table(device: torch.device) -> int:
-    """
-    Users whose scores are computed together.
-
-    Args:
-        device (`torch.device`): Where the model is.
-
-    Returns:
-        `int`: Their number.
-    """
+    """Users whose scores are computed together."""
     return USERS_PER_TABLE if device.type == "cpu" else ACCELERATOR_USERS_PER_TABLE
 
 

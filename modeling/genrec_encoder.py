@@ -24,11 +24,10 @@ class PackedHistories:
     """
     The items of a batch of histories, one after the other, oldest first.
 
-    Args:
-        tokens (`torch.LongTensor` of shape `(num_packed,)`): Item token, or the user token of an empty history.
-        rows (`torch.LongTensor`, same shape): Which history each belongs to, ascending.
-        columns (`torch.LongTensor`, same shape): Its place there, from 0 without gaps.
-        lengths (`torch.LongTensor` of shape `(batch_size,)`): Tokens of each history, at least 1.
+    - `tokens` `(num_packed,)`: item token, or the user token of an empty history.
+    - `rows` (same shape): which history each belongs to, ascending.
+    - `columns` (same shape): its place there, from 0 without gaps.
+    - `lengths` `(batch_size,)`: tokens of each history, at least 1.
     """
 
     tokens: torch.LongTensor
@@ -50,11 +49,7 @@ class PackedHistories:
         """
         Padded with zeros behind the items.
 
-        Args:
-            packed (`torch.Tensor` of shape `(num_packed, ...)`): Something for each item.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, width, ...)`
+        Takes `packed` `(num_packed, ...)`. Returns `(batch_size, width, ...)`.
         """
         shape = (len(self.lengths), self.width, *packed.shape[1:])
         if self.is_full:
@@ -65,12 +60,8 @@ class PackedHistories:
         """
         The way back.
 
-        Args:
-            rows (`torch.Tensor` of shape `(batch_size, width, ...)`): Something for each place.
-            anchors (`torch.LongTensor` of shape `(num_anchors,)`, *optional*): Which items; `None` for all.
-
-        Returns:
-            `torch.Tensor` of shape `(num_packed or num_anchors, ...)`
+        Takes `rows` `(batch_size, width, ...)`, `anchors` `(num_anchors,)`. Returns
+        `(num_packed or num_anchors, ...)`.
         """
         flat = rows.flatten(0, 1)
         if anchors is None and self.is_full:
@@ -86,10 +77,7 @@ class BlockEncoder(nn.Module):
     itself and by later blocks only. With blocks of one token this is GPT-2; parameters have the names and shapes of
     `GPT2Model`, without its token embeddings.
 
-    Args:
-        config ([`RPGConfig`]): Sizes and dropout.
-        tokens_per_item (`int`, defaults to 1): Size of a block.
-        has_intent (`bool`, defaults to `False`): Whether the last token of a block is hidden from the others.
+    `has_intent`: whether the last token of a block is hidden from the others.
     """
 
     def __init__(self, config, *, tokens_per_item: int = 1, has_intent: bool = False):
@@ -126,15 +114,10 @@ class BlockEncoder(nn.Module):
         first_read: int = 0,
     ) -> torch.Tensor:
         """
-        Args:
-            tokens (`torch.Tensor` of shape `(num_packed, tokens_per_item, d_model)`): What stands for each item.
-            histories ([`PackedHistories`]): Where the items belong.
-            anchors (`torch.LongTensor` of shape `(num_anchors,)`, *optional*):
-                The items behind which states are read; `None` for the last of each history.
-            first_read (`int`, defaults to 0): The first of the tokens of a block that are read; the rest follow.
-
-        Returns:
-            `torch.Tensor` of shape `(num_anchors or batch_size, tokens_per_item - first_read, d_model)`
+        Takes `tokens` `(num_packed, tokens_per_item, d_model)`.
+        - `anchors` `(num_anchors,)`: the items behind which states are read; `None` for the last of each history.
+        - `first_read`: the first of the tokens of a block that are read; the rest follow.
+        Returns `(num_anchors or batch_size, tokens_per_item - first_read, d_model)`.
         """
         states = tokens + self.wpe(histories.columns).unsqueeze(1)
         if self.places is not None:
@@ -213,12 +196,7 @@ def _add(block, states, mixed) -> torch.Tensor:
 
 
 class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
-    """
-    A model that reads histories of items with a [`BlockEncoder`].
-
-    Args:
-        config ([`RPGConfig`] or [`SASRecConfig`]): Sizes, token layout and options.
-    """
+    """A model that reads histories of items with a [`BlockEncoder`]."""
 
     base_model_prefix = "model"
     _supports_sdpa = True
@@ -269,12 +247,7 @@ class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
         """
         Not for these models.
 
-        Args:
-            *args: Not used.
-            **kwargs: Not used.
-
-        Raises:
-            NotImplementedError: Always; use `recommend`.
+        Raises `NotImplementedError` always; use `recommend`.
         """
         raise NotImplementedError(
             f"{type(self).__name__} predicts {self._predicts} and writes no tokens one by one: call `recommend()` "

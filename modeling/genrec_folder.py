@@ -27,12 +27,7 @@ def items_fingerprint(item_ids: Iterable[str]) -> str:
     """
     Fingerprint of item ids and their order.
 
-    Args:
-        item_ids (`Iterable[str]`):
-            The ids in row order.
-
-    Returns:
-        `str`: the first 16 hex digits of the SHA-256 of the ids as a JSON list.
+    Returns the first 16 hex digits of the SHA-256 of the ids as a JSON list.
 
     Example:
 
@@ -49,11 +44,7 @@ def catalog_fingerprint(item_codes: torch.Tensor) -> str:
     """
     Fingerprint of a semantic-ID table: the first 16 hex digits of the sha256 of its int16 codes and its shape.
 
-    Args:
-        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Codes, any integer type.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
+    Takes `item_codes` `(num_items, num_levels)`. Returns 16 hexadecimal digits.
 
     Example:
 
@@ -71,16 +62,8 @@ def item_ids_of(tokenizer, config) -> list[str]:
     """
     The item ids that a tokenizer holds, if they are those of a model.
 
-    Args:
-        tokenizer: The tokenizer of the model's folder.
-        config: The model's config.
-
-    Returns:
-        `list[str]`: ids in row order; item `i` is token `config.first_item_token + i`.
-
-    Raises:
-        ValueError: If the tokenizer holds more or fewer tokens than the model knows, or other items, or these in
-            another order.
+    Returns ids in row order; item `i` is token `config.first_item_token + i`. Raises `ValueError` if the tokenizer
+    holds more or fewer tokens than the model knows, or other items, or these in another order.
     """
     first, end = config.first_item_token, config.first_item_token + config.num_items
     if len(tokenizer) != end:
@@ -103,14 +86,9 @@ def check_parts(config, item_ids: Sequence[str], *, codes: Sequence | None = Non
     """
     Whether an item table and a tokenizer are of one folder with a model: else right codes would get wrong items.
 
-    Args:
-        config: The model's config.
-        item_ids (`list[str]`): `item_id` of the item table, in row order.
-        codes (`list[list[int]]`, *optional*): `codes` of the item table, where it has any.
-        tokenizer (*optional*): The tokenizer of the folder.
-
-    Raises:
-        ValueError: If they are not; the message says which side differs.
+    - `item_ids`: `item_id` of the item table, in row order.
+    - `codes`: `codes` of the item table, where it has any.
+    Raises `ValueError` if they are not; the message says which side differs.
     """
     item_ids = list(item_ids)
     remedy = "Use the {} that was written beside these weights."
@@ -243,15 +221,8 @@ def as_histories(histories: Sequence[Sequence[str]] | Sequence[str]) -> list[lis
     """
     A batch of histories, whether one flat history or a batch was given.
 
-    Args:
-        histories (`list[list[str]]` or `list[str]`):
-            Item ids, oldest first. An empty list is one user without a history.
-
-    Returns:
-        `list[list[str]]`: one list per user.
-
-    Raises:
-        TypeError: If `histories` is one string, mixes strings and lists, or holds ids that are no strings.
+    `histories`: item ids, oldest first. An empty list is one user without a history. Returns one list per user. Raises
+    `TypeError` if `histories` is one string, mixes strings and lists, or holds ids that are no strings.
 
     Example:
 
@@ -286,15 +257,9 @@ class ItemTokensMixin:
         """
         Which positions hold an item that counts.
 
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Tokens.
-            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at tokens that count; `None` for all.
-
-        Returns:
-            `torch.BoolTensor`, same shape: `False` at padding, unknown and special tokens.
-
-        Raises:
-            ValueError: If a token lies behind the last item.
+        Takes `input_ids` `(batch_size, history_length)`. `attention_mask` (same shape): 1 at tokens that count.
+        Returns the same shape: `False` at padding, unknown and special tokens. Raises `ValueError` if a token lies
+        behind the last item.
         """
         config = self.config
         if input_ids.numel() and int(input_ids.max()) >= config.first_item_token + config.num_items:
@@ -309,15 +274,9 @@ class ItemTokensMixin:
         """
         Which positions have a label.
 
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Tokens.
-            labels (`torch.LongTensor`, same shape): At each position the token of the next item, or -100.
-
-        Returns:
-            `torch.BoolTensor`, same shape: `False` at -100.
-
-        Raises:
-            ValueError: If the shapes differ or a label is neither an item nor -100.
+        Takes `input_ids` `(batch_size, history_length)`. `labels` (same shape): at each position the token of the next
+        item, or -100. Returns the same shape: `False` at -100. Raises `ValueError` if the shapes differ or a label is
+        neither an item nor -100.
         """
         first, end = self.config.first_item_token, self.config.first_item_token + self.config.num_items
         if labels.shape != input_ids.shape:

@@ -56,13 +56,9 @@ class CatalogLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """
-        Args:
-            input_ids (`torch.LongTensor` of shape `(num_rows, length)`): Decoder tokens so far, the start token first.
-            scores (`torch.FloatTensor` of shape `(num_rows, vocab_size)`): Logits or log-probabilities of the next
-            one.
-
-        Returns:
-            `torch.FloatTensor`, same shape: a copy of `scores` with `-inf` at every illegal token.
+        - `input_ids` `(num_rows, length)`: decoder tokens so far, the start token first.
+        - `scores` `(num_rows, vocab_size)`: logits or log-probabilities of the next one.
+        Returns the same shape: a copy of `scores` with `-inf` at every illegal token.
         """
         config = self.config
         codes = input_ids[:, 1 + (1 if config.num_latent_tokens else 0) :]
@@ -104,8 +100,7 @@ class SharedHistoryCache(EncoderDecoderCache):
         """
         Let the beams' own keys and values follow the beams.
 
-        Args:
-            beam_idx (`torch.LongTensor` of shape `(num_rows,)`): The row each new row continues; of the same user.
+        `beam_idx` `(num_rows,)`: the row each new row continues; of the same user.
         """
         self.self_attention_cache.reorder_cache(beam_idx)
 
@@ -179,11 +174,7 @@ class CatalogGenerationMixin(GenerationMixin):
         Whether sampled beams are items. Beam sampling draws without replacement; where fewer continuations than beams
         have a probability above zero it draws illegal ones.
 
-        Args:
-            sequences (`torch.LongTensor` of shape `(num_rows, length)`): Generated tokens, codes last.
-
-        Raises:
-            ValueError: If some are no items.
+        Takes `sequences` `(num_rows, length)`. Raises `ValueError` if some are no items.
         """
         config = self.config
         level_starts = config.codebook_size * torch.arange(config.num_levels, device=sequences.device)

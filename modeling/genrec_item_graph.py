@@ -28,11 +28,8 @@ def code_similarities(code_embeddings: torch.Tensor) -> torch.FloatTensor:
     What each pair of codes of a level adds to the similarity of two items, which is a mean over the levels: 1 for
     items with the same codes, 0 if the embeddings of all codes point in opposite directions.
 
-    Args:
-        code_embeddings (`torch.Tensor` of shape `(num_levels, codebook_size, d_model)`): Trained code embeddings.
-
-    Returns:
-        `torch.FloatTensor` of shape `(num_levels, codebook_size, codebook_size)`: `(1 + cosine) / 2 / num_levels`.
+    Takes `code_embeddings` `(num_levels, codebook_size, d_model)`. Returns
+    `(num_levels, codebook_size, codebook_size)`: `(1 + cosine) / 2 / num_levels`.
 
     Source: Hou et al. 2025, section 3.3 (https://huggingface.co/papers/2506.05781), with cosines for products.
 
@@ -54,13 +51,8 @@ def item_graph_fingerprint(item_codes: torch.Tensor, code_embeddings: torch.Tens
 
     Embeddings count as rounded to bfloat16, so a checkpoint in float32 and the same one loaded in bfloat16 agree.
 
-    Args:
-        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Codes, any integer type.
-        code_embeddings (`torch.Tensor` of shape `(num_levels, codebook_size, d_model)`): Trained code embeddings.
-        num_neighbors (`int`): Neighbours of each item.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
+    Takes `item_codes` `(num_items, num_levels)`, `code_embeddings` `(num_levels, codebook_size, d_model)`. Returns 16
+    hexadecimal digits.
 
     Example:
 
@@ -83,9 +75,8 @@ class VisitedItems:
     """
     Distinct items that a search has scored, in ascending order.
 
-    Args:
-        items (`torch.IntTensor` of shape `(batch_size, n)`): Item indices; `num_items` where a user has fewer.
-        scores (`torch.FloatTensor`, same shape): Their scores; `-inf` where a user has fewer.
+    - `items` `(batch_size, n)`: item indices; `num_items` where a user has fewer.
+    - `scores` (same shape): their scores; `-inf` where a user has fewer.
     """
 
     items: torch.IntTensor
@@ -95,14 +86,8 @@ class VisitedItems:
         """
         The best of them; of items that rank equally the one with the lower index first.
 
-        Args:
-            top_k (`int`): How many.
-            allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*): Items that count.
-            penalty (`torch.FloatTensor` of shape `(num_items,)`, *optional*): Subtracted from the scores in ranking.
-
-        Returns:
-            `tuple[torch.LongTensor, torch.FloatTensor]`: items and scores, `(batch_size, top_k)`; -1 and `-inf` where
-            there are fewer.
+        Takes `allowed` `(batch_size or 1, num_items)`, `penalty` `(num_items,)`. Returns items and scores,
+        `(batch_size, top_k)`; -1 and `-inf` where there are fewer.
         """
         items = self.items.long().masked_fill(self.scores == -float("inf"), -1)
         return best_of(items, self.scores, top_k=top_k, allowed=allowed, penalty=penalty)
@@ -131,18 +116,10 @@ def graph_search(
     The time and the memory of a step do not depend on the size of the catalog: what was visited is a sorted list per
     user, the neighbours of the beams are sorted into it, and only those that are new are scored.
 
-    Args:
-        log_probs (`torch.Tensor` of shape `(batch_size, num_levels, codebook_size)`): Log-probabilities.
-        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Codes, any integer type.
-        neighbors (`torch.IntTensor` of shape `(num_items, k)`): Neighbours of each item, most similar first.
-        start (`torch.LongTensor` of shape `(batch_size, n)`): Where to begin; items may repeat.
-        num_beams (`int`): Items that are followed.
-        num_propagations (`int`): How many times.
-        penalty (`torch.FloatTensor` of shape `(num_items,)`, *optional*):
-            What is subtracted from scores to choose the beams.
-
-    Returns:
-        [`VisitedItems`]
+    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `item_codes` `(num_items, num_levels)`, `neighbors`
+    `(num_items, k)`.
+    - `start` `(batch_size, n)`: where to begin; items may repeat.
+    - `penalty` `(num_items,)`: what is subtracted from scores to choose the beams.
 
     Source: Hou et al. 2025, section 3.3 (https://huggingface.co/papers/2506.05781). There the beams are the best of
     the latest neighbours; ours are the best of everything visited, so nothing good is lost on the way.
@@ -190,18 +167,7 @@ def _visit(visited: VisitedItems, reached: torch.IntTensor, log_probs, item_code
 
 
 def search_bytes(*, num_beams: int, num_neighbors: int, num_propagations: int, num_levels: int) -> int:
-    """
-    What a search takes for each user, by estimate.
-
-    Args:
-        num_beams (`int`): Items that are followed.
-        num_neighbors (`int`): Neighbours of each.
-        num_propagations (`int`): How many times.
-        num_levels (`int`): Length of a semantic ID.
-
-    Returns:
-        `int`: bytes.
-    """
+    """What a search takes for each user, by estimate."""
     num_reached = num_beams * num_neighbors
     return num_reached * (16 * num_levels + 48 * (1 + num_propagations)) + 64 * num_beams
 
@@ -217,11 +183,7 @@ class ItemGraphMixin:
         """
         What a graph of this model must be marked with.
 
-        Args:
-            num_neighbors (`int`): Neighbours of each item.
-
-        Returns:
-            `str`: 16 hexadecimal digits.
+        Returns 16 hexadecimal digits.
         """
         return item_graph_fingerprint(self.item_codes, self.code_embeddings(), num_neighbors=num_neighbors)
 
@@ -317,14 +279,8 @@ class ItemGraphMixin:
         Random items where the walk of each user begins. They depend on the seed and the history alone, so a user gets
         the same list in any batch.
 
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
-            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
-            num_starts (`int`): How many.
-            seed (`int`): The seed.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch_size, num_starts)`: item indices; some may repeat.
+        Takes `input_ids` `(batch_size, history_length)`. `attention_mask` (same shape): 1 at items that count. Returns
+        `(batch_size, num_starts)`: item indices; some may repeat.
         """
         is_item = self.is_item(input_ids, attention_mask)
         items = (input_ids - self.config.first_item_token).masked_fill(~is_item, 0)

@@ -25,8 +25,7 @@ class ByteDropout(nn.Dropout):
     probability is rounded to a multiple of 1/256 (0.1 becomes 0.1016); kept elements are scaled by what was really
     kept, so the expectation is exact. The bytes come from torch's generator: a seed fixes them.
 
-    Args:
-        p (`float`, defaults to 0.5): Probability of an element to be zeroed, in [0, 1).
+    `p`: probability of an element to be zeroed, in [0, 1).
 
     Example:
 
@@ -41,13 +40,7 @@ class ByteDropout(nn.Dropout):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            input (`torch.Tensor`, any shape): What to drop from.
-
-        Returns:
-            `torch.Tensor`, same shape: in training with zeros at random places, else `input` itself.
-        """
+        """Returns the same shape: in training with zeros at random places, else `input` itself."""
         threshold = min(255, round(self.p * 256))
         if not self.training:
             return input
@@ -59,12 +52,7 @@ class ByteDropout(nn.Dropout):
 
 
 def use_byte_dropout(module: nn.Module) -> None:
-    """
-    Replace every `nn.Dropout` below a module by [`ByteDropout`] of the same probability.
-
-    Args:
-        module (`nn.Module`): Changed in place.
-    """
+    """Replace every `nn.Dropout` below a module by [`ByteDropout`] of the same probability."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
@@ -84,18 +72,9 @@ def shared_history_attention(
     Where queries come from more rows than keys (cross-attention of several targets or beams per user), the rows of a
     user are laid end to end as one longer query, so keys and values are neither computed nor stored more than once.
 
-    Args:
-        module: The attention module.
-        query (`torch.Tensor` of shape `(num_users * group, num_heads, length, width)`): Queries, a user's rows
-        adjacent.
-        key (`torch.Tensor` of shape `(num_users, num_heads, num_keys, width)`): Keys.
-        value (`torch.Tensor`, same shape as `key`): Values.
-        attention_mask (`torch.Tensor` broadcastable to `(num_users, 1, group * length, num_keys)`, *optional*): Mask.
-        position_bias (`torch.Tensor`, *optional*): T5's bias; cross-attention has none, so it is dropped with a group.
-        **kwargs: Passed on to the attention of transformers (`dropout`, `scaling`, ...).
-
-    Returns:
-        `tuple[torch.Tensor, None]`: `(num_users * group, length, num_heads, width)` and no weights.
+    Takes `query` `(num_users * group, num_heads, length, width)`, `key` `(num_users, num_heads, num_keys, width)`,
+    `value` (same shape). `position_bias`: T5's bias; cross-attention has none, so it is dropped with a group. Returns
+    `(num_users * group, length, num_heads, width)` and no weights.
     """
     num_rows, num_heads, length, width = query.shape
     num_users = key.shape[0]
@@ -139,14 +118,8 @@ def attend_to_rows(queries: torch.Tensor, table: torch.Tensor, places: torch.Lon
 
     Under autocast the matrix products and the gradients of the rows are in its dtype, else in that of `queries`.
 
-    Args:
-        queries (`torch.Tensor` of shape `(num_items, num_queries, d_model)`): Scaled as they should be.
-        table (`torch.Tensor` of shape `(num_rows, d_model)`): Rows.
-        places (`torch.LongTensor` of shape `(num_items, num_rows_per_item)`): Which rows each item has.
-
-    Returns:
-        `torch.Tensor` of the shape of `queries`, in the dtype of the matrix products; differentiable once with respect
-        to `queries` and `table`.
+    Takes `queries` `(num_items, num_queries, d_model)`, `table` `(num_rows, d_model)`, `places`
+    `(num_items, num_rows_per_item)`.
 
     Example:
 

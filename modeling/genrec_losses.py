@@ -34,21 +34,15 @@ def code_loss(
     of the level's table over the temperature. Under autocast the matrix products run in its dtype, else in that of
     `states`; sums over many terms and the softmax are in float32 at least.
 
-    Args:
-        states (`torch.Tensor` of shape `(num_positions, d_model)`): What the encoder says at each position.
-        weight (`torch.Tensor` of shape `(num_levels, d_model, d_model)` or `(1, d_model, d_model)`, *optional*):
-            A matrix per level, or one for all levels; `None` for no head (`g = h`).
-        bias (`torch.Tensor` of shape `(num_levels, d_model)` or `(1, d_model)`, *optional*): Goes with `weight`.
-        table (`torch.Tensor` of shape `(num_levels, codebook_size, d_model)`): Embeddings of the codes.
-        codes (`torch.LongTensor` of shape `(num_positions, num_levels)`): The target's codes.
-        temperature (`float`): Positive; cosines are divided by it.
-
-    Returns:
-        `torch.Tensor`: a scalar, float32 (float64 for float64 states), differentiable once with respect to `states`,
-        `weight`, `bias` and `table`.
-
-    Raises:
-        ValueError: If `temperature` is not positive, or `codes` or `weight` does not fit `states` and `table`.
+    Takes `states` `(num_positions, d_model)`, `table` `(num_levels, codebook_size, d_model)`, `codes`
+    `(num_positions, num_levels)`.
+    - `weight` `(num_levels, d_model, d_model)` or `(1, d_model, d_model)`: a matrix per level, or one for all levels;
+      `None` for no head (`g = h`).
+    - `bias` `(num_levels, d_model)` or `(1, d_model)`: goes with `weight`.
+    - `temperature`: positive; cosines are divided by it.
+    Returns a scalar, float32 (float64 for float64 states), differentiable once with respect to `states`, `weight`,
+    `bias` and `table`.
+    Raises `ValueError` if `temperature` is not positive, or `codes` or `weight` does not fit `states` and `table`.
 
     Source: Hou et al. 2025 (RPG), section 3.2 (https://huggingface.co/papers/2506.05781).
 
@@ -234,17 +228,9 @@ def item_loss(states: torch.Tensor, table: torch.Tensor, items: torch.LongTensor
 
     Under autocast the matrix products run in its dtype, else in that of `states`; the softmax is in float32 at least.
 
-    Args:
-        states (`torch.Tensor` of shape `(num_targets, d_model)`): What the encoder says at each target.
-        table (`torch.Tensor` of shape `(num_items, d_model)`): Embeddings of the items.
-        items (`torch.LongTensor` of shape `(num_targets,)`): Item indices of the targets.
-
-    Returns:
-        `torch.Tensor`: a scalar, float32 (float64 for float64 states), differentiable once with respect to `states`
-        and `table`.
-
-    Raises:
-        ValueError: If there is not one item per state.
+    Takes `states` `(num_targets, d_model)`, `table` `(num_items, d_model)`, `items` `(num_targets,)`. Returns a
+    scalar, float32 (float64 for float64 states), differentiable once with respect to `states` and `table`. Raises
+    `ValueError` if there is not one item per state.
 
     Example:
 

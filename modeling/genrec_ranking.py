@@ -20,11 +20,7 @@ def id_of_items(catalog: Catalog) -> torch.LongTensor:
     """
     The id of each item.
 
-    Args:
-        catalog ([`Catalog`]): The trie.
-
-    Returns:
-        `torch.LongTensor` of shape `(num_items,)`: leaves, in `[0, num_ids)`.
+    Returns `(num_items,)`: leaves, in `[0, num_ids)`.
 
     Example:
 
@@ -49,17 +45,12 @@ def items_of_ids(
     """
     The items of some ids, one id after the other, of one id in ascending order.
 
-    Args:
-        catalog ([`Catalog`]): The trie.
-        leaves (`torch.LongTensor` of shape `(batch_size, n)`): Ids as leaves; -1 for none.
-        allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*):
-            Items that may be listed; `None` for all. With unique ids nothing is left out: an id that is closed is no
-            result of a search.
-        width (`int`, *optional*): Length of the lists; further items are left out. `None` for all, and at least `n`.
-
-    Returns:
-        `tuple[torch.LongTensor, torch.LongTensor]`: item indices and the place of each one's id in `leaves`, both
-        `(batch_size, width)`; behind them item -1, place 0.
+    - `leaves` `(batch_size, n)`: ids as leaves; -1 for none.
+    - `allowed` `(batch_size or 1, num_items)`: items that may be listed; `None` for all. With unique ids nothing is
+      left out: an id that is closed is no result of a search.
+    - `width`: length of the lists; further items are left out. `None` for all, and at least `n`.
+    Returns item indices and the place of each one's id in `leaves`, both `(batch_size, width)`; behind them item -1,
+    place 0.
 
     Example:
 
@@ -99,13 +90,8 @@ def id_places(catalog: Catalog, leaves: torch.LongTensor) -> tuple[torch.LongTen
     """
     The items of some ids as a table with a row for each id.
 
-    Args:
-        catalog ([`Catalog`]): The trie.
-        leaves (`torch.LongTensor` of shape `(batch_size, n)`): Ids as leaves; -1 for none.
-
-    Returns:
-        `tuple[torch.LongTensor, torch.BoolTensor]`: item indices in ascending order, and which places are taken, both
-        `(batch_size, n, most items of any of the ids)`, one place at least.
+    `leaves` `(batch_size, n)`: ids as leaves; -1 for none. Returns item indices in ascending order, and which places
+    are taken, both `(batch_size, n, most items of any of the ids)`, one place at least.
     """
     first = catalog.first_item(catalog.num_levels)
     sizes = first.diff()[leaves.clamp_min(0)].masked_fill(leaves < 0, 0)
@@ -132,17 +118,11 @@ def prior_penalties(catalog: Catalog, item_prior: torch.Tensor, prior_correction
     """
     What a prior correction subtracts from the score of each node of the trie in ranking.
 
-    Args:
-        catalog ([`Catalog`]): The trie.
-        item_prior (`torch.Tensor` of shape `(num_items,)`): Positive weights; normalised here.
-        prior_correction (`float`): Share of the log-prior.
-
-    Returns:
-        `list[torch.FloatTensor]`: for each depth from 0 to `num_levels` `prior_correction` times the log of the sum
-        of the priors below each node, `(num_nodes[depth],)`. Items that share an id have its prior together.
-
-    Raises:
-        ValueError: If the prior has another shape or is not positive and finite.
+    - `item_prior` `(num_items,)`: positive weights; normalised here.
+    - `prior_correction`: share of the log-prior.
+    Returns for each depth from 0 to `num_levels` `prior_correction` times the log of the sum of the priors below each
+    node, `(num_nodes[depth],)`. Items that share an id have its prior together.
+    Raises `ValueError` if the prior has another shape or is not positive and finite.
 
     Example:
 
@@ -177,18 +157,14 @@ def rank_items(
     """
     Beams to distinct items: those of `rank_ids`, an id giving way to all its items.
 
-    Args:
-        catalog ([`Catalog`]): The trie that `beams` refer to.
-        beams ([`Beams`]): Paths, several of which may end at the same id.
-        top_k (`int`): Length of the lists.
-        latent_aggregation (`str`): As in `rank_ids`.
-        penalty (`torch.FloatTensor` of shape `(num_ids,)`, *optional*): As in `rank_ids`.
-        by_place (`bool`, defaults to `False`): As in `rank_ids`.
-        allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*): As in `list_items`.
-
-    Returns:
-        `tuple[torch.LongTensor, torch.FloatTensor]`: item indices and scores, both `(batch_size, top_k)`, best first,
-        items of one id in ascending order; -1 and `-inf` where the beams hold fewer items.
+    - `catalog`: the trie that `beams` refer to.
+    - `beams`: paths, several of which may end at the same id.
+    - `latent_aggregation`: as in `rank_ids`.
+    - `penalty` `(num_ids,)`: as in `rank_ids`.
+    - `by_place`: as in `rank_ids`.
+    - `allowed` `(batch_size or 1, num_items)`: as in `list_items`.
+    Returns item indices and scores, both `(batch_size, top_k)`, best first, items of one id in ascending order; -1 and
+    `-inf` where the beams hold fewer items.
     """
     ids = rank_ids(beams, top_k=top_k, latent_aggregation=latent_aggregation, penalty=penalty, by_place=by_place)
     items, scores = list_items(catalog, *ids, top_k=top_k, allowed=allowed)
@@ -206,18 +182,12 @@ def rank_ids(
     """
     Beams to distinct semantic IDs.
 
-    Args:
-        beams ([`Beams`]): Paths, several of which may end at the same id.
-        top_k (`int`): Length of the lists.
-        latent_aggregation (`str`): `"max"` or `"sum"` over the paths of an id.
-        penalty (`torch.FloatTensor` of shape `(num_ids,)`, *optional*):
-            What is subtracted from the score of each leaf in ranking, not in the scores returned.
-        by_place (`bool`, defaults to `False`):
-            Ids in the order of their first beams whatever the scores, for beams that were drawn or stand in groups.
-
-    Returns:
-        `tuple[torch.LongTensor, torch.FloatTensor]`: leaves and scores, both `(batch_size, top_k)`, best first; -1
-        and `-inf` where the beams hold fewer ids.
+    - `beams`: paths, several of which may end at the same id.
+    - `latent_aggregation`: `"max"` or `"sum"` over the paths of an id.
+    - `penalty` `(num_ids,)`: what is subtracted from the score of each leaf in ranking, not in the scores returned.
+    - `by_place`: ids in the order of their first beams whatever the scores, for beams that were drawn or stand in
+      groups.
+    Returns leaves and scores, both `(batch_size, top_k)`, best first; -1 and `-inf` where the beams hold fewer ids.
     """
     infinity = float("inf")
     order, group, group_leaf, best = _by_id(beams, latent_aggregation)
@@ -260,17 +230,13 @@ def list_items(
     """
     Ranked ids to ranked items.
 
-    Args:
-        catalog ([`Catalog`]): The trie.
-        leaves (`torch.LongTensor` of shape `(batch_size, n)`): Ids, best first; -1 where there are fewer.
-        scores (`torch.FloatTensor`, same shape): Their scores, `-inf` where there is none.
-        *others (`torch.Tensor`, same shape): Other numbers like scores.
-        top_k (`int`): Length of the lists where items share ids; else it is `n`.
-        allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*):
-            Items that may be listed, of which the search has seen that each id has one; `None` for all.
-
-    Returns:
-        `tuple[torch.Tensor, ...]`: items, -1 where there are fewer, and each one's scores and other numbers.
+    Takes `*others` (same shape).
+    - `leaves` `(batch_size, n)`: ids, best first; -1 where there are fewer.
+    - `scores` (same shape): their scores, `-inf` where there is none.
+    - `top_k`: length of the lists where items share ids; else it is `n`.
+    - `allowed` `(batch_size or 1, num_items)`: items that may be listed, of which the search has seen that each id has
+      one.
+    Returns items, -1 where there are fewer, and each one's scores and other numbers.
     """
     if catalog.is_unique:
         return catalog.item_at(leaves), scores, *others
@@ -296,18 +262,12 @@ def sampled_items(
     An item comes after the beam that it belongs to was drawn, so the items of `top_k` beams with different ids say
     which ones come first; only a search with as many beams holds them.
 
-    Args:
-        catalog ([`Catalog`]): The trie that `beams` refer to.
-        beams ([`Beams`]): Paths in the order drawn.
-        sample ([`GumbelTopK`]): What drew them.
-        top_k (`int`): Length of the lists.
-        num_latents (`int`): Number of latents of the model; 0 for models without.
-        latent_aggregation (`str`): As in `rank_ids`, for the scores.
-        allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*): Items that may be drawn.
-
-    Returns:
-        `tuple[torch.LongTensor, torch.FloatTensor]`: item indices and scores, both `(batch_size, top_k)`, in the
-        order drawn; -1 and `-inf` where there are fewer.
+    Takes `allowed` `(batch_size or 1, num_items)`.
+    - `catalog`: the trie that `beams` refer to.
+    - `num_latents`: number of latents of the model; 0 for models without.
+    - `latent_aggregation`: as in `rank_ids`, for the scores.
+    Returns item indices and scores, both `(batch_size, top_k)`, in the order drawn; -1 and `-inf` where there are
+    fewer.
     """
     most = max(1, num_latents)  # beams of one id
     leaves = beams.leaves[:, : most * top_k]
@@ -335,12 +295,8 @@ def num_distinct_items(catalog: Catalog, beams: Beams) -> torch.LongTensor:
     How many items the living beams of each user end at: several latents may lead to the same id, and an id to several
     items.
 
-    Args:
-        catalog ([`Catalog`]): The trie that `beams` refer to.
-        beams ([`Beams`]): Result of a search.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch_size,)`: all items of the ids, also those that a rule keeps off the lists.
+    `catalog`: the trie that `beams` refer to. Returns `(batch_size,)`: all items of the ids, also those that a rule
+    keeps off the lists.
     """
     leaves = beams.leaves.masked_fill(beams.scores == -float("inf"), -1).sort(dim=1).values
     is_first = torch.nn.functional.pad(leaves[:, 1:] != leaves[:, :-1], (1, 0), value=True)
@@ -355,13 +311,7 @@ def reordered(beams: Beams, order: torch.Tensor, *, num_latents: int) -> Beams:
     """
     Beams in another order; of beams that are the same path only the first one lives on.
 
-    Args:
-        beams ([`Beams`]): Result of a search.
-        order (`torch.Tensor` of shape `(batch_size, num_beams)`): Place of each beam, highest first.
-        num_latents (`int`): Number of latents of the model; 0 for models without.
-
-    Returns:
-        [`Beams`]
+    Takes `order` `(batch_size, num_beams)`. `num_latents`: number of latents of the model; 0 for models without.
     """
     index = order.argsort(dim=1, descending=True, stable=True)
     last = beams.trace[-1]
@@ -379,15 +329,11 @@ def describe_paths(
     """
     The beams of each user in words.
 
-    Args:
-        config: The model's config.
-        catalog ([`Catalog`]): The trie that `beams` refer to.
-        beams ([`Beams`]): Result of a search with `num_pruned > 0`.
-        wanted (`torch.LongTensor` of shape `(batch_size, top_k)`): Recommended items, -1 where there are fewer.
-
-    Returns:
-        `tuple[list[list[BeamPath]], list[list[BeamPath]]]`: per user the paths that end at these items (one path for
-        each of them where items share an id), and the pruned continuations.
+    - `catalog`: the trie that `beams` refer to.
+    - `beams`: result of a search with `num_pruned > 0`.
+    - `wanted` `(batch_size, top_k)`: recommended items, -1 where there are fewer.
+    Returns per user the paths that end at these items (one path for each of them where items share an id), and the
+    pruned continuations.
     """
     items, beam = items_of_ids(catalog, beams.leaves)
     ends = items.tolist()

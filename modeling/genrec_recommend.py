@@ -371,12 +371,7 @@ def _output(parts: list[Ranking], config) -> RecommendOutput:
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """
-    Without dropout for a while; a model that was in training mode is so again afterwards.
-
-    Args:
-        model (`torch.nn.Module`): The model.
-    """
+    """Without dropout for a while; a model that was in training mode is so again afterwards."""
     was_training = model.training
     if was_training:  # walking through the modules costs time, so only where it changes something
         model.eval()

@@ -112,14 +112,7 @@ class RecommendConfig:
         """
         The same with some options changed.
 
-        Args:
-            **options: Fields of the class.
-
-        Returns:
-            [`RecommendConfig`]: a new one.
-
-        Raises:
-            TypeError: If there is no such option.
+        Raises `TypeError` if there is no such option.
         """
         check_names(options, known=DEFAULTS, owner=type(self).__name__)
         return replace(self, **options)
@@ -135,14 +128,8 @@ class RecommendConfig:
         """
         Whether a model can do this.
 
-        Args:
-            num_items (`int`): Size of the catalog.
-            known (`Iterable[str]`): Options that the model knows.
-            decodings (`tuple[str, ...]`): Values of `decoding` that it knows.
-            owner (`str`): Name of its class, for messages.
-
-        Raises:
-            ValueError: If an option is out of range, unknown to the model, or contradicts another one.
+        `decodings`: values of `decoding` that it knows. Raises `ValueError` if an option is out of range, unknown to
+        the model, or contradicts another one.
         """
         if self.decoding is not None and self.decoding not in decodings:
             one_of = "one of " if len(decodings) > 1 else ""
@@ -206,16 +193,7 @@ class RecommendConfig:
         check_seed("start_seed", self.start_seed)
 
     def save(self, folder: str | Path, *, known: Iterable[str] | None = None) -> Path:
-        """
-        Write `recommend_config.json`.
-
-        Args:
-            folder (`str` or `Path`): Where.
-            known (`Iterable[str]`, *optional*): Options to write; `None` for all.
-
-        Returns:
-            `Path`: the file.
-        """
+        """Write `recommend_config.json`."""
         kept = {name: value for name, value in asdict(self).items() if known is None or name in known}
         path = Path(folder) / RECOMMEND_CONFIG_FILE
         path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
@@ -259,13 +237,7 @@ def check_names(names: Iterable[str], *, known: Iterable[str], owner: str) -> No
     """
     Whether all options exist.
 
-    Args:
-        names (`Iterable[str]`): Names that were given.
-        known (`Iterable[str]`): Names that there are.
-        owner (`str`): Whose they are, for the message.
-
-    Raises:
-        UnknownOption: If one does not, with the nearest name and all names; or if it was removed.
+    Raises `UnknownOption` if one does not, with the nearest name and all names; or if it was removed.
     """
     known = sorted(known)
     for name in names:
@@ -283,11 +255,7 @@ def check_latent_aggregation(latent_aggregation: str) -> None:
     """
     Whether it is a known one.
 
-    Args:
-        latent_aggregation (`str`): Name of the aggregation.
-
-    Raises:
-        ValueError: If it is not.
+    Raises `ValueError` if it is not.
     """
     if latent_aggregation not in LATENT_AGGREGATIONS:
         raise ValueError(f"`latent_aggregation` must be 'max' or 'sum', got {latent_aggregation!r}.")
@@ -297,12 +265,7 @@ def check_seed(name: str, seed: Any) -> None:
     """
     Whether a number can be a seed.
 
-    Args:
-        name (`str`): Name of the option, for the message.
-        seed: The number.
-
-    Raises:
-        ValueError: If it cannot.
+    Raises `ValueError` if it cannot.
     """
     if not isinstance(seed, int) or not 0 <= seed < 1 << 63:
         raise ValueError(f"`{name}` must be an integer in [0, 2**63), got {seed!r}.")

@@ -18,16 +18,10 @@ def item_penalties(item_prior: torch.Tensor, prior_correction: float, *, num_ite
     What a prior correction subtracts from the score of each item in ranking: `prior_penalties` of the leaves, for
     catalogs without a trie.
 
-    Args:
-        item_prior (`torch.Tensor` of shape `(num_items,)`): Positive weights; normalised here.
-        prior_correction (`float`): Share of the log-prior.
-        num_items (`int`): Size of the catalog.
-
-    Returns:
-        `torch.FloatTensor` of shape `(num_items,)`: `prior_correction` times the log of each prior.
-
-    Raises:
-        ValueError: If the prior has another shape or is not positive and finite.
+    - `item_prior` `(num_items,)`: positive weights; normalised here.
+    - `prior_correction`: share of the log-prior.
+    Returns `(num_items,)`: `prior_correction` times the log of each prior.
+    Raises `ValueError` if the prior has another shape or is not positive and finite.
 
     Example:
 
@@ -46,12 +40,7 @@ def check_prior(item_prior: torch.Tensor, *, num_items: int) -> None:
     """
     Whether a prior has a positive number for each item.
 
-    Args:
-        item_prior (`torch.Tensor`): Weights.
-        num_items (`int`): Size of the catalog.
-
-    Raises:
-        ValueError: If not.
+    Raises `ValueError` if not.
     """
     if item_prior.shape != (num_items,):
         raise ValueError(f"`item_prior` must have shape ({num_items},), got {tuple(item_prior.shape)}.")
@@ -68,12 +57,7 @@ def rule_rows(rule: torch.Tensor | None, users: torch.Tensor | slice) -> torch.T
     """
     A rule for some of the users.
 
-    Args:
-        rule (`torch.Tensor`, *optional*): As in `allowed_items`.
-        users (`torch.LongTensor` or `slice`): Rows.
-
-    Returns:
-        `torch.Tensor`, *optional*: their rows; the rule itself if it is one for all users.
+    `rule`: as in `allowed_items`. Returns their rows; the rule itself if it is one for all users.
     """
     return rule if rule is None or rule.ndim == 1 or len(rule) == 1 else rule[users]
 
@@ -82,14 +66,7 @@ def check_rule(name: str, rule: torch.Tensor | None, *, config, batch_size: int)
     """
     Whether a rule has a shape and a content that can be read.
 
-    Args:
-        name (`str`): Name of the argument, for the message.
-        rule (`torch.Tensor`, *optional*): As in `allowed_items`.
-        config: The model's config.
-        batch_size (`int`): Number of users.
-
-    Raises:
-        ValueError: If it has not.
+    `rule`: as in `allowed_items`. Raises `ValueError` if it has not.
     """
     if rule is None:
         return
@@ -120,13 +97,8 @@ def item_mask(rule: torch.Tensor, *, config, device: torch.device) -> torch.Bool
     """
     The items that a rule names.
 
-    Args:
-        rule (`torch.Tensor`): Item tokens `(n,)` or `(batch_size, n)`, or a mask over items; special tokens name none.
-        config: The model's config.
-        device (`torch.device`): Where the mask is needed.
-
-    Returns:
-        `torch.BoolTensor` of shape `(batch_size or 1, num_items)`
+    `rule`: item tokens `(n,)` or `(batch_size, n)`, or a mask over items; special tokens name none. Returns
+    `(batch_size or 1, num_items)`.
     """
     rule = torch.atleast_2d(rule.to(device))
     if rule.dtype == torch.bool:
@@ -147,16 +119,10 @@ def allowed_items(
     """
     Both rules as one mask: allowed is what `allow_items` names (everything without it) and `exclude_items` does not.
 
-    Args:
-        config: The model's config.
-        exclude_items (`torch.Tensor`, *optional*):
-            Item tokens `(n,)` for all users or `(batch_size, n)`, padded with the pad token; or a boolean mask
-            `(num_items,)` or `(batch_size, num_items)`. `None` for none.
-        allow_items (`torch.Tensor`, *optional*): In the same forms; `None` for all. Only padding allows nothing.
-        device (`torch.device`): Where the mask is needed.
-
-    Returns:
-        `torch.BoolTensor` of shape `(batch_size or 1, num_items)`, or `None` without rules. One row is for all users.
+    - `exclude_items`: item tokens `(n,)` for all users or `(batch_size, n)`, padded with the pad token; or a boolean
+      mask `(num_items,)` or `(batch_size, num_items)`. `None` for none.
+    - `allow_items`: in the same forms; `None` for all. Only padding allows nothing.
+    Returns `(batch_size or 1, num_items)`, or `None` without rules. One row is for all users.
 
     Example:
 
@@ -190,19 +156,13 @@ def mmr(scores: torch.Tensor, similarity: torch.Tensor, *, top_k: int, diversity
     list whose candidates are known; it cannot bring in an item that is not in the pool, so make the pool several times
     `top_k`. Costs `top_k` passes over the pool and no pass of the model.
 
-    Args:
-        scores (`torch.Tensor` of shape `(batch_size, num_pooled)`): Log-probabilities; `-inf` where there is no item.
-        similarity (`torch.Tensor` of shape `(batch_size, num_pooled, num_pooled)`):
-            At most 1, which means the same; see `code_overlap` and `embedding_similarity`.
-        top_k (`int`): Number of items to pick, at most `num_pooled`.
-        diversity (`float`): From 0, the order of the scores, to 1, the best item and then the least similar ones.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch_size, top_k)`: positions in the pool, first picked first; places without
-        an item come last.
-
-    Raises:
-        ValueError: If an argument is out of range or shapes do not fit together.
+    - `scores` `(batch_size, num_pooled)`: log-probabilities; `-inf` where there is no item.
+    - `similarity` `(batch_size, num_pooled, num_pooled)`: at most 1, which means the same; see `code_overlap` and
+      `embedding_similarity`.
+    - `top_k`: number of items to pick, at most `num_pooled`.
+    - `diversity`: from 0, the order of the scores, to 1, the best item and then the least similar ones.
+    Returns `(batch_size, top_k)`: positions in the pool, first picked first; places without an item come last.
+    Raises `ValueError` if an argument is out of range or shapes do not fit together.
 
     Source: Carbonell & Goldstein 1998, section 2; scaling the scores to [0, 1] is ours.
 
@@ -252,12 +212,8 @@ def code_overlap(codes: torch.Tensor) -> torch.FloatTensor:
     """
     Similarity of items by their semantic IDs: the share of leading codes that two items have in common.
 
-    Args:
-        codes (`torch.Tensor` of shape `(batch_size, num_pooled, num_levels)`): Semantic IDs, any integer type.
-
-    Returns:
-        `torch.FloatTensor` of shape `(batch_size, num_pooled, num_pooled)`: 0 where the first codes differ, 1 for the
-        same semantic ID. Computed level by level, so no tensor is larger than the result.
+    Takes `codes` `(batch_size, num_pooled, num_levels)`. Returns `(batch_size, num_pooled, num_pooled)`: 0 where the
+    first codes differ, 1 for the same semantic ID. Computed level by level, so no tensor is larger than the result.
 
     Example:
 
@@ -281,12 +237,8 @@ def shared_codes(codes: torch.Tensor) -> torch.FloatTensor:
     Similarity of items by their semantic IDs where no code depends on those before it: the share of levels at which
     two items have the same code.
 
-    Args:
-        codes (`torch.Tensor` of shape `(batch_size, num_pooled, num_levels)`): Semantic IDs, any integer type.
-
-    Returns:
-        `torch.FloatTensor` of shape `(batch_size, num_pooled, num_pooled)`: 0 where all codes differ, 1 for the same
-        semantic ID. Computed level by level, so no tensor is larger than the result.
+    Takes `codes` `(batch_size, num_pooled, num_levels)`. Returns `(batch_size, num_pooled, num_pooled)`: 0 where all
+    codes differ, 1 for the same semantic ID. Computed level by level, so no tensor is larger than the result.
 
     Example:
 
@@ -307,12 +259,8 @@ def embedding_similarity(embeddings: torch.Tensor) -> torch.FloatTensor:
     """
     Similarity of items by their embeddings: the cosine of the angle between them.
 
-    Args:
-        embeddings (`torch.Tensor` of shape `(batch_size, num_pooled, dimension)`):
-            Embeddings of the pooled items; one of zeros, or with a value that is not finite, resembles nothing.
-
-    Returns:
-        `torch.FloatTensor` of shape `(batch_size, num_pooled, num_pooled)`: in [-1, 1].
+    `embeddings` `(batch_size, num_pooled, dimension)`: embeddings of the pooled items; one of zeros, or with a value
+    that is not finite, resembles nothing. Returns `(batch_size, num_pooled, num_pooled)`: in [-1, 1].
 
     Example:
 
@@ -340,20 +288,15 @@ def diversify(
     """
     The `top_k` of a pool of items by `mmr`, with their scores.
 
-    Args:
-        items (`torch.LongTensor` of shape `(batch_size, num_pooled)`): Distinct item indices; -1 where there is none.
-        scores (`torch.Tensor`, same shape): Their log-probabilities; `-inf` where there is no item.
-        top_k (`int`): Length of the lists. A smaller pool is filled up with -1 and `-inf`.
-        diversity (`float`): In [0, 1], see `mmr`.
-        item_codes (`torch.Tensor` of shape `(num_items, num_levels)`): Semantic IDs of the catalog.
-        item_embeddings (`torch.Tensor` of shape `(num_items, dimension)`, *optional*):
-            Embeddings to compare items by; `None` for `code_similarity`.
-        ranked (`torch.Tensor`, same shape as `scores`, *optional*):
-            Log of the relevance, where that is not the score; `-inf` where there is no item.
-        code_similarity (`Callable`, defaults to `code_overlap`): That, or `shared_codes`.
-
-    Returns:
-        `tuple[torch.LongTensor, torch.Tensor]`: items and scores, both `(batch_size, top_k)`, first picked first.
+    Takes `item_codes` `(num_items, num_levels)`.
+    - `items` `(batch_size, num_pooled)`: distinct item indices; -1 where there is none.
+    - `scores` (same shape): their log-probabilities; `-inf` where there is no item.
+    - `top_k`: length of the lists. A smaller pool is filled up with -1 and `-inf`.
+    - `diversity`: in [0, 1], see `mmr`.
+    - `item_embeddings` `(num_items, dimension)`: embeddings to compare items by; `None` for `code_similarity`.
+    - `ranked` (same shape): log of the relevance, where that is not the score; `-inf` where there is no item.
+    - `code_similarity`: that, or `shared_codes`.
+    Returns items and scores, both `(batch_size, top_k)`, first picked first.
 
     Example:
 

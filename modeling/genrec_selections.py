@@ -68,15 +68,9 @@ class DiverseGroups:
         """
         Choose the beams of a step.
 
-        Args:
-            candidates (`torch.FloatTensor` of shape `(batch_size, num_parents, num_choices)`):
-                Cumulative log-probabilities; `-inf` where illegal.
-            num_beams (`int`): Beams wanted.
-            step (`SearchStep`): Where the search stands.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch_size, n)`: positions in `candidates.flatten(1)`, group by group. In
-            the first steps a group has as many beams as there are candidates, if these are fewer than its share.
+        `candidates` `(batch_size, num_parents, num_choices)`: cumulative log-probabilities; `-inf` where illegal.
+        Returns `(batch_size, n)`: positions in `candidates.flatten(1)`, group by group. In the first steps a group has
+        as many beams as there are candidates, if these are fewer than its share.
         """
         if num_beams < self.num_groups:
             raise ValueError(f"`num_groups` is {self.num_groups}, but there are only {num_beams} beams to divide.")
@@ -118,12 +112,9 @@ def repeated_paths(leaves: torch.LongTensor, latents: torch.LongTensor | None = 
     """
     Beams that are the same path as a beam before them, as groups of beams may hold; a sum must count a path once.
 
-    Args:
-        leaves (`torch.LongTensor` of shape `(batch_size, num_beams)`): Where each beam ends; -1 for a dead one.
-        latents (`torch.LongTensor`, same shape, *optional*): Latent at its beginning; `None` for models without.
-
-    Returns:
-        `torch.BoolTensor`, same shape: `True` from the second beam of each path on.
+    - `leaves` `(batch_size, num_beams)`: where each beam ends; -1 for a dead one.
+    - `latents` (same shape): latent at its beginning; `None` for models without.
+    Returns the same shape: `True` from the second beam of each path on.
 
     Example:
 
@@ -192,14 +183,9 @@ class GumbelTopK:
         """
         Choose the beams of a step.
 
-        Args:
-            candidates (`torch.FloatTensor` of shape `(batch_size, num_parents, num_choices)`):
-                Cumulative log-probabilities; `-inf` where illegal.
-            num_beams (`int`): Beams wanted.
-            step (`SearchStep`): Where the search stands; not used.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch_size, n)`: positions in `candidates.flatten(1)`, first drawn first.
+        - `candidates` `(batch_size, num_parents, num_choices)`: cumulative log-probabilities; `-inf` where illegal.
+        - `step`: where the search stands; not used.
+        Returns `(batch_size, n)`: positions in `candidates.flatten(1)`, first drawn first.
         """
         if self.order is None:
             self.order = self._log_probs = candidates.new_zeros(candidates.shape[:2])
@@ -212,12 +198,8 @@ class GumbelTopK:
         """
         One step more: the places of equally probable parts of the beams, as of items that share an id.
 
-        Args:
-            is_part (`torch.BoolTensor` of shape `(batch_size, n, num_parts)`):
-                Which parts the first `n` beams of the last step have, up to all of them.
-
-        Returns:
-            `torch.FloatTensor`, same shape: log-probability plus noise, like `order`; `-inf` where there is no part.
+        `is_part` `(batch_size, n, num_parts)`: which parts the first `n` beams of the last step have, up to all of
+        them. Returns the same shape: log-probability plus noise, like `order`; `-inf` where there is no part.
         """
         nothing = torch.zeros(is_part.shape, dtype=self.order.dtype, device=is_part.device)
         return self._perturbed(nothing.masked_fill(~is_part, -math.inf))[1]
