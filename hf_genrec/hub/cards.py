@@ -46,7 +46,7 @@ def model_card(
     space: str | None = None,
 ) -> str:
     """
-    The `README.md` of a checkpoint.
+    The `README.md` of a checkpoint: Markdown with the Hub's metadata in front and the mark of [`is_generated`].
 
     Args:
         config: The model's config.
@@ -58,18 +58,6 @@ def model_card(
         sample (`str`, *optional*): What [`sample_output`] returned.
         license (`str`, *optional*): The licence of the repository, as the Hub spells it; `None` names none.
         space (`str`, *optional*): The Space that shows the model.
-
-    Returns:
-        `str`: Markdown with the Hub's metadata in front and a mark at the end by which [`is_generated`] knows it.
-
-    Example:
-
-    ```python
-    >>> from hf_genrec.modeling.configuration_latte import LatteConfig
-    >>> print(model_card(LatteConfig(num_items=12)).splitlines()[1])
-    library_name: transformers
-
-    ```
     """
     data = _data_of(evaluation, run)
     metadata = ModelCardData(
@@ -111,7 +99,7 @@ def folder_card(
     published: str = "",
 ) -> str:
     """
-    The card of a run folder, with all that its files say; what only a card says is kept from the earlier one.
+    The [`model_card`] of a run folder, from its files; what only a card says is kept from the earlier one.
 
     Args:
         folder (`str` or `Path`): What training or [`save_recommender`] wrote.
@@ -121,12 +109,6 @@ def folder_card(
         license (`str`, *optional*): The licence.
         space (`str`, *optional*): The Space.
         published (`str`, *optional*): The card on the Hub, asked where the folder's card says nothing.
-
-    Returns:
-        `str`: see [`model_card`].
-
-    Raises:
-        OSError: If there is no config.
     """
     folder = Path(folder)
     items, card = folder / "items.parquet", folder / "README.md"
@@ -152,7 +134,7 @@ def dataset_card(
     published: str = "",
 ) -> str:
     """
-    The `README.md` of a data set repository that holds semantic IDs in `ids.parquet`.
+    The `README.md` of a data set repository that holds semantic IDs in `ids.parquet`, marked as [`model_card`]'s.
 
     Args:
         table (`pa.Table`): `item_id`, `codes` and whatever else is published.
@@ -160,21 +142,6 @@ def dataset_card(
         repo_id (`str`, *optional*): The repository that the example names; `None` for `REPO`.
         license (`str`, *optional*): See [`model_card`]; `None` keeps that of the card on the Hub.
         published (`str`, *optional*): The card on the Hub.
-
-    Returns:
-        `str`: Markdown with the Hub's metadata in front and a mark at the end by which [`is_generated`] knows it.
-
-    Raises:
-        ValueError: If a column is missing.
-
-    Example:
-
-    ```python
-    >>> table = pa.table({"item_id": ["soap", "brush"], "codes": [[0, 1], [0, 2]]})
-    >>> "2 codes per item" in dataset_card(table)
-    True
-
-    ```
     """
     missing = [name for name in ("item_id", "codes") if name not in table.column_names]
     if missing:
@@ -210,9 +177,6 @@ def sample_output(history: Sequence[str], recommended: Sequence[tuple[str, str, 
     Args:
         history (`list[str]`): Titles, oldest first.
         recommended (`list[tuple[str, str, float]]`): Title, item id and score, best first.
-
-    Returns:
-        `str`: Markdown.
     """
     rows = [
         (str(rank), markdown_text(title), markdown_text(item_id), f"{score:.2f}")
@@ -227,24 +191,10 @@ def sample_output(history: Sequence[str], recommended: Sequence[tuple[str, str, 
 
 def is_generated(card: str) -> bool:
     """
-    Whether a card is generated and was not edited since.
+    Whether a card is generated and was not edited since: text and metadata are those that were [`marked`].
 
     Args:
-        card (`str`): The text of a `README.md`.
-
-    Returns:
-        `bool`: `False` without our mark, or where text or metadata differ from what was marked. Line ends and blank
-            lines at the end do not count.
-
-    Example:
-
-    ```python
-    >>> from hf_genrec.modeling.configuration_latte import LatteConfig
-    >>> card = model_card(LatteConfig(num_items=12))
-    >>> is_generated(card), is_generated(card.replace("recommender", "toy"))
-    (True, False)
-
-    ```
+        card (`str`): The text of a `README.md`. Line ends and blank lines at the end do not count.
     """
     body, found, digest = _plain_lines(card).rpartition(_MARK)
     return bool(found) and digest == f"{_digest(body)} -->"
@@ -252,13 +202,10 @@ def is_generated(card: str) -> bool:
 
 def marked(card: str) -> str:
     """
-    A card with the mark by which [`is_generated`] knows it.
+    A card with a comment at the end by which [`is_generated`] knows it.
 
     Args:
         card (`str`): The text of a `README.md` that no person wrote.
-
-    Returns:
-        `str`: the same with a comment at the end.
     """
     body = _plain_lines(card)
     return f"{body}{_MARK}{_digest(body)} -->\n"
@@ -266,21 +213,10 @@ def marked(card: str) -> str:
 
 def markdown_text(text: str) -> str:
     """
-    A string of somebody else as text of a Markdown table: shown as it is, never read as markup, HTML or a link.
+    A string of somebody else as one line of a Markdown table: shown as it is, never read as markup, HTML or a link.
 
     Args:
         text (`str`): Any string; control characters are dropped and what is too long is cut.
-
-    Returns:
-        `str`: one line.
-
-    Example:
-
-    ```python
-    >>> markdown_text("a|b <script>\\n*c*")
-    'a\\\\|b &lt;script&gt; \\\\*c\\\\*'
-
-    ```
     """
     line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
     if len(line) > MAX_TEXT:
@@ -291,13 +227,10 @@ def markdown_text(text: str) -> str:
 
 def code_of_ids(item_ids: Sequence[str]) -> str:
     """
-    A history for an example: the first two ids that can stand in a block of code.
+    A history for an example, as a list in Python: the first two ids that can stand in a block of code.
 
     Args:
-        item_ids (`list[str]`): Ids of the catalog.
-
-    Returns:
-        `str`: a list in Python; with names that stand for ids where there are none.
+        item_ids (`list[str]`): Ids of the catalog; where none can, names take their place.
     """
     fit = [item_id for item_id in item_ids if re.fullmatch(r"[\w.:/+-]{1,40}", item_id)][:2]
     return json.dumps(fit or ["AN_ITEM_ID", "ANOTHER_ITEM_ID"], ensure_ascii=False)

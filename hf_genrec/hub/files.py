@@ -44,13 +44,10 @@ def hub_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 def published_files(folder: str | os.PathLike[str]) -> dict[str, Content]:
     """
-    Like [`hub_files`], with the contents of records that had to be cleaned.
+    Place in the repository to file, see [`hub_files`]; to the content where a record had to be cleaned.
 
     Args:
-        folder (`str` or `Path`): See [`hub_files`], and for what is raised.
-
-    Returns:
-        `dict[str, Path | bytes]`: place in the repository to file or to cleaned content.
+        folder (`str` or `Path`): See [`hub_files`].
     """
     folder = Path(folder)
     code = code_files(folder)
@@ -61,13 +58,10 @@ def published_files(folder: str | os.PathLike[str]) -> dict[str, Content]:
 
 def files_left_out(folder: str | os.PathLike[str]) -> dict[str, tuple[int, str]]:
     """
-    What is local only, and why.
+    What is local only: place to size in bytes and reason. A folder is one entry with a slash at its end.
 
     Args:
         folder (`str` or `Path`): A run folder.
-
-    Returns:
-        `dict[str, tuple[int, str]]`: size in bytes and reason; a folder is one entry with a slash at its end.
     """
     left: dict[str, tuple[int, str]] = {}
     code = code_files(folder)
@@ -84,16 +78,10 @@ def files_left_out(folder: str | os.PathLike[str]) -> dict[str, tuple[int, str]]
 
 def code_files(folder: str | os.PathLike[str]) -> set[str]:
     """
-    The files of remote code that a model needs: those that its config names, and all that these import.
+    The files of remote code that a model needs: those that its config names, and all that these import, there or not.
 
     Args:
-        folder (`str` or `Path`): A folder with a `config.json`.
-
-    Returns:
-        `set[str]`: names; empty without a config. A file that an import names and that is not there is among them.
-
-    Raises:
-        ValueError: If `config.json` is damaged.
+        folder (`str` or `Path`): A folder; one without a `config.json` needs none.
     """
     folder = Path(folder)
     waiting = _named_code(folder) if (folder / "config.json").is_file() else []
@@ -114,19 +102,7 @@ def is_published(name: str, code: Collection[str] | None = None) -> bool:
     Args:
         name (`str`): Its place below the folder.
         code (`Collection[str]`, *optional*):
-            The remote code, see [`code_files`]; `None` where a name is all there is, as of a file on the Hub that may
-            be left of an earlier version.
-
-    Returns:
-        `bool`
-
-    Example:
-
-    ```python
-    >>> [is_published(name) for name in ("modeling_latte.py", "train.py", "quantizer/config.json", "optimizer.pt")]
-    [True, False, True, False]
-
-    ```
+            The remote code, see [`code_files`]; `None` takes code of any version, as the Hub may hold.
     """
     parent, _, last = name.rpartition("/")
     if parent == "quantizer":
@@ -137,14 +113,11 @@ def is_published(name: str, code: Collection[str] | None = None) -> bool:
 
 def checked_content(path: Path, name: str) -> Content:
     """
-    A file that may be published, or the cleaned content of a record.
+    A file that may be published; of a record that names paths of this machine, the cleaned content.
 
     Args:
         path (`Path`): The file.
         name (`str`): Its place in the repository.
-
-    Returns:
-        `Path` or `bytes`: the file itself unless it is a record that names paths of this machine.
 
     Raises:
         ValueError: If it is damaged, holds a token, or is JSON with a path of this machine and no record.
@@ -153,17 +126,14 @@ def checked_content(path: Path, name: str) -> Content:
         _check_whole(path)
         return path
     text = path.read_text(encoding="utf-8")
-    if _TOKEN.search(text):
+    if token := _TOKEN.search(text):
         raise ValueError(
-            f"{path} holds what looks like an access token ({_TOKEN.search(text)[0][:6]}...). Remove it, and revoke "  # type: ignore[index]
-            "the token if the file has been anywhere else."
+            f"{path} holds what looks like an access token ({token[0][:6]}...). Remove it, and revoke the token "
+            "if the file has been anywhere else."
         )
     if path.suffix != ".json" or name == "tokenizer.json":  # the tokenizer holds item ids, which may look like paths
         return path
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is no readable JSON: {error}. Write the folder again.") from error
+    content = _parsed(text, path)
     found = [(key, match[0]) for key, value in _strings(content) for match in _PATH.finditer(value)]
     if not found:
         return path
@@ -220,13 +190,18 @@ def _check_complete(folder: Path, names: list[str]) -> None:
 
 def _named_code(folder: Path) -> list[str]:
     """Files of remote code that the config names."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is no readable JSON: {error}. Write the folder again.") from error
+    path = folder / "config.json"
+    config = _parsed(path.read_text(encoding="utf-8"), path)
     entries = list(config.get("auto_map", {}).values())
     entries += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
     return sorted({entry.rpartition("--")[2].partition(".")[0] + ".py" for entry in entries})
+
+
+def _parsed(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no readable JSON: {error}. Write the folder again.") from error
 
 
 def _check_whole(path: Path) -> None:

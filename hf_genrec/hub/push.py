@@ -15,7 +15,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,9 +50,7 @@ class PlannedFile:
 
     Attributes:
         path (`str`): its place in the repository.
-        action (`str`):
-            `"upload"`, `"unchanged"` (it is there already), `"keep"` (what is there stays), `"delete"` or
-            `"leave out"` (local only).
+        action (`str`): `"keep"`: what is on the Hub stays; `"leave out"`: it is local only; others see [`Action`].
         size (`int`): bytes of the file that is meant.
         reason (`str`): why, where it is not obvious.
     """
@@ -85,13 +83,8 @@ class Publication:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """
-        The publication as JSON-ready values.
-
-        Returns:
-            `dict`
-        """
-        return dataclasses.asdict(self) | {"files": [dataclasses.asdict(file) for file in self.files]}
+        """The publication as JSON-ready values."""
+        return dataclasses.asdict(self)
 
 
 def push_recommender(
@@ -222,19 +215,13 @@ def push_space(
 
     Args:
         repo (`str`): The repository of the recommender. A Space cannot read a private one without a token of its own.
-        space_id (`str`): `user/name`, or `name` for the user of the token. Created where it is missing.
-        private (`bool`, *optional*, defaults to `True`): This and all that follow: see [`push_recommender`].
+        space_id (`str`): `user/name`, or `name` for the user of the token; the arguments after it are those of
+            [`push_recommender`].
+        private (`bool`, *optional*, defaults to `True`): Of a new Space.
         commit_message (`str`, *optional*): The first line of the commit.
         replace_card (`bool`, *optional*, defaults to `False`): Even if it was edited on the Hub.
         token (`str`, *optional*): The access token.
         dry_run (`bool`, *optional*, defaults to `False`): Whether to list only what would happen.
-
-    Returns:
-        [`Publication`]
-
-    Raises:
-        ValueError: If `repo` is a folder or no repository's name.
-        OSError: If the Hub cannot be reached or refuses; the Space is then as it was.
     """
     if Path(repo).is_dir():
         raise ValueError(
@@ -254,27 +241,12 @@ def push_space(
 
 def full_name(repo_id: str, *, token: str | None = None, must_answer: bool = True) -> str:
     """
-    A repository's name with its owner.
+    A repository's name with its owner, `user/name`; just `name` if the Hub did not answer and need not.
 
     Args:
         repo_id (`str`): `user/name`, or `name` for the user of the token.
-        token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
+        token (`str`, *optional*): The access token.
         must_answer (`bool`, *optional*, defaults to `True`): Whether silence of the Hub is an error.
-
-    Returns:
-        `str`: `user/name`; just `name` if the Hub did not answer and need not.
-
-    Raises:
-        ValueError: If the name is no repository's.
-        OSError: If the Hub cannot be reached or refuses the token.
-
-    Example:
-
-    ```python
-    >>> full_name("me/latte-beauty")
-    'me/latte-beauty'
-
-    ```
     """
     validate_repo_id(repo_id)
     if "/" in repo_id:
@@ -348,29 +320,22 @@ class _Target:
         commit_message: str,
         *,
         is_ours: Callable[[str], bool] = lambda path: False,
-        left_out: list[PlannedFile] | None = None,
+        left_out: Sequence[PlannedFile] = (),
         private: bool,
         replace_card: bool,
     ) -> Publication:
         """
-        Make the branch hold files, in one commit; files that `is_ours` and that are no longer there are removed.
+        Make the branch hold files in one commit; those that `is_ours` and are no longer there are removed.
 
         What passes by itself is tried three times in all, each time against the head of that moment.
         """
-        left = tuple(left_out or ())
-        if self.dry_run:
-            head = self._head()
-            plan, _ = _plan(files(head.card), head, is_ours=is_ours, replace_card=replace_card)
-            return Publication(self.repo_id, self.repo_type, (*plan, *left), notes=head.notes)
         for wait in (*_WAITS, None):
             try:
-                url = self._create(private=private)
+                url = None if self.dry_run else self._create(private=private)
                 head = self._head()
                 plan, operations = _plan(files(head.card), head, is_ours=is_ours, replace_card=replace_card)
-                commit = self._commit(operations, commit_message, head)
-                return Publication(
-                    self.repo_id, self.repo_type, (*plan, *left), commit=commit, url=url, notes=head.notes
-                )
+                commit = None if self.dry_run else self._commit(operations, commit_message, head)
+                return Publication(self.repo_id, self.repo_type, (*plan, *left_out), commit, url, head.notes)
             except (HTTPError, RuntimeError) as error:  # uploads wrap theirs in a RuntimeError
                 cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
                 if isinstance(cause, HfHubHTTPError) and cause.response.status_code not in _PASSING:
@@ -386,12 +351,10 @@ class _Target:
         raise AssertionError("unreachable")
 
     def _create(self, *, private: bool) -> str:
-        sdk = "gradio" if self.repo_type == "space" else None
-        url = self.api.create_repo(
-            self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True, space_sdk=sdk
-        )
+        where: dict[str, Any] = {"repo_id": self.repo_id, "repo_type": self.repo_type, "exist_ok": True}
+        url = self.api.create_repo(**where, private=private, space_sdk="gradio" if self.repo_type == "space" else None)
         if self.revision is not None:
-            self.api.create_branch(self.repo_id, repo_type=self.repo_type, branch=self.revision, exist_ok=True)
+            self.api.create_branch(**where, branch=self.revision)
         return str(url)
 
     def _head(self) -> _Head:

@@ -33,20 +33,16 @@ def save_recommender(
     Write a complete recommender with its card, see [`whole_folder`]; [`Recommender.save_pretrained`] writes no card.
 
     Args:
-        folder (`str` or `Path`):
-            Where to write; created where it is missing.
-        model:
-            A trained model whose catalog holds `semantic_ids`.
-        semantic_ids ([`SemanticIds`] or `None`):
-            The semantic-ID table; `None` for a model without, as SASRec.
+        folder (`str` or `Path`): Where to write; created where it is missing.
+        model: A trained model whose catalog holds `semantic_ids`.
+        semantic_ids ([`SemanticIds`] or `None`): The semantic-ID table; `None` for a model without, as SASRec.
         items (`pa.Table`):
             `item_id` in the order of the model's items, `title` and `text`. With titles the card shows a sample.
         quantizer (`str` or `Path`, *optional*):
             The folder that tokenizing wrote, to be kept as `quantizer/` so that new items can get codes.
         evaluation (`dict`, *optional*):
             An evaluation record, to be kept as `evaluation.json`. `None` removes one that an earlier save left.
-        license (`str`, *optional*):
-            The licence in the card's metadata; `None` keeps that of the earlier card.
+        license (`str`, *optional*): The licence in the card's metadata; `None` keeps that of the earlier card.
 
     Returns:
         `Path`: the folder.

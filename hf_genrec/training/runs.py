@@ -95,6 +95,7 @@ def train_run(
     record = {
         "command": command,
         "settings": settings,
+        "data": {"category": prepared.metadata.get("category")},
         "semantic_ids": _shape_of_ids(starting),
         **stopwatch.read(),
         "num_threads": torch.get_num_threads(),

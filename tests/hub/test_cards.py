@@ -20,6 +20,8 @@ from hf_genrec.hub.cards import (
     model_card,
     sample_output,
 )
+from hf_genrec.training.initial import start_fresh
+from hf_genrec.training.runs import train_run, training_arguments
 from saved_folders import ARCHITECTURES, make_folder, model_of
 
 
@@ -102,6 +104,17 @@ def test_training_and_its_data_are_named_without_paths_of_a_machine():
     assert "MovieLens" in text
     assert "no commercial use" in text
     assert "somebody" not in text
+
+
+def test_category_of_the_data_goes_from_training_into_the_card(make_prepared, tmp_path):
+    prepared = make_prepared({"u": list("abcde"), "v": list("bacd")})
+    prepared.metadata["category"] = "Toys"
+    starting = start_fresh(prepared, None, shape={"d_model": 8, "num_heads": 2}, seed=0, architecture="sasrec")
+
+    record = train_run(prepared, starting, tmp_path, training_arguments(tmp_path, settings={"max_steps": 1}))
+
+    assert record["data"] == {"category": "Toys"}
+    assert "- data: a log of its own, Toys; protocol `custom`" in folder_card(tmp_path)
 
 
 def test_licence_space_and_data_set_are_named_where_they_are_known_and_never_made_up():
@@ -194,6 +207,7 @@ def test_card_of_a_folder_holds_what_its_files_tell(tmp_path):
     text = folder_card(folder, repo_id="me/shop")
 
     assert 'model="me/shop"' in text
+    assert "Items of the history are left out\nunless `exclude_seen=False`" in text
     assert "semantic IDs by `rqvae` from texts read by encoder" in text
     assert "| i0 |" in text
     assert "0.2500 [0.2000, 0.3000]" in text
