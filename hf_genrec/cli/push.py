@@ -26,6 +26,16 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would go
 Revision = Annotated[str | None, typer.Option(metavar="BRANCH", help="The branch.", show_default="main")]
 Message = Annotated[str | None, typer.Option("--message", "-m", help="First line of the commit.", show_default=False)]
 ReplaceCard = Annotated[bool, typer.Option("--replace-card", help="Replace a README.md that was edited on the Hub.")]
+License = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Licence in a generated card, as the Hub spells it, such as mit.", show_default=False
+    ),
+]
+Space = Annotated[
+    str | None,
+    typer.Option(metavar="OWNER/NAME", help="Space that a generated card links to.", show_default=False),
+]
 
 
 @app.command("push")
@@ -36,6 +46,8 @@ def _push(
     dry_run: DryRun = False,
     revision: Revision = None,
     message: Message = None,
+    license: License = None,
+    space: Space = None,
     replace_card: ReplaceCard = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +60,7 @@ def _push(
     \b
     Examples:
       hf-genrec push run --repo latte-beauty --dry-run
-      hf-genrec push run --repo me/latte-beauty --public
+      hf-genrec push run --repo me/latte-beauty --public --license mit --space me/latte-beauty-demo
     """
     with output_on(as_json) as show:
         from hf_genrec.hub.push import push_recommender
@@ -59,6 +71,8 @@ def _push(
             private=not public,
             revision=revision,
             commit_message=message,
+            license=license,
+            space=space,
             replace_card=replace_card,
             dry_run=dry_run,
         )
@@ -75,6 +89,7 @@ def _push_ids(
     dry_run: DryRun = False,
     revision: Revision = None,
     message: Message = None,
+    license: License = None,
     replace_card: ReplaceCard = False,
     as_json: AsJson = False,
 ) -> None:
@@ -94,6 +109,7 @@ def _push_ids(
             private=not public,
             revision=revision,
             commit_message=message,
+            license=license,
             replace_card=replace_card,
             dry_run=dry_run,
         )

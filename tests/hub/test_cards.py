@@ -20,8 +20,9 @@ from hf_genrec.hub.cards import (
     model_card,
     sample_output,
 )
+from hf_genrec.training.arguments import training_arguments
 from hf_genrec.training.initial import start_fresh
-from hf_genrec.training.runs import train_run, training_arguments
+from hf_genrec.training.runs import train_run
 from saved_folders import ARCHITECTURES, make_folder, model_of
 
 

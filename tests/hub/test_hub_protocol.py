@@ -355,6 +355,20 @@ def test_verbs_publish(hub, run):
     assert set(hub.repos) == {("model", "me/toy"), ("dataset", "me/ids"), ("space", "me/demo")}
 
 
+def test_licence_and_space_of_the_verbs_stand_in_the_cards(hub, run):
+    words = ["--repo", "toy", "--license", "mit", "--space", "me/toy-demo"]
+    assert CliRunner().invoke(app, ["push", str(run), *words]).exit_code == 0
+    assert CliRunner().invoke(app, ["push-ids", str(run), "--repo", "ids", "--license", "cc0-1.0"]).exit_code == 0
+    refused = CliRunner().invoke(app, ["push", str(run), "--repo", "toy", "--space", "no space"])
+
+    card = ModelCard(hub.model("me/toy").files()["README.md"].decode())
+    assert card.data.license == "mit"
+    assert "<https://huggingface.co/spaces/me/toy-demo>" in card.text
+    assert ModelCard(hub.repo("dataset", "me/ids").files()["README.md"].decode()).data.license == "cc0-1.0"
+    assert refused.exit_code == 2
+    assert "no space" in refused.stderr
+
+
 @pytest.fixture
 def train(make_prepared, tmp_path):
     """Trains a tiny model for a step into the folder `trained`."""
