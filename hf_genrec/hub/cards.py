@@ -289,9 +289,7 @@ def _facts_of(card: str) -> dict[str, str]:
 
 
 def _versions() -> str:
-    from hf_genrec import __version__
-
-    return ", ".join([f"hf_genrec {__version__}", *(f"{name} {version(name)}" for name in ("transformers", "torch"))])
+    return ", ".join(f"{name} {version(name)}" for name in ("hf-genrec", "transformers", "torch"))
 
 
 def _model_index(config: Any, evaluation: Mapping[str, Any] | None, repo_id: str | None) -> dict[str, Any]:
