@@ -30,27 +30,10 @@ def check_splits(
     split, apart from items held out of training: then no target of validation or test was trained on at its place.
 
     Args:
-        splits (`dict[str, pyarrow.Table]`):
-            `train`, `validation` and `test`, with the columns `user_id`, `history` and `target`.
+        splits (`dict[str, pyarrow.Table]`): `train`, `validation` and `test`.
         item_ids (`Sequence[str]`): The catalog.
         cold_item_ids (`Sequence[str]`, *optional*): Items that must not occur in training at all.
         owner (`str`): Whose splits they are, for the error.
-
-    Raises:
-        ValueError: If a user has two rows in a split, a split reaches into a later one, or a cold item is trained on.
-
-    Example:
-
-    ```python
-    >>> def rows(history, target):
-    ...     return pa.table({"user_id": ["u"], "history": [history], "target": [target]})
-    >>> splits = {"train": rows(["a"], "b"), "validation": rows(["a"], "b"), "test": rows(["a", "b"], "c")}
-    >>> check_splits(splits, ["a", "b", "c"], owner="data")
-    Traceback (most recent call last):
-    ...
-    ValueError: In data the train split reaches into the validation split for 1 users ('u'): ...
-
-    ```
     """
     catalog = pa.array(item_ids, pa.string())
     is_cold = pc.is_in(catalog, value_set=pa.array(cold_item_ids, pa.string())).to_numpy(zero_copy_only=False)
@@ -89,10 +72,6 @@ def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *
         training (`dict`): Content of the run's `training.json`; empty where there is none, and then nothing is known.
         metadata (`dict`): Content of the prepared folder's `dataset.json`.
         owner (`str`): Name of the run, for messages.
-
-    Raises:
-        ValueError: If the run was trained on another data set and neither of the exceptions holds, or the data set has
-            items held out of training.
     """
     settings, found = training.get("settings", {}), metadata["fingerprint"]
     others = [fingerprint for fingerprint in trained_on(training) if fingerprint != found]
@@ -114,23 +93,10 @@ def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *
 
 def trained_on(training: Mapping[str, Any]) -> list[str]:
     """
-    Every data set that a run's weights have seen: those of the checkpoint it began with, then its own.
+    Fingerprints of the data that a run's weights have seen: those of the checkpoint it began with, then its own.
 
     Args:
         training (`dict`): Content of the run's `training.json`; empty where there is none.
-
-    Returns:
-        `list[str]`: their fingerprints, the run's own last; empty where nothing is known.
-
-    Example:
-
-    ```python
-    >>> trained_on({"settings": {"data_fingerprint": "ba7", "from": "base", "trained_on": ["f00", "ba7"]}})
-    ['f00', 'ba7']
-    >>> trained_on({"settings": {"data_fingerprint": "f00", "from": None}})
-    ['f00']
-
-    ```
     """
     settings = training.get("settings", {})
     own = [settings["data_fingerprint"]] if "data_fingerprint" in settings else []

@@ -32,36 +32,19 @@ def read_items(
     on_error: OnError = "raise",
 ) -> ReadTable:
     """
-    Reads an items table and makes the text of every item.
+    Reads an items table and makes the text of every item. Columns are `item_id`, `title`, `text`, then every other
+    field in the order of the source; a field that is called `text` counts only through `fields`.
 
     Args:
         source (`str`, `os.PathLike`, `pyarrow.Table`, `pandas.DataFrame` or `list[dict]`):
             JSON Lines, CSV, TSV or Parquet file, or records already in memory.
         item (`str`, *optional*, defaults to `"item_id"`): Field of the ids. Integers are converted to strings.
         title (`str`, *optional*, defaults to `"title"`): Field that people read.
-        fields (`Sequence[str]` or `None`, *optional*):
-            Fields of the text, in order; `None` is [`default_fields`] of `title`. See [`item_text`].
+        fields (`Sequence[str]`, *optional*): See [`item_text`]; `None` is [`default_fields`] of `title`.
         ascii_only (`bool`, *optional*, defaults to `True`): See [`clean_text`].
-        only (`Set[str]` or `None`, *optional*): Ids of the items to keep; `None` keeps all.
-        delimiter (`str` or `None`, *optional*): See [`~readers.read_interactions`].
-        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
-            See [`~readers.read_interactions`]; an id that comes twice is malformed too.
-
-    Returns:
-        [`ReadTable`]: columns `item_id`, `title`, `text` and every other field, in the order of the source. A field
-        of the source that is called `text` counts only through `fields`.
-
-    Raises:
-        ValueError: If the file is empty or not UTF-8, no record has the id field, or, with `on_error="raise"`, a line
-            is malformed.
-
-    Example:
-
-    ```python
-    >>> read_items([{"id": 3, "title": "Ball", "categories": [["Toys"]]}], item="id").table.to_pylist()
-    [{'item_id': '3', 'title': 'Ball', 'text': 'Ball Toys.', 'categories': '[["Toys"]]'}]
-
-    ```
+        only (`Set[str]`, *optional*): Ids of the items to keep; `None` keeps all.
+        delimiter (`str`, *optional*): See [`~readers.read_interactions`].
+        on_error (`"raise"` or `"skip"`, *optional*): See there; an id that comes twice is malformed too.
     """
     fields = default_fields(title) if fields is None else fields
     places: dict[str, str] = {}
@@ -99,23 +82,8 @@ def iterate_items(
 
     Args:
         source (`str`, `os.PathLike`, `pyarrow.Table`, `pandas.DataFrame` or `list[dict]`): See [`read_items`].
-        delimiter (`str` or `None`, *optional*): See [`~readers.read_interactions`].
-        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
-            Malformed lines: stop, or come out as a [`Record`] without values.
-
-    Yields:
-        [`Record`]: where the record stands and its fields.
-
-    Raises:
-        ValueError: If the file is empty or not UTF-8, or, with `on_error="raise"`, at a malformed line.
-
-    Example:
-
-    ```python
-    >>> next(iterate_items([{"item_id": 3, "title": "Ball"}])).values
-    {'item_id': 3, 'title': 'Ball'}
-
-    ```
+        delimiter (`str`, *optional*): See [`~readers.read_interactions`].
+        on_error (`"raise"` or `"skip"`, *optional*): Malformed lines: stop, or a [`Record`] without values.
     """
     check_on_error(on_error)
     opened = source if isinstance(source, list) else open_source(source, delimiter)

@@ -27,17 +27,6 @@ def default_fields(title: str = "title") -> tuple[str, ...]:
 
     Args:
         title (`str`, *optional*, defaults to `"title"`): Field of the titles.
-
-    Returns:
-        `tuple[str, ...]`: names of fields, in the order of the text.
-
-    Example:
-
-    ```python
-    >>> default_fields("name")
-    ('name', 'features', 'categories', 'description')
-
-    ```
     """
     return (title, *DEFAULT_FIELDS[1:])
 
@@ -51,21 +40,9 @@ def clean_text(text: str, *, ascii_only: bool = True) -> str:
     Args:
         text (`str`): The raw string.
         ascii_only (`bool`, *optional*, defaults to `True`):
-            Whether every run of non-ASCII characters becomes a space, as in the paper's code. Use `False` for catalogs
-            that are not in English.
-
-    Returns:
-        `str`: the cleaned string, possibly empty.
+            Whether every run of non-ASCII characters becomes a space, as in the paper's code.
 
     Source: Hou et al. 2026, published preprocessing (https://huggingface.co/papers/2605.06331).
-
-    Example:
-
-    ```python
-    >>> clean_text("Nail &amp; Polish<br>\\n\\t caf\\u00e9  red")
-    'Nail & Polish caf red'
-
-    ```
     """
     plain = _TAG.sub(" ", html.unescape(text))
     if ascii_only:
@@ -75,24 +52,15 @@ def clean_text(text: str, *, ascii_only: bool = True) -> str:
 
 def item_text(record: Mapping[str, Any], *, fields: Sequence[str] = DEFAULT_FIELDS, ascii_only: bool = True) -> str:
     """
-    The text of one item: its fields in order, cleaned and joined by spaces.
+    The text of one item: its fields in order, cleaned and joined by spaces; empty if no field has content.
 
     A string or number stands as it is. A list (nested category paths are flattened) is joined with `", "` and closed
     with `"."`; a mapping becomes a list of `key: value`. Missing fields, `None`, NaN and empty strings are skipped.
 
     Args:
-        record (`Mapping[str, Any]`): Metadata of the item. Fields that are not named in `fields` are ignored.
-        fields (`Sequence[str]`, *optional*, defaults to `("title", "features", "categories", "description")`):
-            Names of the fields, in the order of the text.
+        record (`Mapping[str, Any]`): Metadata of the item.
+        fields (`Sequence[str]`, *optional*): Names of the fields, in the order of the text.
         ascii_only (`bool`, *optional*, defaults to `True`): See [`clean_text`].
-
-    Returns:
-        `str`: the text; empty if no field has content.
-
-    Raises:
-        TypeError: If `fields` is one string instead of a sequence of names.
-
-    Source: Hou et al. 2026, published preprocessing (https://huggingface.co/papers/2605.06331).
 
     Example:
 

@@ -58,13 +58,10 @@ class PreparedDataset:
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> PreparedDataset:
         """
-        Opens a prepared folder.
+        Opens a folder that [`~prepare.prepare`] wrote; tables are read when they are asked for.
 
         Args:
-            folder (`str` or `os.PathLike`): What [`~prepare.prepare`] wrote.
-
-        Returns:
-            [`PreparedDataset`]: tables are read when they are asked for.
+            folder (`str` or `os.PathLike`): The folder.
 
         Raises:
             FileNotFoundError: If the folder or one of its files is missing.
@@ -102,9 +99,7 @@ class PreparedDataset:
 
     def split(self, name: str) -> datasets.Dataset:
         """
-        The rows of one split, of a folder whose splits do not overlap.
-
-        What is in the files is checked once, when a split is first asked for.
+        The rows of one split. What is in the files is checked once, when a split is first asked for.
 
         Args:
             name (`str`): `"train"`, `"validation"` or `"test"`.
@@ -113,8 +108,7 @@ class PreparedDataset:
             `datasets.Dataset`: columns `user_id`, `history`, `target`, `timestamp`.
 
         Raises:
-            ValueError: If there is no split of that name, the files are not those that were prepared, or training
-                holds a target of validation or test.
+            ValueError: If there is no such split, the files have changed, or training holds a later target.
         """
         if name not in SPLITS:
             raise ValueError(f"`name` must be one of {', '.join(SPLITS)}, got {name!r}.")
@@ -122,27 +116,17 @@ class PreparedDataset:
         return datasets.Dataset(pq.read_table(self.folder / f"{name}.parquet"), split=datasets.NamedSplit(name))
 
     def train_item_counts(self) -> np.ndarray:
-        """
-        How often each item occurs in the training part.
-
-        Returns:
-            `np.ndarray` of shape `(num_items,)`, int64: occurrences in the histories and targets of `train`; 0 for
-            items that are held out of training.
-        """
+        """Occurrences of each item in the training part, int64 of shape `(num_items,)`; 0 for cold items."""
         self._check_files()
         table = pq.read_table(self.folder / "train.parquet", columns=["history", "target"])
         return np.bincount(flat_sequences(table, self.item_ids)[0], minlength=len(self.item_ids))
 
     def interaction_matrix(self, item_ids: Sequence[str] | np.ndarray | None = None) -> sp.csr_array:
         """
-        Who took what in the training part.
+        Who took what in the training part, float64 of shape `(num_users, num_items)`: 1 where the user took the item.
 
         Args:
             item_ids (`Sequence[str]`, *optional*): All items, as columns; `None` is the order of the catalog.
-
-        Returns:
-            `scipy.sparse.csr_array` of shape `(num_users, num_items)`, float64: 1 where the user took the item. Rows
-            are those of the train split.
         """
         table = self.split("train").with_format("arrow")[:]
         item_ids = self.item_ids if item_ids is None else item_ids
@@ -153,12 +137,7 @@ class PreparedDataset:
         return matrix
 
     def compute_fingerprint(self) -> str:
-        """
-        Reads the files and computes what `fingerprint` should be.
-
-        Returns:
-            `str`: 16 hexadecimal digits; different from `fingerprint` if the files were changed.
-        """
+        """What `fingerprint` should be; different if the files were changed."""
         return fingerprint_of(self.folder)
 
     def _check_files(self) -> None:
@@ -181,14 +160,10 @@ class PreparedDataset:
 
 def fingerprint_of(folder: str | os.PathLike[str]) -> str:
     """
-    Names the content of a prepared folder, whatever bytes Parquet wrote for it.
+    Names the item ids in order, the splits and the items held out of training, whatever bytes Parquet wrote for them.
 
     Args:
-        folder (`str` or `os.PathLike`): a folder with `items.parquet` and the splits.
-
-    Returns:
-        `str`: the first 16 hexadecimal digits of a SHA-256 over the item ids in order, the columns of the splits and
-        the items held out of training.
+        folder (`str` or `os.PathLike`): A folder with `items.parquet` and the splits.
     """
     folder = Path(folder)
     whole = hashlib.sha256()
@@ -211,12 +186,6 @@ def replaced_folder(target: str | os.PathLike[str], *, marker: str, overwrite: b
         target (`str` or `os.PathLike`): The folder to make; its parents are made too.
         marker (`str`): A file that every folder of this kind has, such as `"dataset.json"`.
         overwrite (`bool`, *optional*, defaults to `False`): Whether an existing folder of this kind is replaced.
-
-    Yields:
-        `Path`: the folder to write to, beside the target.
-
-    Raises:
-        FileExistsError: If the target holds something else, or `overwrite` is `False`.
     """
     target = Path(os.path.abspath(target))  # `.` has no name of its own
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -37,12 +37,8 @@ _BAD_ID = r"[\s\x0b\x1c-\x1f\x{85}\p{Z}]"  # what `str.split` splits at; RE2 kno
 @dataclass(frozen=True)
 class ReadTable:
     """
-    A table and what had to be left out to get it.
-
-    Attributes:
-        table (`pyarrow.Table`): the rows that could be read.
-        num_skipped (`int`): how many lines were skipped because `on_error="skip"` was asked for.
-        first_skipped (`str` or `None`): the first skipped line with its file, line number and reason.
+    The rows that could be read, how many lines were skipped (`on_error="skip"`), and the first of these: its file,
+    line number and reason.
     """
 
     table: pa.Table
@@ -65,19 +61,18 @@ def read_interactions(
     Reads a log with one interaction per row; rows keep the order of the file.
 
     Timestamps may be numbers (seconds or milliseconds: a column whose largest value is below 1e11 holds seconds), ISO
-    8601 strings or Parquet timestamps. Without a zone they count as UTC.
+    8601 strings or Parquet timestamps. Without a zone they count as UTC. Integer ids are converted to strings.
 
     Args:
         source (`str`, `os.PathLike`, `pyarrow.Table` or `pandas.DataFrame`):
             CSV, TSV, Parquet or JSON Lines file, or a table already in memory.
-        user (`str`, *optional*, defaults to `"user_id"`): Column of the users' ids. Integers are converted to strings.
-        item (`str`, *optional*, defaults to `"item_id"`): Column of the items' ids. Integers are converted to strings.
-        timestamp (`str` or `None`, *optional*, defaults to `"timestamp"`):
+        user (`str`, *optional*, defaults to `"user_id"`): Column of the users' ids.
+        item (`str`, *optional*, defaults to `"item_id"`): Column of the items' ids.
+        timestamp (`str`, *optional*, defaults to `"timestamp"`):
             Column of the times; `None` where there is none and the order of the file is the order in time.
-        rating (`str` or `None`, *optional*): Column of the ratings; `None` reads none.
-        delimiter (`str` or `None`, *optional*):
-            The character between the fields of a delimited file; `None` infers it from the extension.
-        date_format (`str` or `None`, *optional*):
+        rating (`str`, *optional*): Column of the ratings; `None` reads none.
+        delimiter (`str`, *optional*): Between the fields of a delimited file; `None` infers it from the extension.
+        date_format (`str`, *optional*):
             How times are written, such as `"%d.%m.%Y %H:%M"` (see `datetime.strptime`); `None` for the forms above.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Malformed lines: stop with an error that shows the first one, or count them and leave them out.
@@ -85,20 +80,6 @@ def read_interactions(
     Returns:
         [`ReadTable`]: columns `user_id`, `item_id` (string), `timestamp` (int64, milliseconds; null without times)
         and, if asked for, `rating` (double).
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty, not UTF-8, lacks a column or, with `on_error="raise"`, has a malformed line.
-
-    Example:
-
-    ```python
-    >>> log = pa.table({"who": [7, 7], "what": ["b", "a"], "at": ["24.12.2020", "25.12.2020"]})
-    >>> read = read_interactions(log, user="who", item="what", timestamp="at", date_format="%d.%m.%Y")
-    >>> read.table.to_pylist()[0]
-    {'user_id': '7', 'item_id': 'b', 'timestamp': 1608768000000}
-
-    ```
     """
     check_on_error(on_error)
     names = {"user_id": user, "item_id": item, "timestamp": timestamp, "rating": rating}
@@ -108,18 +89,12 @@ def read_interactions(
 
 def read_sequences(path: str | os.PathLike[str], *, on_error: OnError = "raise") -> ReadTable:
     """
-    Reads ready-made sequences: one user per line, `user<TAB>item item ...`, oldest item first.
+    Reads ready-made sequences: one user per line, `user<TAB>item item ...`, oldest item first; `timestamp` is null.
 
     Args:
         path (`str` or `os.PathLike`): Text file without a header, plain or gzipped.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Malformed lines (no tab, no item, a user seen before, an impossible id): see [`read_interactions`].
-
-    Returns:
-        [`ReadTable`]: one row per interaction in the order of the file; `timestamp` is null throughout.
-
-    Raises:
-        ValueError: If the file is empty, not UTF-8 or, with `on_error="raise"`, has a malformed line.
     """
     check_on_error(on_error)
     file = TextFile(path, delimiter="\t", header=["user", "items"])
@@ -146,18 +121,11 @@ def read_sequences(path: str | os.PathLike[str], *, on_error: OnError = "raise")
 
 def open_source(source: Source, delimiter: str | None = None) -> pa.Table | pq.ParquetFile | TextFile:
     """
-    Opens what a reader was given.
+    Opens what a reader was given: a table in memory, or a file not read yet.
 
     Args:
         source (`str`, `os.PathLike`, `pyarrow.Table` or `pandas.DataFrame`): See [`read_interactions`].
-        delimiter (`str` or `None`, *optional*): See [`read_interactions`].
-
-    Returns:
-        `pyarrow.Table`, `pyarrow.parquet.ParquetFile` or [`TextFile`]: a table in memory, or a file not read yet.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If its format is unknown or it is empty.
+        delimiter (`str`, *optional*): See [`read_interactions`].
     """
     if isinstance(source, pa.Table):
         return source
@@ -177,39 +145,17 @@ def is_bad_id(value: str) -> bool:
     Whether an id cannot be used: it is empty, holds whitespace or equals a special token.
 
     Args:
-        value (`str`): a user's or an item's id.
-
-    Returns:
-        `bool`: `True` if the id is refused.
-
-    Example:
-
-    ```python
-    >>> is_bad_id("B004756YJA"), is_bad_id("two words"), is_bad_id("<pad>")
-    (False, True, True)
-
-    ```
+        value (`str`): A user's or an item's id.
     """
     return value.split() != [value] or value in SPECIAL_TOKENS
 
 
 def id_string(value: Any) -> str | None:
     """
-    The string form of an id as it stands in a record.
+    Strings and integers as strings; `None` for what is no id (missing, a float, a list).
 
     Args:
-        value: what a record holds.
-
-    Returns:
-        `str` or `None`: strings and integers as strings; `None` for anything else (missing, a float, a list).
-
-    Example:
-
-    ```python
-    >>> id_string(7), id_string("7"), id_string(7.5)
-    ('7', '7', None)
-
-    ```
+        value: What a record holds.
     """
     is_id = isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
     return str(value) if is_id else None

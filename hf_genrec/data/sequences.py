@@ -32,16 +32,9 @@ class Windows:
     """
     Pieces of sequences: the items that a model reads in one row, and which of them are targets.
 
-    Window `i` is `values[starts[i]:ends[i]]`. Its last item is read by no one and predicted from all before it; its
-    targets are `values[first_targets[i]:ends[i]]`.
-
-    Attributes:
-        values (`np.ndarray` of shape `(num_values,)`, int32): the item indices of all sequences, one after the other.
-        starts (`np.ndarray` of shape `(num_windows,)`, int64): where each window begins.
-        ends (`np.ndarray` of shape `(num_windows,)`, int64): the position after each window.
-        first_targets (`np.ndarray` of shape `(num_windows,)`, int64): the position of each window's first target.
-        user_rows (`np.ndarray` of shape `(num_windows,)`, int64): the row of the split a window comes from.
-        num_skipped_users (`int`): users without a window, because their sequence has a single item.
+    Window `i` is `values[starts[i]:ends[i]]`. Its last item is not read, only predicted from all before it; its
+    targets are `values[first_targets[i]:ends[i]]`. `values` (int32) are the item indices of all sequences, one after
+    the other; `user_rows` are the rows of the split; `num_skipped_users` have a single item and no window.
     """
 
     values: np.ndarray
@@ -77,34 +70,14 @@ def make_examples(
     targets: Literal["all", "last"] = "all",
 ) -> Windows:
     """
-    Windows with one target each: every prefix with at least one history item, or the whole sequence only.
-
-    Evaluation asks for `"last"`; training a bidirectional model, which would see later targets, for `"all"`.
+    Windows with one target each, in the order of the rows: every prefix with at least one history item (shorter ones
+    first), or the whole sequence only. Evaluation asks for `"last"`; training a bidirectional model for `"all"`.
 
     Args:
-        split (`datasets.Dataset`):
-            Rows with `history` (list of item ids) and `target` (item id); together they are the sequence.
+        split (`datasets.Dataset`): `history` (list of item ids) and `target` (item id); together the sequence.
         item_ids (`Sequence[str]`): The catalog: position is item index.
-        max_history_length (`int`, *optional*, defaults to 20):
-            Most items before a target: longer histories keep their last items.
-        targets (`"all"` or `"last"`, *optional*, defaults to `"all"`):
-            Whether every item after the first is a target, or only the last one of each row.
-
-    Returns:
-        [`Windows`]: in the order of the rows, shorter histories of a row first.
-
-    Raises:
-        ValueError: If `max_history_length` is below 1, `targets` is something else or an item is not in the catalog.
-
-    Example:
-
-    ```python
-    >>> split = datasets.Dataset.from_list([{"history": ["a", "b", "c"], "target": "a"}])
-    >>> examples = make_examples(split, ["a", "b", "c"], max_history_length=2)
-    >>> [(examples.history(i).tolist(), int(examples.targets[i])) for i in range(len(examples))]
-    [([0], 1), ([0, 1], 2), ([1, 2], 0)]
-
-    ```
+        max_history_length (`int`, *optional*, defaults to 20): Most items before a target; the last ones are kept.
+        targets (`"all"` or `"last"`, *optional*, defaults to `"all"`): Of each row; the first item is never one.
     """
     _check_at_least("max_history_length", max_history_length, 1)
     _check_choice("targets", targets, ("all", "last"))
@@ -136,15 +109,7 @@ def make_windows(
         split (`datasets.Dataset`): See [`make_examples`].
         item_ids (`Sequence[str]`): See [`make_examples`].
         max_history_length (`int`, *optional*, defaults to 20): See [`make_examples`].
-        stride (`int`, *optional*, defaults to 10):
-            Items between the beginnings of two windows of one sequence; at most `max_history_length`.
-
-    Returns:
-        [`Windows`]: in the order of the rows, earlier windows of a row first.
-
-    Raises:
-        ValueError: If `max_history_length` is below 1, `stride` is not in `[1, max_history_length]` or an item is not
-            in the catalog.
+        stride (`int`, *optional*, defaults to 10): From 1 to `max_history_length`.
 
     Source: ours.
 
@@ -196,12 +161,6 @@ def training_dataset(
         max_history_length (`int`, *optional*, defaults to 20): See [`make_examples`].
         stride (`int`, *optional*, defaults to 10): See [`make_windows`]; causal mode only.
         targets (`"all"` or `"last"`, *optional*, defaults to `"all"`): See [`make_examples`].
-
-    Returns:
-        [`WindowDataset`]: rows are mappings of `input_ids` and `labels`.
-
-    Raises:
-        ValueError: If an argument is out of its range or an item is not in the catalog.
     """
     _check_choice("history_attention", history_attention, ("causal", "bidirectional"))
     _check_at_least("first_item_token", first_item_token, 0)
@@ -216,11 +175,7 @@ def training_dataset(
 
 class WindowDataset(Dataset[dict[str, np.ndarray]]):
     """
-    One row per window: all items but the last go in, the label of a position is the next item if that is a target.
-
-    Args:
-        windows ([`Windows`]): from [`make_windows`] or [`make_examples`].
-        first_item_token (`int`): token of item 0.
+    One row per window: all items but the last are the input; a position's label is the next item if that is a target.
 
     Example:
 
@@ -261,11 +216,7 @@ class WindowDataset(Dataset[dict[str, np.ndarray]]):
 @dataclass(frozen=True)
 class SequenceCollator:
     """
-    Pads rows to the longest of their batch and makes tensors of them.
-
-    Attributes:
-        pad_token_id (`int`, *optional*, defaults to 0): what stands in `input_ids` where no item is.
-        padding_side (`"right"` or `"left"`, *optional*, defaults to `"right"`): where the padding goes.
+    Pads rows to the longest of their batch, with the token `pad_token_id` on the `padding_side`.
 
     Example:
 
@@ -287,6 +238,7 @@ class SequenceCollator:
         _check_choice("padding_side", self.padding_side, ("right", "left"))
 
     def __call__(self, rows: Sequence[dict[str, np.ndarray | list[int]]]) -> dict[str, torch.Tensor]:
+        """Rows of `input_ids` and `labels` to tensors `(batch, longest row)`, with their `attention_mask`."""
         lengths = np.array([len(row["input_ids"]) for row in rows])
         columns = np.arange(max(lengths.max(), 1))
         if self.padding_side == "right":

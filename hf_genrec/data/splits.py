@@ -42,8 +42,7 @@ def write_split(
     Args:
         path (`str` or `os.PathLike`): The Parquet file.
         user_ids (`pyarrow.Array` of `num_rows` strings): The user of each row.
-        item_ids (`pyarrow.Array` of `num_interactions` strings):
-            The items of all users, each user's in order; may be dictionary-encoded.
+        item_ids (`pyarrow.Array` of `num_interactions` strings): Each user's in order; may be dictionary-encoded.
         timestamps (`pyarrow.Array` of `num_interactions` int64): Milliseconds since the epoch, or null.
         starts (`np.ndarray` of shape `(num_rows,)`): Position of the first item of each history.
         ends (`np.ndarray` of shape `(num_rows,)`): Position of each target.
@@ -69,25 +68,12 @@ def write_split(
 
 def flat_sequences(split: pa.Table, item_ids: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    All sequences of a split in one array.
+    All sequences of a split in one array: item indices (int32, -1 for an item that is not in the catalog), and offsets
+    of shape `(num_rows + 1,)`, int64. Row `i` is `indices[offsets[i]:offsets[i + 1]]`.
 
     Args:
-        split (`pyarrow.Table`): columns `history` and `target`.
-        item_ids (`Sequence[str]`): the catalog; the position of an item is its index.
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: item indices of shape `(num_values,)`, int32, -1 for an item that is not in
-        the catalog; and offsets of shape `(num_rows + 1,)`, int64: row `i` is `indices[offsets[i]:offsets[i + 1]]`.
-
-    Example:
-
-    ```python
-    >>> split = pa.table({"history": [["a", "b"], []], "target": ["c", "a"]})
-    >>> indices, offsets = flat_sequences(split, ["c", "b", "a"])
-    >>> indices.tolist(), offsets.tolist()
-    ([2, 1, 0, 2], [0, 3, 4])
-
-    ```
+        split (`pyarrow.Table`): Columns `history` and `target`.
+        item_ids (`Sequence[str]`): The catalog; the position of an item is its index.
     """
     catalog = pa.array(item_ids, pa.string())
     lengths = pc.list_value_length(split["history"]).to_numpy().astype(np.int64) + 1
@@ -102,12 +88,9 @@ def flat_sequences(split: pa.Table, item_ids: Sequence[str] | np.ndarray) -> tup
 
 def first_few(ids: pa.Array | pa.ChunkedArray) -> str:
     """
-    Ids for a message: the first five.
+    Ids for a message: the first five, quoted; an ellipsis stands for the others.
 
     Args:
-        ids (`pyarrow.Array` or `pyarrow.ChunkedArray`): strings.
-
-    Returns:
-        `str`: quoted, separated by commas; an ellipsis stands for the others.
+        ids (`pyarrow.Array` or `pyarrow.ChunkedArray`): Strings.
     """
     return ", ".join(map(repr, ids.slice(0, 5).to_pylist())) + (", ..." if len(ids) > 5 else "")

@@ -15,16 +15,7 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Statistics:
-    """
-    The size of a table of interactions.
-
-    Attributes:
-        num_users (`int`): distinct users.
-        num_items (`int`): distinct items.
-        num_interactions (`int`): rows.
-        mean_length (`float`): interactions per user.
-        density (`float`): interactions per possible pair of user and item.
-    """
+    """Size of a table: distinct users and items, rows, rows per user, rows per possible pair of user and item."""
 
     num_users: int
     num_items: int
@@ -38,18 +29,7 @@ def statistics_of(interactions: pa.Table) -> Statistics:
     Counts users, items and interactions.
 
     Args:
-        interactions (`pyarrow.Table`): columns `user_id` and `item_id`.
-
-    Returns:
-        [`Statistics`]: all zero for an empty table.
-
-    Example:
-
-    ```python
-    >>> statistics_of(pa.table({"user_id": ["u", "u", "v"], "item_id": ["a", "b", "a"]}))
-    Statistics(num_users=2, num_items=2, num_interactions=3, mean_length=1.5, density=0.75)
-
-    ```
+        interactions (`pyarrow.Table`): Columns `user_id` and `item_id`.
     """
     num_users, num_items = (
         int((np.bincount(_codes(interactions, name)) > 0).sum()) for name in ("user_id", "item_id")
@@ -61,22 +41,11 @@ def statistics_of(interactions: pa.Table) -> Statistics:
 
 def sort_by_time(interactions: pa.Table) -> pa.Table:
     """
-    Puts each user's interactions together, oldest first; users stand in order of first appearance.
+    Puts each user's interactions together, oldest first; users stand in order of first appearance. Equal (or no) times
+    keep their order.
 
     Args:
-        interactions (`pyarrow.Table`): a table of interactions.
-
-    Returns:
-        `pyarrow.Table`: the same rows; equal (or no) times keep their order.
-
-    Example:
-
-    ```python
-    >>> table = pa.table({"user_id": ["v", "u", "v"], "item_id": ["a", "b", "c"], "timestamp": [9, 5, 3]})
-    >>> sort_by_time(table)["item_id"].to_pylist()
-    ['c', 'a', 'b']
-
-    ```
+        interactions (`pyarrow.Table`): A table of interactions.
     """
     keys = [_codes(interactions, "user_id")]
     if interactions["timestamp"].null_count < interactions.num_rows:
@@ -89,18 +58,7 @@ def deduplicate(interactions: pa.Table) -> pa.Table:
     Keeps the first row of every pair of user and item.
 
     Args:
-        interactions (`pyarrow.Table`): a table of interactions, in order of time for the earliest to be kept.
-
-    Returns:
-        `pyarrow.Table`: the remaining rows in their order.
-
-    Example:
-
-    ```python
-    >>> deduplicate(pa.table({"user_id": ["u", "u", "u"], "item_id": ["a", "b", "a"]}))["item_id"].to_pylist()
-    ['a', 'b']
-
-    ```
+        interactions (`pyarrow.Table`): In order of time for the earliest to be kept.
     """
     items = _codes(interactions, "item_id")
     pairs = _codes(interactions, "user_id").astype(np.int64) * (int(items.max(initial=0)) + 1) + items
@@ -110,26 +68,11 @@ def deduplicate(interactions: pa.Table) -> pa.Table:
 
 def k_core(interactions: pa.Table, k: int) -> pa.Table:
     """
-    Drops users and items with fewer than `k` interactions until none is left to drop.
+    Drops users and items with fewer than `k` interactions until none is left to drop; rows keep their order.
 
     Args:
-        interactions (`pyarrow.Table`): a table of interactions.
-        k (`int`): least number of interactions of a user and of an item; 0 or 1 changes nothing.
-
-    Returns:
-        `pyarrow.Table`: the remaining rows in their order; possibly none.
-
-    Raises:
-        ValueError: If `k` is negative.
-
-    Example:
-
-    ```python
-    >>> table = pa.table({"user_id": ["u", "u", "v", "v", "w"], "item_id": ["a", "b", "a", "b", "b"]})
-    >>> k_core(table, 2)["user_id"].to_pylist()
-    ['u', 'u', 'v', 'v']
-
-    ```
+        interactions (`pyarrow.Table`): A table of interactions.
+        k (`int`): 0 or 1 changes nothing.
     """
     if k < 0:
         raise ValueError(f"`k` must be at least 0, got {k}.")
@@ -147,23 +90,8 @@ def drop_short_histories(interactions: pa.Table, min_history: int) -> pa.Table:
     Drops users with fewer than `min_history` items before their last one.
 
     Args:
-        interactions (`pyarrow.Table`): a table of interactions.
-        min_history (`int`): least number of items before the last one; 0 keeps every user.
-
-    Returns:
-        `pyarrow.Table`: the remaining rows in their order.
-
-    Raises:
-        ValueError: If `min_history` is negative.
-
-    Example:
-
-    ```python
-    >>> table = pa.table({"user_id": ["u", "u", "v"], "item_id": ["a", "b", "a"]})
-    >>> drop_short_histories(table, 1)["user_id"].to_pylist()
-    ['u', 'u']
-
-    ```
+        interactions (`pyarrow.Table`): A table of interactions.
+        min_history (`int`): 0 keeps every user.
     """
     if min_history < 0:
         raise ValueError(f"`min_history` must be at least 0, got {min_history}.")
@@ -173,29 +101,14 @@ def drop_short_histories(interactions: pa.Table, min_history: int) -> pa.Table:
 
 def newest_items(interactions: pa.Table, share: float) -> pa.Array:
     """
-    The items that appeared in a log last.
+    Ids of the items that appeared in a log last, the newest of all last.
 
     An item is as old as its first interaction. In a log without times its age is its earliest place: the least number
     of items that any user took before it. Of equally old items the one that the log names first is older.
 
     Args:
-        interactions (`pyarrow.Table`): what [`sort_by_time`] returned.
-        share (`float`): share of the items, between 0 and 1; their number is rounded.
-
-    Returns:
-        `pyarrow.Array` of strings: ids of the newest items, the newest of all last.
-
-    Raises:
-        ValueError: If `share` is outside of its range, or means no item or all of them.
-
-    Example:
-
-    ```python
-    >>> table = pa.table({"user_id": ["u", "u", "v"], "item_id": ["a", "b", "c"], "timestamp": [5, 9, 7]})
-    >>> newest_items(table, 0.5).to_pylist()
-    ['c', 'b']
-
-    ```
+        interactions (`pyarrow.Table`): What [`sort_by_time`] returned.
+        share (`float`): Share of the items, between 0 and 1; their number is rounded, and may not be 0 or all.
     """
     if not 0 < share < 1:
         raise ValueError(f"`share` must lie between 0 and 1, got {share}.")

@@ -37,13 +37,7 @@ DELIMITERS = {"csv": ",", "tsv": "\t", "jsonl": None}  # of each text format
 @dataclass(frozen=True)
 class Record:
     """
-    One record of a file, or of a table in memory.
-
-    Attributes:
-        place (`str`): the file and line, or the number of the row, for messages.
-        values (`dict` or `None`): field to value; `None` for a malformed line.
-        error (`str` or `None`): what is wrong with a malformed line.
-        line (`str`): the line itself; empty for a table in memory.
+    One record of a file or table: its place for messages, field to value (`None` if malformed), the error, the line.
     """
 
     place: str
@@ -59,16 +53,12 @@ class Record:
 
 class TextFile:
     """
-    A file of JSON Lines or of delimited lines.
+    A file of JSON Lines or of delimited lines; it must not be empty.
 
     Args:
         path (`str` or `os.PathLike`): The file; gzip is recognised by its first bytes, whatever the name.
-        delimiter (`str` or `None`, *optional*):
-            One character between two fields, `None` for JSON Lines. Fields may be quoted with `"` unless it is a tab.
-        header (`list[str]` or `None`, *optional*): Names of the fields, where the first line holds none.
-
-    Raises:
-        ValueError: If the file is empty, or its header seems to have another delimiter.
+        delimiter (`str`, *optional*): One character, `None` for JSON Lines. Fields may be quoted unless it is a tab.
+        header (`list[str]`, *optional*): Names of the fields, where the first line holds none.
     """
 
     def __init__(
@@ -171,25 +161,11 @@ class TextFile:
 
 def format_of(path: Path, delimiter: str | None = None) -> str:
     """
-    Infers the format of a file from its extension.
+    `"csv"`, `"tsv"`, `"parquet"` or `"jsonl"`, inferred from the extension of a file.
 
     Args:
-        path (`Path`): the file; a last `.gz` does not count.
-        delimiter (`str`, *optional*): given, files with any other extension are taken for delimited text.
-
-    Returns:
-        `str`: `"csv"`, `"tsv"`, `"parquet"` or `"jsonl"`.
-
-    Raises:
-        ValueError: If the name ends in something else.
-
-    Example:
-
-    ```python
-    >>> format_of(Path("log.tsv.gz"))
-    'tsv'
-
-    ```
+        path (`Path`): The file; a last `.gz` does not count.
+        delimiter (`str`, *optional*): Given, files with any other extension are taken for delimited text.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else "".join(suffixes[-1:])
@@ -203,10 +179,7 @@ def check_on_error(on_error: str) -> None:
     Refuses anything but `"raise"` and `"skip"`.
 
     Args:
-        on_error (`str`): the argument of a reader.
-
-    Raises:
-        ValueError: If it is something else.
+        on_error (`str`): The argument of a reader.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f'`on_error` must be "raise" or "skip", got {on_error!r}.')

@@ -108,15 +108,7 @@ class Quantizer(ABC):
         return None
 
     def latents(self, embeddings: np.ndarray) -> np.ndarray:
-        """
-        What the codebooks approximate: the embeddings themselves, unless a quantizer maps them elsewhere.
-
-        Args:
-            embeddings (`np.ndarray`): As for [`Quantizer.encode`].
-
-        Returns:
-            `np.ndarray` of shape `(num_items, columns of the codebooks)`: float32.
-        """
+        """What the codebooks approximate, float32: the embeddings, unless a quantizer maps them elsewhere."""
         return as_rows(embeddings, dim=self.dim)
 
     @property
@@ -127,15 +119,8 @@ class Quantizer(ABC):
     @classmethod
     def default_codebook_size(cls, *, num_levels: int, num_items: int) -> int:
         """
-        Codes per level if none are given.
-
-        Args:
-            num_levels (`int`): Codes per item.
-            num_items (`int`): Items of the catalog.
-
-        Returns:
-            `int`: 256. For hierarchical k-means, the smallest power of two whose tuples are at least eight times as
-            many as the items: few collisions, and every level has something to separate.
+        Codes per level if none are given: 256. For hierarchical k-means the smallest power of two whose tuples are at
+        least eight times as many as the items, so that collisions are few and every level has something to separate.
         """
         return 256
 
@@ -163,10 +148,8 @@ class Quantizer(ABC):
         Learn the codes, on one thread.
 
         Args:
-            embeddings (`np.ndarray` of shape `(num_rows, dim)`):
-                The rows to learn from, usually those of the items that occur in training.
-            show_progress (`bool`, *optional*, defaults to `True`):
-                Whether a progress bar is shown once it takes longer than two seconds.
+            embeddings (`np.ndarray` of shape `(num_rows, dim)`): Usually those of the items that occur in training.
+            show_progress (`bool`, *optional*, defaults to `True`): Whether a bar is shown after two seconds.
 
         Returns:
             [`Quantizer`]: itself.
@@ -189,9 +172,6 @@ class Quantizer(ABC):
 
         Returns:
             `np.ndarray` of shape `(num_items, num_levels)`: int64, from 0 to `codebook_size - 1`.
-
-        Raises:
-            ValueError: If the quantizer is not fitted, the width differs or a value is not finite.
         """
         rows = as_rows(embeddings, dim=self.dim)
         codes = np.empty((len(rows), self.num_levels), dtype=np.int64)
@@ -201,14 +181,11 @@ class Quantizer(ABC):
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """
-        Approximate embeddings.
+        Approximate embeddings, float32 of shape `(num_items, dim)`.
 
         Args:
             codes (`np.ndarray` of shape `(num_items, num_levels)`):
                 Codes as [`Quantizer.encode`] returns them; with fewer columns, the first levels alone.
-
-        Returns:
-            `np.ndarray` of shape `(num_items, dim)`: float32.
 
         Raises:
             ValueError: If the quantizer is not fitted or cannot decode, or the shape or a code is wrong.
@@ -218,18 +195,16 @@ class Quantizer(ABC):
 
     def relative_errors(self, embeddings: np.ndarray, codes: np.ndarray) -> list[float] | None:
         """
-        Squared error of the first 1, 2, ... levels, in units of the embeddings' own spread.
+        Squared error of the first 1, 2, ... levels, in units of the embeddings' own spread: 0 is a perfect
+        reconstruction, 1 is what the mean of the embeddings achieves. `None` for a quantizer that cannot decode, or
+        without any spread.
 
-        0 is a perfect reconstruction, 1 is what the mean of the embeddings achieves. For product quantization, a level
-        that is left out counts as zeros. The decoder of an RQ-VAE was trained for all levels; errors of fewer may
-        pass 1.
+        For product quantization, a level that is left out counts as zeros. The decoder of an RQ-VAE was trained for
+        all levels; errors of fewer may pass 1.
 
         Args:
             embeddings (`np.ndarray` of shape `(num_items, dim)`): What the codes stand for.
             codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes as [`Quantizer.encode`] returns them.
-
-        Returns:
-            `list[float]`: one number per level; `None` for a quantizer that cannot decode, or without any spread.
         """
         rows = np.asarray(embeddings, dtype=np.float32)
         spread = float(np.square(rows - rows.mean(axis=0)).sum(dtype=np.float64)) if len(rows) else 0.0
@@ -239,15 +214,7 @@ class Quantizer(ABC):
         return [float(np.square(rows - approximation).sum(dtype=np.float64)) / spread for approximation in found]
 
     def save(self, folder: str | Path) -> None:
-        """
-        Write `config.json`, and `quantizer.safetensors` if anything was learned.
-
-        Args:
-            folder (`str` or `Path`): Created if missing.
-
-        Raises:
-            ValueError: If the quantizer is not fitted.
-        """
+        """Write `config.json`, and `quantizer.safetensors` if anything was learned, into a folder."""
         arguments = {name: getattr(self, name) for name in self._defaults()}
         config = {"quantizer_type": self.quantizer_type, **arguments, "dim": self.dim}
         folder = Path(folder)
@@ -262,12 +229,7 @@ class Quantizer(ABC):
         Read what [`Quantizer.save`] wrote; the result assigns the same codes.
 
         Args:
-            folder (`str` or `Path`):
-                The folder, such as `quantizer/` of a tokenized folder. `Quantizer.load` opens that of any quantizer,
-                a subclass only its own.
-
-        Returns:
-            [`Quantizer`]: a fitted quantizer of the saved type.
+            folder (`str` or `Path`): `Quantizer.load` opens that of any quantizer, a subclass only its own.
 
         Raises:
             ValueError: If the folder holds another quantizer, or tensors of other shapes than its config says.
@@ -294,30 +256,16 @@ class Quantizer(ABC):
         options: Mapping[str, Any] | None = None,
     ) -> "Quantizer":
         """
-        A new quantizer by the name that the command line calls it.
+        A new quantizer by the name that the command line uses, such as `"opq"`; `None` takes the defaults of its
+        class.
 
         Args:
-            name (`str`): Such as `"residual-kmeans"` or `"opq"`.
-            num_items (`int`): Items of the catalog, for the size of a tree.
-            num_levels (`int`, *optional*): Codes per item. `None` is the default of the class.
-            codebook_size (`int`, *optional*): Codes per level; see [`Quantizer.default_codebook_size`].
+            name (`str`): One of the `names` of the quantizers.
+            num_items (`int`): Items of the catalog, for [`Quantizer.default_codebook_size`].
+            num_levels (`int`, *optional*): Codes per item.
+            codebook_size (`int`, *optional*): Codes per level.
             seed (`int`, *optional*, defaults to 1234): Seed of everything that is drawn.
             options (`Mapping[str, Any]`, *optional*): Further arguments of the class.
-
-        Returns:
-            [`Quantizer`]: not fitted yet.
-
-        Raises:
-            ValueError: If the name or an option is unknown, or an argument is out of range.
-
-        Example:
-
-        ```python
-        >>> quantizer = Quantizer.named("random", num_items=9, num_levels=2)
-        >>> quantizer.codebook_size, quantizer.default_policy
-        (256, 'append')
-
-        ```
         """
         found = next((each for each in _subclasses() if name in each.names), None)
         if found is None:
@@ -379,11 +327,8 @@ def check_sizes(*, num_levels: int, codebook_size: int) -> None:
     Refuse sizes that no quantizer has.
 
     Args:
-        num_levels (`int`): Codes per item, at least 1.
-        codebook_size (`int`): Codes per level, a power of two from 2 to 32,768: faiss counts bits.
-
-    Raises:
-        ValueError: If one is out of range.
+        num_levels (`int`): At least 1.
+        codebook_size (`int`): A power of two from 2 to 32,768: faiss counts bits.
     """
     if num_levels < 1:
         raise ValueError(f"`num_levels` must be at least 1, got {num_levels}.")
@@ -393,18 +338,12 @@ def check_sizes(*, num_levels: int, codebook_size: int) -> None:
 
 def as_rows(embeddings: np.ndarray, *, dim: int | None = None, at_least: int = 0) -> np.ndarray:
     """
-    Embeddings as faiss takes them.
+    Embeddings as faiss takes them: float32, contiguous, finite.
 
     Args:
         embeddings (`np.ndarray` of shape `(num_rows, dim)`): One row per item.
         dim (`int`, *optional*): The columns there must be.
         at_least (`int`, *optional*, defaults to 0): The rows there must be: the centroids of a level, in training.
-
-    Returns:
-        `np.ndarray` of the same shape: float32, contiguous, finite.
-
-    Raises:
-        ValueError: If the shape does not fit, or a value is NaN or infinity.
     """
     rows = np.ascontiguousarray(embeddings, dtype=np.float32)
     if rows.ndim != 2:
@@ -424,12 +363,7 @@ def as_rows(embeddings: np.ndarray, *, dim: int | None = None, at_least: int = 0
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """
-    Runs faiss and torch on one thread: with more, the last bits and with them codes would depend on their number.
-
-    Yields:
-        `None`; the numbers of threads are restored afterwards.
-    """
+    """Runs faiss and torch on one thread: with more, the last bits and with them codes depend on their number."""
     of_faiss, of_torch = faiss.omp_get_max_threads(), torch.get_num_threads()
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)
@@ -441,10 +375,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _subclasses() -> Iterator[type[Quantizer]]:
-    """
-    The quantizers of this room, then any that others have defined. One import at a time: who looks for k-means does
-    not wait for the network of the RQ-VAE.
-    """
+    """The quantizers of this room, imported one at a time until one fits, then any that others have defined."""
     modules = [f"hf_genrec.tokenizers.{name}" for name in _MODULES]
     for module in modules:
         defined = vars(importlib.import_module(module)).values()

@@ -25,23 +25,10 @@ _CHUNK_ELEMENTS = 2**24
 
 def group_by_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Items that share a tuple.
+    The group of each item (groups in the order of their tuples), and the size of each group.
 
     Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`): The codes.
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: the group of each item (groups in the order of their tuples), and the size
-        of each group.
-
-    Example:
-
-    ```python
-    >>> groups, sizes = group_by_codes(np.array([[1, 2], [0, 3], [1, 2]]))
-    >>> groups.tolist(), sizes.tolist()
-    ([1, 0, 1], [1, 2])
-
-    ```
+        codes (`np.ndarray` of shape `(num_items, num_levels)`): Items with the same row share a group.
     """
     if codes.shape[1] == 0:
         return np.zeros(len(codes), dtype=np.int64), np.array([len(codes)])
@@ -57,9 +44,6 @@ def collision_statistics(codes: np.ndarray) -> dict[str, Any]:
 
     Args:
         codes (`np.ndarray` of shape `(num_items, num_levels)`): The codes.
-
-    Returns:
-        `dict[str, Any]`: `num_distinct`, `collision_rate`, `excess_rate` and `group_sizes`.
     """
     _, sizes = group_by_codes(codes)
     values, counts = np.unique(sizes, return_counts=True)
@@ -78,9 +62,6 @@ def level_statistics(codes: np.ndarray, *, codebook_size: int) -> list[dict[str,
     Args:
         codes (`np.ndarray` of shape `(num_items, num_levels)`): The codes.
         codebook_size (`int`): Codes that a level could use.
-
-    Returns:
-        `list[dict[str, float]]`: per level `num_used`, `usage`, `perplexity` and `num_prefixes`.
     """
     statistics = []
     groups = np.zeros(len(codes), dtype=np.int64)  # of the items that share all codes so far
@@ -101,27 +82,15 @@ def level_statistics(codes: np.ndarray, *, codebook_size: int) -> list[dict[str,
 
 def append_code(codes: np.ndarray) -> np.ndarray:
     """
-    Add a level that numbers the items of each group 0, 1, 2, ... in item order.
+    Add a level that numbers the items of each group 0, 1, 2, ... in item order, also where an item is alone.
 
-    Every item gets the extra code, alone in its group or not, and all tuples are distinct. Unlike the other policies
-    it needs no embeddings, cannot fail, and makes the tuples longer.
+    Unlike the other policies it needs no embeddings, cannot fail, and makes the tuples longer. The last code may
+    exceed the codebook size.
 
     Args:
         codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes with collisions.
 
-    Returns:
-        `np.ndarray` of shape `(num_items, num_levels + 1)`: int64. The last code is below the size of the largest
-        group, which may exceed the codebook size.
-
     Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
-
-    Example:
-
-    ```python
-    >>> append_code(np.array([[1, 2], [0, 3], [1, 2]])).tolist()
-    [[1, 2, 0], [0, 3, 0], [1, 2, 1]]
-
-    ```
     """
     groups, sizes = group_by_codes(codes)
     order = np.argsort(groups, kind="stable")
@@ -153,27 +122,10 @@ def reassign_by_candidates(
         embeddings (`np.ndarray` of shape `(num_items, dim)`): What the codes were computed from.
         codebooks (`np.ndarray` of shape `(num_levels, codebook_size, dim)`): The centroids.
         num_candidates (`int`, *optional*, defaults to 5): Centroids per level; the paper's value.
-        widen (`bool`, *optional*, defaults to `False`):
-            Whether an item that finds no free tuple tries again with twice as many centroids, until it does.
+        widen (`bool`, *optional*, defaults to `False`): Whether the number doubles until an item finds a free tuple.
 
-    Returns:
-        `np.ndarray` of shape `(num_items, num_levels)`: int64, all tuples distinct.
-
-    Raises:
-        ValueError: If there are more items than tuples, shapes do not fit, or (without `widen`) an item finds none.
-
-    Source: exhaustive candidate matching, arXiv 2509.16446; Hou et al. 2026 (https://huggingface.co/papers/2605.06331).
-
-    Example:
-
-    ```python
-    >>> codebooks = np.array([[[0.0], [8.0]], [[0.0], [1.0]]])
-    >>> reassign_by_candidates(
-    ...     np.array([[0, 0], [0, 0], [1, 0]]), embeddings=np.array([[0.3], [0.1], [8.0]]), codebooks=codebooks
-    ... ).tolist()
-    [[0, 1], [0, 0], [1, 0]]
-
-    ```
+    Source: exhaustive candidate matching, arXiv 2509.16446; Hou et al. 2026
+    (https://huggingface.co/papers/2605.06331).
     """
     codes = _check_geometry(codes, embeddings=embeddings, codebooks=codebooks)
     num_levels, codebook_size, _ = codebooks.shape
@@ -217,30 +169,13 @@ def rematch_last_level(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: 
     Hand out the last code anew, at the least total cost, among the items that share all codes before it.
 
     Only prefix groups with a collision are touched. The cost of a code is the squared distance between its centroid
-    and what the levels before leave of the item's embedding, so the total squared error of each group is the smallest
-    that distinct last codes allow.
+    and what the levels before leave of the item's embedding. Fails if a prefix has more items than the last level has
+    codes.
 
     Args:
         codes (`np.ndarray`): Codes with collisions; shapes as for [`reassign_by_candidates`].
         embeddings (`np.ndarray`): What the codes were computed from.
         codebooks (`np.ndarray`): The centroids.
-
-    Returns:
-        `np.ndarray` of shape `(num_items, num_levels)`: int64, all tuples distinct; only the last level has changed.
-
-    Raises:
-        ValueError: If a prefix has more items than the last level has codes, or shapes do not fit.
-
-    Example:
-
-    ```python
-    >>> codebooks = np.array([[[0.0], [8.0]], [[0.0], [1.0]]])
-    >>> rematch_last_level(
-    ...     np.array([[0, 0], [0, 0], [1, 0]]), embeddings=np.array([[0.3], [0.1], [8.0]]), codebooks=codebooks
-    ... ).tolist()
-    [[0, 1], [0, 0], [1, 0]]
-
-    ```
     """
     codes = _check_geometry(codes, embeddings=embeddings, codebooks=codebooks)
     groups, sizes = group_by_codes(codes)

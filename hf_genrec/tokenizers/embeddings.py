@@ -97,17 +97,11 @@ def embed_texts(
 
 def encoder_identity(model_name: str, *, revision: str | None = None) -> str:
     """
-    What exactly [`embed_texts`] would load: for records beside what was made with it.
+    What exactly [`embed_texts`] would load: repository and commit, or a digest of the local files.
 
     Args:
         model_name (`str`): As for [`embed_texts`].
         revision (`str`, *optional*): As for [`embed_texts`].
-
-    Returns:
-        `str`: repository and commit, or a digest of the local files.
-
-    Raises:
-        OSError: If the model cannot be found.
     """
     return _resolve_model(model_name, revision=revision).identity
 
@@ -147,11 +141,7 @@ class Whitening:
             embeddings (`np.ndarray` of shape `(num_items, dim)`): The matrix.
             num_components (`int`): Directions to keep; the paper keeps 192 of 768.
             fit_on (`np.ndarray`, *optional*):
-                Row numbers to fit on, for example the items that occur in training. `None` fits on all rows, as the
-                paper does.
-
-        Returns:
-            [`Whitening`]: the fitted projection.
+                Row numbers to fit on, such as the items that occur in training. `None` is all rows, as in the paper.
 
         Raises:
             ValueError: If the matrix is not finite or has fewer than `num_components` directions with any variance.
@@ -176,16 +166,10 @@ class Whitening:
 
     def transform(self, embeddings: np.ndarray) -> np.ndarray:
         """
-        Project rows.
+        Project rows of the same encoder: `(num_items, dim)` to `(num_items, num_components)`, float32.
 
         Args:
-            embeddings (`np.ndarray` of shape `(num_items, dim)`): Rows of the same encoder.
-
-        Returns:
-            `np.ndarray` of shape `(num_items, num_components)`: float32.
-
-        Raises:
-            ValueError: If the width differs or a value is not finite.
+            embeddings (`np.ndarray` of shape `(num_items, dim)`): Finite, of the fitted width.
         """
         _check_matrix(embeddings, origin="`embeddings`")
         if embeddings.shape[1] != len(self.mean):
@@ -207,17 +191,11 @@ class Whitening:
 
 def load_matrix(path: str | Path, *, num_items: int) -> np.ndarray:
     """
-    Read ready embeddings, row order = item order.
+    Read ready embeddings `(num_items, dim)` as float32, row order = item order.
 
     Args:
         path (`str` or `Path`): A `.npy` file, or a `.safetensors` file with one tensor (or one called `embeddings`).
         num_items (`int`): Rows the matrix must have.
-
-    Returns:
-        `np.ndarray` of shape `(num_items, dim)`: float32.
-
-    Raises:
-        ValueError: If the file has another kind, shape or number of rows, or holds NaN or infinity.
     """
     path = Path(path)
     if path.suffix == ".npy":

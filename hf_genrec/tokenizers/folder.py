@@ -50,25 +50,17 @@ def embed_items(
     show_progress: bool = True,
 ) -> Path:
     """
-    Write the embeddings of a catalog's texts.
+    Write the embeddings of a catalog's texts and return the file.
 
     Args:
         prepared ([`PreparedDataset`]): The data set; its items' `text` is embedded.
         output (`str` or `Path`): A `.safetensors` file, or a folder that gets an `embeddings.safetensors`.
-        model_name (`str`, *optional*, defaults to `"sentence-transformers/sentence-t5-base"`):
-            A sentence-transformers model; see [`embed_texts`].
-        matrix (`str` or `Path`, *optional*):
-            A ready `.npy` or `.safetensors` matrix in the order of the items, instead of a model.
-        revision (`str`, *optional*): As for [`embed_texts`], as are the next three.
-        batch_size (`int`, *optional*, defaults to 32): Texts per forward pass.
-        device (`str`, *optional*): Torch device of the encoder.
-        show_progress (`bool`, *optional*, defaults to `True`): Whether a progress bar is shown.
-
-    Returns:
-        `Path`: the file.
-
-    Raises:
-        ValueError: If the matrix does not fit the catalog, or `output` is a file of another kind.
+        model_name (`str`, *optional*): As for [`embed_texts`].
+        revision (`str`, *optional*): As for [`embed_texts`].
+        matrix (`str` or `Path`, *optional*): See [`load_matrix`]; instead of a model.
+        batch_size (`int`, *optional*, defaults to 32): As for [`embed_texts`].
+        device (`str`, *optional*): As for [`embed_texts`].
+        show_progress (`bool`, *optional*, defaults to `True`): As for [`embed_texts`].
     """
     path = embeddings_path(output)
     texts = prepared.items["text"].to_pylist()
@@ -95,24 +87,10 @@ def embed_items(
 
 def embeddings_path(output: str | os.PathLike[str]) -> Path:
     """
-    Where [`embed_items`] writes.
+    Where [`embed_items`] writes; a `ValueError` if that is a file of another kind.
 
     Args:
         output (`str` or `Path`): A `.safetensors` file or a folder.
-
-    Returns:
-        `Path`: the file.
-
-    Raises:
-        ValueError: If `output` is a file of another kind.
-
-    Example:
-
-    ```python
-    >>> embeddings_path("demo").as_posix(), embeddings_path("demo/minilm.safetensors").as_posix()
-    ('demo/embeddings.safetensors', 'demo/minilm.safetensors')
-
-    ```
     """
     path = Path(output)
     if path.suffix == ".safetensors":
@@ -124,19 +102,11 @@ def embeddings_path(output: str | os.PathLike[str]) -> Path:
 
 def read_embeddings(path: str | os.PathLike[str], prepared: PreparedDataset) -> tuple[np.ndarray, dict[str, str]]:
     """
-    The embeddings of a catalog, and where they come from.
+    The embeddings of a catalog, and the file's `model`, `revision`, `identity` and fingerprints where it has them.
 
     Args:
         path (`str` or `Path`): What [`embed_items`] wrote (file or folder), or a ready matrix file.
-        prepared ([`PreparedDataset`]): The data set whose items the rows must be.
-
-    Returns:
-        `tuple[np.ndarray, dict[str, str]]`: the matrix `(num_items, dim)`, and the file's `model`, `revision`,
-        `identity` and fingerprints, without those that a ready matrix lacks.
-
-    Raises:
-        ValueError: If the matrix does not fit the catalog or was made from other items or texts.
-        FileNotFoundError: If there is no such file.
+        prepared ([`PreparedDataset`]): The data set whose items and texts the rows must be.
     """
     path = Path(path)
     file = path if path.is_file() or path.suffix == ".npy" else embeddings_path(path)
@@ -174,38 +144,26 @@ def tokenize_items(
     show_progress: bool = True,
 ) -> SemanticIds:
     """
-    Embeddings to semantic IDs: whitening, quantizer, collision policy.
+    Embeddings to semantic IDs: whitening, quantizer, collision policy. Returns the table that was written.
 
     Args:
         prepared ([`PreparedDataset`]): The data set.
         embeddings (`str` or `Path`): What [`embed_items`] wrote, or a ready matrix.
         output_dir (`str` or `Path`): The tokenized folder; it appears whole or not at all.
-        quantizer (`str`, *optional*, defaults to `"residual-kmeans"`):
-            One of the `names` of the quantizers: `"residual-kmeans"` (Latte, PSID, TIGER), `"rqvae"` (TIGER as
-            published), `"hierarchical-kmeans"`, `"opq"` (RPG, ACERec), `"pq"` (no rotation), `"random"` (a control).
+        quantizer (`str`, *optional*, defaults to `"residual-kmeans"`): As for [`Quantizer.named`].
         num_levels (`int`, *optional*): Codes per item. `None` is the default of its class.
         codebook_size (`int`, *optional*): Codes per level. `None` is [`Quantizer.default_codebook_size`].
-        policy (`str`, *optional*):
-            What is done about collisions; see [`SemanticIds.from_codes`]. `None` is [`Quantizer.default_policy`].
+        policy (`str`, *optional*): See [`SemanticIds.from_codes`]. `None` is [`Quantizer.default_policy`].
         num_whitened (`int`, *optional*):
             Principal components to whiten to, at most what dimensions and items allow; 0 for the plain embeddings.
             `None` is [`Quantizer.default_whitened`].
         fit_on (`"train"` or `"all"`, *optional*, defaults to `"train"`):
             Which items whitening and quantizer learn from: those of the training part, or all as the paper does.
         num_candidates (`int`, *optional*, defaults to 5): See [`SemanticIds.from_codes`].
-        options (`Mapping[str, Any]`, *optional*):
-            Further arguments of the quantizer's class, such as `{"sinkhorn_epsilon": 0.003}` for `"rqvae"`.
+        options (`Mapping[str, Any]`, *optional*): Such as `{"sinkhorn_epsilon": 0.003}` for `"rqvae"`.
         seed (`int`, *optional*, defaults to 1234): Seed of the quantizer.
         overwrite (`bool`, *optional*, defaults to `False`): Whether an existing tokenized folder is replaced.
         show_progress (`bool`, *optional*, defaults to `True`): Whether long training shows a progress bar.
-
-    Returns:
-        [`SemanticIds`]: the table that was written.
-
-    Raises:
-        ValueError: If the embeddings do not fit, the columns cannot be cut into `num_levels` pieces (product
-            quantization), or the policy cannot succeed.
-        FileExistsError: If `output_dir` may not be replaced.
     """
     if fit_on not in ("train", "all"):
         raise ValueError(f'`fit_on` must be "train" or "all", got {fit_on!r}.')
@@ -257,25 +215,17 @@ def import_ids(
     overwrite: bool = False,
 ) -> SemanticIds:
     """
-    Another project's `{item_id: [codes]}` to a tokenized folder without a quantizer.
+    Another project's `{item_id: [codes]}` to a tokenized folder without a quantizer. Returns the table.
 
     Args:
         prepared ([`PreparedDataset`]): The data set, whose items the file must list.
         ids (`str` or `Path`): A JSON file.
         output_dir (`str` or `Path`): The tokenized folder.
         policy (`str`, *optional*):
-            `"append"` or `"keep"`; the others need centroids. `None` appends a code, but keeps ids of more than 8.
-            With `"keep"` items may share an id; every model takes such a table and lists them together, see
-            [`SemanticIds.from_codes`].
+            `"append"` or `"keep"`, see [`SemanticIds.from_codes`]; the others need centroids. `None` appends a code,
+            but keeps ids of more than 8.
         codebook_size (`int`, *optional*): Codes per level; `None` takes the largest code plus one.
         overwrite (`bool`, *optional*, defaults to `False`): Whether an existing tokenized folder is replaced.
-
-    Returns:
-        [`SemanticIds`]: the table that was written.
-
-    Raises:
-        ValueError: If the file does not list exactly the items of the data set, or the policy needs centroids.
-        FileExistsError: If `output_dir` may not be replaced.
     """
     if policy not in ("append", "keep", None):
         raise ValueError(f'Imported ids have no centroids: `policy` must be "append" or "keep", got {policy!r}.')
@@ -292,16 +242,10 @@ def import_ids(
 
 def load_tokenized(folder: str | os.PathLike[str]) -> tuple[SemanticIds, dict[str, Any]]:
     """
-    Open a tokenized folder.
+    The table of a tokenized folder, and the content of its `tokenizer.json`.
 
     Args:
         folder (`str` or `Path`): What [`tokenize_items`] or [`import_ids`] wrote.
-
-    Returns:
-        `tuple[SemanticIds, dict]`: the table, and the content of `tokenizer.json`.
-
-    Raises:
-        FileNotFoundError: If it is no tokenized folder.
     """
     folder = Path(folder)
     if not (folder / RECORD_NAME).is_file() or not (folder / IDS_NAME).is_file():

@@ -91,21 +91,12 @@ def report_tokenized(
     folder: str | os.PathLike[str], prepared: PreparedDataset, *, embeddings: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
     """
-    Judge the ids of a tokenized folder and write `report.json` into it. The folder stays what it is otherwise.
+    Judge the ids of a tokenized folder with [`id_report`]; written to `report.json` with fingerprints and the `fit`.
 
     Args:
         folder (`str` or `Path`): What [`tokenize_items`] or [`import_ids`] wrote.
         prepared ([`PreparedDataset`]): The data set; co-purchases are those of its training part.
-        embeddings (`str` or `Path`, *optional*):
-            What [`embed_items`] wrote, or a ready matrix. `None` leaves the texts out.
-
-    Returns:
-        `dict[str, Any]`: what [`id_report`] returned, and `data_fingerprint`, `catalog_fingerprint` and `encoder`
-        (the model of the embeddings; `None` without), and `fit`, how well the codes fit, if the folder has it.
-
-    Raises:
-        ValueError: If ids or embeddings are of other items than the data set's.
-        FileNotFoundError: If it is no tokenized folder, or there are no such embeddings.
+        embeddings (`str` or `Path`, *optional*): As for [`tokenize_items`]. `None` leaves the texts out.
     """
     folder = Path(folder)
     semantic_ids, record = load_tokenized(folder)

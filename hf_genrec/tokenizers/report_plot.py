@@ -23,18 +23,12 @@ _GROUP_SIZES = [(1, 1), (2, 2), (3, 5), (6, 20), (21, 100), (101, None)]
 
 def plot_id_report(report: Mapping[str, Any], path: str | os.PathLike[str], *, title: str = "") -> Path:
     """
-    Draw a report of semantic IDs: similarity by shared codes, usage of the codes, sizes of the groups.
+    Draw a report of semantic IDs and return the file.
 
     Args:
         report (`dict`): What [`id_report`] returned, or the content of a `report.json`.
         path (`str` or `Path`): The PNG file; its folder is created where it is missing.
         title (`str`, *optional*, defaults to `""`): What stands above the panels.
-
-    Returns:
-        `Path`: the file.
-
-    Raises:
-        ImportError: If matplotlib is missing.
     """
     labels = {"text": "similarity of the texts", "lift": "similarity of the users"}
     similarities = [name for name in labels if name in report["measures"]]
@@ -62,17 +56,11 @@ def plot_id_report(report: Mapping[str, Any], path: str | os.PathLike[str], *, t
 
 def new_figure(width: float, height: float) -> Any:
     """
-    An empty figure, without a window or any global state of matplotlib.
+    An empty `matplotlib.figure.Figure`, without a window or any global state of matplotlib.
 
     Args:
         width (`float`): In inches.
         height (`float`): In inches.
-
-    Returns:
-        `matplotlib.figure.Figure`
-
-    Raises:
-        ImportError: If matplotlib is missing.
     """
     try:
         from matplotlib.figure import Figure
@@ -88,9 +76,6 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
     Args:
         figure (`matplotlib.figure.Figure`): What [`new_figure`] returned.
         path (`str` or `Path`): The file; its folder is created where it is missing.
-
-    Returns:
-        `Path`: the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -187,15 +187,7 @@ class RQVAE(Quantizer):
             yield self._fitted().decode(torch.from_numpy(codes[:, : level + 1])).numpy()
 
     def save(self, folder: str | Path) -> None:
-        """
-        Write `config.json` and `model.safetensors`, which [`RQVAEModel`] can load too, and `training.json`.
-
-        Args:
-            folder (`str` or `Path`): Created if missing.
-
-        Raises:
-            ValueError: If the quantizer is not fitted.
-        """
+        """Write `config.json` and `model.safetensors`, which [`RQVAEModel`] can load too, and `training.json`."""
         with _no_progress_of_files():
             self._fitted().save_pretrained(folder)
         write_json({"arguments": self._schedule, "report": self.report}, Path(folder) / _TRAINING_NAME)

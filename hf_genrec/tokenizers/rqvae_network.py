@@ -107,20 +107,7 @@ class RQVAEModel(PreTrainedModel):
     Embeddings are centred and divided by one number, so that learning rates do not depend on their scale; both are
     part of the weights and set by [`RQVAEModel.set_scale`].
 
-    Args:
-        config ([`RQVAEConfig`]): Sizes and weights of the loss.
-
     Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
-
-    Example:
-
-    ```python
-    >>> config = RQVAEConfig(input_dim=5, hidden_sizes=(7,), latent_dim=3, num_levels=2, codebook_size=4)
-    >>> output = RQVAEModel(config).eval()(torch.eye(5))
-    >>> output.codes.shape, output.reconstruction.shape, output.loss.shape
-    (torch.Size([5, 2]), torch.Size([5, 5]), torch.Size([]))
-
-    ```
     """
 
     config: RQVAEConfig
@@ -249,24 +236,11 @@ def balanced_codes(distances: torch.Tensor, *, epsilon: float, num_iterations: i
     entry. The code of a row depends on the rest of its batch, so only training uses it.
 
     Args:
-        distances (`torch.FloatTensor` of shape `(batch, codebook_size)`):
-            Squared distances; they are shifted and scaled into [-1, 1], so that `epsilon` means the same everywhere.
+        distances (`torch.FloatTensor` of shape `(batch, codebook_size)`): Squared; scaled into [-1, 1] first.
         epsilon (`float`): Above 0; the smaller, the closer to the nearest centroid.
         num_iterations (`int`, *optional*, defaults to 50): Rounds.
 
-    Returns:
-        `torch.LongTensor` of shape `(batch,)`
-
     Source: LC-Rec, arXiv 2311.09049, section 3.2.
-
-    Example:
-
-    ```python
-    >>> distances = torch.tensor([[0.0, 1.0], [0.0, 0.5], [0.0, 4.0], [0.0, 3.0]])
-    >>> balanced_codes(distances, epsilon=0.05).tolist()
-    [1, 1, 0, 0]
-
-    ```
     """
     # The soft assignment is diag(rows) @ kernel @ diag(columns), with both factors such that rows sum to 1 / num_rows
     # and columns to 1 / num_codes; the two lines of the loop set each in turn. The trap is the range: with epsilon

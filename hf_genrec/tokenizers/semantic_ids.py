@@ -163,13 +163,11 @@ class SemanticIds:
         The ids that a fitted quantizer gives to a catalog: its codes, collisions resolved.
 
         Args:
-            quantizer ([`Quantizer`]):
-                A fitted quantizer; it knows the codebook size, the centroids and the usual policy.
-            vectors (`np.ndarray` of shape `(num_items, dim)`):
-                Embeddings of the items, projected as those that it was fitted on.
-            item_ids (`Sequence[str]`): Distinct item ids, in the order of the rows.
-            policy (`str`, *optional*): See [`SemanticIds.from_codes`]. `None` is [`Quantizer.default_policy`].
-            num_candidates (`int`, *optional*, defaults to 5): See [`SemanticIds.from_codes`].
+            quantizer ([`Quantizer`]): Fitted; it knows the codebook size, the centroids and the usual policy.
+            vectors (`np.ndarray` of shape `(num_items, dim)`): Embeddings, projected as those that it was fitted on.
+            item_ids (`Sequence[str]`): As for [`SemanticIds.from_codes`], as are the next two.
+            policy (`str`, *optional*): `None` is [`Quantizer.default_policy`].
+            num_candidates (`int`, *optional*, defaults to 5): Centroids per level.
 
         Returns:
             [`SemanticIds`]: unique for every policy but `"keep"`.

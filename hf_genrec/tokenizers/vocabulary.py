@@ -18,26 +18,11 @@ from tokenizers import Tokenizer
 
 def vocabulary(item_ids: Sequence[str], config: GenRecConfig) -> list[str]:
     """
-    The string of every token, in the order of the tokens.
+    The string of every token in the order of the tokens: special ones, latents, codes level by level, items.
 
     Args:
-        item_ids (`Sequence[str]`): Item ids in row order.
+        item_ids (`Sequence[str]`): Item ids in row order: distinct, not empty, no other token's string.
         config ([`GenRecConfig`]): The token layout.
-
-    Returns:
-        `list[str]`: special tokens, latents, codes level by level, items.
-
-    Raises:
-        ValueError: If the number of ids is not the config's, an id repeats, is empty, or is another token's string.
-
-    Example:
-
-    ```python
-    >>> config = GenRecConfig(num_items=2, num_levels=1, codebook_size=2, num_latent_tokens=1)
-    >>> vocabulary(["soap", "brush"], config)
-    ['<pad>', '<unk>', '<eos>', '<user>', '<latent_0>', '<code_0_0>', '<code_0_1>', 'soap', 'brush']
-
-    ```
     """
     if len(item_ids) != config.num_items:
         raise ValueError(f"`item_ids` must hold {config.num_items} ids (`config.num_items`), got {len(item_ids)}.")

@@ -71,14 +71,7 @@ _SPLIT_FILES = {"train": "train", "validation": "valid", "test": "test"}
 
 @dataclass
 class AmazonConfig(datasets.BuilderConfig):
-    """
-    One kind of file of one category.
-
-    Attributes:
-        category (`str`): the category, as the files spell it.
-        kind (`str`): `"reviews"` or `"meta"` (2014); `"raw_review"`, `"raw_meta"` or `"5core_..."` (2023).
-        on_error (`"raise"` or `"skip"`): what malformed lines do: stop, or be counted, reported, skipped.
-    """
+    """One kind of file of one category, both as the files spell them; `on_error` is that of [`~prepare.prepare`]."""
 
     category: str = ""
     kind: str = ""
@@ -238,27 +231,19 @@ def prepare_amazon(
     Makes the prepared folder of one category, under the protocol of its year.
 
     Args:
-        output_dir (`str` or `os.PathLike`): The folder to write.
+        output_dir (`str` or `os.PathLike`): As for [`~prepare.prepare`], as are the last five.
         year (`2014` or `2023`): Which release.
         category (`str`): The category, as the files spell it.
-        data_dir (`str`, `os.PathLike` or `None`, *optional*): Folder with the files; `None` fetches them.
+        data_dir (`str` or `os.PathLike`, *optional*): Folder with the files; `None` fetches them.
         benchmark (`"rating_only"`, `"last_out"`, `"last_out_w_his"` or `None`, *optional*):
             Which 5-core files of 2023 to start from; the default is the Latte paper's. `None` starts from the raw
             reviews. Without effect for 2014, whose reviews are 5-core already.
-        cache_dir (`str`, `os.PathLike` or `None`, *optional*):
-            Where `datasets` keeps what it built; `None` is its default.
-        missing_text (`"error"`, `"drop"` or `"keep"`, *optional*, defaults to `"error"`): See [`~prepare.prepare`].
-        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`): See [`~prepare.prepare`].
-        strict (`bool`, *optional*, defaults to `True`): See [`~prepare.prepare`].
-        cold_items (`float`, *optional*, defaults to 0.0): See [`~prepare.prepare`].
-        overwrite (`bool`, *optional*, defaults to `False`): See [`~prepare.prepare`].
-
-    Returns:
-        [`PreparedDataset`]: the folder, opened.
-
-    Raises:
-        ValueError: If `year`, `category` or `benchmark` is unknown, or, with `strict`, the statistics differ.
-        FileNotFoundError: If `data_dir` lacks a file.
+        cache_dir (`str` or `os.PathLike`, *optional*): Where `datasets` keeps what it built; `None` is its default.
+        missing_text (`str`, *optional*, defaults to `"error"`): Items without a text.
+        on_error (`str`, *optional*, defaults to `"raise"`): Malformed lines.
+        strict (`bool`, *optional*, defaults to `True`): Whether other statistics than published are an error.
+        cold_items (`float`, *optional*, defaults to 0.0): Share of items held out of training.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether an existing folder is replaced.
     """
     if year not in (2014, 2023):
         raise ValueError(f"`year` must be 2014 or 2023, got {year!r}.")

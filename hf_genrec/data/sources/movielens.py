@@ -47,14 +47,6 @@ def prepare_movielens(
             The folder that `scripts/fetch_movielens.py` wrote, or GroupLens's `ml-100k` folder or `ml-100k.zip`.
         cold_items (`float`, *optional*, defaults to 0.0): See [`~prepare.prepare`].
         overwrite (`bool`, *optional*, defaults to `False`): See [`~prepare.prepare`].
-
-    Returns:
-        [`PreparedDataset`]: the folder, opened.
-
-    Raises:
-        FileNotFoundError: If `source` does not hold the data set.
-        ValueError: If it holds only a part of it.
-        FileExistsError: If `output_dir` may not be replaced.
     """
     interactions, items = read_movielens(source)
     found = (len(set(interactions["user_id"].to_pylist())), len(items), interactions.num_rows)
@@ -75,17 +67,10 @@ def prepare_movielens(
 
 def read_movielens(source: str | os.PathLike[str]) -> tuple[pa.Table, list[dict[str, Any]]]:
     """
-    Reads the publisher's two files.
+    Reads the publisher's two files: the log (times in seconds) in the order of the file, and the items.
 
     Args:
         source (`str` or `os.PathLike`): See [`prepare_movielens`].
-
-    Returns:
-        `tuple[pyarrow.Table, list[dict]]`: the log (`user_id`, `item_id`, `rating`, `timestamp` in seconds) in the
-        order of the file, and the items (`item_id`, `title`, `genres`, `year`).
-
-    Raises:
-        FileNotFoundError: If one of the files is missing.
     """
     # `u.data` is tab-separated without a header; `u.item` has bars, is Latin-1 and has one flag per genre.
     columns = zip(*(line.split("\t") for line in _text_of(source, "u.data").splitlines()), strict=True)
