@@ -282,10 +282,12 @@ def _facts_of(card: str) -> dict[str, str]:
         return {}
     sample = re.search(r"^## Sample output\n\n(.*?)\n\n## ", card, re.DOTALL | re.MULTILINE)
     space = re.search(r"^Try it in the browser: <https://huggingface\.co/spaces/(\S+)>$", card, re.MULTILINE)
-    facts = {"license": RepoCard(card).data.get("license")}
-    return {name: value for name, value in facts.items() if value} | {
-        name: found[1] for name, found in (("sample", sample), ("space", space)) if found
+    facts = {
+        "license": RepoCard(card).data.get("license"),
+        "sample": sample and sample[1],
+        "space": space and space[1],
     }
+    return {name: value for name, value in facts.items() if value}
 
 
 def _versions() -> str:

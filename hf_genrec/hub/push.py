@@ -45,42 +45,24 @@ MakeFiles = Callable[[str], dict[str, Content]]  # from the card on the Hub, whi
 
 @dataclasses.dataclass(frozen=True)
 class PlannedFile:
-    """
-    What a push does with one file.
-
-    Attributes:
-        path (`str`): its place in the repository.
-        action (`str`): `"keep"`: what is on the Hub stays; `"leave out"`: it is local only; others see [`Action`].
-        size (`int`): bytes of the file that is meant.
-        reason (`str`): why, where it is not obvious.
-    """
+    """What a push does with one file, named by its place in the repository."""
 
     path: str
-    action: Action
-    size: int
-    reason: str = ""
+    action: Action  # "keep": what is on the Hub stays; "leave out": it is local only
+    size: int  # bytes of the file that is meant
+    reason: str = ""  # where it is not obvious
 
 
 @dataclasses.dataclass(frozen=True)
 class Publication:
-    """
-    A push, done or planned.
-
-    Attributes:
-        repo_id (`str`): the repository.
-        repo_type (`str`): `"model"`, `"dataset"` or `"space"`.
-        files (`tuple[PlannedFile, ...]`): what happens to each file.
-        commit (`str` or `None`): the commit that now holds them; `None` if nothing was sent.
-        url (`str` or `None`): the repository's page; `None` if nothing was sent.
-        notes (`tuple[str, ...]`): what else a person should know.
-    """
+    """A push, done or planned: `commit` and `url` are `None` for a plan."""
 
     repo_id: str
     repo_type: RepoType
     files: tuple[PlannedFile, ...]
-    commit: str | None = None
-    url: str | None = None
-    notes: tuple[str, ...] = ()
+    commit: str | None = None  # that now holds them
+    url: str | None = None  # the repository's page
+    notes: tuple[str, ...] = ()  # what else a person should know
 
     def to_dict(self) -> dict[str, Any]:
         """The publication as JSON-ready values."""
@@ -310,9 +292,8 @@ class _Target:
     ) -> None:
         self.api = HfApi(token=token)
         self.repo_id = full_name(repo_id, token=token, must_answer=not dry_run)
-        self.repo_type = repo_type
-        self.revision = revision
-        self.dry_run = dry_run
+        self.repo_type, self.revision, self.dry_run = repo_type, revision, dry_run
+        self.where: dict[str, Any] = {"repo_id": self.repo_id, "repo_type": repo_type}
 
     def push(
         self,
@@ -351,25 +332,24 @@ class _Target:
         raise AssertionError("unreachable")
 
     def _create(self, *, private: bool) -> str:
-        where: dict[str, Any] = {"repo_id": self.repo_id, "repo_type": self.repo_type, "exist_ok": True}
-        url = self.api.create_repo(**where, private=private, space_sdk="gradio" if self.repo_type == "space" else None)
+        sdk = "gradio" if self.repo_type == "space" else None
+        url = self.api.create_repo(**self.where, private=private, exist_ok=True, space_sdk=sdk)
         if self.revision is not None:
-            self.api.create_branch(**where, branch=self.revision)
+            self.api.create_branch(**self.where, branch=self.revision, exist_ok=True)
         return str(url)
 
     def _head(self) -> _Head:
         """The branch; of one that does not exist yet, `main`, from which it will be made."""
-        where: dict[str, Any] = {"repo_id": self.repo_id, "repo_type": self.repo_type}
         try:
             try:
-                info = self.api.repo_info(**where, revision=self.revision)
+                info = self.api.repo_info(**self.where, revision=self.revision)
             except RevisionNotFoundError:
-                info = self.api.repo_info(**where)
-            tree = self.api.list_repo_tree(**where, revision=info.sha, recursive=True)
+                info = self.api.repo_info(**self.where)
+            tree = self.api.list_repo_tree(**self.where, revision=info.sha, recursive=True)
             files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
             card = ""
             if CARD_NAME in files:
-                path = self.api.hf_hub_download(**where, filename=CARD_NAME, revision=info.sha)
+                path = self.api.hf_hub_download(**self.where, filename=CARD_NAME, revision=info.sha)
                 card = Path(path).read_text(encoding="utf-8")
             notes = (f"{self.repo_id} is public.",) if self.dry_run and not info.private else ()
             return _Head(info.sha, files, card, notes)
@@ -386,22 +366,15 @@ class _Target:
             return head.commit
         with warnings.catch_warnings():  # a recommender holds a table of its items: Parquet belongs into it
             warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
-            return self.api.create_commit(
-                self.repo_id,
-                operations,
-                commit_message=message,
-                repo_type=self.repo_type,
-                revision=self.revision,
-                parent_commit=head.commit,
-            ).oid
+            what: dict[str, Any] = {"operations": operations, "commit_message": message, "parent_commit": head.commit}
+            return self.api.create_commit(**self.where, **what, revision=self.revision).oid
 
 
 def _plan(
     contents: Mapping[str, Content], head: _Head, *, is_ours: Callable[[str], bool], replace_card: bool
 ) -> tuple[list[PlannedFile], list[Any]]:
     """What happens to each file, and the operations of the commit that does it."""
-    plan: list[PlannedFile] = []
-    operations: list[Any] = []
+    plan, operations = list[PlannedFile](), list[Any]()
     is_card_kept = not replace_card and bool(head.card) and not is_generated(head.card)
     for path, content in contents.items():
         addition = CommitOperationAdd(path, content)
@@ -415,7 +388,7 @@ def _plan(
             plan.append(PlannedFile(path, "upload", size, "cleaned of paths of this machine" if is_cleaned else ""))
             operations.append(addition)
     for path, file in head.files.items():
-        if path in contents or path in (CARD_NAME, ".gitattributes"):
+        if path in (*contents, CARD_NAME, ".gitattributes"):
             continue
         if is_ours(path):
             plan.append(PlannedFile(path, "delete", file.size, "no longer in the folder"))
@@ -429,7 +402,5 @@ def _is_same(addition: CommitOperationAdd, there: RepoFile) -> bool:
     """Whether the Hub holds these bytes: large files are known by their SHA-256, others by git's own digest."""
     if there.lfs is not None:
         return addition.upload_info.sha256.hex() == there.lfs.sha256
-    if addition.upload_info.size != there.size:
-        return False
     with addition.as_file() as file:
-        return git_hash(file.read()) == there.blob_id
+        return addition.upload_info.size == there.size and git_hash(file.read()) == there.blob_id
