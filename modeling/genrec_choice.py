@@ -77,7 +77,7 @@ def first_of_the_best(values: torch.Tensor, top_k: int) -> torch.LongTensor:
     if bool(is_open.any()):
         rows, last = values[is_open], last[is_open]
         is_equal = rows == last
-        num_left = top_k - (rows > last).sum(1, keepdim=True)
+        num_left = top_k - (rows > last).sum(1, keepdim=True)  # places for values equal to the last, (num_open, 1)
         is_kept = (rows > last) | (is_equal & (is_equal.cumsum(1, dtype=torch.int32) <= num_left))
         index[is_open] = is_kept.nonzero()[:, 1].view(-1, top_k)
     index = index.sort(dim=1).values

@@ -207,6 +207,7 @@ def _candidates(
         return index, values.gather(1, index)
     user, order = user.sort(stable=True)
     counts = user.bincount(minlength=num_users)
+    # running number of each candidate among those of its user, `(len(user),)`
     column = torch.arange(len(user), device=user.device) - (counts.cumsum(0) - counts)[user]
     shape = (num_users, int(counts.max()))
     index = torch.zeros(shape, dtype=torch.long, device=user.device)

@@ -31,8 +31,8 @@ class ScoringMixin:
         Exact log-probability of every item: the oracle that beam search approximates, for small catalogs.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
-            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
             latent_aggregation (`str`, defaults to `"max"`): `"max"` or `"sum"` over all latents.
             chunk_size (`int`, defaults to 1024): Items (ids, where items share them) scored at a time.
 
@@ -100,8 +100,8 @@ class ScoringMixin:
         share is computed once.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
-            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
             items (`torch.LongTensor` of shape `(n,)`, *optional*): Item indices, from 0; `None` for all items.
 
         Returns:

@@ -257,9 +257,9 @@ class ItemTokensMixin:
         """
         Which positions hold an item that counts.
 
-        Takes `input_ids` `(batch_size, history_length)`. `attention_mask` (same shape): 1 at tokens that count.
-        Returns the same shape: `False` at padding, unknown and special tokens. Raises `ValueError` if a token lies
-        behind the last item.
+        `input_ids` `(batch_size, history_length)` are item tokens, oldest first, padded on either side;
+        `attention_mask` (same shape) is 1 at items that count, `None` for all. Returns the same shape: `False` at
+        padding, unknown and special tokens. Raises `ValueError` if a token lies behind the last item.
         """
         config = self.config
         if input_ids.numel() and int(input_ids.max()) >= config.first_item_token + config.num_items:

@@ -151,13 +151,13 @@ def _visit(visited: VisitedItems, reached: torch.IntTensor, log_probs, item_code
     num_known, num_items = visited.items.shape[1], len(item_codes)
     keys = torch.cat([2 * visited.items, 2 * reached + 1], dim=1)  # of an item that is known too, the known one first
     keys, order = keys.sort(dim=1)
-    items = keys >> 1
+    items = keys >> 1  # (B, known + reached), ascending; an item that was reached twice stands there twice
     is_first = items < num_items
     is_first[:, 1:] &= items[:, 1:] != items[:, :-1]
     scores = torch.nn.functional.pad(visited.scores, (0, reached.shape[1])).gather(1, order)
     users, columns = (is_first & (order >= num_known)).nonzero(as_tuple=True)
     scores[users, columns] = pair_scores(log_probs, item_codes, users, items[users, columns].long())
-    place = is_first.cumsum(1) - 1
+    place = is_first.cumsum(1) - 1  # (B, known + reached): column of each distinct item in the result
     width = int(place[:, -1].max()) + 1 if place.numel() else 0
     place = place.masked_fill(~is_first, width)  # a column that is cut off again
     shape = (len(items), width + 1)

@@ -48,8 +48,8 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         Exact log-probability of every item, for catalogs small enough that a number per user and item can be held.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
-            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities.

@@ -190,9 +190,6 @@ class ItemVector(nn.Module):
     One vector of an item, `u + MLP(u)` of the normalised pooled embeddings `u` of its codes.
 
     It makes the queries of the attentive merger, is what an intent token starts as and what the alignment looks for.
-
-    Args:
-        config ([`ACERecConfig`]): Sizes.
     """
 
     def __init__(self, config):
@@ -201,13 +198,7 @@ class ItemVector(nn.Module):
         self.mlp = _mlp(config.d_model, config.d_model, config.d_model)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            pooled (`torch.Tensor` of shape `(num_items, d_model)`): Mean or maximum of the code embeddings.
-
-        Returns:
-            `torch.Tensor`, same shape.
-        """
+        """Takes `pooled` `(num_items, d_model)`. Returns the same shape."""
         unit = self.norm(pooled)
         return unit + self.mlp(unit)
 
@@ -218,9 +209,6 @@ class AttentiveMerger(nn.Module):
 
     Codes are read with an embedding of their level and normalised. The projections of keys and values are applied to
     the few queries and to the few results instead of to the many codes, which is the same sum in another order.
-
-    Args:
-        config ([`ACERecConfig`]): Sizes.
 
     Source: the attentive token merger of ACERec (https://huggingface.co/papers/2602.13573); residuals, norms and the
         inner sizes are ours.
@@ -242,13 +230,10 @@ class AttentiveMerger(nn.Module):
 
     def forward(self, table: torch.Tensor, places: torch.LongTensor, vectors: torch.Tensor) -> torch.Tensor:
         """
-        Args:
-            table (`torch.Tensor` of shape `(num_rows, d_model)`): Code embeddings as `normed` returns them.
-            places (`torch.LongTensor` of shape `(num_items, num_levels)`): Which rows of `table` each item has.
-            vectors (`torch.Tensor` of shape `(num_items, d_model)`): The items' vectors.
-
-        Returns:
-            `torch.Tensor` of shape `(num_items, num_merged_tokens, d_model)`
+        Takes `vectors` `(num_items, d_model)`.
+        - `table` `(num_rows, d_model)`: code embeddings as `normed` returns them.
+        - `places` `(num_items, num_levels)`: which rows of `table` each item has.
+        Returns `(num_items, num_merged_tokens, d_model)`.
         """
         queries = self.queries(vectors).view(len(vectors), self.num_merged_tokens, -1)
         merged = queries + self.output(self._attend(self.query_norm(queries), table, places))
@@ -258,13 +243,8 @@ class AttentiveMerger(nn.Module):
         """
         Code embeddings as the attention reads them.
 
-        Args:
-            rows (`torch.Tensor` of shape `(..., d_model)`): Code embeddings.
-            levels (`torch.LongTensor` or `slice`): Level of each, something that indexes `num_levels` rows and
-                broadcasts to `rows` without its last axis.
-
-        Returns:
-            `torch.Tensor`, same shape as `rows`.
+        Takes `rows` `(..., d_model)`. `levels`: level of each, something that indexes `num_levels` rows and broadcasts
+        to `rows` without its last axis. Returns the same shape.
         """
         return self.code_norm(rows + self.level_embedding[levels])
 
@@ -287,9 +267,6 @@ class GroupMerger(nn.Module):
 
     Where `num_merged_tokens` does not divide `num_levels` the groups differ in size by one.
 
-    Args:
-        config ([`ACERecConfig`]): With `merger` `"mean"`, `"conv"` or `"mlp"`.
-
     Source: ablations of ACERec (https://huggingface.co/papers/2602.13573); the inner forms are ours.
     """
 
@@ -304,13 +281,7 @@ class GroupMerger(nn.Module):
             self.transform = _mlp(group * width, width, width)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            rows (`torch.Tensor` of shape `(num_items, num_levels, d_model)`): Code embeddings.
-
-        Returns:
-            `torch.Tensor` of shape `(num_items, num_merged_tokens, d_model)`
-        """
+        """Takes `rows` `(num_items, num_levels, d_model)`. Returns `(num_items, num_merged_tokens, d_model)`."""
         grouped, is_code = level_groups(rows, self.num_merged_tokens)
         if self.transform is None:
             return grouped.sum(2) / is_code.sum(1, keepdim=True)
@@ -320,9 +291,6 @@ class GroupMerger(nn.Module):
 class Reconstruction(nn.Module):
     """
     Rebuilds the embeddings of an item's codes from its merged tokens, each token those of one group of codes.
-
-    Args:
-        config ([`ACERecConfig`]): Sizes.
 
     Source: the second version of ACERec (https://huggingface.co/papers/2602.13573); the decoder's inner form is ours.
     """
@@ -336,13 +304,9 @@ class Reconstruction(nn.Module):
         """
         One minus the mean cosine between an item's code embeddings and the rebuilt ones.
 
-        Args:
-            merged (`torch.Tensor` of shape `(num_items, num_merged_tokens, d_model)`): Tokens of items.
-            rows (`torch.Tensor` of shape `(num_items, num_levels, d_model)`):
-                Their code embeddings. No gradient goes into them: they are not to become easy to rebuild.
-
-        Returns:
-            `torch.Tensor`: a scalar in [0, 2], the mean over items, float32.
+        Takes `merged` `(num_items, num_merged_tokens, d_model)`. `rows` `(num_items, num_levels, d_model)`: their code
+        embeddings. No gradient goes into them: they are not to become easy to rebuild. Returns a scalar in [0, 2], the
+        mean over items, float32.
         """
         rows, is_code = level_groups(rows.detach(), merged.shape[1])
         rebuilt = self.decoder(merged).view(rows.shape)

@@ -126,8 +126,8 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         gives the same tokens.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
-            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
 
         Returns:
             `tuple[torch.LongTensor, torch.BoolTensor]`: tokens and mask, both `(batch_size, num_history_tokens)`.
@@ -154,8 +154,8 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         Run the encoder once per user.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
-            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
 
         Returns:
             [`HistoryOutput`]: states of the tokens of `history_tokens`; with `history_unit="item"` of the user token
@@ -240,14 +240,8 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         """
         One step of a search: decoder states after the last token of each beam.
 
-        Args:
-            tokens (`torch.LongTensor` of shape `(batch_size, num_beams)`): Last token of each beam.
-            history ([`HistoryOutput`]): Encoded histories, one row per user.
-            cache (`EncoderDecoderCache`): Its self-attention part has a row per beam, its cross-attention part per
-            user.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_beams, d_model)`
+        Takes `tokens` `(batch_size, num_beams)`. `cache`: its self-attention part has a row per beam, its
+        cross-attention part per user. Returns `(batch_size, num_beams, d_model)`.
         """
         states, _ = self._decode(tokens.reshape(-1, 1), history, past_key_values=cache, use_cache=True)
         return states.reshape(*tokens.shape, -1)
@@ -256,12 +250,8 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         """
         Decoder states before each token of given paths.
 
-        Args:
-            tokens (`torch.LongTensor` of shape `(batch_size, num_paths, num_decoding_steps)`): Tokens of each path.
-            history ([`HistoryOutput`]): Encoded histories, one row per user.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_paths, num_decoding_steps, d_model)`
+        Takes `tokens` `(batch_size, num_paths, num_decoding_steps)`. Returns
+        `(batch_size, num_paths, num_decoding_steps, d_model)`.
         """
         inputs = nn.functional.pad(tokens[..., :-1], (1, 0), value=self.config.decoder_start_token_id)
         states, _ = self._decode(inputs.flatten(0, 1), history)
@@ -271,13 +261,8 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         """
         The output head over one block of the vocabulary.
 
-        Args:
-            states (`torch.FloatTensor` of shape `(..., d_model)`): Decoder states.
-            start (`int`, defaults to 0): First token of the block.
-            width (`int`, *optional*): Number of tokens; `None` for all from `start` on.
-
-        Returns:
-            `torch.FloatTensor` of shape `(..., width)`: float32 logits.
+        Takes `states` `(..., d_model)`. `width`: number of tokens; `None` for all from `start` on. Returns
+        `(..., width)`: float32 logits.
         """
         end = self.config.vocab_size if width is None else start + width
         if type(self.lm_head) is not nn.Linear:  # quantised or adapted: its weight alone is not what it computes
@@ -294,11 +279,7 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         steps (twice while beams are re-ordered), one decoder layer with its cross-attention scores, and float32
         candidates (logits, log-probabilities, what is ranked) beside the codes and nodes of its children.
 
-        Args:
-            history_length (`int`): Number of items in the longest history.
-
-        Returns:
-            `tuple[int, int]`: bytes per user and bytes per beam.
+        Returns bytes per user and bytes per beam.
         """
         config, size = self.config, self.shared.weight.dtype.itemsize
         num_history_tokens = 2 + history_length * config.history_tokens_per_item
@@ -418,8 +399,8 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         out: the loss is the negative log-likelihood of the target's semantic ID divided by `num_levels`.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
-            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
             labels (`torch.LongTensor`, same shape as `input_ids`, *optional*):
                 At each position the item token that follows, or -100 for none. With the bidirectional encoder one per
                 row, predicted from the whole row; with the causal encoder each is predicted from the items up to its
@@ -429,9 +410,8 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
             encoder_outputs ([`HistoryOutput`], *optional*): Result of `encode_history`, to be reused.
             past_key_values (`Cache`, *optional*): Keys and values of earlier steps.
             use_cache (`bool`, *optional*): Whether to return them.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                Number of targets the training loss is divided by under gradient accumulation; `None` for this batch's.
-            **kwargs: Options that transformers passes along; not used.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): Targets that the training loss is divided by.
+            **kwargs: Not used.
 
         Returns:
             [`~transformers.modeling_outputs.Seq2SeqLMOutput`]: `loss`; `logits` of shape

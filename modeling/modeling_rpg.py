@@ -16,8 +16,8 @@ from transformers.utils import ModelOutput
 
 from .configuration_rpg import RPGConfig
 from .genrec_catalog import CatalogMixin
+from .genrec_code_loss import code_loss
 from .genrec_encoder import HistoryPreTrainedModel, PackedHistories
-from .genrec_losses import code_loss
 from .genrec_rank_codes import CodeRankingMixin
 
 
@@ -45,10 +45,8 @@ class MergedItems:
     """
     Items as the encoder reads them.
 
-    Args:
-        tokens (`torch.Tensor` of shape `(num_items, tokens_per_item, d_model)`): What enters the encoder.
-        vectors (`torch.Tensor` of shape `(num_items, d_model)`, *optional*): One vector of each, for other losses.
-        code_tokens (`torch.LongTensor` of shape `(num_items, num_levels)`, *optional*): Tokens of their codes.
+    Takes `tokens` `(num_items, tokens_per_item, d_model)`, `vectors` `(num_items, d_model)`, `code_tokens`
+    `(num_items, num_levels)`.
     """
 
     tokens: torch.Tensor
@@ -57,12 +55,7 @@ class MergedItems:
 
 
 class CodeHeads(nn.Module):
-    """
-    `g_j(h) = h + SiLU(W_j h + b_j)`, one `W_j` and `b_j` per level or one for all. `W` starts at zero.
-
-    Args:
-        config ([`RPGConfig`]): With `projection` `"separate"` or `"shared"`.
-    """
+    """`g_j(h) = h + SiLU(W_j h + b_j)`, one `W_j` and `b_j` per level or one for all. `W` starts at zero."""
 
     def __init__(self, config):
         super().__init__()
@@ -143,9 +136,8 @@ class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedM
         The levels are independent of each other: the log-probability of an item is the sum over its codes.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`):
-                Item tokens, oldest first, padded on either side; special and unknown tokens are ignored.
-            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_levels, codebook_size)`: float32.
@@ -171,12 +163,6 @@ class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedM
         """
         What `code_log_probs` takes per user, for the size of a chunk of users: one block of the encoder with its
         attention scores, what merging an item takes, and outputs and logits of all levels.
-
-        Args:
-            history_length (`int`): Number of items in the longest history.
-
-        Returns:
-            `int`: bytes.
         """
         config, size = self.config, self.token_embeddings.weight.dtype.itemsize
         num_items = min(max(1, history_length), config.max_history_length)
@@ -198,8 +184,8 @@ class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedM
         The loss is the mean cross-entropy over levels and targets; in training mode a model may add others.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, history_length)`): Item tokens, oldest first.
-            attention_mask (`torch.Tensor`, same shape, *optional*): 1 at items that count; `None` for all.
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
             labels (`torch.LongTensor`, same shape as `input_ids`, *optional*):
                 At each position the item token that follows, or -100 for none; each is predicted from the items up to
                 its position.

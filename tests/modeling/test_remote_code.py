@@ -29,9 +29,11 @@ SHARED = {
     "configuration_genrec.py", "genrec_folder.py", "genrec_layers.py", "genrec_recommend.py",
     "genrec_recommend_config.py", "genrec_rerank.py", "pipeline_genrec.py",
 }  # fmt: skip
-BLOCKS = {"genrec_choice.py", "genrec_encoder.py", "genrec_losses.py"}
+BLOCKS = {"genrec_choice.py", "genrec_encoder.py"}
 CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_ranking.py", "genrec_selections.py"}
-PARALLEL = {"genrec_code_scores.py", "genrec_item_graph.py", "genrec_rank_codes.py"} | CODES | BLOCKS
+PARALLEL = (
+    {"genrec_code_loss.py", "genrec_code_scores.py", "genrec_item_graph.py", "genrec_rank_codes.py"} | CODES | BLOCKS
+)
 UPLOADS = {
     "latte": SHARED | CODES | {"genrec_exact.py", "genrec_generate.py", "genrec_rank_beams.py"},
     "rpg": SHARED | PARALLEL,

@@ -1,14 +1,11 @@
 """
-Losses whose logits never exist all at once: states and targets in, a scalar out, the gradients ready with it.
+The loss of models that predict every code of a semantic ID at once: states and codes in, a scalar out, the gradients
+ready with it.
 
-[`code_loss`] is for models that predict every code of a semantic ID at once: one head per level, cosine logits against
-a table of code embeddings. Written with separate operations, tensors of `num_positions * num_levels * d_model` and
-`num_positions * num_levels * codebook_size` elements go through memory a dozen times each; here one level after the
-other is computed forward and backward while it is in the cache. On an accelerator the loop is the same, some twenty
-kernels per level.
-
-[`item_loss`] is for a softmax over the whole catalog. Its logits, a number per target and item, are the largest tensor
-of such a model by far; here they exist for a few targets at a time.
+There is one head per level and cosine logits against a table of code embeddings. Written with separate operations,
+tensors of `num_positions * num_levels * d_model` and `num_positions * num_levels * codebook_size` elements go through
+memory a dozen times each; here one level after the other is computed forward and backward while it is in the cache. On
+an accelerator the loop is the same, some twenty kernels per level.
 """
 
 from collections.abc import Iterator
@@ -216,72 +213,4 @@ def _score(
     return loss, d_outputs.to(dtype).addcmul_(outputs, radial)
 
 
-# Logits that exist at a time. With 12,101 items and a width of 64 a core is fastest at this number, by a fifth over a
-# quarter or four times as many.
-LOGITS_AT_A_TIME = 1 << 21
-ACCELERATOR_LOGITS_AT_A_TIME = 1 << 26
-
-
-def item_loss(states: torch.Tensor, table: torch.Tensor, items: torch.LongTensor) -> torch.Tensor:
-    """
-    Cross-entropy of items whose logits are the inner products of a state and their rows, summed over targets.
-
-    Under autocast the matrix products run in its dtype, else in that of `states`; the softmax is in float32 at least.
-
-    Takes `states` `(num_targets, d_model)`, `table` `(num_items, d_model)`, `items` `(num_targets,)`. Returns a
-    scalar, float32 (float64 for float64 states), differentiable once with respect to `states` and `table`. Raises
-    `ValueError` if there is not one item per state.
-
-    Example:
-
-    ```python
-    >>> states, table = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 5.0]])
-    >>> round(item_loss(states, table, torch.tensor([0])).item(), 4)  # -log(e^2 / (e^2 + e^0))
-    0.1269
-
-    ```
-    """
-    if items.shape != states.shape[:1]:
-        raise ValueError(f"`items` must have shape {tuple(states.shape[:1])}, got {tuple(items.shape)}.")
-    device_type = states.device.type
-    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else states.dtype
-    with torch.autocast(device_type, enabled=False):
-        return _ItemLoss.apply(states, table, items, dtype)
-
-
-class _ItemLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, states, table, items, dtype):
-        wide = torch.promote_types(dtype, torch.float32)
-        rows, inputs = table.to(dtype), states.to(dtype)
-        loss = torch.zeros((), dtype=wide, device=states.device)
-        needs_gradient = any(ctx.needs_input_grad)
-        if needs_gradient:
-            state_gradient = torch.empty_like(inputs)
-            table_gradient = torch.zeros(table.shape, dtype=wide, device=table.device)
-        num_logits = LOGITS_AT_A_TIME if states.device.type == "cpu" else ACCELERATOR_LOGITS_AT_A_TIME
-        size = max(1, num_logits // len(table))
-        for start in range(0, len(items), size):
-            part, targets = inputs[start : start + size], items[start : start + size].unsqueeze(1)
-            log_probs = torch.mm(part, rows.t()).log_softmax(1, dtype=wide)
-            target_log_probs = log_probs.gather(1, targets)
-            loss -= target_log_probs.sum()
-            if needs_gradient:
-                error = log_probs.exp_().scatter_(1, targets, target_log_probs.expm1()).to(dtype)
-                torch.mm(error, rows, out=state_gradient[start : start + size])
-                table_gradient += torch.mm(error.t(), part)
-        if needs_gradient:
-            ctx.save_for_backward(state_gradient.to(states.dtype), table_gradient.to(table.dtype))
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        states, table = ctx.saved_tensors
-        return states * gradient, table * gradient, None, None
-
-
-__all__ = [
-    "code_loss",
-    "item_loss",
-]
+__all__ = ["code_loss"]
