@@ -76,47 +76,41 @@ def prepare(
 
     Args:
         output_dir (`str` or `os.PathLike`): The folder to write.
-        interactions (`str`, `os.PathLike`, `pyarrow.Table` or `pandas.DataFrame`, *optional*):
-            A log; see [`~readers.read_interactions`]. Give this or `sequences`.
+        interactions (file or table, *optional*): A log; see [`~readers.read_interactions`]. This or `sequences`.
         sequences (`str` or `os.PathLike`, *optional*): Ready-made sequences; see [`~readers.read_sequences`].
-        items (`str`, `os.PathLike`, `pyarrow.Table`, `pandas.DataFrame` or `list[dict]`):
-            The items table; see [`~item_readers.read_items`].
+        items (file, table or `list[dict]`): The items table; see [`~item_readers.read_items`].
         protocol (`str`, *optional*, defaults to `"custom"`):
             A name in `PROTOCOLS`; it decides `deduplicate`, `k_core` and `min_history` where they are `None`.
-        category (`str` or `None`, *optional*):
+        category (`str`, *optional*):
             A category with published statistics, which the data must have (see `strict`). A warning says where a
             protocol has published statistics and they were not compared.
         user (`str`, *optional*, defaults to `"user_id"`): Column of the users' ids in the log.
         item (`str`, *optional*, defaults to `"item_id"`): Column of the items' ids in the log.
-        timestamp (`str` or `None`, *optional*, defaults to `"timestamp"`): Column of the times; `None` for file order.
-        rating (`str` or `None`, *optional*): Column of the ratings, needed for `min_rating`.
-        delimiter (`str` or `None`, *optional*):
-            The character between two fields, of the log and the items table where they are delimited text; `None`
-            infers it from the extension.
-        date_format (`str` or `None`, *optional*): See [`~readers.read_interactions`].
+        timestamp (`str`, *optional*, defaults to `"timestamp"`): Column of the times; `None` for file order.
+        rating (`str`, *optional*): Column of the ratings, needed for `min_rating`.
+        delimiter (`str`, *optional*): Between two fields of the log and the items table, where they are delimited.
+        date_format (`str`, *optional*): See [`~readers.read_interactions`].
         items_id (`str`, *optional*, defaults to `"item_id"`): Field of the ids in the items table.
         title (`str`, *optional*, defaults to `"title"`): Field of the titles in the items table.
-        text_fields (`Sequence[str]` or `None`, *optional*):
+        text_fields (`Sequence[str]`, *optional*):
             Fields of the text, in order; see [`~items.item_text`]. `None` is `title`, then what catalogs usually have.
         ascii_only (`bool`, *optional*, defaults to `True`): See [`~items.clean_text`].
-        min_rating (`float` or `None`, *optional*): Drops interactions rated lower; `None` keeps all.
-        deduplicate (`bool` or `None`, *optional*): Keep only the earliest interaction of a user with an item.
-        k_core (`int` or `None`, *optional*): Least interactions of every user and item, iterated; 0 keeps all.
-        min_history (`int` or `None`, *optional*): Least number of items before a user's last one.
+        min_rating (`float`, *optional*): Drops interactions rated lower; `None` keeps all.
+        deduplicate (`bool`, *optional*): Keep only the earliest interaction of a user with an item.
+        k_core (`int`, *optional*): Least interactions of every user and item, iterated; 0 keeps all.
+        min_history (`int`, *optional*): Least number of items before a user's last one.
         missing_text (`"error"`, `"drop"` or `"keep"`, *optional*, defaults to `"error"`):
             Items with no metadata or an empty text: stop, drop their interactions first of all, or use the id as text.
         keep_all_items (`bool`, *optional*, defaults to `False`):
             Whether items without a remaining interaction stay in the catalog.
         cold_items (`float`, *optional*, defaults to 0.0):
-            Share of the items, the newest ones (see [`~steps.newest_items`]), that are held out of training: they
-            leave the training part and stay in the catalog, in the histories and among the targets of validation and
-            test.
+            Share of the items, the newest ones (see [`~steps.newest_items`]), that leave the training part. They stay
+            in the catalog, in the histories and among the targets of validation and test.
         strict (`bool`, *optional*, defaults to `True`):
-            Whether a difference from the published statistics of `category` is an error; else it is a warning, and
-            recorded.
+            Whether other statistics than the published ones of `category` are an error; else a recorded warning.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Malformed lines and repeated item ids: stop, or count, report and skip.
-        source (`str` or `None`, *optional*): Where the data come from, for `dataset.json`; `None` names the file.
+        source (`str`, *optional*): Where the data come from, for `dataset.json`; `None` names the file.
         overwrite (`bool`, *optional*, defaults to `False`): Whether an existing prepared folder is replaced.
 
     Returns:

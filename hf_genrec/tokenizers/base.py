@@ -23,8 +23,6 @@ from hf_genrec.files import write_json
 from hf_genrec.tokenizers.semantic_ids import MAX_CODEBOOK_SIZE, CollisionPolicy
 
 
-__all__ = ["LONGEST_UNIQUE", "PROGRESS_DELAY", "Quantizer", "as_rows", "check_sizes", "one_thread"]
-
 PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
 
 _MODULES = ("residual_kmeans", "rqvae", "hierarchical_kmeans", "product", "random_codes")

@@ -10,15 +10,6 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 
-__all__ = [
-    "append_code",
-    "collision_statistics",
-    "group_by_codes",
-    "level_statistics",
-    "reassign_by_candidates",
-    "rematch_last_level",
-]
-
 _MAX_TUPLES = 2**22  # candidate tuples scored at once; more than any catalog that fits a machine needs
 _CHUNK_ELEMENTS = 2**24
 

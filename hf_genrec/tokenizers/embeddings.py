@@ -33,7 +33,6 @@ from hf_genrec.tokenizers.base import one_thread
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Whitening", "embed_texts", "encoder_identity", "load_matrix"]
 
 logger = logging.getLogger(__name__)
 

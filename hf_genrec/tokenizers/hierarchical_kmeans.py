@@ -14,8 +14,6 @@ from tqdm.auto import tqdm
 from hf_genrec.tokenizers.base import PROGRESS_DELAY, Quantizer
 
 
-__all__ = ["HierarchicalKMeans"]
-
 _TUPLES_PER_ITEM = 8  # clusters differ in size
 
 

@@ -11,8 +11,6 @@ from tqdm.auto import tqdm
 from hf_genrec.tokenizers.base import PROGRESS_DELAY, Quantizer, one_thread
 
 
-__all__ = ["ProductQuantizer"]
-
 _ROUNDS = 50  # of the rotation; faiss' default, and so are all other numbers of iterations
 
 

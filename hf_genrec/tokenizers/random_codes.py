@@ -7,9 +7,6 @@ import numpy as np
 from hf_genrec.tokenizers.base import Quantizer
 
 
-__all__ = ["RandomCodes"]
-
-
 class RandomCodes(Quantizer):
     """
     Uniform random codes that depend on an item's embedding and the seed alone.

@@ -24,8 +24,6 @@ from hf_genrec.tokenizers.folder import load_tokenized, read_embeddings
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
 
 
-__all__ = ["REPORT_NAME", "id_report", "report_tokenized"]
-
 REPORT_NAME = "report.json"
 
 Vectors: TypeAlias = "np.ndarray | sp.csr_array"  # one row per item

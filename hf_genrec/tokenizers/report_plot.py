@@ -175,15 +175,8 @@ def _draw_groups(axes: Any, report: Mapping[str, Any]) -> None:
         title="items with the same first codes", xlabel="% of the items, by the size of their group", xlim=(0, 100)
     )
     axes.set_ylabel("first codes shared")
-    axes.legend(
-        fontsize="small",
-        frameon=False,
-        ncols=len(_GROUP_SIZES),
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.14),
-        columnspacing=1.0,
-        handlelength=1.0,
-    )
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": len(_GROUP_SIZES)}
+    axes.legend(fontsize="small", frameon=False, columnspacing=1.0, handlelength=1.0, **below)
 
 
 def _percent_in_groups(entry: Mapping[str, Any], low: int, high: int | None) -> float:

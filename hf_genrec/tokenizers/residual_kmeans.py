@@ -10,9 +10,6 @@ import numpy as np
 from hf_genrec.tokenizers.base import Quantizer
 
 
-__all__ = ["ResidualKMeans"]
-
-
 class ResidualKMeans(Quantizer):
     """
     Residual quantizer with k-means codebooks: an item is approximated by the sum of one centroid per level.

@@ -33,8 +33,6 @@ from hf_genrec.tokenizers.base import PROGRESS_DELAY, Quantizer, as_rows
 from hf_genrec.tokenizers.rqvae_network import RQVAEConfig, RQVAEModel
 
 
-__all__ = ["RQVAE"]
-
 _TRAINING_NAME = "training.json"
 
 

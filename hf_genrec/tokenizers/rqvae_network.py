@@ -17,9 +17,6 @@ from transformers.utils import ModelOutput
 from hf_genrec.tokenizers.base import check_sizes
 
 
-__all__ = ["RQVAEConfig", "RQVAEModel", "RQVAEOutput", "balanced_codes"]
-
-
 @strict
 class RQVAEConfig(PreTrainedConfig):
     """

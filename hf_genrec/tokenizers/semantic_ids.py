@@ -32,7 +32,6 @@ from hf_genrec.tokenizers.collisions import (
 if TYPE_CHECKING:
     from hf_genrec.tokenizers.base import Quantizer
 
-__all__ = ["MAX_CODEBOOK_SIZE", "CollisionPolicy", "SemanticIds"]
 
 CollisionPolicy = Literal["append", "candidates", "widen", "rematch", "keep"]
 
