@@ -398,11 +398,7 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
             )
 
     def semantic_id_tokens(self, item_tokens: torch.LongTensor) -> torch.LongTensor:
-        """
-        Code tokens of items.
-
-        Returns `(..., num_levels)`: their semantic IDs as tokens.
-        """
+        """Code tokens of items. Returns `(..., num_levels)`: their semantic IDs as tokens."""
         config = self.config
         levels = torch.arange(config.num_levels, device=item_tokens.device)
         codes = self.item_codes[item_tokens - config.first_item_token].long()

@@ -106,11 +106,7 @@ def hashed(numbers: torch.LongTensor) -> torch.LongTensor:
 
 
 def user_keys(seed: int, users: torch.LongTensor) -> torch.LongTensor:
-    """
-    What the random numbers of each user are made from.
-
-    `seed`: the seed, in [0, 2**63). Returns the same shape.
-    """
+    """What the random numbers of each user are made from. `seed`: the seed, in [0, 2**63). Returns the same shape."""
     return hashed(hashed(users * GOLDEN + GOLDEN) ^ seed)
 
 

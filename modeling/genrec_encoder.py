@@ -244,11 +244,7 @@ class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
         self.token_embeddings = new_embeddings
 
     def generate(self, *args, **kwargs):
-        """
-        Not for these models.
-
-        Raises `NotImplementedError` always; use `recommend`.
-        """
+        """Not for these models. Raises `NotImplementedError` always; use `recommend`."""
         raise NotImplementedError(
             f"{type(self).__name__} predicts {self._predicts} and writes no tokens one by one: call `recommend()` "
             "instead of `generate()`."

@@ -180,11 +180,7 @@ class ItemGraphMixin:
     _graph_weights: tuple[int, ...] = ()  # those that the fingerprint was compared with
 
     def item_graph_fingerprint(self, num_neighbors: int) -> str:
-        """
-        What a graph of this model must be marked with.
-
-        Returns 16 hexadecimal digits.
-        """
+        """What a graph of this model must be marked with. Returns 16 hexadecimal digits."""
         return item_graph_fingerprint(self.item_codes, self.code_embeddings(), num_neighbors=num_neighbors)
 
     def set_item_graph(self, neighbors: torch.Tensor, fingerprint: str) -> None:

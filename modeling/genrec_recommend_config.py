@@ -109,11 +109,7 @@ class RecommendConfig:
     memory_budget: int = 2 << 30
 
     def updated(self, **options: Any) -> "RecommendConfig":
-        """
-        The same with some options changed.
-
-        Raises `TypeError` if there is no such option.
-        """
+        """The same with some options changed. Raises `TypeError` if there is no such option."""
         check_names(options, known=DEFAULTS, owner=type(self).__name__)
         return replace(self, **options)
 
@@ -252,21 +248,13 @@ def check_names(names: Iterable[str], *, known: Iterable[str], owner: str) -> No
 
 
 def check_latent_aggregation(latent_aggregation: str) -> None:
-    """
-    Whether it is a known one.
-
-    Raises `ValueError` if it is not.
-    """
+    """Whether it is a known one. Raises `ValueError` if it is not."""
     if latent_aggregation not in LATENT_AGGREGATIONS:
         raise ValueError(f"`latent_aggregation` must be 'max' or 'sum', got {latent_aggregation!r}.")
 
 
 def check_seed(name: str, seed: Any) -> None:
-    """
-    Whether a number can be a seed.
-
-    Raises `ValueError` if it cannot.
-    """
+    """Whether a number can be a seed. Raises `ValueError` if it cannot."""
     if not isinstance(seed, int) or not 0 <= seed < 1 << 63:
         raise ValueError(f"`{name}` must be an integer in [0, 2**63), got {seed!r}.")
 

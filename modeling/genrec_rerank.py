@@ -37,11 +37,7 @@ def item_penalties(item_prior: torch.Tensor, prior_correction: float, *, num_ite
 
 
 def check_prior(item_prior: torch.Tensor, *, num_items: int) -> None:
-    """
-    Whether a prior has a positive number for each item.
-
-    Raises `ValueError` if not.
-    """
+    """Whether a prior has a positive number for each item. Raises `ValueError` if not."""
     if item_prior.shape != (num_items,):
         raise ValueError(f"`item_prior` must have shape ({num_items},), got {tuple(item_prior.shape)}.")
     if not bool((item_prior > 0).all() & item_prior.isfinite().all()):
