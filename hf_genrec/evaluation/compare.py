@@ -58,11 +58,8 @@ class Differences:
 
     Args:
         difference (`float`): Difference of the metric, the mean over seeds.
-        users ([`PairedDifference`] or `None`):
-            Over the same users; with several seeds each user's values are averaged first. `None` where one of the two
-            has no results per user.
-        seeds ([`PairedDifference`] or `None`):
-            Over the seeds that both were trained with; `None` where there are fewer than two.
+        users ([`PairedDifference`] or `None`): Over the same users.
+        seeds ([`PairedDifference`] or `None`): Over the seeds that both were trained with.
         adjusted_p_value (`float` or `None`): That of `users` after Holm's correction for all comparisons of the table.
     """
 
@@ -80,8 +77,7 @@ class Comparison:
     Args:
         metric (`str`): What they are ordered by and compared in.
         against (`str`): Name of the system that the others are compared with.
-        conditions (`dict`):
-            What the records share: protocol, split, fingerprint, sizes and settings; and `dataset` where they name it.
+        conditions (`dict`): What the records share: protocol, split, fingerprint, sizes and settings.
         systems (`list[System]`): By falling values of the metric.
         differences (`dict[str, Differences]`): By the name of the system, for all but the reference.
     """
@@ -163,13 +159,7 @@ def difference_of(
     """
     How far one system is from another, over users and over seeds; above 0 where `system` is better.
 
-    Args:
-        system ([`System`]): The one.
-        reference ([`System`]): The other, evaluated on the same users.
-        metric (`str`): `"recall@k"`, `"ndcg@k"` or `"mrr@k"`.
-        confidence (`float`): Confidence of the intervals.
-        num_resamples (`int`, *optional*, defaults to 9999): Resamples of interval and test over users.
-        seed (`int`, *optional*, defaults to 0): Seed of the resamples.
+    Args: two systems with the same users; the others as in [`compare_evaluations`].
     """
     users = seeds = None
     if system.ranks and reference.ranks:
@@ -191,11 +181,7 @@ def check_comparable(evaluations: Sequence[StoredEvaluation]) -> None:
     """
     Refuse to compare what was not measured in the same way.
 
-    Args:
-        evaluations (`list[StoredEvaluation]`): At least one.
-
-    Raises:
-        ValueError: If protocol, data, users or the treatment of histories differ; the message says which.
+    Args: at least one evaluation.
     """
     first = evaluations[0]
     for other in evaluations[1:]:
@@ -212,11 +198,7 @@ def check_same_users(evaluations: Sequence[StoredEvaluation]) -> None:
     """
     Refuse to pair results of different users: rows are paired by position, so what is known of the users must agree.
 
-    Args:
-        evaluations (`list[StoredEvaluation]`): Comparable ones; those without results per user are passed over.
-
-    Raises:
-        ValueError: If the targets' counts in training or the lengths of the histories differ.
+    Args: comparable evaluations; those without results per user are passed over.
     """
     with_users = [(evaluation.source, evaluation.users) for evaluation in evaluations if evaluation.users is not None]
     for column in ("num_train", "history_length"):
@@ -233,8 +215,7 @@ def comparison_sheets(comparison: Comparison) -> list[Sheet]:
     """
     All tables of a comparison: the metrics with the paired differences, then those of [`evidence_sheets`].
 
-    Args:
-        comparison ([`Comparison`]): What [`compare_evaluations`] returned.
+    Args: one of what [`compare_evaluations`] returned.
     """
     cut = shown_cut([name for system in comparison.systems for name in system.values], metric="recall")
     wanted = dict.fromkeys([f"recall@{cut}", f"ndcg@{cut}", f"mrr@{cut}", comparison.metric])
@@ -273,8 +254,7 @@ def comparison_note(comparison: Comparison) -> str:
     """
     How the numbers of a comparison are to be read, in one paragraph.
 
-    Args:
-        comparison ([`Comparison`]): What [`compare_evaluations`] returned.
+    Args: one of what [`compare_evaluations`] returned.
     """
     confidence = f"{100 * comparison.conditions['confidence']:g} %"
     encoders = sorted({system.encoder for system in comparison.systems if system.encoder is not None})
@@ -303,15 +283,7 @@ def write_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike
     """
     Write comparisons as Markdown or as JSON, by the ending of the file; a reader never sees a part of it.
 
-    Args:
-        comparisons (`list[Comparison]`): What [`compare_evaluations`] returned.
-        path (`str` or `Path`): Ends in `.md` or `.json`; its folder is created where it is missing.
-
-    Returns:
-        `Path`: the file.
-
-    Raises:
-        ValueError: If the file ends in something else.
+    Args: what [`compare_evaluations`] returned, and a path that ends in `.md` or `.json`.
     """
     path = Path(path)
     if path.suffix == ".json":
@@ -327,15 +299,7 @@ def plot_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[
     """
     Draw the metric of each system with its interval, a panel per comparison.
 
-    Args:
-        comparisons (`list[Comparison]`): What [`compare_evaluations`] returned, all of one metric.
-        path (`str` or `Path`): The PNG file.
-
-    Returns:
-        `Path`: the file.
-
-    Raises:
-        ImportError: If matplotlib is missing.
+    Args: what [`compare_evaluations`] returned, all of one metric, and the PNG file.
     """
     panels = [
         IntervalPanel(
@@ -393,12 +357,7 @@ def _compare(
     reference = _reference(systems, against, first=evaluations[0].source)
     differences = {
         system.name: difference_of(
-            system,
-            reference,
-            metric=metric,
-            confidence=record["confidence"],
-            num_resamples=num_resamples,
-            seed=seed,
+            system, reference, metric=metric, confidence=record["confidence"], num_resamples=num_resamples, seed=seed
         )
         for system in systems
         if system is not reference

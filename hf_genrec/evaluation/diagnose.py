@@ -59,30 +59,19 @@ def diagnose(
     Scores are exact, those of a sample of users of the test split for the items of the sampled pairs.
 
     Args:
-        systems (`dict[str, Recommender]`):
-            Loaded models by name. The first must decode along a tree. Models without one are binned by its tree.
+        systems (`dict[str, Recommender]`): Loaded models by name. The first must decode along a tree.
         prepared ([`PreparedDataset`]): The data set; its catalog is that of all models.
         num_users (`int`, *optional*, defaults to 512): Users, as in the paper; all of them where there are fewer.
         num_pairs (`int`, *optional*, defaults to 1024): Pairs of items per distance.
         seed (`int`, *optional*, defaults to 0): Seed of the users and the pairs.
-        latent_aggregation (`str`, *optional*, defaults to `"sum"`):
-            What of a Latte model is called the probability of an item: the `"sum"` over its latents, which is one, or
-            the `"max"`.
-        num_latent_users (`int`, *optional*, defaults to 32):
-            Of these users how many, drawn with the seed, entropy and information of the latent are computed for, from
-            the scores of the whole catalog.
+        latent_aggregation (`str`, *optional*, defaults to `"sum"`): Over the latents of an item; or `"max"`.
+        num_latent_users (`int`, *optional*, defaults to 32): Users for the entropy and information of the latent.
         show_progress (`bool`, *optional*, defaults to `False`): Whether progress bars are shown.
 
     Returns:
-        `dict`: what was measured, and `models`, by name: `model_type`, `tree_of` (whose tree), `tree` (`num_levels`,
-        mean `num_neighbours` by distance, `targets_with_sibling`), `kendall_tau` with its `interval`, `by_distance`
-        (a row per distance: `num_pairs`, `correlation` and `reversal_rate`, each with `mean`, `low` and `high` (95 %
-        spread of its mean over pairs of items, users fixed), and `quantiles`), and where there are latents `latents`.
-        The `interval` of tau is a spread over pairs of items too; trees of different depth are not comparable by it,
-        see [`~tree_diagnostics.KendallTau`].
-
-    Raises:
-        ValueError: If a number is out of range, a catalog is another one, or the first model has no tree.
+        `dict`: what was measured, and by name in `models`: `tree_of` (whose tree), `tree`, `kendall_tau` with its
+        `interval` (see [`~tree.KendallTau`]), `by_distance` and, where there are latents, `latents`. Intervals are
+        spreads over pairs of items, users fixed.
 
     Source: Hou et al. 2026, sections 3 and 5.3 (https://huggingface.co/papers/2605.06331).
     """
@@ -100,7 +89,7 @@ def diagnose(
     trees: dict[str, dict[str, Any]] = {}
     models = {}
     for name, recommender in systems.items():
-        tree_of = name if has_tree(recommender) else first
+        tree_of = name if _has_tree(recommender) else first
         codes = systems[tree_of].model.item_codes.cpu().numpy()
         if tree_of not in trees:
             trees[tree_of] = {"pairs": sample_pairs(codes, num_pairs=num_pairs, seed=seed), **_tree(codes, targets)}
@@ -125,32 +114,11 @@ def diagnose(
     }
 
 
-def has_tree(recommender: Recommender) -> bool:
-    """
-    Whether a model decodes along the tree of its semantic IDs.
-
-    Args:
-        recommender ([`Recommender`]): A loaded model.
-
-    Returns:
-        `bool`: `False` for models that score all items at once.
-    """
-    return recommender.model.default_decoding == "beam"
-
-
 def plot_diagnosis(report: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """
     Correlation and reversal rate by distance, all models in one figure.
 
-    Args:
-        report (`dict`): What [`diagnose`] returned.
-        path (`str` or `Path`): The PNG file.
-
-    Returns:
-        `Path`: the file.
-
-    Raises:
-        ImportError: If matplotlib is missing.
+    Args: what [`diagnose`] returned, and the PNG file.
     """
     panels = []
     for key, title in (("correlation", "Correlation of two items over users"), ("reversal_rate", "Reversed orders")):
@@ -178,17 +146,7 @@ def load_systems(
     """
     Load run folders or Hub repositories under names.
 
-    Args:
-        words (`list[str]`): `NAME=RUN` or `RUN`, which is named like the folder.
-        device (`str`, *optional*): Where the models run; `None` for the GPU if there is one.
-
-    Returns:
-        `tuple[dict[str, Recommender], dict[str, dict]]`: the models, and by the same names what is known of their
-        training.
-
-    Raises:
-        ValueError: If two have the same name.
-        OSError: If there is no such run.
+    Args: words such as `NAME=RUN`, or `RUN`, which is named like its folder; `device` is `None` for the GPU if any.
     """
     systems, runs = {}, {}
     for word in words:
@@ -207,11 +165,7 @@ def diagnosis_tables(report: Mapping[str, Any]) -> list[Table]:
     """
     A report for a terminal.
 
-    Args:
-        report (`dict`): What [`diagnose`] returned.
-
-    Returns:
-        `list[rich.table.Table]`: correlation and reversals by distance, and the latents where a model has any.
+    Args: what [`diagnose`] returned.
     """
     distances = sorted({row["distance"] for model in report["models"].values() for row in model["by_distance"]})
     table = Table(
@@ -308,6 +262,10 @@ class _Users:
         return scores, latents
 
 
+def _has_tree(recommender: Recommender) -> bool:
+    return recommender.model.default_decoding == "beam"
+
+
 def _check_systems(systems: Mapping[str, Recommender], prepared: PreparedDataset) -> str:
     """The name of the first model, whose tree serves those without one."""
     if not systems:
@@ -319,7 +277,7 @@ def _check_systems(systems: Mapping[str, Recommender], prepared: PreparedDataset
                 f"({len(prepared.item_ids)} items, in their order): use the data that the model was trained on."
             )
     first = next(iter(systems))
-    if not has_tree(systems[first]):
+    if not _has_tree(systems[first]):
         raise ValueError(
             f"{first} ({systems[first].model.config.model_type}) decodes without a tree: name a TIGER, PSID or Latte "
             "model first and this one as a reference."

@@ -21,13 +21,7 @@ from tqdm.auto import tqdm
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.baselines import ItemKNN, Popularity
-from hf_genrec.evaluation.lists import (
-    history_matrix,
-    is_invalid_list,
-    item_cosines,
-    item_indices,
-    list_values,
-)
+from hf_genrec.evaluation.lists import history_matrix, is_invalid_list, item_cosines, item_indices, list_values
 from hf_genrec.evaluation.metrics import (
     bootstrap_interval,
     mrr_per_user,

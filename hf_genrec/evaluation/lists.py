@@ -31,21 +31,10 @@ def item_indices(
         item_ids (`list[str]`): The catalog; the position is the item index.
         k (`int`, *optional*): Keep the first `k` of each list. `None` keeps as many as the longest list has.
 
-    Returns:
-        `np.ndarray` of shape `(num_users, k)`, int64: `-1` at ids that are no items and behind the end of a list.
-
-    Raises:
-        ValueError: If `k` is below 1.
-
-    Example:
-
-    ```python
     >>> item_indices([["comb", "soap"], ["rock"], []], item_ids=["soap", "brush", "comb"])
     array([[ 2,  0],
            [-1, -1],
            [-1, -1]])
-
-    ```
     """
     if k is not None and k < 1:
         raise ValueError(f"`k` must be at least 1 or None, got {k}.")
@@ -65,17 +54,9 @@ def history_matrix(histories: Sequence[Sequence[str]], *, item_ids: Sequence[str
         histories (`list[list[str]]`): Item ids per user; ids that are no items are left out.
         item_ids (`list[str]`): The catalog; the position is the column.
 
-    Returns:
-        `scipy.sparse.csr_array` of shape `(num_users, num_items)`, int64.
-
-    Example:
-
-    ```python
     >>> history_matrix([["comb", "soap", "comb"], ["rock"]], item_ids=["soap", "brush", "comb"]).toarray()
     array([[1, 0, 2],
            [0, 0, 0]])
-
-    ```
     """
     lengths = np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))
     flat = np.fromiter(chain.from_iterable(histories), dtype=object, count=int(lengths.sum()))
@@ -92,20 +73,10 @@ def is_invalid_list(lists: ArrayLike, lengths: ArrayLike, *, expected: ArrayLike
     Args:
         lists (`np.ndarray` of shape `(num_users, k)`): See the module; here `-1` inside a list is a foreign id.
         lengths (`np.ndarray` of shape `(num_users,)`): How many entries each list has, foreign ones among them.
-        expected (`np.ndarray` of shape `(num_users,)` or `int`):
-            How many items each user was to get: `top_k`, or the number of items that may be recommended if that is
-            smaller.
+        expected (`np.ndarray` of shape `(num_users,)` or `int`): How many items each user was to get.
 
-    Returns:
-        `np.ndarray` of shape `(num_users,)`, bool: whether a list has another length, a foreign id or an item twice.
-
-    Example:
-
-    ```python
     >>> is_invalid_list([[0, 2], [0, -1], [2, 2], [0, -1]], [2, 1, 2, 2], expected=2)  # right, short, twice, foreign
     array([False,  True,  True,  True])
-
-    ```
     """
     items = np.sort(np.asarray(lists, dtype=np.int64), axis=1)
     is_new = items >= 0
@@ -119,16 +90,7 @@ def list_values(
     """
     All properties of lists of this module.
 
-    Args:
-        lists (`np.ndarray` of shape `(num_users, k)`): See the module.
-        histories (`scipy.sparse.csr_array` of shape `(num_users, num_items)`): See [`history_matrix`].
-        counts (`np.ndarray` of shape `(num_items,)`): See the module.
-        cosines (`scipy.sparse.csr_array` of shape `(num_items, num_items)`): See [`item_cosines`].
-        k (`int`): What stands behind the `@` of the names.
-
-    Returns:
-        `dict`: `coverage@k`, `gini@k`, `novelty@k`, `diversity@k` and `popularity_lift@k`; means over the users that
-        have a value, `None` where no user has one.
+    Args: those of the functions below; `k` is what stands behind the `@` of the names.
     """
     num_items = cosines.shape[0]
     values: dict[str, NDArray[np.float64] | float] = {
@@ -146,20 +108,10 @@ def coverage(lists: ArrayLike, *, num_items: int) -> float:
     """
     Share of the catalog that is in any list: `|union of the lists| / num_items`.
 
-    Args:
-        lists (`np.ndarray` of shape `(num_users, k)`): See the module.
-        num_items (`int`): Size of the catalog.
+    Args: `lists`, see the module.
 
-    Returns:
-        `float`: a share in [0, 1].
-
-    Example:
-
-    ```python
     >>> coverage([[0, 1], [1, -1]], num_items=4)
     0.5
-
-    ```
     """
     return float((_num_recommended(lists, num_items) > 0).mean())
 
@@ -171,20 +123,10 @@ def gini(lists: ArrayLike, *, num_items: int) -> float:
     With `x_i` the number of lists that hold item `i`, in increasing order, `sum_i (2 i - N - 1) x_i / (N sum_i x_i)`
     over `i = 1 ... N`: 0 if every item is recommended equally often, `1 - 1 / N` if only one is recommended.
 
-    Args:
-        lists (`np.ndarray` of shape `(num_users, k)`): See the module.
-        num_items (`int`): Size of the catalog, N.
+    Args: `lists`, see the module.
 
-    Returns:
-        `float`: in [0, 1); NaN if nothing is recommended.
-
-    Example:
-
-    ```python
     >>> gini([[0, 1], [2, 3]], num_items=4), gini([[2], [2]], num_items=4)
     (0.0, 0.75)
-
-    ```
     """
     times = np.sort(_num_recommended(lists, num_items))
     if not times.sum():
@@ -199,23 +141,10 @@ def novelty_per_user(lists: ArrayLike, *, counts: ArrayLike) -> NDArray[np.float
 
     An item without an interaction counts as if it had one, else its surprise would be infinite.
 
-    Args:
-        lists (`np.ndarray` of shape `(num_users, k)`): See the module.
-        counts (`np.ndarray` of shape `(num_items,)`): See the module.
+    Args: `lists` and `counts`, see the module.
 
-    Returns:
-        `np.ndarray` of shape `(num_users,)`, float64: bits; NaN where the list is empty.
-
-    Raises:
-        ValueError: If `lists` is no matrix of item indices, or there is no interaction.
-
-    Example:
-
-    ```python
     >>> novelty_per_user([[0, 1], [2, -1]], counts=[4, 2, 2])
     array([1.5, 2. ])
-
-    ```
     """
     count_array = np.asarray(counts, dtype=np.float64)
     if not count_array.sum():
@@ -228,26 +157,13 @@ def popularity_lift_per_user(lists: ArrayLike, histories: sp.csr_array, *, count
     """
     How much more popular each list is than the user's own taste: mean count of the list over that of the history, - 1.
 
-    Args:
-        lists (`np.ndarray` of shape `(num_users, k)`): See the module.
-        histories (`scipy.sparse.csr_array` of shape `(num_users, num_items)`):
-            How often each user took each item, see [`history_matrix`].
-        counts (`np.ndarray` of shape `(num_items,)`): See the module.
-
-    Returns:
-        `np.ndarray` of shape `(num_users,)`, float64: 0 where both are equally popular, 1 where the list is twice as
-        popular; NaN for users without a list, a history or any interaction with the history's items in training.
+    Args: `lists` and `counts`, see the module; `histories` is a [`history_matrix`].
 
     Source: Abdollahpouri et al. 2020, section 3 (https://arxiv.org/abs/2007.12230), there over groups of users.
 
-    Example:
-
-    ```python
     >>> histories = history_matrix([["b", "b", "c"], []], item_ids=["a", "b", "c"])
     >>> popularity_lift_per_user([[0, 1], [2, 1]], histories, counts=[7, 2, 5])
     array([0.5, nan])
-
-    ```
     """
     count_array = np.asarray(counts, dtype=np.float64)
     listed, lengths = _mean_over_items(lists, count_array), histories.sum(axis=1)
@@ -263,18 +179,10 @@ def item_cosines(interactions: sp.sparray) -> sp.csr_array:
         interactions (`scipy.sparse.sparray` of shape `(num_users, num_items)`):
             1 where the user took the item in the training part.
 
-    Returns:
-        `scipy.sparse.csr_array` of shape `(num_items, num_items)`, float32: 0 for items without an interaction.
-
-    Example:
-
-    ```python
     >>> item_cosines(sp.csr_array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]])).toarray()
     array([[1. , 0.5, 0. ],
            [0.5, 1. , 0. ],
            [0. , 0. , 0. ]], dtype=float32)
-
-    ```
     """
     matrix = sp.csc_array(interactions, dtype=np.float32)
     lengths = np.sqrt(matrix.power(2).sum(axis=0))
@@ -292,23 +200,13 @@ def diversity_per_user(lists: ArrayLike, *, cosines: sp.csr_array) -> NDArray[np
     Items are compared by who took them in training, not by their ids or texts, so that systems with other ids, or
     with none, are measured alike.
 
-    Args:
-        lists (`np.ndarray` of shape `(num_users, k)`): See the module.
-        cosines (`scipy.sparse.csr_array` of shape `(num_items, num_items)`): What [`item_cosines`] returned.
-
-    Returns:
-        `np.ndarray` of shape `(num_users,)`, float64: in [0, 1]; NaN where the list has fewer than two items.
+    Args: `lists`, see the module; `cosines` are those of [`item_cosines`].
 
     Source: Ziegler et al. 2005, section 3.3 (https://doi.org/10.1145/1060745.1060754).
 
-    Example:
-
-    ```python
     >>> cosines = item_cosines(sp.csr_array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]]))
     >>> diversity_per_user([[0, 1], [2, 0], [1, -1]], cosines=cosines)
     array([0.5, 1. , nan])
-
-    ```
     """
     items = _check_lists(lists, cosines.shape[0])
     first, second = np.triu_indices(items.shape[1], k=1)

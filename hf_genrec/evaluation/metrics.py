@@ -34,19 +34,8 @@ def ranks_of_targets(
             Ranked items per user, the best first: item ids in lists of any length, or item indices in a matrix.
         targets (`list[str]` or `np.ndarray` of shape `(num_users,)`): The item that each user took.
 
-    Returns:
-        `np.ndarray` of shape `(num_users,)`, int64: 0-based rank of the first occurrence, `-1` if there is none.
-
-    Raises:
-        ValueError: If there is not one list per target.
-
-    Example:
-
-    ```python
     >>> ranks_of_targets([["soap", "comb"], ["comb"], []], ["comb", "soap", "comb"])
     array([ 1, -1, -1])
-
-    ```
     """
     if len(recommended) != len(targets):
         raise ValueError(
@@ -69,23 +58,10 @@ def recall_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
     """
     Whether each user's target is among the first `k` recommendations.
 
-    Args:
-        ranks (`np.ndarray` of shape `(num_users,)`): 0-based, -1 for a target that was not recommended.
-        k (`int`): Cut-off.
+    Args: `ranks` of shape `(num_users,)` and `k`, see the module.
 
-    Returns:
-        `np.ndarray` of shape `(num_users,)`, float64: 1.0 or 0.0.
-
-    Raises:
-        ValueError: If `k` is below 1, or `ranks` is not a vector of ranks.
-
-    Example:
-
-    ```python
     >>> recall_per_user([0, 4, -1, 1], k=3)
     array([1., 0., 0., 1.])
-
-    ```
     """
     rank_array = _check_ranks(ranks, k)
     return ((rank_array >= 0) & (rank_array < k)).astype(np.float64)
@@ -97,20 +73,10 @@ def ndcg_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
 
     With one target per user the ideal gain is 1, so nothing is left to normalise.
 
-    Args:
-        ranks (`np.ndarray` of shape `(num_users,)`): As in [`recall_per_user`], and so are errors.
-        k (`int`): Cut-off.
+    Args: see [`recall_per_user`].
 
-    Returns:
-        `np.ndarray` of shape `(num_users,)`, float64: in [0, 1].
-
-    Example:
-
-    ```python
     >>> ndcg_per_user([0, 4, -1, 2], k=3)
     array([1. , 0. , 0. , 0.5])
-
-    ```
     """
     rank_array = _check_ranks(ranks, k)
     return np.where((rank_array >= 0) & (rank_array < k), 1 / np.log2(np.maximum(rank_array, 0) + 2), 0.0)
@@ -122,20 +88,10 @@ def mrr_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
 
     Falls faster than [`ndcg_per_user`]: the second place is worth 0.5 here and 0.63 there.
 
-    Args:
-        ranks (`np.ndarray` of shape `(num_users,)`): As in [`recall_per_user`], and so are errors.
-        k (`int`): Cut-off.
+    Args: see [`recall_per_user`].
 
-    Returns:
-        `np.ndarray` of shape `(num_users,)`, float64: in [0, 1].
-
-    Example:
-
-    ```python
     >>> mrr_per_user([0, 4, -1, 1], k=3)
     array([1. , 0. , 0. , 0.5])
-
-    ```
     """
     rank_array = _check_ranks(ranks, k)
     return np.where((rank_array >= 0) & (rank_array < k), 1 / (np.maximum(rank_array, 0) + 1), 0.0)
@@ -145,23 +101,13 @@ def recall_at_k(ranks: ArrayLike, *, k: int) -> float:
     """
     Share of users whose target is among the first `k` recommendations; with one target this is the hit rate.
 
-    Args:
-        ranks (`np.ndarray` of shape `(num_users,)`): As in [`recall_per_user`], of at least one user.
-        k (`int`): Cut-off.
-
-    Returns:
-        `float`: in [0, 1].
+    Args: see [`recall_per_user`]; at least one user.
 
     Source: Rajput et al. 2023, section 4 (https://huggingface.co/papers/2305.05065).
 
-    Example:
-
-    ```python
     >>> ranks = [0, 4, -1, 2]
     >>> recall_at_k(ranks, k=3), ndcg_at_k(ranks, k=3), round(mrr_at_k(ranks, k=3), 4)
     (0.5, 0.375, 0.3333)
-
-    ```
     """
     return _mean(recall_per_user(ranks, k=k))
 
@@ -170,12 +116,7 @@ def ndcg_at_k(ranks: ArrayLike, *, k: int) -> float:
     """
     Mean over all users of the discounted gain; unlike recall it rewards a target near the top.
 
-    Args:
-        ranks (`np.ndarray` of shape `(num_users,)`): As in [`recall_at_k`], which shows an example.
-        k (`int`): Cut-off.
-
-    Returns:
-        `float`: in [0, 1].
+    Args: see [`recall_at_k`].
 
     Source: Rajput et al. 2023, section 4 (https://huggingface.co/papers/2305.05065).
     """
@@ -186,23 +127,13 @@ def mrr_at_k(ranks: ArrayLike, *, k: int) -> float:
     """
     Mean over all users of the reciprocal rank, 0 from rank `k` on.
 
-    Args:
-        ranks (`np.ndarray` of shape `(num_users,)`): As in [`recall_at_k`], which shows an example.
-        k (`int`): Cut-off.
-
-    Returns:
-        `float`: in [0, 1].
+    Args: see [`recall_at_k`].
     """
     return _mean(mrr_per_user(ranks, k=k))
 
 
 def bootstrap_interval(
-    values: ArrayLike,
-    *,
-    confidence: float = 0.95,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    is_share: bool = True,
+    values: ArrayLike, *, confidence: float = 0.95, num_resamples: int = 1000, seed: int = 0, is_share: bool = True
 ) -> tuple[float, float]:
     """
     Percentile bootstrap interval of the mean of per-user values.
@@ -222,15 +153,6 @@ def bootstrap_interval(
         seed (`int`, *optional*, defaults to 0): Seed of the draws.
         is_share (`bool`, *optional*, defaults to `True`): Whether values lie in [0, 1]; `False` for differences.
 
-    Returns:
-        `tuple[float, float]`: lower and upper end.
-
-    Raises:
-        ValueError: If `confidence` or `num_resamples` is out of range, or there is no user.
-
-    Example:
-
-    ```python
     >>> bootstrap_interval([0.25, 0.25, 0.25])
     (0.25, 0.25)
     >>> low, high = bootstrap_interval([0.0, 1.0] * 50)
@@ -239,8 +161,6 @@ def bootstrap_interval(
     >>> low, high = bootstrap_interval([0.0] * 100)
     >>> low, round(high, 4)
     (0.0, 0.0362)
-
-    ```
     """
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must be between 0 and 1, got {confidence}.")
@@ -271,8 +191,7 @@ class PairedDifference:
 
     Args:
         difference (`float`): Mean of the values minus mean of the reference's; above 0 where the system is better.
-        low (`float` or `None`):
-            Lower end of its interval; `None`, like the next two, where a t-test finds all differences equal.
+        low (`float` or `None`): Lower end of its interval.
         high (`float` or `None`): Upper end of the interval of the difference.
         p_value (`float` or `None`): Two-sided: how often chance alone makes a difference as large as this one.
         num_pairs (`int`): Users or seeds.
@@ -296,25 +215,11 @@ def paired_difference(
     """
     Difference of two means over the same users: bootstrap interval and p-value of [`sign_flip_p_value`].
 
-    Args:
-        values (`np.ndarray` of shape `(num_users,)`): One value per user of a system, such as [`ndcg_per_user`] gives.
-        reference (`np.ndarray` of shape `(num_users,)`):
-            The same of the system to compare with, the users in the same order.
-        confidence (`float`, *optional*, defaults to 0.95): Confidence of the interval, between 0 and 1.
-        num_resamples (`int`, *optional*, defaults to 9999):
-            Resamples of the bootstrap and of the permutation test, at least 1.
-        seed (`int`, *optional*, defaults to 0): Seed of both.
+    Args: `values` and `reference` of shape `(num_users,)`, as [`ndcg_per_user`] gives them, users in one order;
+    the others as in [`bootstrap_interval`], for the interval and the test.
 
-    Raises:
-        ValueError: If the two differ in length or hold something else than numbers, or an argument is out of range.
-
-    Example:
-
-    ```python
     >>> paired_difference([1.0, 0.5, 1.0, 0.0], [0.5, 0.0, 0.5, 0.0])
     PairedDifference(difference=0.375, low=0.125, high=0.5, p_value=0.25, num_pairs=4)
-
-    ```
     """
     differences = _differences(values, reference, least=1)
     low, high = bootstrap_interval(
@@ -332,22 +237,11 @@ def seed_difference(values: ArrayLike, reference: ArrayLike, *, confidence: floa
     change. With two or three seeds the interval is wide. Seeds that all differ by the same amount say nothing about
     another one: then there is neither interval nor p-value.
 
-    Args:
-        values (`list[float]`): A metric of a system, one value per seed.
-        reference (`list[float]`): The same of the system to compare with, the seeds in the same order.
-        confidence (`float`, *optional*, defaults to 0.95): Confidence of the interval, between 0 and 1.
+    Args: `values` and `reference` hold a metric of two systems, one value per seed in the same order.
 
-    Raises:
-        ValueError: If there are fewer than two seeds, the two differ in length, or `confidence` is out of range.
-
-    Example:
-
-    ```python
     >>> found = seed_difference([0.25, 0.5, 0.75], [0.0, 0.125, 0.5])
     >>> round(found.difference, 4), round(found.low, 4), round(found.high, 4), round(found.p_value, 4)
     (0.2917, 0.1124, 0.471, 0.0198)
-
-    ```
     """
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must be between 0 and 1, got {confidence}.")
@@ -364,25 +258,10 @@ def sign_flip_p_value(differences: ArrayLike, *, num_resamples: int = DEFAULT_NU
     it is binomial; so a resample costs one draw per distinct size instead of one per user, with the same distribution.
     Where all combinations of signs are no more than `num_resamples`, they are counted instead.
 
-    Args:
-        differences (`np.ndarray` of shape `(num_users,)`): Value of one system minus value of the other, per user.
-        num_resamples (`int`, *optional*, defaults to 9999):
-            How often signs are drawn, at least 1; the smallest p-value is one in `num_resamples + 1`.
-        seed (`int`, *optional*, defaults to 0): Seed of the draws.
+    Args: `differences` of shape `(num_users,)`; the others as in [`bootstrap_interval`].
 
-    Returns:
-        `float`: above 0, at most 1.
-
-    Raises:
-        ValueError: If `num_resamples` is below 1.
-
-    Example:
-
-    ```python
     >>> sign_flip_p_value([0.5, 0.25, 1.0, 0.0])
     0.25
-
-    ```
     """
     if num_resamples < 1:
         raise ValueError(f"`num_resamples` must be at least 1, got {num_resamples}.")
@@ -414,18 +293,10 @@ def holm_adjusted(p_values: Sequence[float]) -> list[float]:
     Args:
         p_values (`list[float]`): One per comparison.
 
-    Returns:
-        `list[float]`: in the same order, each at least as large as before and at most 1.
-
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
 
-    Example:
-
-    ```python
     >>> holm_adjusted([0.25, 0.0625, 0.125])
     [0.25, 0.1875, 0.25]
-
-    ```
     """
     array = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(array)

@@ -69,25 +69,8 @@ def plot_lines(
     Draw panels side by side; a line of the same name looks the same in each, and panels of the same lines share a
     legend.
 
-    Args:
-        panels (`list[Panel]`): At least one.
-        path (`str` or `Path`): The PNG file; its folder is created where it is missing.
-        x_label (`str`): What is measured along x, with its unit.
-        y_label (`str`): What is measured along y, with its unit.
-        log_x (`bool`, *optional*, defaults to `False`): Whether the x axes are logarithmic.
-        log_y (`bool`, *optional*, defaults to `False`): Whether the y axes are logarithmic.
-        x_ticks (`list[float]`, *optional*):
-            Where the x axes are labelled, with these very numbers; `None` leaves it to matplotlib.
-        num_columns (`int`, *optional*): Panels in a row; `None` for all of them.
-        share_axes (`bool`, *optional*, defaults to `False`):
-            Whether all panels have the same limits; curves of many points suit them.
-
-    Returns:
-        `Path`: the file.
-
-    Raises:
-        ImportError: If matplotlib is missing.
-        ValueError: If there is no panel.
+    Args: `path` is the PNG file; `x_ticks` are labelled with these very numbers; `num_columns` is `None` for one row;
+    `share_axes` gives all panels the same limits, which suits curves of many points.
     """
     if not panels:
         raise ValueError("`panels` must hold at least one panel.")
@@ -129,17 +112,7 @@ def plot_intervals(panels: Sequence[IntervalPanel], path: str | os.PathLike[str]
     """
     Draw values with their intervals below each other, panels one under another.
 
-    Args:
-        panels (`list[IntervalPanel]`): At least one.
-        path (`str` or `Path`): The PNG file; its folder is created where it is missing.
-        x_label (`str`): What is measured, with its unit.
-
-    Returns:
-        `Path`: the file.
-
-    Raises:
-        ImportError: If matplotlib is missing.
-        ValueError: If there is no panel.
+    Args: see [`plot_lines`].
     """
     if not panels:
         raise ValueError("`panels` must hold at least one panel.")

@@ -31,16 +31,8 @@ def named_path(word: str | os.PathLike[str]) -> tuple[str | None, str]:
     Args:
         word (`str` or `Path`): `NAME=PATH` or `PATH`; what exists as it stands is a path, whatever signs are in it.
 
-    Returns:
-        `tuple[str | None, str]`: the name, `None` if there is none, and the path.
-
-    Example:
-
-    ```python
     >>> named_path("A=runs/lr=1e-3"), named_path("runs/psid")
     (('A', 'runs/lr=1e-3'), (None, 'runs/psid'))
-
-    ```
     """
     text = os.fspath(word)
     name, equals, path = text.partition("=")
@@ -80,16 +72,8 @@ def record_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = N
 
     Args:
         record (`dict`): What [`evaluate`] returned.
-        metrics (`list[str]`, *optional*):
-            The columns. `None` means every recall, ndcg and mrr of the record, then the invalid rate.
+        metrics (`list[str]`, *optional*): The columns.
 
-    Returns:
-        `list[list[str]]`: rows of equal length, the first one the header. Each value is followed by its interval where
-        it has one.
-
-    Example:
-
-    ```python
     >>> values = {"recall@5": 0.5, "invalid_rate": 0.0, "intervals": {"recall@5": [0.25, 0.75]}}
     >>> record = {"model": values, "baselines": {"popularity": values}}
     >>> for row in record_table(record):
@@ -97,8 +81,6 @@ def record_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = N
     ['system', 'recall@5', 'invalid_rate']
     ['popularity', '0.5000 [0.2500, 0.7500]', '0.0000']
     ['model', '0.5000 [0.2500, 0.7500]', '0.0000']
-
-    ```
     """
     columns = [*record["model"]["intervals"], "invalid_rate"] if metrics is None else list(metrics)
     systems = {**record["baselines"], "model": record["model"]}
@@ -114,16 +96,8 @@ def shown_cut(names: Iterable[str], *, metric: str) -> int:
         names (`list[str]`): Names of a record, such as `"recall@5"`; others are passed over.
         metric (`str`): What stands before the `@`.
 
-    Returns:
-        `int`: the largest up to 10; the smallest if all are larger, and 10 if there is none.
-
-    Example:
-
-    ```python
     >>> shown_cut(["recall@1", "recall@5", "recall@20", "invalid_rate"], metric="recall")
     5
-
-    ```
     """
     cuts = [int(name.partition("@")[2]) for name in names if name.startswith(f"{metric}@")]
     return max((cut for cut in cuts if cut <= 10), default=min(cuts, default=10))
@@ -160,13 +134,6 @@ def evaluation_run(
         num_beams (`int`): Beams of the evaluation.
         latent_aggregation (`str`): `"max"` or `"sum"`.
         decoding (`str`, *optional*, defaults to `"beam"`): `"exact"`, `"graph"` or `"beam"`.
-
-    Returns:
-        `dict`: `model`, `num_beams` (not of exact scores), `latent_aggregation`, `decoding`, and where the folder has
-            them `command`, `seed`, `minutes`, `num_parameters` of the training, `trained_on` (a list of the
-            fingerprints of its data, those of the checkpoint it began with first), the `policy`, `num_levels` and
-            `codebook_size` of its semantic IDs, the digest of the `weights` and the `encoder` of the texts behind the
-            ids.
     """
     training = read_training(folder)
     weights = Path(folder) / "model.safetensors"

@@ -23,8 +23,7 @@ class IdRanks:
     Where each user's list holds the semantic ID of the target; all arrays of shape `(num_users,)`, int64.
 
     Args:
-        id_rank (`np.ndarray`):
-            How many other ids stand before the target's id; `-1` if none of its items is in the list.
+        id_rank (`np.ndarray`): How many other ids stand before the target's id.
         group_start (`np.ndarray`): Position of the first item with the target's id; `-1` if there is none.
         group_size (`np.ndarray`): How many items of the catalog share the target's id, itself among them.
         num_ids (`np.ndarray`): How many distinct ids the list holds.
@@ -43,16 +42,8 @@ def id_groups(codes: ArrayLike) -> NDArray[np.int64]:
     Args:
         codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes of each item.
 
-    Raises:
-        ValueError: If `codes` is not a matrix.
-
-    Example:
-
-    ```python
     >>> id_groups([[1, 2], [0, 3], [1, 2]])
     array([1, 0, 1])
-
-    ```
     """
     code_array = np.asarray(codes)
     if code_array.ndim != 2:
@@ -68,19 +59,10 @@ def shared_id_groups(items: pa.Table) -> NDArray[np.int64] | None:
     Args:
         items (`pa.Table`): The item table of a model, with a column `codes` if its items have semantic IDs.
 
-    Returns:
-        `np.ndarray` of shape `(num_items,)` or `None`: as of [`id_groups`]; `None` where all ids are unique, or there
-        are none.
-
-    Example:
-
-    ```python
     >>> shared_id_groups(pa.table({"item_id": ["soap", "comb"], "codes": [[3, 1], [3, 1]]}))
     array([0, 0])
     >>> shared_id_groups(pa.table({"item_id": ["soap", "comb"], "codes": [[3, 1], [3, 2]]})) is None
     True
-
-    ```
     """
     if "codes" not in items.column_names or not items.num_rows:
         return None
@@ -99,17 +81,9 @@ def rank_ids(lists: ArrayLike, targets: ArrayLike, *, groups: ArrayLike) -> IdRa
         targets (`np.ndarray` of shape `(num_users,)`): Item index of each target.
         groups (`np.ndarray` of shape `(num_items,)`): Number of each item's id, see [`id_groups`].
 
-    Raises:
-        ValueError: If there is not one list per target, or an index is none of the catalog.
-
-    Example:
-
-    ```python
     >>> found = rank_ids([[4, 0, 1, 3]], [2], groups=[0, 1, 1, 0, 2])  # items 1 and 2 share an id, and so 0 and 3
     >>> found.group_start, found.id_rank, found.group_size, found.num_ids
     (array([2]), array([2]), array([2]), array([3]))
-
-    ```
     """
     items, target_items, group_of = (np.asarray(values, dtype=np.int64) for values in (lists, targets, groups))
     if items.ndim != 2 or target_items.shape != items.shape[:1]:
@@ -142,27 +116,12 @@ def corrected_recall_per_user(group_start: ArrayLike, group_size: ArrayLike, *, 
     With `g` items that take the positions from `p` on (1-based): `m / g` with `m = min(g, max(0, k - p + 1))`. Equal
     to `recall_per_user` where no id is shared.
 
-    Args:
-        group_start (`np.ndarray` of shape `(num_users,)`):
-            0-based position of the first item with the target's id; `-1` if there is none.
-        group_size (`np.ndarray` of shape `(num_users,)`): Items with the target's id, at least 1.
-        k (`int`): Cut-off, at least 1.
-
-    Returns:
-        `np.ndarray` of shape `(num_users,)`, float64: in [0, 1].
-
-    Raises:
-        ValueError: If `k` is below 1 or the two arrays are no starts and sizes.
+    Args: `group_start` and `group_size` as in [`IdRanks`], and the cut-off `k`.
 
     Source: `m / g` as in arXiv 2605.25330.
 
-    Example:
-
-    ```python
     >>> corrected_recall_per_user([0, 8, 9, -1], [1, 4, 5, 2], k=10)
     array([1. , 0.5, 0.2, 0. ])
-
-    ```
     """
     first, end, size = _span(group_start, group_size, k)
     return (end - first) / size
@@ -175,18 +134,10 @@ def corrected_ndcg_per_user(group_start: ArrayLike, group_size: ArrayLike, *, k:
     The mean of `1 / log2(position + 1)` over the 1-based positions of the `g` items of the id, 0 behind `k`. Equal to
     `ndcg_per_user` where no id is shared. Arguments and errors are those of [`corrected_recall_per_user`].
 
-    Args:
-        group_start (`np.ndarray` of shape `(num_users,)`): Position of the first item of the id; `-1` for none.
-        group_size (`np.ndarray` of shape `(num_users,)`): Items with the target's id, at least 1.
-        k (`int`): Cut-off, at least 1.
+    Args: see [`corrected_recall_per_user`].
 
-    Example:
-
-    ```python
     >>> corrected_ndcg_per_user([0, 2, 2, -1], [1, 1, 4, 2], k=3)
     array([1.   , 0.5  , 0.125, 0.   ])
-
-    ```
     """
     first, end, size = _span(group_start, group_size, k)
     gain_before = np.append(0.0, np.cumsum(1 / np.log2(np.arange(k) + 2)))  # of the first 0 ... k positions together

@@ -66,15 +66,13 @@ class System:
 
     Args:
         name (`str`): What it is called.
-        values (`dict`):
-            Metrics as in an evaluation record; with several seeds their means, and intervals of the means over users.
+        values (`dict`): Metrics as in an evaluation record.
         deviations (`dict[str, float]`): Standard deviation between seeds by metric; empty with one seed.
         seeds (`list[int]`): Seeds of the runs, as far as records have them; empty for baselines.
         sources (`list[str]`): Files of the records.
         encoder (`str` or `None`): The text encoder, without its organisation; `None` where the record names none.
         ids (`str` or `None`): Collision policy and shape of the semantic IDs; `None` where the record has none.
-        is_baseline (`bool`):
-            Whether it is one of the baselines; a variant is called by a comma, such as "SASRec, larger".
+        is_baseline (`bool`): Whether it is one of the baselines.
         runs (`list[dict]`): The metrics of each run.
         ranks (`list[np.ndarray]`): Per run the ranks of all users; empty where they were not kept.
         groups (`list[tuple[np.ndarray, np.ndarray] or None]`):
@@ -164,12 +162,7 @@ def load_users(path: str | os.PathLike[str], *, num_users: int) -> pd.DataFrame 
     """
     The per-user results of a record without ids of users and items, or `None` if there is no such file.
 
-    Args:
-        path (`str` or `Path`): The Parquet file.
-        num_users (`int`): How many users the record has.
-
-    Raises:
-        ValueError: If the file lacks the ranks, or has another number of rows.
+    Args: the Parquet file, and how many users the record has.
     """
     path = Path(path)
     if not path.is_file():
@@ -199,21 +192,10 @@ def user_values(
             Position of the first item with the target's id (-1 if there is none) and how many items have it, both of
             shape `(num_users,)`. Recall and ndcg are then the expectation over the order of these items.
 
-    Returns:
-        `np.ndarray` of shape `(num_users,)`, float64.
-
-    Raises:
-        ValueError: If the metric is another one.
-
-    Example:
-
-    ```python
     >>> user_values([0, 4, -1, 2], "ndcg@3")
     array([1. , 0. , 0. , 0.5])
     >>> user_values([0, 4, -1, 2], "ndcg@3", group=([0, 3, -1, 2], [2, 3, 1, 4]))
     array([0.81546488, 0.        , 0.        , 0.125     ])
-
-    ```
     """
     found = _METRIC.fullmatch(metric)
     if found is None:
@@ -239,8 +221,7 @@ def model_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
     The models of records, runs of one system together, under distinct names.
 
     Args:
-        evaluations (`list[StoredEvaluation]`):
-            Comparable ones. Those of one name are one system; without a name, those that differ in the seed only.
+        evaluations (`list[StoredEvaluation]`): Comparable ones. Those of one name are one system.
     """
     groups: dict[str, list[StoredEvaluation]] = {}
     for evaluation in evaluations:
@@ -317,11 +298,8 @@ def _mean_of(values: Sequence[Any]) -> Any:
     Entries that are not in all of them are left out, and so are intervals, since the mean of intervals is not one; of
     words all must be the same, else there is `None`.
 
-    ```python
     >>> _mean_of([{"ndcg@10": 0.25, "corrected": {"ndcg@10": 1.0}}, {"ndcg@10": 0.75, "corrected": {"ndcg@10": 0.0}}])
     {'ndcg@10': 0.5, 'corrected': {'ndcg@10': 0.5}}
-
-    ```
     """
     first = values[0]
     if isinstance(first, Mapping):
@@ -340,9 +318,6 @@ def baseline_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
 
     Args:
         evaluations (`list[StoredEvaluation]`): Comparable ones.
-
-    Returns:
-        `list[System]`: one per record and baseline; [`merge_baselines`] makes them one per baseline.
     """
     systems = []
     for evaluation in evaluations:
@@ -364,9 +339,6 @@ def merge_baselines(systems: Sequence[System]) -> list[System]:
 
     Args:
         systems (`list[System]`): Any; only baselines are merged.
-
-    Returns:
-        `list[System]`: baselines that share a name and differ in a metric stay apart, named by their record.
     """
     merged: list[System] = []
     for system in systems:

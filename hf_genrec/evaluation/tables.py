@@ -74,10 +74,6 @@ def evidence_sheets(systems: Sequence[System]) -> list[Sheet]:
 
     Args:
         systems (`list[System]`): Comparable ones.
-
-    Returns:
-        `list[Sheet]`: up to four: what collisions of ids do to the metrics, what the lists are like, recall by the
-        target's popularity, and what the search misses.
     """
     sheets = [
         Sheet("Where several items share an id", _collisions(systems), _COLLISIONS_NOTE),
@@ -94,9 +90,6 @@ def sheet_blocks(sheets: Sequence[Sheet]) -> list[str]:
 
     Args:
         sheets (`list[Sheet]`): What [`evidence_sheets`] returned.
-
-    Returns:
-        `list[str]`: two blocks each, the title with its note and the table.
     """
     blocks = []
     for sheet in sheets:
@@ -105,24 +98,18 @@ def sheet_blocks(sheets: Sequence[Sheet]) -> list[str]:
 
 
 def markdown_table(rows: Iterable[Sequence[str]], *, num_left: int = 1, num_right: int | None = None) -> str:
-    """
+    r"""
     Rows as a table of Markdown.
 
     Args:
         rows (`list[list[str]]`): The header first.
         num_left (`int`, *optional*, defaults to 1): Columns of words at the left.
-        num_right (`int`, *optional*):
-            Columns of numbers after them, which stand on the right; `None` for all. The others hold words again.
+        num_right (`int`, *optional*): Columns of numbers after them, which stand on the right; `None` for all.
 
-    Example:
-
-    ```python
     >>> print(markdown_table([["system", "ndcg@10"], ["A|B", "0.0375"]]))
     | system | ndcg@10 |
     | --- | ---: |
-    | A\\|B | 0.0375 |
-
-    ```
+    | A\|B | 0.0375 |
     """
     header, *body = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     num_right = len(header) - num_left if num_right is None else num_right
@@ -138,17 +125,9 @@ def metric_cell(system: System, name: str) -> str:
         system ([`System`]): Any.
         name (`str`): Name of the metric.
 
-    Returns:
-        `str`: the value, the standard deviation between seeds and the interval over users, as far as there are.
-
-    Example:
-
-    ```python
     >>> values = {"ndcg@10": 0.0375, "intervals": {"ndcg@10": [0.0354, 0.0393]}}
     >>> metric_cell(System("PSID", values), "ndcg@10"), metric_cell(System("PSID", values), "mrr@10")
     ('0.0375 [0.0354, 0.0393]', '–')
-
-    ```
     """
     if name not in system.values:
         return NONE
@@ -162,21 +141,12 @@ def paired_cells(found: PairedDifference | None) -> list[str]:
     A paired difference with its interval, and its p-value.
 
     Args:
-        found ([`PairedDifference`] or `None`):
-            What was found; `None` makes two dashes, and a p-value that is none a dash.
+        found ([`PairedDifference`] or `None`): What was found.
 
-    Returns:
-        `list[str]`: two cells.
-
-    Example:
-
-    ```python
     >>> paired_cells(PairedDifference(0.0021, 0.0003, 0.004, 0.0214, 8317))
     ['+0.0021 [+0.0003, +0.0040]', '0.021']
     >>> paired_cells(PairedDifference(0.0021, None, None, None, 3))
     ['+0.0021', '–']
-
-    ```
     """
     if found is None:
         return [NONE, NONE]

@@ -31,19 +31,8 @@ def tree_distance(codes_a: NDArray[np.integer], codes_b: NDArray[np.integer]) ->
         codes_a (`np.ndarray` of shape `(..., num_levels)`): Semantic IDs.
         codes_b (`np.ndarray` of shape `(..., num_levels)`): Semantic IDs; the shapes are broadcast.
 
-    Returns:
-        `np.ndarray` of shape `(...)`: even numbers from 0 (equal codes) to `2 * num_levels`.
-
-    Raises:
-        ValueError: If the numbers of levels differ.
-
-    Example:
-
-    ```python
     >>> tree_distance(np.array([[4, 1, 7], [4, 2, 7], [0, 1, 7]]), np.array([4, 1, 9])).tolist()
     [2, 4, 6]
-
-    ```
     """
     codes_a, codes_b = np.asarray(codes_a), np.asarray(codes_b)
     if codes_a.shape[-1:] != codes_b.shape[-1:]:
@@ -64,25 +53,12 @@ def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int
 
     Args:
         codes (`np.ndarray` of shape `(num_items, num_levels)`): Semantic IDs.
-        num_pairs (`int`, *optional*, defaults to 1024):
-            Pairs per distance, as in the paper; all of them where there are fewer.
+        num_pairs (`int`, *optional*, defaults to 1024): Pairs per distance, as in the paper, or all if fewer.
         seed (`int`, *optional*, defaults to 0): Seed of the draw.
 
-    Returns:
-        `dict[int, np.ndarray]`: item indices `(n, 2)` by distance, the smallest distance first. Distances without a
-        pair are left out.
-
-    Raises:
-        ValueError: If `num_pairs` is below 1.
-
-    Example:
-
-    ```python
     >>> pairs = sample_pairs(np.array([[0, 5], [3, 1], [0, 2]]), num_pairs=9)
     >>> {distance: np.sort(rows).tolist() for distance, rows in pairs.items()}
     {2: [[0, 2]], 4: [[1, 2], [0, 1]]}
-
-    ```
     """
     if num_pairs < 1:
         raise ValueError(f"`num_pairs` must be at least 1, got {num_pairs}.")
@@ -109,20 +85,10 @@ def num_neighbours(codes: NDArray[np.integer]) -> dict[int, NDArray[np.int64]]:
     """
     How many items stand at each distance of each item.
 
-    Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`): Semantic IDs.
+    Args: `codes` of shape `(num_items, num_levels)`.
 
-    Returns:
-        `dict[int, np.ndarray]`: counts `(num_items,)` by distance from 2 to `2 * num_levels`; an item with the same
-        codes is at distance 0 and not counted.
-
-    Example:
-
-    ```python
     >>> {distance: counts.tolist() for distance, counts in num_neighbours(np.array([[0, 5], [3, 1], [0, 2]])).items()}
     {2: [1, 0, 1], 4: [1, 2, 1]}
-
-    ```
     """
     tree = _SortedTree.of(codes)
     num_levels = codes.shape[1]
@@ -136,22 +102,11 @@ def pair_correlations(probabilities: NDArray[np.floating], pairs: NDArray[np.int
     """
     Pearson correlation over users of the probabilities of two items.
 
-    Args:
-        probabilities (`np.ndarray` of shape `(num_users, num_items)`):
-            Probabilities (the paper correlates these, not their logarithms).
-        pairs (`np.ndarray` of shape `(num_pairs, 2)`): Columns of `probabilities`.
+    Args: `probabilities` (not logarithms) of shape `(num_users, num_items)`; `pairs` of its columns `(num_pairs, 2)`.
 
-    Returns:
-        `np.ndarray` of shape `(num_pairs,)`: NaN where an item has the same probability for all users.
-
-    Example:
-
-    ```python
     >>> probabilities = np.array([[0.1, 0.2, 0.5], [0.2, 0.4, 0.5], [0.3, 0.6, 0.5]])
     >>> pair_correlations(probabilities, np.array([[0, 1], [1, 2]])).round(6).tolist()
     [1.0, nan]
-
-    ```
     """
     items, columns = np.unique(pairs, return_inverse=True)
     values = np.asarray(probabilities)[:, items].astype(np.float64)
@@ -171,26 +126,13 @@ def reversal_rates(scores: NDArray[np.floating], pairs: NDArray[np.integer]) -> 
     The estimate of `2 P(D > 0) P(D < 0)` with `D` the difference of the two scores of a user, over all pairs of
     different users. A pair of items that everybody orders alike has rate 0; users split in halves give about 1/2.
 
-    Args:
-        scores (`np.ndarray` of shape `(num_users, num_items)`): Scores, probabilities or their logarithms.
-        pairs (`np.ndarray` of shape `(num_pairs, 2)`): Columns of `scores`.
-
-    Returns:
-        `np.ndarray` of shape `(num_pairs,)`
-
-    Raises:
-        ValueError: If there are fewer than two users.
+    Args: `scores` of shape `(num_users, num_items)`, or their logarithms; `pairs` of its columns `(num_pairs, 2)`.
 
     Source: Hou et al. 2026, lemma B.2 (https://huggingface.co/papers/2605.06331).
 
-    Example:
-
-    ```python
     >>> scores = np.array([[0.1, 0.2], [0.4, 0.2], [0.3, 0.1]])  # one user against two: 2 of 3 pairs of users
     >>> reversal_rates(scores, np.array([[0, 1]])).round(4).tolist()
     [0.6667]
-
-    ```
     """
     num_users = len(scores)
     if num_users < 2:
@@ -211,9 +153,7 @@ class KendallTau:
     comparable.
 
     Attributes:
-        tau (`float` or `None`):
-            0 where the tree does not matter, below it where correlation falls with distance; `None` where there is
-            nothing to compare (one distance, or no correlation that differs).
+        tau (`float` or `None`): 0 where the tree does not matter, below it where correlation falls with distance.
         low (`float` or `None`): lower end of its 95 % spread over pairs of items (a bootstrap), users fixed.
         high (`float` or `None`): its upper end.
     """
@@ -230,20 +170,13 @@ def kendall_tau(correlations: Mapping[int, NDArray[np.floating]], *, seed: int =
     The interval is the spread over pairs of items. The users, from whom the correlations come, stay the same in all
     resamples: what other users would change is not in it.
 
-    Args:
-        correlations (`dict[int, np.ndarray]`): Correlations of pairs by their distance. NaN are left out.
-        seed (`int`, *optional*, defaults to 0): Seed of the bootstrap; resamples of pairs, 200 of them.
+    Args: `correlations` of pairs by their distance, NaN left out; `seed` of the 200 resamples.
 
     Source: Hou et al. 2026, section 5.3 (https://huggingface.co/papers/2605.06331); the variant is ours: tau-b, since
     distances are tied.
 
-    Example:
-
-    ```python
     >>> kendall_tau({2: np.array([0.9, 0.8]), 4: np.array([0.5, 0.1])}).tau.__round__(4)
     -0.8165
-
-    ```
     """
     values = np.concatenate([np.zeros(0), *correlations.values()])
     distances = np.repeat([*correlations], [len(part) for part in correlations.values()])
@@ -274,23 +207,10 @@ def latent_entropy(log_joint: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     Entropy of the latent given the user, as a share of the most it could be.
 
-    Args:
-        log_joint (`np.ndarray` of shape `(num_users, num_latents, num_items)`):
-            Joint log-probabilities of latent and item, of all items. They are normalised per user.
+    Args: `log_joint` of shape `(num_users, num_latents, num_items)`, of all items; it is normalised per user.
 
-    Returns:
-        `np.ndarray` of shape `(num_users,)`: 1 where all latents are equally likely, 0 where one is certain.
-
-    Raises:
-        ValueError: If there are fewer than two latents.
-
-    Example:
-
-    ```python
     >>> latent_entropy(np.log([[[0.3, 0.2], [0.1, 0.4]], [[0.5, 0.5], [1e-300, 1e-300]]])).round(6).tolist()
     [1.0, 0.0]
-
-    ```
     """
     if log_joint.shape[1] < 2:
         raise ValueError(f"`log_joint` must have at least two latents, got {log_joint.shape[1]}.")
@@ -305,21 +225,11 @@ def latent_information(log_joint: NDArray[np.floating]) -> NDArray[np.float64]:
     It is 0 where the model gives every item the same probability whatever the latent, which is what a latent that is
     drawn independently of the item teaches in the limit.
 
-    Args:
-        log_joint (`np.ndarray` of shape `(num_users, num_latents, num_items)`):
-            Joint log-probabilities of latent and item, of all items. They are normalised per user.
+    Args: see [`latent_entropy`].
 
-    Returns:
-        `np.ndarray` of shape `(num_users,)`: in nats, from 0 to the entropy of the latent.
-
-    Example:
-
-    ```python
     >>> independent, bound = np.full((2, 2), 0.25), np.eye(2) / 2 + 1e-300
     >>> latent_information(np.log([independent, bound])).round(6).tolist()  # the latter is ln 2
     [0.0, 0.693147]
-
-    ```
     """
     joint = _normalised(log_joint)
     independent = joint.sum(axis=2, keepdims=True) * joint.sum(axis=1, keepdims=True)
@@ -333,19 +243,12 @@ def best_latent_differs(best_latents: NDArray[np.integer], pairs: NDArray[np.int
 
     A latent can only loosen the tie between two items where it differs.
 
-    Args:
-        best_latents (`np.ndarray` of shape `(num_users, num_items)`): The latent of each item's best path.
-        pairs (`np.ndarray` of shape `(num_pairs, 2)`): Columns of `best_latents`.
+    Args: `best_latents` of shape `(num_users, num_items)`, those of the best paths; `pairs` of its columns.
 
     Source: Hou et al. 2026, proposition C.2 (https://huggingface.co/papers/2605.06331).
 
-    Example:
-
-    ```python
     >>> best_latent_differs(np.array([[3, 3], [3, 5]]), np.array([[0, 1]])).tolist()
     [0.5]
-
-    ```
     """
     return (best_latents[:, pairs[:, 0]] != best_latents[:, pairs[:, 1]]).mean(axis=0)
 

@@ -34,9 +34,6 @@ def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         folder (`str` or `Path`): The folder of the recommender; created where it is missing.
-
-    Returns:
-        `Iterator[Path]`: where to write.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -60,9 +57,6 @@ def write_parts(folder: Path, model: Any, table: pa.Table, *, quantizer: str | o
         model: A model whose catalog holds the items; its config gets their fingerprint.
         table (`pa.Table`): What [`item_table`] returned.
         quantizer (`str` or `Path`, *optional*): The folder of the quantizer, by which new items can get codes.
-
-    Raises:
-        ValueError: If the table is not that of the model.
     """
     check_items(model, table)
     item_ids = table["item_id"].to_pylist()
@@ -82,9 +76,6 @@ def item_table(items: pa.Table, codes: Any = None) -> pa.Table:
     Args:
         items (`pa.Table`): `item_id` in the model's order, and further columns.
         codes (array of shape `(num_items, num_levels)`, *optional*): Semantic IDs; `None` if the items have none.
-
-    Returns:
-        `pa.Table`: `item_id`, `codes` where there are any, then `title` and `text` where `items` has them.
     """
     table = pa.table({"item_id": items["item_id"].cast(pa.string())})
     if codes is not None:
@@ -103,9 +94,6 @@ def check_items(model: Any, items: pa.Table, *, tokenizer: Any = None) -> None:
         model: A model whose config has `catalog_fingerprint` and `items_fingerprint`.
         items (`pa.Table`): Columns `item_id` and, where present, `codes`.
         tokenizer (*optional*): The tokenizer of the folder.
-
-    Raises:
-        ValueError: If a column is missing or they are not; the message says which side differs.
     """
     if "item_id" not in items.column_names:
         raise ValueError(f"The item table needs a column `item_id`, found {items.column_names}.")

@@ -48,8 +48,7 @@ class ItemGraph:
     Args:
         neighbors (`torch.Tensor` of shape `(num_items, num_neighbors)`): int32 item indices, most similar first.
         fingerprint (`str`): What it was built from, see `item_graph_fingerprint`.
-        overlap (`float`): Share of the exact neighbours that were found: 1 for an exact graph, else measured on a
-            sample.
+        overlap (`float`): Share of the exact neighbours that were found.
     """
 
     neighbors: torch.Tensor
@@ -57,15 +56,7 @@ class ItemGraph:
     overlap: float = 1.0
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """
-        Write `item_graph.safetensors`, where a model that is loaded from the folder finds it.
-
-        Args:
-            folder (`str` or `Path`): The folder of the checkpoint.
-
-        Returns:
-            `Path`: the file.
-        """
+        """Write `item_graph.safetensors` into a folder of a checkpoint, where a model that is loaded finds it."""
         path = Path(folder) / GRAPH_FILE
         metadata = {"format": "pt", "fingerprint": self.fingerprint, "overlap": repr(self.overlap)}
         save_file({"neighbors": self.neighbors.contiguous()}, path, metadata=metadata)
@@ -73,18 +64,7 @@ class ItemGraph:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> ItemGraph:
-        """
-        Read what `save` wrote. Whether it belongs to a model is checked by `model.set_item_graph`.
-
-        Args:
-            folder (`str` or `Path`): The folder of the checkpoint.
-
-        Returns:
-            [`ItemGraph`]
-
-        Raises:
-            ValueError: If the file was not written by `save`.
-        """
+        """Read what `save` wrote. Whether it belongs to a model is checked by `model.set_item_graph`."""
         path = Path(folder) / GRAPH_FILE
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -105,18 +85,7 @@ def write_item_graph(
     """
     Build the graph of a saved model and write it beside its weights.
 
-    Args:
-        folder (`str` or `Path`): A folder with a checkpoint.
-        num_neighbors (`int`, defaults to 50): As in `build_item_graph`.
-        search (`str`, defaults to `"auto"`): As in `build_item_graph`.
-        device (`str`, *optional*): Where to search; `None` for a GPU if there is one.
-        show_progress (`bool`, *optional*, defaults to `True`): As in `build_item_graph`.
-
-    Returns:
-        [`ItemGraph`]
-
-    Raises:
-        ValueError: If an argument is out of range or the model does not predict all codes at once.
+    Args: the folder of a checkpoint; `device` is `None` for a GPU if any; the others as in [`build_item_graph`].
     """
     model = AutoModel.from_pretrained(folder)
     if not hasattr(model, "set_item_graph"):
@@ -142,43 +111,26 @@ def build_item_graph(
     """
     The graph of a model, for `model.set_item_graph(graph.neighbors, graph.fingerprint)` or `graph.save(folder)`.
 
-    No matrix of all pairs of items is made. The exact search is that of `recommend(decoding="exact")`: what a code
-    adds to the similarity with an item is looked up in a table of that item, so it takes as long as recommending to as
-    many users as there are items, and grows with their square. The approximate one is an HNSW index of faiss over
-    product-quantised vectors, which are the code embeddings with nothing left out: vectors of a few hundred dimensions
-    would find a third of the neighbours, since the embeddings of different codes are almost orthogonal. Its time grows
-    little faster than the number of items. What it finds is measured on 1,000 items and told in `overlap`; with
-    several threads it differs a little from run to run. Measured at 12,101 items of 32 codes and 50 neighbours on one
-    core: 1.5 seconds exact, 25 seconds for 98 % of it. At a million items and 100 neighbours on two cores the exact
-    search took 30 minutes, in which the index had only taken in about 60 % of the items: it may pay beyond a million.
+    No matrix of all pairs of items is made. The exact search is that of `recommend(decoding="exact")` with each item
+    as a user, so its time grows with the square of the catalog: 1.5 seconds for 12,101 items of 32 codes on one core,
+    30 minutes for a million on two. The approximate one is an HNSW index of faiss over product-quantised vectors, the
+    code embeddings with nothing left out; it found 98 % in 25 seconds, and may pay beyond a million items. What it
+    finds is measured on 1,000 items and stands in `overlap`; with several threads it differs a little from run to
+    run.
 
     Args:
         model: A model with `item_codes` and `code_embeddings`, on the CPU or elsewhere.
         num_neighbors (`int`, defaults to 50): Neighbours of each item, itself among them; at most `num_items`.
-        search (`str`, defaults to `"auto"`):
-            `"exact"`, `"approximate"`, or `"auto"` for exact up to 1,000,000 items.
-        search_width (`int`, defaults to 256):
-            Candidates that the approximate search keeps; more cost more time and find more.
-        show_progress (`bool`, *optional*, defaults to `True`):
-            Whether a progress bar is shown. It appears after 2 seconds, so short searches show none.
+        search (`str`, defaults to `"auto"`): `"exact"`, `"approximate"`, or `"auto"` for exact up to 1,000,000 items.
+        search_width (`int`, defaults to 256): Candidates that the approximate search keeps; more find more, slower.
+        show_progress (`bool`, *optional*, defaults to `True`): Whether a progress bar is shown, after 2 seconds.
 
-    Returns:
-        [`ItemGraph`]
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    Example:
-
-    ```python
     >>> from types import SimpleNamespace
     >>> codes = torch.tensor([[0, 0], [1, 1], [0, 1]])
     >>> embeddings = torch.tensor([[[2.0, 0.0], [-1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])
     >>> model = SimpleNamespace(item_codes=codes, code_embeddings=lambda: embeddings)
     >>> build_item_graph(model, num_neighbors=2).neighbors.tolist()
     [[0, 2], [1, 2], [2, 0]]
-
-    ```
     """
     codes, embeddings = model.item_codes, model.code_embeddings().detach()
     if not 1 <= num_neighbors <= len(codes):

@@ -79,15 +79,7 @@ class Recommendations:
         return 1 if isinstance(self.item_ids, _OneUser) else len(self.item_ids)
 
     def of_one_user(self) -> Recommendations:
-        """
-        A batch of one user as flat lists.
-
-        Returns:
-            [`Recommendations`]
-
-        Raises:
-            ValueError: If there is not exactly one user.
-        """
+        """A batch of one user as flat lists; a ValueError if there is not exactly one user."""
         if len(self.item_ids) != 1:
             raise ValueError(f"`of_one_user` is for a batch of one user, this one has {len(self.item_ids)}.")
         return replace(self, item_ids=_OneUser(self.item_ids[0]), scores=_OneUser(self.scores[0]))
@@ -120,7 +112,7 @@ class Recommender(Protocol):
     ...         lists = [["soap"][:top_k] for _ in as_histories(histories)]
     ...         return Recommendations(item_ids=lists, scores=[[0.0] * len(items) for items in lists])
     >>> recommender: Recommender = Constant()
-    >>> recommender.recommend(["brush", "comb"]).item_ids
+    >>> recommender.recommend([["brush", "comb"]]).item_ids
     [['soap']]
 
     ```
@@ -134,13 +126,14 @@ class Recommender(Protocol):
 
         Args:
             histories (`list[list[str]]` or `list[str]`):
-                Item ids, oldest first, one list per user; a single flat list is a batch of one user.
+                Item ids, oldest first, one list per user. A flat list is one history, answered by flat lists. Unknown
+                ids are ignored and counted.
             top_k (`int`, *optional*, defaults to 10):
-                How many items each list holds.
+                How many items each list holds, at least 1. Shorter only where no more items may be recommended.
             exclude_seen (`bool`, *optional*, defaults to `False`):
                 Whether items of the history are left out of the recommendations.
 
         Returns:
-            [`Recommendations`]: one list per user.
+            [`Recommendations`]: one list per user, flat for one history.
         """
         ...

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from hf_genrec.files import first_five
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
 from hf_genrec.serving.recommendations import Recommendations, as_histories
@@ -381,12 +382,12 @@ class Recommender:
         unknown = [item_id for row in rows for item_id in row if item_id not in self._index_of]
         if unknown and name == "allow_items" and not any(known):
             raise ValueError(
-                f"`allow_items` holds no id of the catalog: {_shown(unknown)}. Give ids of the catalog's "
+                f"`allow_items` holds no id of the catalog: {first_five(unknown)}. Give ids of the catalog's "
                 f"{len(self.item_ids)} items, or an empty list to allow nothing."
             )
         if unknown:
-            shown = _shown(unknown)
-            logger.warning("%d ids in `%s` are not in the catalog and are ignored: %s", len(unknown), name, shown)
+            message = "%d ids in `%s` are not in the catalog and are ignored: %s"
+            logger.warning(message, len(unknown), name, first_five(unknown))
         return known
 
     def _rule_tokens(self, rule: list[list[int]] | None, users: list[int], *, num_users: int) -> torch.Tensor | None:
@@ -400,8 +401,8 @@ class Recommender:
     def _look_up(self, histories: list[list[str]]) -> tuple[list[list[int]], int]:
         unknown = [item_id for history in histories for item_id in history if item_id not in self._index_of]
         if unknown:
-            shown = _shown(unknown)
-            logger.warning("%d history items are not in the catalog and are ignored: %s", len(unknown), shown)
+            message = "%d history items are not in the catalog and are ignored: %s"
+            logger.warning(message, len(unknown), first_five(unknown))
         known = [[self._index_of[item] for item in history if item in self._index_of] for history in histories]
         return known, len(unknown)
 
@@ -453,19 +454,11 @@ def _of_batch(config: RecommendConfig, number: int) -> RecommendConfig:
     return config.updated(sample_seed=int(seeds[0] >> np.uint64(1)))
 
 
-def _shown(item_ids: Sequence[str]) -> str:
-    return ", ".join(map(repr, item_ids[:5])) + (f", ... ({len(item_ids)} in all)" if len(item_ids) > 5 else "")
-
-
 def check_model_name(name: str) -> None:
     """
     Whether a name can be a model's: a misspelt folder should not be looked up on the Hub.
 
-    Args:
-        name (`str`): A folder or `user/repository`.
-
-    Raises:
-        FileNotFoundError: If it is no folder and cannot be a repository.
+    Args: a folder or `user/repository`.
     """
     if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(name).exists()):
         raise FileNotFoundError(f"There is no run folder {name}.")

@@ -28,7 +28,7 @@ def test_popularity_counts_the_training_part_only(prepared):
 
 
 def test_equal_counts_keep_the_order_of_the_catalog(prepared):
-    assert Popularity.fit(prepared).recommend(["a"], top_k=6).item_ids == [["a", "b", "c", "d", "e", "f"]]
+    assert Popularity.fit(prepared).recommend(["a"], top_k=6).item_ids == ["a", "b", "c", "d", "e", "f"]
 
 
 def test_similarity_is_the_number_of_common_users_over_a_power_of_the_counts(prepared):
@@ -45,8 +45,8 @@ def test_decay_decides_between_an_early_and_a_late_item(make_prepared):
 
     early, late = (ItemKNN.fit(prepared, alpha=0, decay=decay).recommend(["a", "b"], top_k=1) for decay in (1, 0.4))
 
-    assert early.item_ids == [["p"]]
-    assert late.item_ids == [["q"]]
+    assert early.item_ids == ["p"]
+    assert late.item_ids == ["q"]
 
 
 def test_items_without_similarity_follow_in_order_of_popularity(prepared):
@@ -57,7 +57,7 @@ def test_items_without_similarity_follow_in_order_of_popularity(prepared):
 
 
 def test_number_of_neighbours_cuts_the_similarities(prepared):
-    recommendations = ItemKNN.fit(prepared, num_neighbors=1).recommend(["a"], top_k=2)
+    recommendations = ItemKNN.fit(prepared, num_neighbors=1).recommend([["a"]], top_k=2)
 
     assert recommendations.item_ids == [["b", "a"]]
     assert recommendations.scores[0][1] == 0
@@ -93,13 +93,13 @@ def test_batch_and_single_history_give_the_same_list(prepared, baseline, monkeyp
     monkeypatch.setattr("hf_genrec.evaluation.baselines.base._CHUNK_CELLS", 13)
 
     assert fitted.recommend(histories, top_k=4) == batch
-    assert fitted.recommend(histories[1], top_k=4).item_ids == [batch.item_ids[1]]
+    assert fitted.recommend(histories[1], top_k=4).item_ids == batch.item_ids[1]
 
 
 def test_long_histories_still_mark_every_item_as_seen(prepared):
     history = ["a"] + ["b"] * 2000
 
-    assert "a" not in ItemKNN.fit(prepared, decay=0.1).recommend(history, top_k=6, exclude_seen=True).item_ids[0]
+    assert "a" not in ItemKNN.fit(prepared, decay=0.1).recommend(history, top_k=6, exclude_seen=True).item_ids
 
 
 def test_knn_knows_who_likes_what_in_a_checker_board(make_prepared):

@@ -18,7 +18,7 @@ from hf_genrec import (
     save_recommender,
 )
 from hf_genrec.cli.main import app
-from hf_genrec.evaluation.diagnose import diagnose, diagnosis_tables, has_tree
+from hf_genrec.evaluation.diagnose import _has_tree, diagnose, diagnosis_tables
 from hf_genrec.evaluation.tree import tree_distance
 from invariants.model import NUM_ITEMS, make_model, random_codes, tiny_config
 
@@ -161,7 +161,7 @@ def test_reference_is_binned_by_the_tree_of_the_first_model(prepared, psid, sasr
     report = diagnose({"PSID": psid, "SASRec": sasrec}, prepared)["models"]["SASRec"]
 
     correlation, reversal, _ = by_hand(exact_scores(sasrec, prepared), 4)
-    assert not has_tree(sasrec)
+    assert not _has_tree(sasrec)
     assert (report["tree_of"], report["model_type"]) == ("PSID", "sasrec")
     assert report["by_distance"][1]["correlation"]["mean"] == pytest.approx(correlation, abs=1e-4)
     assert report["by_distance"][1]["reversal_rate"]["mean"] == pytest.approx(reversal, abs=1e-6)

@@ -48,31 +48,15 @@ class CatalogRanker(ABC):
         Args:
             weights (`scipy.sparse.csr_array` of shape `(num_users, num_items)`):
                 `decay ** age` summed over the positions of each history item.
-
-        Returns:
-            `np.ndarray` of shape `(num_users, num_items)`, float64; may be written to.
         """
 
     def recommend(
         self, histories: Sequence[Sequence[str]] | Sequence[str], *, top_k: int = 10, exclude_seen: bool = False
     ) -> Recommendations:
         """
-        Rank items for each history.
+        Rank items for each history, equal scores in order of popularity. Unknown ids are counted and logged once.
 
-        Args:
-            histories (`list[list[str]]` or `list[str]`):
-                Item ids, oldest first, one list per user; a single flat list is a batch of one user. Unknown ids are
-                ignored, counted and logged once.
-            top_k (`int`, *optional*, defaults to 10):
-                How many items each list holds, at least 1. Shorter only where no more items may be recommended.
-            exclude_seen (`bool`, *optional*, defaults to `False`):
-                Whether items of the history are left out of the recommendations.
-
-        Returns:
-            [`Recommendations`]: one list per user; equal scores in order of popularity.
-
-        Raises:
-            ValueError: If `top_k` is below 1.
+        Args: see [`~recommendations.Recommender.recommend`].
         """
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
@@ -93,7 +77,8 @@ class CatalogRanker(ABC):
             scores += _trim(item_scores.tolist(), num_kept)
         if num_unknown:
             logger.warning("%d history entries are no items of the catalog and were ignored.", num_unknown)
-        return Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown)
+        found = Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown)
+        return found.of_one_user() if all(isinstance(entry, str) for entry in histories) else found
 
     def _history_weights(self, histories: list[list[str]]) -> tuple[sp.csr_array, int]:
         lengths = np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))
@@ -101,9 +86,8 @@ class CatalogRanker(ABC):
         users = np.repeat(np.arange(len(lengths)), lengths)
         ages = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(items))  # 0 for the most recent item
         is_known = items >= 0
-        weights = np.maximum(
-            self.decay ** ages.astype(np.float64), np.finfo(np.float64).tiny
-        )  # 0 would mean "not seen"
+        # at least tiny: 0 would mean "not seen"
+        weights = np.maximum(self.decay ** ages.astype(np.float64), np.finfo(np.float64).tiny)
         entries = (weights[is_known], (users[is_known], items[is_known]))
         matrix = sp.coo_array(entries, shape=(len(histories), len(self.item_ids))).tocsr()
         return matrix, int(len(items) - is_known.sum())

@@ -47,7 +47,7 @@ class ItemKNN(CatalogRanker):
     >>> prepared = prepare(folder.name, interactions=log, items=items, timestamp=None)
     >>> knn = ItemKNN.fit(prepared)  # learns from tea and cup, the training part of both users
     >>> knn.recommend(["tea"], top_k=2).item_ids
-    [['cup', 'tea']]
+    ['cup', 'tea']
     >>> folder.cleanup()
 
     ```
@@ -77,18 +77,7 @@ class ItemKNN(CatalogRanker):
         """
         Count which items were taken by the same users in the training part.
 
-        Args:
-            prepared ([`PreparedDataset`]): The data set; only its training part is read.
-            alpha (`float`, *optional*, defaults to 0.3): How strongly popular items are discounted.
-            decay (`float`, *optional*, defaults to 0.35):
-                Weight of a history item relative to the one after it, in (0, 1].
-            num_neighbors (`int`, *optional*): Keep only each item's most similar items. `None` keeps all.
-
-        Returns:
-            [`ItemKNN`]: ready to recommend.
-
-        Raises:
-            ValueError: If an argument is out of range.
+        Args: see [`ItemKNN`].
         """
         return cls(prepared, alpha=alpha, decay=decay, num_neighbors=num_neighbors)
 
@@ -140,16 +129,7 @@ class ItemKNN(CatalogRanker):
         return knn
 
     def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
-        """
-        Sum of the weighted similarities to the history.
-
-        Args:
-            weights (`scipy.sparse.csr_array` of shape `(num_users, num_items)`):
-                `decay ** age` summed over the positions of each history item.
-
-        Returns:
-            `np.ndarray` of shape `(num_users, num_items)`, float64: 0 where an item is like nothing in the history.
-        """
+        """Sum of the weighted similarities to the history; 0 where an item is like nothing in it."""
         return (weights @ self._similarity).toarray()
 
     def _similarity_at(self, alpha: float) -> sp.csr_array:

@@ -35,17 +35,6 @@ def neighbor_table(prepared: PreparedDataset, *, num_neighbors: int = NUM_NEIGHB
         prepared ([`PreparedDataset`]): The data set; only its training part is read.
         num_neighbors (`int`, *optional*, defaults to 50): Items per item at most.
 
-    Returns:
-        `pa.Table`: one row per item in the order of the catalog: `item_id`, `num_interactions` (the order of items
-        that are like nothing in a history), `neighbors` (row numbers, most similar first) and `similarity` beside
-        them. Its metadata holds `decay`, the weight of an item of a history relative to the one after it.
-
-    Raises:
-        ValueError: If `num_neighbors` is below 1.
-
-    Example:
-
-    ```python
     >>> import pandas as pd
     >>> import tempfile
     >>> from hf_genrec.data.prepare import prepare
@@ -56,8 +45,6 @@ def neighbor_table(prepared: PreparedDataset, *, num_neighbors: int = NUM_NEIGHB
     >>> table["item_id"].to_pylist(), table["neighbors"].to_pylist()  # only tea and cup are in the training part
     (['cup', 'jam', 'pot', 'tea'], [[3], [], [], [0]])
     >>> folder.cleanup()
-
-    ```
     """
     knn = ItemKNN.fit(prepared, num_neighbors=num_neighbors)
     rows = pd.Index(prepared.item_ids).get_indexer(knn.item_ids)  # row of the catalog at each place in popularity
@@ -84,10 +71,6 @@ def save_neighbors(prepared: PreparedDataset, folder: str | os.PathLike[str]) ->
     Args:
         prepared ([`PreparedDataset`]): The data set that the run was trained on.
         folder (`str` or `Path`): The run folder.
-
-    Returns:
-        `bool`: `False` where the data set has too many pairs of items to count them in memory. An older file is
-        removed then.
     """
     path = Path(folder) / NEIGHBORS_NAME
     lengths = pc.list_value_length(prepared.split("train").with_format("arrow")[:]["history"]).to_numpy() + 1

@@ -21,27 +21,10 @@ class Popularity(CatalogRanker):
 
     @classmethod
     def fit(cls, prepared: PreparedDataset) -> "Popularity":
-        """
-        Count the training part.
-
-        Args:
-            prepared ([`PreparedDataset`]): The data set; only its training part is read.
-
-        Returns:
-            [`Popularity`]: ready to recommend.
-        """
+        """Count the training part. Args: see [`Popularity`]."""
         return cls(prepared)
 
     def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
-        """
-        The same scores for every user.
-
-        Args:
-            weights (`scipy.sparse.csr_array` of shape `(num_users, num_items)`):
-                The histories; only their number matters.
-
-        Returns:
-            `np.ndarray` of shape `(num_users, num_items)`, float64: shares that sum to 1 in each row.
-        """
+        """The same shares for every user, which sum to 1."""
         shares = self.item_counts / max(1, self.item_counts.sum())
         return np.tile(shares, (weights.shape[0], 1))
