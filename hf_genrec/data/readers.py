@@ -137,7 +137,12 @@ def open_source(source: Source, delimiter: str | None = None) -> pa.Table | pq.P
     kind = format_of(path, delimiter)
     if kind == "parquet":
         return pq.ParquetFile(path)
-    return TextFile(path, delimiter=DELIMITERS[kind] and (delimiter or DELIMITERS[kind]))
+    default = DELIMITERS[kind]
+    if default is not None and delimiter is not None:
+        # One delimiter is given for the log and the items, and the other of them may be an ordinary .csv.
+        _, header = next(TextFile(path).lines(), (0, ""))
+        default = default if default in header and delimiter not in header else delimiter
+    return TextFile(path, delimiter=default)
 
 
 def is_bad_id(value: str) -> bool:

@@ -460,5 +460,5 @@ def check_model_name(name: str) -> None:
 
     Args: a folder or `user/repository`.
     """
-    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(name).exists()):
-        raise FileNotFoundError(f"There is no run folder {name}.")
+    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(name).exists()):
+        raise FileNotFoundError(f"There is no run folder {name}; a Hub repository is named user/repository.")

@@ -161,6 +161,16 @@ def test_a_title_field_alone_gives_the_texts_too(tmp_path):
     assert prepared.metadata["options"]["text_fields"] == ["name", "features", "categories", "description"]
 
 
+def test_delimiter_of_the_log_leaves_an_ordinary_items_table_alone(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id;item_id;timestamp\nu;a;1\nu;b;2\nu;c;3\n", encoding="utf-8")
+    (tmp_path / "items.csv").write_text("item_id,title\na,A\nb,B\nc,C\n", encoding="utf-8")
+    files = {"interactions": tmp_path / "log.csv", "items": tmp_path / "items.csv"}
+
+    prepared = prepare(tmp_path / "data", **files, delimiter=";")
+
+    assert prepared.items["title"].to_pylist() == ["A", "B", "C"]
+
+
 def test_delimiter_and_date_format_reach_both_tables(tmp_path):
     (tmp_path / "log.csv").write_text("user_id;item_id;timestamp\nu;a;24.12.2020\nu;b;23.12.2020\n")
     (tmp_path / "items.csv").write_text("item_id;title\na;Ball, red\nb;Cup\n")
