@@ -97,11 +97,8 @@ def _prepare(
         if movielens:
             prepared = prepare_movielens(output, movielens, cold_items=cold_items, overwrite=overwrite)
         elif amazon:
-            files: Any = None if benchmark == "none" else benchmark
-            year: Any = amazon
-            prepared = prepare_amazon(
-                output, year=year, category=category or "", data_dir=data_dir, benchmark=files, **rules
-            )
+            rules |= {"year": amazon, "benchmark": None if benchmark == "none" else benchmark}
+            prepared = prepare_amazon(output, category=category or "", data_dir=data_dir, **rules)
         else:
             prepared = prepare(
                 output,
