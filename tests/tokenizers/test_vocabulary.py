@@ -3,8 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from hf_genrec import build_tokenizer
-from hf_genrec.tokenizers.vocabulary import vocabulary
+from hf_genrec.tokenizers.vocabulary import build_tokenizer, vocabulary
 from invariants.model import tiny_config
 
 
