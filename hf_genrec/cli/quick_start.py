@@ -78,7 +78,7 @@ SCHEDULE: dict[str, Any] = LatteConfig.default_schedule | {
     "seed": 1,
 }
 TEST_BEAMS = 50
-EXCLUDE_SEEN = True  # nobody rates a film twice: for the model and the baselines alike
+EXCLUDE_SEEN = True  # a film is rated once: for the model and the baselines alike
 NUM_SHOWN_USERS = 3
 
 

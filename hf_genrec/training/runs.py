@@ -59,7 +59,7 @@ def train_run(
     Train and write the run folder. Under `accelerate launch` only the main process writes.
 
     With `args.push_to_hub` the finished folder is published once, as `args.hub_model_id` (or the folder's name): see
-    [`push_recommender`]. `hub_private_repo` (private if not given), `hub_token` and `hub_revision` are heeded.
+    [`push_recommender`]. `hub_private_repo` (private if not given), `hub_token` and `hub_revision` apply.
 
     Args:
         prepared ([`PreparedDataset`]): The data set.

@@ -1,7 +1,7 @@
 """
 What item-kNN knows, small enough to be published beside a model: each item's most similar items.
 
-A repository holds no interactions, so without this file nobody who only has the repository can compare the model's
+A repository holds no interactions, so without this file a reader of the repository alone cannot compare the model's
 list with the baseline's; the Space shows both. The file holds similarities, from which counts of users who took two
 items together can be worked out, but no users. It is made from the training part alone.
 """
