@@ -107,7 +107,7 @@ class Recommender:
             folder_or_repo (`str` or `Path`): A folder or the name of a repository.
             revision (`str`, *optional*): Branch, tag or commit of the repository.
             cache_dir (`str` or `Path`, *optional*): Where repositories are kept; `None` for the cache of the Hub.
-            local_files_only (`bool`, *optional*, defaults to `False`): Whether to use cached files only, without asking the Hub.
+            local_files_only (`bool`, *optional*, defaults to `False`): Whether to use cached files only.
             token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
             device (`str`, *optional*): Where the model runs; `None` for the GPU if there is one.
             batch_size (`int`, *optional*, defaults to 64): Users computed at a time.
