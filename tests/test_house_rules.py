@@ -49,10 +49,11 @@ def sibling_imports(nodes) -> list[ast.ImportFrom]:
     return [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
 
 
-def test_the_house_has_seven_rooms():
+def test_the_house_has_seven_rooms_with_a_guide_each():
     folders = {path.name for path in (ROOT / "hf_genrec").iterdir() if (path / "__init__.py").is_file()}
 
     assert sorted(folders - set(MAPPED_FOLDERS)) == ROOMS
+    assert [room for room in ROOMS if not (ROOT / "hf_genrec" / room / "README.md").is_file()] == []
 
 
 def test_remote_code_imports_only_what_a_stranger_has():

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_genrec import SemanticIds, hub_files, save_recommender
-from hf_genrec.hub.files import checked_content, files_left_out, is_published, published_files
+from hf_genrec import SemanticIds, save_recommender
+from hf_genrec.hub.files import checked_content, files_left_out, hub_files, is_published, published_files
 from invariants.model import NUM_ITEMS, make_model, random_codes, tiny_config
 
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer, pipeline
 
-from hf_genrec import NextItemPipeline, Recommender
+from hf_genrec import Recommender
+from hf_genrec.modeling.pipeline_genrec import NextItemPipeline
 from saved_folders import ARCHITECTURES, ITEM_IDS, make_folder, model_of
 
 

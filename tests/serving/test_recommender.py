@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_genrec import Recommender, SemanticIds, build_tokenizer, save_recommender
+from hf_genrec import Recommender, SemanticIds, save_recommender
 from hf_genrec.serving.folder import check_items
 from hf_genrec.serving.recommendations import as_histories
+from hf_genrec.tokenizers.vocabulary import build_tokenizer
 from invariants.model import NUM_ITEMS, make_model, random_codes, tiny_config
 
 
