@@ -70,6 +70,16 @@ def labels_of(config, input_ids, mask):
     return input_ids.masked_fill(~is_target, -100)
 
 
+def losses_of_prefixes(model, input_ids, labels):
+    """The loss of each target `(num_targets,)` alone, after the part of its history up to it."""
+    losses = []
+    for user, end in (labels != -100).nonzero().tolist():
+        prefix_labels = torch.full((1, end + 1), -100)
+        prefix_labels[0, end] = labels[user, end]
+        losses.append(model(input_ids[user : user + 1, : end + 1], labels=prefix_labels).loss)
+    return torch.stack(losses)
+
+
 def solved_circle(model, *, num_steps=80, length=5):
     """
     Trains in a world with one rule, that item i is followed by item i + 1 and the last by the first; returns the share

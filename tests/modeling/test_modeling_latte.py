@@ -8,7 +8,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
 
 from hf_genrec import LatteConfig, LatteForConditionalGeneration
-from invariants.model import NUM_ITEMS, ModelInvariants, histories_of, make_model, random_codes, tiny_config
+from invariants.model import (
+    NUM_ITEMS,
+    ModelInvariants,
+    histories_of,
+    losses_of_prefixes,
+    make_model,
+    random_codes,
+    tiny_config,
+)
 
 
 class TestLatte(ModelInvariants):
@@ -122,14 +130,10 @@ def test_causal_loss_of_a_window_is_the_mean_over_its_prefixes(num_latent_tokens
     labels[0, 1] = -100
 
     loss = model(input_ids, mask, labels=labels).loss
-    one_by_one = []
-    for user, end in (labels != -100).nonzero().tolist():
-        prefix_labels = torch.full((1, end + 1), -100)
-        prefix_labels[0, end] = labels[user, end]
-        one_by_one.append(model(input_ids[user : user + 1, : end + 1], labels=prefix_labels).loss)
+    one_by_one = losses_of_prefixes(model, input_ids, labels)
 
     assert len(one_by_one) == 4 + 3 + 1
-    torch.testing.assert_close(loss, torch.stack(one_by_one).mean(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, one_by_one.mean(), rtol=1e-5, atol=1e-5)
 
 
 def test_causal_loss_equals_its_prefixes_with_a_latent_drawn_per_target(monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2Model
 
 from hf_genrec import RPGConfig, RPGForItemGeneration
-from invariants.model import ModelInvariants, histories_of, make_model, solved_circle
+from invariants.model import ModelInvariants, histories_of, losses_of_prefixes, make_model, solved_circle
 
 
 def tiny_rpg_config(**changes):
@@ -140,14 +140,10 @@ def test_loss_of_a_window_is_the_mean_over_its_prefixes(mode):
     labels[0, 1] = -100
 
     loss = model(input_ids, mask, labels=labels).loss
-    one_by_one = []
-    for user, end in (labels != -100).nonzero().tolist():
-        prefix_labels = torch.full((1, end + 1), -100)
-        prefix_labels[0, end] = labels[user, end]
-        one_by_one.append(model(input_ids[user : user + 1, : end + 1], labels=prefix_labels).loss)
+    one_by_one = losses_of_prefixes(model, input_ids, labels)
 
     assert len(one_by_one) == 4 + 3 + 1
-    torch.testing.assert_close(loss, torch.stack(one_by_one).mean(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss, one_by_one.mean(), rtol=1e-4, atol=1e-4)
 
 
 def test_single_target_of_a_row_may_stand_anywhere():
