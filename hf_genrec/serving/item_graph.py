@@ -112,11 +112,10 @@ def build_item_graph(
     The graph of a model, for `model.set_item_graph(graph.neighbors, graph.fingerprint)` or `graph.save(folder)`.
 
     No matrix of all pairs of items is made. The exact search is that of `recommend(decoding="exact")` with each item
-    as a user, so its time grows with the square of the catalog: 1.5 seconds for 12,101 items of 32 codes on one core,
-    30 minutes for a million on two. The approximate one is an HNSW index of faiss over product-quantised vectors, the
-    code embeddings with nothing left out; it found 98 % in 25 seconds, and may pay beyond a million items. What it
-    finds is measured on 1,000 items and stands in `overlap`; with several threads it differs a little from run to
-    run.
+    as a user, so its time grows with the square of the catalog; RESULTS.md has figures. The approximate one is an HNSW
+    index of faiss over product-quantised vectors, the code embeddings with nothing left out, and may pay beyond a
+    million items. What it finds is measured on 1,000 items and stands in `overlap`; with several threads it differs a
+    little from run to run.
 
     Args:
         model: A model with `item_codes` and `code_embeddings`, on the CPU or elsewhere.
