@@ -28,6 +28,7 @@ _MODELS = {
     "acerec": ("ACERecConfig", "ACERecForItemGeneration", []),
     "sasrec": ("SASRecConfig", "SASRecForItemGeneration", []),
 }
+ARCHITECTURES = tuple(_MODELS)
 
 
 def register() -> None:

@@ -128,7 +128,8 @@ class ServedModel:
         self.folded_titles = pa.array([folded(title) for title in self.titles])
         self.has_beams = model.default_decoding == "beam"
         self.has_latents = self.has_beams and self.config.num_latent_tokens > 0
-        self.defaults = default_settings(evaluation, num_items=len(self.item_ids))
+        saved = getattr(model, "recommend_config", None)  # code published before has none
+        self.defaults = default_settings(evaluation, saved, num_items=len(self.item_ids))
         self.codes = model.item_codes.long() if self.config.has_codes else None
 
     def search(self, text: str) -> list[int]:
@@ -284,22 +285,24 @@ def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
     )
 
 
-def default_settings(evaluation: dict[str, Any] | None, *, num_items: int) -> Settings:
+def default_settings(evaluation: dict[str, Any] | None, saved: Any = None, *, num_items: int) -> Settings:
     """
-    The settings that the model was evaluated with, as far as a page allows them. The history is left out, whatever the
-    evaluation did: what a visitor has just chosen is no recommendation.
+    The settings that the model was evaluated with, or those saved beside it where they are set, as far as a page
+    allows them. The history is left out, whatever the evaluation did: what a visitor has just chosen is no
+    recommendation.
 
     Args:
         evaluation (`dict`, *optional*): The record of `evaluation.json`.
+        saved (`RecommendConfig`, *optional*): Of `recommend_config.json`; what differs from the defaults counts.
         num_items (`int`): Size of the catalog.
 
     Returns:
         [`Settings`]
     """
-    run = (evaluation or {}).get("run") or {}
+    run = ((evaluation or {}).get("run") or {}) | (saved.changed() if saved is not None else {})
     return Settings(
-        top_k=min(10, num_items),
-        num_beams=run.get("num_beams") or 50,
+        top_k=min(run.get("top_k") or Settings.top_k, num_items),
+        num_beams=run.get("num_beams") or Settings.num_beams,
         latent_aggregation=run.get("latent_aggregation") or "max",
         exclude_seen=True,
     )

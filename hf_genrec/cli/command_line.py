@@ -180,7 +180,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 Prepared = Annotated[
     str, typer.Argument(metavar="PREPARED", help="Folder that `hf-genrec prepare` wrote.", show_default=False)
 ]
-Beams = Annotated[int, typer.Option("--beams", min=1, help="Beams per user.")]
+Beams = Annotated[
+    int | None, typer.Option("--beams", min=1, help="Beams per user.", show_default="what the model was saved with")
+]
 Decoding = Annotated[
     str | None,
     typer.Option(
@@ -198,7 +200,8 @@ SearchOptions = Annotated[
     ),
 ]
 Aggregation = Annotated[
-    str, typer.Option(callback=one_of("max", "sum"), metavar="max|sum", help="Score of an item over the latents.")
+    str | None,
+    typer.Option(callback=one_of("max", "sum"), metavar="max|sum", help="Score of an item over the latents."),
 ]
 
 

@@ -29,9 +29,9 @@ def _evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or Hub repository.", show_default=False)],
     prepared_folder: Prepared,
     split: Annotated[str, typer.Option(callback=one_of("test", "validation"), metavar="test|validation")] = "test",
-    beams: Beams = 50,
+    beams: Beams = None,
     decoding: Decoding = None,
-    latent_aggregation: Aggregation = "max",
+    latent_aggregation: Aggregation = None,
     search_words: SearchOptions = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Users decoded at a time.")] = 64,
     max_users: Annotated[int | None, typer.Option(min=1, help="A sample of this many users.")] = None,
@@ -74,8 +74,8 @@ def _evaluate(
 
         check_model_name(model)
         prepared = PreparedDataset.load(prepared_folder)
-        beam_options: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
         options = given({"decoding": decoding}) | name_values("--search", search_words or [])
+        beam_options = given({"num_beams": beams, "latent_aggregation": latent_aggregation})
         recommender = Recommender.from_pretrained(
             model, batch_size=batch_size, device=device, **(beam_options | options)
         )
@@ -89,7 +89,13 @@ def _evaluate(
             exact_sample=exact_sample,
             show_progress=True,
         )
-        run = evaluation_run(model, decoding=recommender.decoding, **beam_options) | {"search_options": options}
+        asked = recommender.config
+        run = evaluation_run(
+            model,
+            num_beams=asked.num_beams,
+            latent_aggregation=asked.latent_aggregation,
+            decoding=recommender.decoding,
+        ) | {"search_options": options}
         baselines: dict[str, Any] | None = {} if no_baselines else None
         record = evaluate(recommender, prepared, settings, baselines=baselines, run=run)
         if output is not None:

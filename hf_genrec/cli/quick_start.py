@@ -254,7 +254,7 @@ def _shown_users(
     rows = [test[row] for row in range(min(settings.num_shown_users, len(test)))]
     _heading(console, f"6. Recommendations for {len(rows)} users", False)
     histories = [row["history"] for row in rows]
-    entries = recommendation_entries(recommender, histories, top_k=10, exclude_seen=EXCLUDE_SEEN)
+    entries = recommendation_entries(recommender, histories, exclude_seen=EXCLUDE_SEEN)
     for row, entry in zip(rows, entries, strict=True):
         target = recommender.titles([row["target"]])[0]
         title = f"User {row['user_id']}, whose next item was: {target}"

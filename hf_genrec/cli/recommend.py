@@ -51,7 +51,7 @@ def _recommend(
     histories: Annotated[
         str | None, typer.Option(help="File with one history a line, ids separated by spaces.")
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Items per user.")] = 10,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Items per user.", show_default="10")] = None,
     exclude_seen: Annotated[
         bool, typer.Option("--exclude-seen/--include-seen", help="Leave out items of the history.")
     ] = True,
@@ -61,13 +61,13 @@ def _recommend(
     allow: Annotated[
         list[str] | None, typer.Option("--allow", metavar="ID ID ...", help="The only items that may be.")
     ] = None,
-    beams: Beams = 50,
+    beams: Beams = None,
     decoding: Decoding = None,
-    latent_aggregation: Aggregation = "max",
+    latent_aggregation: Aggregation = None,
     search_words: SearchOptions = None,
     diversity: Annotated[
-        float, typer.Option(min=0, max=1, help="Above 0 items with other codes than those before them move up.")
-    ] = 0.0,
+        float | None, typer.Option(min=0, max=1, help="Above 0 items with other codes than those before them move up.")
+    ] = None,
     sample_seed: Annotated[
         int | None, typer.Option(min=0, help="Draw items at random, by their probabilities, with this seed.")
     ] = None,
@@ -97,21 +97,18 @@ def _recommend(
         from hf_genrec.cli.tables import recommendation_entries, recommendations_table
         from hf_genrec.serving.recommender import Recommender, check_model_name
 
-        beam_options: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation}
         check_model_name(model)
-        recommender = Recommender.from_pretrained(model, device=device, **beam_options)
-        search_options = given({"decoding": decoding}) | name_values("--search", search_words or [])
-        search_options |= {"diversity": diversity} if diversity else {}
-        if sample_seed is not None:
-            search_options["sample_seed"] = sample_seed
+        recommender = Recommender.from_pretrained(model, device=device)
+        options: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation, "decoding": decoding}
+        options |= {"top_k": top_k, "diversity": diversity, "sample_seed": sample_seed}
+        options = given(options) | name_values("--search", search_words or [])
         entries = recommendation_entries(
             recommender,
             batch,
-            top_k=top_k,
             exclude_seen=exclude_seen,
             exclude_items=exclude or None,
             allow_items=allow or None,
-            search_options=search_options,
+            options=options,
         )
         titles = ["Recommendations"] if histories is None else [f"Line {line + 1}" for line in range(len(batch))]
         tables = [recommendations_table(entry, title=title) for entry, title in zip(entries, titles, strict=True)]

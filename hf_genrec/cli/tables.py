@@ -295,11 +295,10 @@ def recommendation_entries(
     recommender: Any,
     histories: list[list[str]],
     *,
-    top_k: int,
     exclude_seen: bool = True,
     exclude_items: Sequence[str] | None = None,
     allow_items: Sequence[str] | None = None,
-    search_options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """
     Recommendations with titles, ready for JSON and for [`recommendations_table`].
@@ -307,11 +306,10 @@ def recommendation_entries(
     Args:
         recommender ([`Recommender`]): A loaded model.
         histories (`list[list[str]]`): Item ids, oldest first.
-        top_k (`int`): Items per user.
         exclude_seen (`bool`, *optional*, defaults to `True`): Whether items of the history are left out.
         exclude_items (`list[str]`, *optional*): Ids that may not be recommended.
         allow_items (`list[str]`, *optional*): The only ids that may be; `None` for all.
-        search_options (`Mapping[str, Any]`, *optional*): Further arguments of the model's `recommend()` by name.
+        options (`Mapping[str, Any]`, *optional*): Fields of `RecommendConfig` for this call, such as `top_k`.
 
     Returns:
         `list[dict]`: per history `history`, `unknown` and `recommendations`.
@@ -321,7 +319,7 @@ def recommendation_entries(
         exclude_seen=exclude_seen,
         exclude_items=exclude_items,
         allow_items=allow_items,
-        **({"top_k": top_k} | dict(search_options or {})),
+        **(options or {}),
     )
     catalog = set(recommender.item_ids)
     entries = []

@@ -24,6 +24,7 @@ from hf_genrec.cli.command_line import (
     one_of,
     output_on,
 )
+from hf_genrec.registration import ARCHITECTURES
 
 
 def _shape(text: str, *, least: int | None = None) -> Any:
@@ -45,8 +46,8 @@ def _train(
     architecture: Annotated[
         str | None,
         typer.Option(
-            callback=one_of("latte", "rpg", "acerec", "sasrec"),
-            metavar="latte|rpg|acerec|sasrec",
+            callback=one_of(*ARCHITECTURES),
+            metavar="|".join(ARCHITECTURES),
             help="Kind of model: latte (also TIGER and PSID), rpg and acerec for long ids, or sasrec without ids.",
             show_default="latte",
         ),

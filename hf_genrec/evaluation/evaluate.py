@@ -426,7 +426,7 @@ def _num_beams(recommender: Any) -> int | None:
     """Width of a model's beam search; `None` for other recommenders."""
     if getattr(recommender, "decoding", None) != "beam":
         return None
-    return recommender.search_options.get("num_beams", recommender.num_beams)
+    return recommender.num_beams
 
 
 def _set_of(neutral: Mapping[str, Any], recommender: Any) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -338,6 +339,20 @@ def test_recommend_names_titles_scores_and_unknown_ids(shop):
     expected = Recommender.from_pretrained(shop / "run").recommend(["i3", "i4"], top_k=5)
     assert [item["item_id"] for item in found["recommendations"]] == expected.item_ids
     assert [item["score"] for item in found["recommendations"]] == pytest.approx(list(expected.scores))
+
+
+def test_options_saved_with_a_model_hold_unless_the_command_line_names_others(shop, tmp_path):
+    shutil.copytree(shop / "run", tmp_path / "run")
+    saved = {"num_beams": 21, "latent_aggregation": "sum", "top_k": 3}
+    (tmp_path / "run" / "recommend_config.json").write_text(json.dumps(saved), encoding="utf-8")
+    words = ["evaluate", tmp_path / "run", shop / "data", "--no-baselines", "--max-users", 2]
+
+    run, other = result_of(*words)["run"], result_of(*words, "--beams", 23)["run"]
+    found = result_of("recommend", "--model", tmp_path / "run", "--history", "i3")
+
+    assert (run["num_beams"], run["latent_aggregation"]) == (21, "sum")
+    assert (other["num_beams"], other["latent_aggregation"]) == (23, "sum")
+    assert len(found["recommendations"]) == 3
 
 
 def test_recommend_reads_a_file_of_histories_and_an_empty_history(shop, tmp_path):
