@@ -62,7 +62,7 @@ def _compare(
         from hf_genrec.evaluation.compare import (
             compare_evaluations,
             comparison_note,
-            comparison_sheets,
+            comparison_tables,
             plot_comparisons,
             write_comparisons,
         )
@@ -76,7 +76,7 @@ def _compare(
             plot_comparisons(comparisons, plot)
         shown: list[Any] = []
         for comparison in comparisons:
-            first, *others = comparison_sheets(comparison)
+            first, *others = comparison_tables(comparison)
             shown += [rows_table(first.rows, title=first.title, caption=comparison_note(comparison))]
-            shown += [rows_table(sheet.rows, title=sheet.title, caption=sheet.note) for sheet in others]
+            shown += [rows_table(table.rows, title=table.title, caption=table.note) for table in others]
         show(*shown, result={"comparisons": [comparison.to_dict() for comparison in comparisons]})

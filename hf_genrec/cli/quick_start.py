@@ -1,5 +1,5 @@
 """
-The quick start: MovieLens-100K from the log to recommendations with titles, in minutes on two processor cores.
+The quick start: MovieLens-100K from the log to recommendations with titles, in minutes on two CPU cores.
 
 Every stage is skipped where its output exists and was made with the same settings, so a killed run goes on there.
 The settings below were compared on the validation split; the test split is read by the evaluation at the end.

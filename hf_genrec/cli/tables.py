@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hf_genrec.evaluation.systems import StoredEvaluation, System, baseline_systems, model_systems
-from hf_genrec.evaluation.tables import PUBLISHED_ENCODERS, evidence_sheets, metric_cell
+from hf_genrec.evaluation.tables import PUBLISHED_ENCODERS, evidence_tables, metric_cell
 
 
 PUBLISHED_ENCODER = "sentence-t5-base"
@@ -246,12 +246,12 @@ def evaluation_tables(record: Mapping[str, Any]) -> list[Table | str]:
         record (`dict`): What [`evaluate`] returned.
 
     Returns:
-        `list[rich.table.Table | str]`: [`metrics_table`], the tables of [`evidence_sheets`] about the baselines and
+        `list[rich.table.Table | str]`: [`metrics_table`], the tables of [`evidence_tables`] about the baselines and
         the model, and a line about the text encoder behind the ids where it is known.
     """
     shown: list[Table | str] = [metrics_table(record)]
-    for sheet in evidence_sheets(_systems(record)):
-        shown.append(rows_table(sheet.rows, title=sheet.title, caption=sheet.note))
+    for table in evidence_tables(_systems(record)):
+        shown.append(rows_table(table.rows, title=table.title, caption=table.note))
     encoder = record.get("run", {}).get("encoder")
     if encoder:
         note = "" if PUBLISHED_ENCODER in encoder else f"; {PUBLISHED_ENCODERS}: compare with care"

@@ -38,12 +38,12 @@ from hf_genrec.evaluation.systems import (
 from hf_genrec.evaluation.tables import (
     NONE,
     PUBLISHED_ENCODERS,
-    Sheet,
-    evidence_sheets,
+    TextTable,
+    evidence_tables,
     markdown_table,
     metric_cell,
     paired_cells,
-    sheet_blocks,
+    table_blocks,
 )
 from hf_genrec.files import write_json, write_text
 
@@ -211,9 +211,9 @@ def check_same_users(evaluations: Sequence[StoredEvaluation]) -> None:
                 )
 
 
-def comparison_sheets(comparison: Comparison) -> list[Sheet]:
+def comparison_tables(comparison: Comparison) -> list[TextTable]:
     """
-    All tables of a comparison: the metrics with the paired differences, then those of [`evidence_sheets`].
+    All tables of a comparison: the metrics with the paired differences, then those of [`evidence_tables`].
 
     Args: one of what [`compare_evaluations`] returned.
     """
@@ -232,7 +232,7 @@ def comparison_sheets(comparison: Comparison) -> list[Sheet]:
         if over_seeds:
             row += [NONE, NONE] if found is None else paired_cells(found.seeds)
         rows.append(row)
-    return [Sheet(_title_of(comparison), rows), *evidence_sheets(comparison.systems)]
+    return [TextTable(_title_of(comparison), rows), *evidence_tables(comparison.systems)]
 
 
 def comparison_page(comparisons: Sequence[Comparison]) -> str:
@@ -244,9 +244,9 @@ def comparison_page(comparisons: Sequence[Comparison]) -> str:
     """
     blocks = []
     for comparison in comparisons:
-        first, *others = comparison_sheets(comparison)
+        first, *others = comparison_tables(comparison)
         blocks += [f"## {first.title}", comparison_note(comparison), markdown_table(first.rows)]
-        blocks += sheet_blocks(others)
+        blocks += table_blocks(others)
     return "\n\n".join(blocks) + "\n"
 
 

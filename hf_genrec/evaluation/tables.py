@@ -1,8 +1,8 @@
 """
 Systems in, tables out: rows of strings, and Markdown.
 
-A sheet is a title and rows, the first row the header; what no system has makes no sheet, and what one system lacks is
-a dash.
+A table is a title and rows, the first row the header; what no system has makes no table, and what one system lacks
+is a dash.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _SEARCH_NOTE = (
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """
     One table.
 
@@ -68,32 +68,35 @@ class Sheet:
     note: str = ""
 
 
-def evidence_sheets(systems: Sequence[System]) -> list[Sheet]:
+def evidence_tables(systems: Sequence[System]) -> list[TextTable]:
     """
     What systems do beyond the usual metrics, as far as their records say.
 
     Args:
         systems (`list[System]`): Comparable ones.
     """
-    sheets = [
-        Sheet("Where several items share an id", _collisions(systems), _COLLISIONS_NOTE),
+    tables = [
+        TextTable("Where several items share an id", _collisions(systems), _COLLISIONS_NOTE),
         _properties(systems),
         _by_popularity(systems),
-        Sheet("The search against exact scores", _searches(systems), _SEARCH_NOTE),
+        TextTable("The search against exact scores", _searches(systems), _SEARCH_NOTE),
     ]
-    return [sheet for sheet in sheets if len(sheet.rows) > 1]
+    return [table for table in tables if len(table.rows) > 1]
 
 
-def sheet_blocks(sheets: Sequence[Sheet]) -> list[str]:
+def table_blocks(tables: Sequence[TextTable]) -> list[str]:
     """
     Tables as Markdown.
 
     Args:
-        sheets (`list[Sheet]`): What [`evidence_sheets`] returned.
+        tables (`list[TextTable]`): What [`evidence_tables`] returned.
     """
     blocks = []
-    for sheet in sheets:
-        blocks += [f"**{sheet.title}**{f'. {sheet.note}' if sheet.note else ''}", markdown_table(sheet.rows)]
+    for table in tables:
+        blocks += [
+            f"**{table.title}**{f'. {table.note}' if table.note else ''}",
+            markdown_table(table.rows),
+        ]
     return blocks
 
 
@@ -195,17 +198,17 @@ def _collisions(systems: Sequence[System]) -> list[list[str]]:
     return rows
 
 
-def _properties(systems: Sequence[System]) -> Sheet:
+def _properties(systems: Sequence[System]) -> TextTable:
     cut = _cut([system.values for system in systems], "coverage")
     forms = {name.format(k=cut): form for name, (_, form) in _PROPERTIES.items()}
     rows = [["system", *(title for title, _ in _PROPERTIES.values())]]
     for system in systems:
         if any("@" in name and name in system.values for name in forms):
             rows.append([system.name, *(number(system.values.get(name), form) for name, form in forms.items())])
-    return Sheet("What the lists are like", rows, _PROPERTIES_NOTE.format(k=cut))
+    return TextTable("What the lists are like", rows, _PROPERTIES_NOTE.format(k=cut))
 
 
-def _by_popularity(systems: Sequence[System]) -> Sheet:
+def _by_popularity(systems: Sequence[System]) -> TextTable:
     known = {system.name: system.values["by_popularity"] for system in systems if "by_popularity" in system.values}
     recall = f"recall@{_cut([entry for entries in known.values() for entry in entries], 'recall')}"
     sizes = {entry["bucket"]: entry["num_users"] for entries in known.values() for entry in entries}
@@ -213,7 +216,7 @@ def _by_popularity(systems: Sequence[System]) -> Sheet:
     for name, entries in known.items():
         recalls = {entry["bucket"]: entry.get(recall) for entry in entries}
         rows.append([name, *(number(recalls.get(bucket)) for bucket in sizes)])
-    return Sheet(f"{recall} by how often the target was taken in training (users)", rows)
+    return TextTable(f"{recall} by how often the target was taken in training (users)", rows)
 
 
 def _searches(systems: Sequence[System]) -> list[list[str]]:

@@ -26,7 +26,7 @@ class GenRecTrainingArguments(TrainingArguments):
     `TrainingArguments` with defaults for generative recommenders.
 
     Differs from the parent in its defaults (cosine schedule, evaluation and checkpoint per epoch, best checkpoint by
-    ndcg@10, bfloat16 where the processor has it) and in one meaning: `per_device_train_batch_size` counts targets.
+    ndcg@10, bfloat16 where the CPU has it) and in one meaning: `per_device_train_batch_size` counts targets.
 
     Example:
 
@@ -57,9 +57,7 @@ class GenRecTrainingArguments(TrainingArguments):
     report_to: str | list[str] = field(default="none", metadata={"help": "Experiment trackers."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Rows hold only what models read."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin memory for faster copies to a GPU."})
-    precision: str = field(
-        default="auto", metadata={"help": "auto (bf16 where the processor has it), bf16, fp16 or fp32."}
-    )
+    precision: str = field(default="auto", metadata={"help": "auto (bf16 where the CPU has it), bf16, fp16 or fp32."})
     num_eval_users: int | None = field(
         default=2000, metadata={"help": "Validation users decoded per evaluation, a fixed sample; -1 for all."}
     )
@@ -151,7 +149,7 @@ def training_arguments(
         raise ValueError(f"No training arguments: {', '.join(sorted(set(settings) - set(known)))}.")
     parser = _Parser(GenRecTrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
     parser.set_defaults(report_to=known["report_to"], output_dir=str(Path(output_dir) / CHECKPOINTS_NAME))
-    parser.set_defaults(disable_tqdm=False)  # its own default is to hide it where transformers is told to be silent
+    parser.set_defaults(disable_tqdm=False)  # its own default is to hide it where transformers is silenced
     parser.set_defaults(**settings)  # the parser itself forgets the default of a field that takes a list
     args, left = parser.parse_args_into_dataclasses(
         list(options), return_remaining_strings=True, look_for_args_file=False
@@ -200,7 +198,7 @@ def has_bfloat16() -> bool:
     Whether this machine computes in bfloat16 in hardware.
 
     Returns:
-        `bool`: for the GPU if there is one, else for the processor (AVX-512 BF16 or AMX).
+        `bool`: for the GPU if there is one, else for the CPU (AVX-512 BF16 or AMX).
     """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()

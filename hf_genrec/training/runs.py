@@ -329,7 +329,7 @@ def _kept_at_home(args: GenRecTrainingArguments) -> GenRecTrainingArguments:
 
 
 def _push_run(folder: Path, repo_id: str, args: GenRecTrainingArguments) -> None:
-    """Publish a finished run; what goes wrong is told and does not undo the training."""
+    """Publish a finished run; what goes wrong is logged and does not undo the training."""
     is_private = True if args.hub_private_repo is None else args.hub_private_repo
     try:
         published = push_recommender(

@@ -201,7 +201,7 @@ class Stopwatch(TrainerCallback):
         What was spent so far.
 
         Returns:
-            `dict`: `minutes` by the clock and `cpu_minutes` of the processor.
+            `dict`: `minutes` by the clock and `cpu_minutes`.
         """
         spent = {"minutes": time.perf_counter() - self._start, "cpu_minutes": time.process_time() - self._cpu_start}
         return {name: round(self._earlier[name] + seconds / 60, 3) for name, seconds in spent.items()}

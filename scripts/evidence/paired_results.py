@@ -21,7 +21,7 @@ from hf_genrec.evaluation.systems import (
     model_systems,
     system_of,
 )
-from hf_genrec.evaluation.tables import NONE, evidence_sheets, markdown_table, number, paired_cells, sheet_blocks
+from hf_genrec.evaluation.tables import NONE, evidence_tables, markdown_table, number, paired_cells, table_blocks
 
 
 def baselines_of(records: Iterable[Mapping[str, Any]]) -> list[System]:
@@ -49,7 +49,7 @@ def evidence_blocks(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """
     evaluations = _evaluations(records, {})
     systems = merge_baselines([*baseline_systems(evaluations), *model_systems(evaluations)])
-    return sheet_blocks(evidence_sheets(systems))
+    return table_blocks(evidence_tables(systems))
 
 
 def load_pairs(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 from hf_genrec.evaluation.compare import (
     compare_evaluations,
     comparison_page,
-    comparison_sheets,
+    comparison_tables,
     difference_of,
     plot_comparisons,
     write_comparisons,
@@ -75,9 +75,9 @@ def compared(*evaluations, **options):
     return comparison
 
 
-def sheet_of(comparison, title):
-    (sheet,) = [sheet for sheet in comparison_sheets(comparison) if sheet.title.startswith(title)]
-    return sheet
+def table_of(comparison, title):
+    (table,) = [table for table in comparison_tables(comparison) if table.title.startswith(title)]
+    return table
 
 
 def test_systems_stand_by_falling_metric_with_each_baseline_once():
@@ -117,7 +117,7 @@ def test_without_results_per_user_there_is_a_difference_but_no_interval():
     found = comparison.differences["psid"]
     assert found.difference < 0
     assert (found.users, found.adjusted_p_value) == (None, None)
-    assert sheet_of(comparison, "amazon2018").rows[-2][-2:] == [f"{found.difference:+.4f}", "–"]
+    assert table_of(comparison, "amazon2018").rows[-2][-2:] == [f"{found.difference:+.4f}", "–"]
     assert "without results per user: psid" in comparison_page([comparison])
 
 
@@ -208,7 +208,7 @@ def test_runs_of_one_name_are_one_row_with_mean_and_deviation():
     assert system.values["ndcg@10"] == pytest.approx(np.mean(values))
     assert system.deviations["ndcg@10"] == pytest.approx(np.std(values, ddof=1))
     assert low < system.values["ndcg@10"] < high
-    assert sheet_of(comparison, "amazon2018").rows[0][:2] == ["system", "runs"]
+    assert table_of(comparison, "amazon2018").rows[0][:2] == ["system", "runs"]
 
 
 def test_systems_with_the_same_seeds_are_compared_over_seeds_too():
@@ -218,7 +218,7 @@ def test_systems_with_the_same_seeds_are_compared_over_seeds_too():
     assert found.seeds.num_pairs == 3
     assert found.seeds.difference == pytest.approx(found.users.difference)
     assert comparison.differences["item-kNN"].seeds is None
-    assert sheet_of(comparison, "amazon2018").rows[0][-2:] == ["difference over seeds", "p over seeds"]
+    assert table_of(comparison, "amazon2018").rows[0][-2:] == ["difference over seeds", "p over seeds"]
 
 
 def test_only_seeds_that_both_have_are_paired():

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from test_comparison import compared, make_evaluation, sheet_of
+from test_comparison import compared, make_evaluation, table_of
 
 from hf_genrec.evaluation.compare import comparison_page
 from hf_genrec.evaluation.systems import System, model_systems
-from hf_genrec.evaluation.tables import evidence_sheets
+from hf_genrec.evaluation.tables import evidence_tables
 
 
 RICH = {
@@ -32,12 +32,12 @@ RICH = {
 }
 
 
-def test_sheets_tell_what_records_tell_and_old_records_are_left_out_of_them():
-    sheets = {
-        sheet.title: sheet.rows for sheet in evidence_sheets([System("old", {"ndcg@10": 0.1}), System("A", RICH)])
+def test_tables_show_what_records_hold_and_old_records_are_left_out_of_them():
+    tables = {
+        table.title: table.rows for table in evidence_tables([System("old", {"ndcg@10": 0.1}), System("A", RICH)])
     }
 
-    assert list(sheets.values()) == [
+    assert list(tables.values()) == [
         [
             ["system", "metric", "items counted", "expected", "ids counted", "overestimate", "short"],
             ["A", "recall@10", "0.5000", "0.4000", "0.5000", "+25.0 %", "3"],
@@ -63,14 +63,14 @@ def test_sheets_show_the_cut_offs_that_records_have():
         {name.replace("@10", "@5"): value for name, value in entry.items()} for entry in RICH["by_popularity"]
     ]
 
-    sheets, of_ten = (evidence_sheets([System("A", values)]) for values in (small | {"recall@1": 0.25}, RICH))
+    tables, of_ten = (evidence_tables([System("A", values)]) for values in (small | {"recall@1": 0.25}, RICH))
 
     def replaced(text):
         return text.replace("@10", "@5").replace("first 10 ", "first 5 ")
 
-    assert [sheet.rows for sheet in sheets] == [[[*map(replaced, row)] for row in sheet.rows] for sheet in of_ten]
-    assert [sheet.title for sheet in sheets] == [replaced(sheet.title) for sheet in of_ten]
-    assert sheets[1].note == replaced(of_ten[1].note) != of_ten[1].note
+    assert [table.rows for table in tables] == [[[*map(replaced, row)] for row in table.rows] for table in of_ten]
+    assert [table.title for table in tables] == [replaced(table.title) for table in of_ten]
+    assert tables[1].note == replaced(of_ten[1].note) != of_ten[1].note
 
 
 def test_comparison_shows_the_cut_offs_that_records_have():
@@ -81,7 +81,7 @@ def test_comparison_shows_the_cut_offs_that_records_have():
 
     comparison = compared(evaluation, metric="ndcg@5")
 
-    header = sheet_of(comparison, "amazon2018").rows[0]
+    header = table_of(comparison, "amazon2018").rows[0]
     assert header == ["system", "recall@5", "ndcg@5", "mrr@5", "ndcg@5, difference", "p"]
 
 
@@ -93,16 +93,16 @@ def test_note_says_what_p_takes_as_given():
 
 
 def test_number_of_scored_items_stands_beside_the_gap_to_exact_scores():
-    (sheet,) = evidence_sheets([System("A", {"num_visited": 1234.25, "exact_gap": RICH["exact_gap"]})])
+    (table,) = evidence_tables([System("A", {"num_visited": 1234.25, "exact_gap": RICH["exact_gap"]})])
 
-    assert sheet.rows == [
+    assert table.rows == [
         ["system", "scored", "users", "ndcg@10", "exact ndcg@10", "overlap@10"],
         ["A", "1,234", "500", "0.2500", "0.2600", "0.900"],
     ]
 
 
-def test_old_records_alone_make_no_further_sheets():
-    assert evidence_sheets([System("old", {"ndcg@10": 0.1, "invalid_rate": 0.0, "seconds_per_user": 1.0})]) == []
+def test_old_records_alone_make_no_further_tables():
+    assert evidence_tables([System("old", {"ndcg@10": 0.1, "invalid_rate": 0.0, "seconds_per_user": 1.0})]) == []
 
 
 def test_seeds_are_averaged_inside_the_objects_of_a_record():

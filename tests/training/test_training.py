@@ -19,9 +19,10 @@ from hf_genrec import (
     SASRecConfig,
     SASRecForItemGeneration,
     SemanticIds,
-    evaluate_recommender,
+    evaluate,
     make_trainer,
 )
+from hf_genrec.evaluation.evaluate import EvaluationSettings
 from hf_genrec.training.sampler import TargetBatchSampler
 from hf_genrec.training.trainer import Stopwatch, validation_rows
 from invariants.model import make_model, tiny_config
@@ -153,8 +154,8 @@ def test_toy_world_is_solved(circle, tmp_path, mode, num_latent_tokens):
     make_trainer(model, circle, arguments(tmp_path, num_train_epochs=15)).train()
 
     recommender = Recommender(model.eval(), circle.items, num_beams=8)
-    metrics = evaluate_recommender(recommender, circle, split="test", ks=(1,))
-    assert metrics["recall@1"] == 1.0
+    record = evaluate(recommender, circle, EvaluationSettings(split="test", ks=(1,)), baselines={})
+    assert record["model"]["recall@1"] == 1.0
 
 
 def test_evaluation_ranks_as_the_recommender_does(circle, tmp_path):

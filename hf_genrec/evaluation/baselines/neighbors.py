@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.baselines.item_knn import ItemKNN
+from hf_genrec.files import replaced
 
 
 logger = logging.getLogger(__name__)
@@ -79,5 +80,6 @@ def save_neighbors(prepared: PreparedDataset, folder: str | os.PathLike[str]) ->
         logger.info("%s is not written: up to %d pairs of items are too many to count.", NEIGHBORS_NAME, num_pairs)
         path.unlink(missing_ok=True)
         return False
-    pq.write_table(neighbor_table(prepared), path, compression="zstd")
+    with replaced(path) as partial:
+        pq.write_table(neighbor_table(prepared), partial, compression="zstd")
     return True
