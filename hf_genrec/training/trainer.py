@@ -294,7 +294,7 @@ def make_trainer(
     )
     if args.eval_strategy != IntervalStrategy.NO and not len(eval_rows):
         raise ValueError(
-            "No user has three items, so there is nothing to validate on: set `eval_strategy` "
+            "There are no validation users, since none has three items: set `eval_strategy` "
             "and `save_strategy` to 'no' and `load_best_model_at_end` to `False`."
         )
     patience = args.early_stopping_patience
