@@ -2,11 +2,12 @@
 Beam search over the trie of a catalog, with the history of each user read once.
 
 Encoded histories come in, leaves of the trie with their log-probabilities go out. Which candidates become beams is
-decided by a selection, an object made for one search; `genrec_selections.py` holds those for groups and samples.
+decided by a selection, an object made for one search.
 Whatever it ranks by, the scores of the beams stay log-probabilities, exact sums in float32 over the generated tokens,
 not divided by length.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,16 +16,14 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.utils import ModelOutput
 
-from .genrec_catalog import Catalog
-
 
 @dataclass
 class HistoryOutput(ModelOutput):
     """
     Encoded histories, one row per user whatever the number of beams or targets that read them.
 
-    Takes `last_hidden_state` `(batch_size, num_history_tokens, d_model)`. `attention_mask`
-    `(batch_size, num_history_tokens)`: `True` at real tokens.
+    - `last_hidden_state` `(batch_size, num_history_tokens, d_model)`.
+    - `attention_mask` `(batch_size, num_history_tokens)`: `True` at real tokens.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -270,92 +269,208 @@ def beam_search(
     return Beams(leaves=nodes, scores=scores, trace=trace, pruned=pruned)
 
 
-# --- models that predict all codes of a semantic ID at once ------------------------------------------------------
+# --- selections that keep other candidates than the best ---------------------------------------------------------
 
 
-@dataclass
-class _LevelConfig:
-    """What `beam_search` reads of a config. The logits of a step hold one level, so its codes begin at token 0."""
-
-    num_levels: int
-    codebook_size: int
-    level: int = -1
-    num_latent_tokens: int = 0
-    normalization: str = "vocabulary"
-    decoder_start_token_id: int = 0
-
-    @property
-    def num_decoding_steps(self) -> int:
-        return self.num_levels
-
-    @property
-    def first_code_token(self) -> int:
-        return -self.level * self.codebook_size
-
-
-class _LevelDecoder:
-    """A decoder for `beam_search` whose log-probabilities at each level are given."""
-
-    def __init__(self, catalog: Catalog):
-        self.catalog = catalog
-        self.config = _LevelConfig(catalog.num_levels, catalog.codebook_size)
-
-    def decode_states(self, tokens, history, cache) -> torch.FloatTensor:
-        """The log-probabilities of the next level, for every beam the same: `(B, W, K)`, a view."""
-        self.config.level += 1
-        level = history.last_hidden_state[:, self.config.level]
-        return level.unsqueeze(1).expand(-1, tokens.shape[1], -1)
-
-    def score_tokens(self, states, start, width) -> torch.FloatTensor:
-        return states
-
-
-def search_codes(
-    log_probs: torch.FloatTensor,
-    catalog: Catalog,
-    *,
-    first_code_token: int,
-    num_beams: int,
-    allowed: torch.BoolTensor | None = None,
-    penalties: list[torch.Tensor] | None = None,
-    num_pruned: int = 0,
-) -> Beams:
+class DiverseGroups:
     """
-    Beam search over the semantic IDs, which several items may share, with the log-probabilities of each level given.
+    A selection for `beam_search`: groups of beams that choose one after the other and avoid what was chosen before.
 
-    The log-probabilities of a code are the same whatever codes stand before it, so the search is `beam_search` with a
-    decoder that has nothing to compute. It finds less than exact scores at the same cost or more: with long ids the
-    best prefixes are rarely those of the best items. It is here because papers compare with it.
+    At each step a candidate of a group costs `group_penalty` nats for every beam of an earlier group that chose the
+    same child of the same trie node at this step. Prefixes are compared, not paths: two latents that lead to the same
+    prefix are the same prefix, and the step that chooses a latent is without penalty. The penalty decides what is
+    kept; it is not added to the score. Groups are searches of their own otherwise, each with its share of the beams
+    (the first ones one more where beams do not divide evenly), so different groups may hold the same path. The
+    candidates of later groups are worse by construction: expect less accuracy for the same number of beams.
 
-    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `allowed` `(batch_size or 1, num_items)`.
-    - `first_code_token`: token of code 0 of level 0, for the tokens of the trace.
-    - `penalties`: result of `prior_penalties`.
-    - `num_pruned`: how many discarded continuations to remember per level.
-    The leaves are those of `catalog`.
+    After a step `order` `(batch_size, num_beams)` is the place of each beam in the list, highest first: groups take
+    turns, best beam first. Raises `ValueError` if an argument is out of range, or there are fewer beams than groups.
+
+    Source: Vijayakumar et al. 2018, algorithm 1 (https://huggingface.co/papers/1610.02424); their Hamming diversity
+    counts the same token at the same step, ours the same prefix, since a code means little without those before it.
+
+    Example:
+
+    ```python
+    >>> candidates = torch.tensor([[[0.5, 0.3, 0.2]]]).log()  # one user, the root, three codes
+    >>> root = SearchStep(number=0, nodes=torch.tensor([[0]]), depth=0, latents=None, children=None)
+    >>> DiverseGroups(2, 0.0)(candidates, 2, root).tolist()
+    [[0, 0]]
+    >>> DiverseGroups(2, 1.0)(candidates, 2, root).tolist()
+    [[0, 1]]
+
+    ```
     """
-    beams = beam_search(
-        _LevelDecoder(catalog),
-        HistoryOutput(last_hidden_state=log_probs),
-        num_beams=num_beams,
-        allowed_items=allowed,
-        penalties=penalties,
-        num_pruned=num_pruned,
-    )
-    for steps in (beams.trace, beams.pruned):
-        for level, step in enumerate(steps):
-            step.tokens = step.tokens + first_code_token + level * catalog.codebook_size
-    return beams
+
+    def __init__(self, num_groups: int, group_penalty: float):
+        if num_groups < 1:
+            raise ValueError(f"`num_groups` must be at least 1, got {num_groups}.")
+        if not 0 <= group_penalty < math.inf:
+            raise ValueError(f"`group_penalty` must be a finite number of at least 0, got {group_penalty}.")
+        self.num_groups = num_groups
+        self.group_penalty = group_penalty
+        self.order: torch.Tensor | None = None
+        self._sizes: list[int] | None = None  # beams of each group; None before the first step: all share the root
+
+    def __call__(self, candidates: torch.Tensor, num_beams: int, step: SearchStep) -> torch.Tensor:
+        """
+        See [`Selection`]; positions stand group by group. In the first steps a group has as many beams as there are
+        candidates, if these are fewer than its share.
+        """
+        if num_beams < self.num_groups:
+            raise ValueError(f"`num_groups` is {self.num_groups}, but there are only {num_beams} beams to divide.")
+        _, num_parents, num_choices = candidates.shape
+        sizes = [num_parents] if self._sizes is None else self._sizes
+        starts = [sum(sizes[:group]) for group in range(len(sizes))]
+        kept: list[torch.Tensor] = []
+        for group in range(self.num_groups):
+            start, size = (0, num_parents) if self._sizes is None else (starts[group], sizes[group])
+            own = candidates[:, start : start + size]
+            if kept and self.group_penalty and step.depth >= 0:
+                taken = torch.cat(kept, dim=1)
+                own = own - self.group_penalty * _times_chosen(step.nodes, start, size, taken, num_choices)
+            share = num_beams // self.num_groups + (group < num_beams % self.num_groups)
+            top = own.flatten(1).topk(min(share, size * num_choices)).indices
+            kept.append(top + start * num_choices)
+        self._sizes = [part.shape[1] for part in kept]
+        turns = [-(place * self.num_groups + group) for group, n in enumerate(self._sizes) for place in range(n)]
+        index = torch.cat(kept, dim=1)
+        self.order = torch.tensor(turns, dtype=torch.float32, device=index.device).expand_as(index)
+        return index
+
+
+def _times_chosen(
+    nodes: torch.Tensor, start: int, size: int, taken: torch.Tensor, num_choices: int
+) -> torch.FloatTensor:
+    """
+    How many of the positions `taken` (B, n) lead to the same child as each candidate of the beams `start` to
+    `start + size`: (B, size, num_choices). Same child: same parent node and same choice.
+    """
+    parents, choices = taken // num_choices, taken % num_choices
+    own_nodes, taken_nodes = nodes[:, start : start + size], nodes.gather(1, parents)
+    is_same_node = own_nodes.unsqueeze(-1) == taken_nodes.unsqueeze(1)  # (B, size, n)
+    counts = torch.zeros(len(nodes), size, num_choices, device=nodes.device)
+    return counts.scatter_add(2, choices.unsqueeze(1).expand_as(is_same_node), is_same_node.float())
+
+
+def repeated_paths(leaves: torch.LongTensor, latents: torch.LongTensor | None = None) -> torch.BoolTensor:
+    """
+    Beams that are the same path as a beam before them, as groups of beams may hold; a sum must count a path once.
+
+    - `leaves` `(batch_size, num_beams)`: where each beam ends; -1 for a dead one.
+    - `latents` (same shape): latent at its beginning; `None` for models without.
+    Returns the same shape: `True` from the second beam of each path on.
+
+    Example:
+
+    ```python
+    >>> leaves, latents = torch.tensor([[4, 7, 4, 4]]), torch.tensor([[0, 0, 1, 0]])
+    >>> repeated_paths(leaves).tolist(), repeated_paths(leaves, latents).tolist()
+    ([[False, False, True, True]], [[False, False, False, True]])
+
+    ```
+    """
+    paths = leaves if latents is None else (leaves + 1) * (latents.max() + 1) + latents
+    paths, order = paths.sort(dim=1, stable=True)
+    is_repeated = torch.nn.functional.pad(paths[:, 1:] == paths[:, :-1], (1, 0))
+    return torch.empty_like(is_repeated).scatter(1, order, is_repeated)
+
+
+class GumbelTopK:
+    """
+    A selection for `beam_search` that samples: the beams are paths drawn without replacement, in the order drawn.
+
+    Equal to drawing a path from the model, then another one among the rest in proportion to their probabilities, and
+    so on, in one search of as many beams as draws. It works by adding Gumbel noise to the log-probability of every
+    path and keeping the largest sums; the noise is drawn from the root downwards, that of the children given the
+    largest among them, so paths outside the beams are never looked at.
+
+    What is sampled is the model made to stay in the catalog step by step: at each step the probabilities of the
+    candidates that are not `-inf` are divided by their sum. With `normalization="catalog"` and no rules that changes
+    nothing, so the sample is from the model exactly. With `normalization="vocabulary"`, or where rules close prefixes,
+    the probability of what is closed goes to its neighbours under the same prefix. That is what sampling token by
+    token with a constraint does; it differs from dividing each item's probability by that of all items that are left.
+
+    With latents, paths are drawn. In the order of their first paths, distinct items are then a sample of items without
+    replacement, an item's probability being the sum over its latents. Number of items times number of latents is the
+    number of beams that is always enough for it; a search repeated with more would draw anew.
+
+    The noise comes from `generator`, on the device of the model: the same state and the same batch give the same
+    sample; a user's sample depends on the other users of the batch. After a step `order` `(batch_size, num_beams)` is
+    log-probability plus noise of each beam, highest first, which is its place in the list. The noise at the root is 0,
+    which leaves the distribution of the order as it is.
+
+    Source: Kool et al. 2019, algorithm 1 and the stable form of its appendix (https://huggingface.co/papers/1903.06059).
+
+    Example:
+
+    ```python
+    >>> candidates = torch.tensor([[[0.5, 0.0, 0.3, 0.2]]]).log()  # one user, the root, four codes, one illegal
+    >>> root = SearchStep(number=0, nodes=torch.tensor([[0]]), depth=0, latents=None, children=None)
+    >>> sample = GumbelTopK(torch.Generator().manual_seed(0))(candidates, 3, root)
+    >>> sorted(sample[0].tolist())
+    [0, 2, 3]
+
+    ```
+    """
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+        self.order: torch.Tensor | None = None  # (B, W)
+        self._log_probs: torch.Tensor | None = None  # (B, W), under the model that is sampled
+
+    def __call__(self, candidates: torch.Tensor, num_beams: int, step: SearchStep) -> torch.Tensor:
+        """See [`Selection`]; positions stand first drawn first."""
+        if self.order is None:
+            self.order = self._log_probs = candidates.new_zeros(candidates.shape[:2])
+        log_probs, perturbed = self._perturbed(candidates)
+        self.order, index = perturbed.flatten(1).topk(min(num_beams, perturbed[0].numel()))
+        self._log_probs = log_probs.flatten(1).gather(1, index)
+        return index
+
+    def divided(self, is_part: torch.BoolTensor) -> torch.FloatTensor:
+        """
+        One step more: the places of equally probable parts of the beams, as of items that share an id.
+
+        `is_part` `(batch_size, n, num_parts)`: which parts the first `n` beams of the last step have, up to all of
+        them. Returns the same shape: log-probability plus noise, like `order`; `-inf` where there is no part.
+        """
+        nothing = torch.zeros(is_part.shape, dtype=self.order.dtype, device=is_part.device)
+        return self._perturbed(nothing.masked_fill(~is_part, -math.inf))[1]
+
+    def _perturbed(self, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities under the model that is sampled, and with noise, of the children of the first beams."""
+        num_parents = candidates.shape[1]
+        is_closed = candidates == -math.inf
+        log_probs = self._log_probs[:, :num_parents].unsqueeze(-1) + candidates.log_softmax(-1)
+        exponential = torch.empty_like(candidates).exponential_(generator=self.generator)
+        gumbels = log_probs - exponential.clamp_min(torch.finfo(candidates.dtype).tiny).log()
+        perturbed = _given_maximum(gumbels, self.order[:, :num_parents].unsqueeze(-1))
+        return log_probs, perturbed.masked_fill(is_closed, -math.inf)
+
+
+def _given_maximum(gumbels: torch.Tensor, maximum: torch.Tensor) -> torch.Tensor:
+    """
+    Gumbel variables whose largest along the last dimension is to be `maximum`: -log(e^-T - e^-Z + e^-G) for a maximum
+    T, the largest value Z as drawn and each value G, written so that no exponential overflows and Z becomes T exactly.
+    """
+    gap = gumbels - gumbels.amax(-1, keepdim=True)
+    log_rest = torch.where(gap > -math.log(2), (-gap.expm1()).log(), (-gap.exp()).log1p())  # log(1 - e^gap)
+    shift = maximum - gumbels + log_rest
+    return maximum - shift.clamp_min(0) - (-shift.abs()).exp().log1p()
 
 
 __all__ = [
     "Beams",
+    "DiverseGroups",
+    "GumbelTopK",
     "HistoryOutput",
     "SearchStep",
     "Selection",
     "TraceStep",
     "beam_search",
     "best_candidates",
-    "search_codes",
+    "repeated_paths",
     "token_log_probs",
     "token_range",
 ]

@@ -1,22 +1,26 @@
 """
-Histories read by GPT-2 blocks: what RPG, ACERec and SASRec share.
+How a network reads histories: GPT-2 blocks over packed items, which RPG, ACERec and SASRec share, and two layers that
+transformers lacks.
 
 A batch of item tokens comes in, padded on either side; the items that are read go through the blocks packed, all items
 of all users in one list without padding, and states come out behind those items where something is predicted. How an
-item is read and what is predicted is up to the model.
+item is read and what is predicted is up to the model. [`ByteDropout`] draws its random numbers eight at a time;
+drawing them singly takes a quarter of a training step. [`shared_history_attention`] lets many decoder rows (targets in
+training, beams in decoding) read one user's history.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import GPT2Config, PreTrainedModel
+from transformers import AttentionInterface, GPT2Config, PreTrainedModel
 from transformers import initialization as init
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2Block
 from transformers.pytorch_utils import Conv1D
 
 from .genrec_folder import CheckpointMixin, ItemTokensMixin
-from .genrec_layers import use_byte_dropout
 
 
 @dataclass
@@ -289,8 +293,107 @@ class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
         return self.token_embeddings.weight.dtype.itemsize * numbers
 
 
+# --- layers that transformers lacks ------------------------------------------------------------------------------
+
+
+class ByteDropout(nn.Dropout):
+    """
+    Dropout that draws one random byte per element on a CPU; elsewhere it is `nn.Dropout`.
+
+    torch draws a CPU mask number by number from one thread. Here each 64-bit draw serves eight elements, so the
+    probability is rounded to a multiple of 1/256 (0.1 becomes 0.1016); kept elements are scaled by what was really
+    kept, so the expectation is exact. The bytes come from torch's generator: a seed fixes them.
+
+    `p`: probability of an element to be zeroed, in [0, 1).
+
+    Example:
+
+    ```python
+    >>> dropout = ByteDropout(0.25)
+    >>> sorted(set(dropout(torch.ones(1000)).tolist()))
+    [0.0, 1.3333333730697632]
+    >>> dropout.eval()(torch.ones(3)).tolist()
+    [1.0, 1.0, 1.0]
+
+    ```
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Returns the same shape: in training with zeros at random places, else `input` itself."""
+        threshold = min(255, round(self.p * 256))
+        if not self.training:
+            return input
+        if threshold == 0 or input.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(input)
+        draws = torch.empty(-(-input.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        is_kept = (draws.view(torch.uint8)[: input.numel()] >= threshold).view(input.shape)
+        return input * is_kept.to(input.dtype).mul_(256 / (256 - threshold))
+
+
+def use_byte_dropout(module: nn.Module) -> None:
+    """Replace every `nn.Dropout` below a module by [`ByteDropout`] of the same probability."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, ByteDropout(child.p))
+
+
+SHARED_HISTORY_ATTENTION = "genrec_shared_history"
+MAX_DIRECT_KEYS = 8  # with at most so many keys, a beam's own past, products by hand beat a kernel call: half the time
+
+
+def shared_history_attention(
+    module, query, key, value, attention_mask, position_bias=None, **kwargs
+) -> tuple[torch.Tensor, None]:
+    """
+    Scaled-dot-product attention in which `group` rows of queries may share one row of keys.
+
+    Where queries come from more rows than keys (cross-attention of several targets or beams per user), the rows of a
+    user are laid end to end as one longer query, so keys and values are neither computed nor stored more than once.
+
+    Takes `query` `(num_users * group, num_heads, length, width)`, `key` `(num_users, num_heads, num_keys, width)`,
+    `value` (same shape). `position_bias`: T5's bias; cross-attention has none, so it is dropped with a group. Returns
+    `(num_users * group, length, num_heads, width)` and no weights.
+    """
+    num_rows, num_heads, length, width = query.shape
+    num_users = key.shape[0]
+    if num_rows == num_users and length == 1 and key.shape[2] <= MAX_DIRECT_KEYS and not module.training:
+        return _attend_from_one_position(query, key, value, attention_mask, position_bias, **kwargs), None
+    if num_rows == num_users:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, position_bias=position_bias, **kwargs)
+    group = num_rows // num_users
+    query = query.view(num_users, group, num_heads, length, width).transpose(1, 2)
+    query = query.reshape(num_users, num_heads, group * length, width)
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return output.reshape(num_rows, length, num_heads, width), None
+
+
+def _attend_from_one_position(
+    query, key, value, attention_mask, position_bias=None, scaling=None, **kwargs
+) -> torch.Tensor:
+    """Attention of one query a row to a handful of keys, without a matrix product per row and head."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = (query.float() * key.float()).sum(-1) * scaling  # (num_rows, num_heads, num_keys)
+    if position_bias is not None:
+        scores = scores + position_bias[..., 0, :]
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask[..., 0, :], torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask[..., 0, :]
+    weights = scores.softmax(-1).to(value.dtype).unsqueeze(-1)
+    return (weights * value).sum(2).unsqueeze(1)
+
+
+AttentionInterface.register(SHARED_HISTORY_ATTENTION, shared_history_attention)
+AttentionMaskInterface.register(SHARED_HISTORY_ATTENTION, sdpa_mask)
+
+
 __all__ = [
+    "SHARED_HISTORY_ATTENTION",
     "BlockEncoder",
+    "ByteDropout",
     "HistoryPreTrainedModel",
     "PackedHistories",
+    "shared_history_attention",
+    "use_byte_dropout",
 ]

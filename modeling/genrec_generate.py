@@ -110,7 +110,7 @@ class CatalogGenerationMixin(GenerationMixin):
     `generate()` of an encoder-decoder over a catalog; the fast path for many beams is `recommend()`.
 
     The model supplies `config`, `catalog` and `encode_history`, and its attention must take more rows of queries than
-    of keys (`genrec_layers.py`).
+    of keys (`genrec_encoder.py`).
     """
 
     def catalog_processor(self) -> CatalogLogitsProcessor:
@@ -202,8 +202,4 @@ class CatalogGenerationMixin(GenerationMixin):
             model_kwargs["past_key_values"] = SharedHistoryCache(cache.self_attention_cache, DynamicCache())
 
 
-__all__ = [
-    "CatalogGenerationMixin",
-    "CatalogLogitsProcessor",
-    "SharedHistoryCache",
-]
+__all__ = ["CatalogGenerationMixin", "CatalogLogitsProcessor", "SharedHistoryCache"]

@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from transformers.utils import cached_file
 
-from .genrec_choice import GOLDEN, best_of, hashed, random_items, user_keys
-from .genrec_code_scores import pair_scores
+from .genrec_lists import GOLDEN, best_of, hashed, random_items, user_keys
+from .genrec_parallel import pair_scores
 
 
 GRAPH_FILE = "item_graph.safetensors"

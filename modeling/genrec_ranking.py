@@ -9,11 +9,10 @@ the lists. Where all ids are unique a leaf is an item and nothing here costs mor
 
 import torch
 
-from .genrec_beams import Beams, TraceStep
+from .genrec_beams import Beams, GumbelTopK, TraceStep, repeated_paths
 from .genrec_catalog import Catalog
+from .genrec_lists import check_prior
 from .genrec_recommend import BeamPath
-from .genrec_rerank import check_prior
-from .genrec_selections import GumbelTopK, repeated_paths
 
 
 def id_of_items(catalog: Catalog) -> torch.LongTensor:

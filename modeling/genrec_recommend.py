@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from transformers.utils import ModelOutput
 
+from .genrec_lists import allowed_items, check_rule, code_overlap, diversify, item_penalties, rule_rows
 from .genrec_recommend_config import RecommendConfig, check_names
-from .genrec_rerank import allowed_items, check_rule, code_overlap, diversify, item_penalties, rule_rows
 
 
 RULE_BYTES = 8  # per item and user: the mask, its order, the counts and the tables that close prefixes
@@ -382,12 +382,4 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             model.train()
 
 
-__all__ = [
-    "BeamPath",
-    "RankRequest",
-    "Ranking",
-    "RecommendMixin",
-    "RecommendOutput",
-    "UserBatch",
-    "evaluation_mode",
-]
+__all__ = ["BeamPath", "RankRequest", "Ranking", "RecommendMixin", "RecommendOutput", "UserBatch", "evaluation_mode"]

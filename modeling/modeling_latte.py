@@ -16,8 +16,8 @@ from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 from .configuration_latte import LatteConfig
 from .genrec_beams import HistoryOutput, token_range
 from .genrec_catalog import CatalogMixin
+from .genrec_encoder import SHARED_HISTORY_ATTENTION, use_byte_dropout
 from .genrec_generate import CatalogGenerationMixin
-from .genrec_layers import SHARED_HISTORY_ATTENTION, use_byte_dropout
 from .genrec_rank_beams import BeamRankingMixin
 
 

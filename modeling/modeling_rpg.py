@@ -16,8 +16,8 @@ from transformers.utils import ModelOutput
 
 from .configuration_rpg import RPGConfig
 from .genrec_catalog import CatalogMixin
-from .genrec_code_loss import code_loss
 from .genrec_encoder import HistoryPreTrainedModel, PackedHistories
+from .genrec_parallel import code_loss
 from .genrec_rank_codes import CodeRankingMixin
 
 
@@ -271,10 +271,4 @@ class RPGForItemGeneration(ParallelPreTrainedModel):
         return MergedItems(tokens=vectors.unsqueeze(1))
 
 
-__all__ = [
-    "CodeHeads",
-    "MergedItems",
-    "ParallelOutput",
-    "ParallelPreTrainedModel",
-    "RPGForItemGeneration",
-]
+__all__ = ["CodeHeads", "MergedItems", "ParallelOutput", "ParallelPreTrainedModel", "RPGForItemGeneration"]

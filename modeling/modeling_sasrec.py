@@ -7,8 +7,8 @@ from torch.autograd.function import once_differentiable
 from transformers.utils import ModelOutput
 
 from .configuration_sasrec import SASRecConfig
-from .genrec_choice import first_of_the_best, gumbel_noise, user_keys
 from .genrec_encoder import HistoryPreTrainedModel, PackedHistories
+from .genrec_lists import first_of_the_best, gumbel_noise, user_keys
 from .genrec_recommend import Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
 
 

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoModel
 
-from hf_genrec.modeling.genrec_code_scores import best_items
 from hf_genrec.modeling.genrec_item_graph import GRAPH_FILE, code_similarities, item_graph_fingerprint
+from hf_genrec.modeling.genrec_parallel import best_items
 
 
 logger = logging.getLogger(__name__)

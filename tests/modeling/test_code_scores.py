@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_genrec.modeling import genrec_code_scores
-from hf_genrec.modeling.genrec_choice import first_of_the_best, gumbel_noise, random_items, user_keys
-from hf_genrec.modeling.genrec_code_scores import best_items, candidate_scores, code_scores, item_scores
+from hf_genrec.modeling import genrec_parallel
+from hf_genrec.modeling.genrec_lists import first_of_the_best, gumbel_noise, random_items, user_keys
+from hf_genrec.modeling.genrec_parallel import best_items, candidate_scores, code_scores, item_scores
 
 
 def tables_and_codes(num_users=3, num_items=41, num_levels=5, codebook_size=7, *, seed=0):
@@ -73,8 +73,8 @@ def test_lists_are_those_of_a_sort_whatever_the_pieces(
     log_probs, codes = tables_and_codes(num_users, num_items, num_levels, codebook_size, seed=seed)
     log_probs = log_probs.round()  # makes many scores equal
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(genrec_code_scores, "USERS_PER_TABLE", users_per_table)
-        patch.setattr(genrec_code_scores, "SCORES_AT_A_TIME", scores_at_a_time)
+        patch.setattr(genrec_parallel, "USERS_PER_TABLE", users_per_table)
+        patch.setattr(genrec_parallel, "SCORES_AT_A_TIME", scores_at_a_time)
         items, scores = best_items(log_probs, codes, top_k=top_k)
 
     expected = sorted_by_hand(by_hand(log_probs, codes))

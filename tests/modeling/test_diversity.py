@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from hf_genrec.modeling.genrec_beams import SearchStep
-from hf_genrec.modeling.genrec_rerank import code_overlap, diversify, embedding_similarity, mmr
-from hf_genrec.modeling.genrec_selections import DiverseGroups, GumbelTopK, repeated_paths
+from hf_genrec.modeling.genrec_beams import DiverseGroups, GumbelTopK, SearchStep, repeated_paths
+from hf_genrec.modeling.genrec_lists import code_overlap, diversify, embedding_similarity, mmr
 
 
 class TopK:

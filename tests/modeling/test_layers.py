@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hf_genrec.modeling import genrec_layers
-from hf_genrec.modeling.genrec_layers import (
+from hf_genrec.modeling import modeling_acerec
+from hf_genrec.modeling.genrec_encoder import (
     MAX_DIRECT_KEYS,
     ByteDropout,
-    attend_to_rows,
     shared_history_attention,
     use_byte_dropout,
 )
+from hf_genrec.modeling.modeling_acerec import attend_to_rows
 
 
 # --- dropout with one random byte per element ---------------------------------------------------------------------
@@ -126,7 +126,7 @@ def rows_example(*, num_items=7, dtype=torch.float64):
 
 @pytest.mark.parametrize("items_per_block", [1, 3, 32])
 def test_values_and_gradients_do_not_depend_on_the_blocks(monkeypatch, items_per_block):
-    monkeypatch.setattr(genrec_layers, "ITEMS_PER_BLOCK", items_per_block)
+    monkeypatch.setattr(modeling_acerec, "ITEMS_PER_BLOCK", items_per_block)
     queries, table, places = rows_example()
     weights = torch.randn(queries.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from hf_genrec.modeling import modeling_sasrec
-from hf_genrec.modeling.genrec_code_loss import code_loss
+from hf_genrec.modeling.genrec_parallel import code_loss
 from hf_genrec.modeling.modeling_sasrec import item_loss
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from hf_genrec.modeling.genrec_rerank import diversify
+from hf_genrec.modeling.genrec_lists import diversify
 from hf_genrec.serving.recommender import Recommender
 from invariants.model import NUM_ITEMS, histories_of, make_model, tiny_config
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_genrec.modeling import genrec_code_scores
+from hf_genrec.modeling import genrec_parallel
 from hf_genrec.modeling.configuration_genrec import GenRecConfig
 from hf_genrec.modeling.genrec_catalog import CatalogMixin
 from hf_genrec.modeling.genrec_rank_codes import CodeRankingMixin
@@ -386,7 +386,7 @@ def test_users_in_pieces_get_the_same_lists_from_a_search(model, decoding, monke
     options = {"top_k": 2, "num_beams": 3, "decoding": decoding, "exclude_items": exclude}
 
     whole, pieces = model.recommend(tokens, **options), [model.recommend(tokens, **options, memory_budget=1)]
-    monkeypatch.setattr(genrec_code_scores, "USERS_PER_TABLE", 2)
+    monkeypatch.setattr(genrec_parallel, "USERS_PER_TABLE", 2)
     pieces.append(model.recommend(tokens, **options))
 
     for piece in pieces:

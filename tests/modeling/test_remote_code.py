@@ -26,19 +26,16 @@ from invariants.model import histories_of, make_model, tiny_config
 # What each architecture uploads: its modeling file and all that this imports. A new file belongs here only if saving
 # must copy it.
 SHARED = {
-    "configuration_genrec.py", "genrec_folder.py", "genrec_layers.py", "genrec_recommend.py",
-    "genrec_recommend_config.py", "genrec_rerank.py", "pipeline_genrec.py",
+    "configuration_genrec.py", "genrec_encoder.py", "genrec_folder.py", "genrec_lists.py", "genrec_recommend.py",
+    "genrec_recommend_config.py", "pipeline_genrec.py",
 }  # fmt: skip
-BLOCKS = {"genrec_choice.py", "genrec_encoder.py"}
-CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_ranking.py", "genrec_selections.py"}
-PARALLEL = (
-    {"genrec_code_loss.py", "genrec_code_scores.py", "genrec_item_graph.py", "genrec_rank_codes.py"} | CODES | BLOCKS
-)
+CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_ranking.py"}
+PARALLEL = {"genrec_parallel.py", "genrec_item_graph.py", "genrec_rank_codes.py"} | CODES
 UPLOADS = {
-    "latte": SHARED | CODES | {"genrec_exact.py", "genrec_generate.py", "genrec_rank_beams.py"},
+    "latte": SHARED | CODES | {"genrec_generate.py", "genrec_rank_beams.py"},
     "rpg": SHARED | PARALLEL,
     "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
-    "sasrec": SHARED | BLOCKS,
+    "sasrec": SHARED,
 }
 UPLOADS = {name: files | {f"configuration_{name}.py", f"modeling_{name}.py"} for name, files in UPLOADS.items()}
 CODE_FILES = UPLOADS["latte"]

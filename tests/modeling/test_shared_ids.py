@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generated_beams import items_of
+from hf_genrec.modeling.genrec_beams import GumbelTopK
 from hf_genrec.modeling.genrec_catalog import Catalog
 from hf_genrec.modeling.genrec_ranking import id_of_items, id_places, items_of_ids, prior_penalties
-from hf_genrec.modeling.genrec_selections import GumbelTopK
 from invariants.model import histories_of, make_model, tiny_config
 
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hf_genrec.modeling.configuration_rpg import RPGConfig
-from hf_genrec.modeling.genrec_code_scores import best_items
 from hf_genrec.modeling.genrec_item_graph import (
     code_similarities,
     graph_search,
     item_graph_fingerprint,
 )
+from hf_genrec.modeling.genrec_parallel import best_items
 from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
 from hf_genrec.serving import item_graph
 from hf_genrec.serving.item_graph import ItemGraph, build_item_graph, write_item_graph

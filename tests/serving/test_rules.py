@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_genrec.modeling.genrec_rerank import allowed_items
+from hf_genrec.modeling.genrec_lists import allowed_items
 from invariants.model import NUM_ITEMS, histories_of, make_model, tiny_config
 
 
