@@ -106,7 +106,7 @@ def _recommend_tab(page: "Future[Page]") -> list[Any]:
             controls = _controls()
         with gr.Column(scale=7, min_width=320):
             ranked = _part("", elem_id="ranked")
-        with gr.Column(scale=4, min_width=260):
+        with gr.Column(scale=4, min_width=260, visible=False) as beside:  # until a model with neighbours is there
             neighbors = _part("", elem_id="neighbors")
     tree = _part("", elem_id="tree")
     lists = [chosen, history, ranked, neighbors, tree]
@@ -130,7 +130,7 @@ def _recommend_tab(page: "Future[Page]") -> list[Any]:
             trigger_mode="always_last", **busy,
         )  # fmt: skip
     query.change(searched, inputs=query, outputs=found, trigger_mode="always_last", **QUIETLY)
-    return [query, samples, *controls, *lists]
+    return [query, samples, beside, *controls, *lists]
 
 
 def _controls() -> list[Any]:
@@ -172,6 +172,7 @@ def _opened(page: Page, ids: str | None) -> list[Any]:
         about_html(served),
         gr.update(label=f"Search {num_items:,} items"),
         examples_html(served, examples),
+        gr.update(visible=served.neighbors is not None),
         *controls,
         *shown(served, history, *values, notice=notice),
     ]

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from neighbors import NEIGHBORS_NAME
 from served_model import MAX_HISTORY, Answer, Reason, ServedModel
 from tree_view import escaped, tree_svg
 
@@ -183,15 +182,10 @@ def neighbors_html(served: ServedModel, history: Sequence[int], answer: Answer) 
         answer ([`Answer`]): What the model recommended.
 
     Returns:
-        `str`: HTML; where the repository holds no neighbours, how to add them.
+        `str`: HTML, empty where the repository holds no neighbours.
     """
-    head = "<h2>What item-kNN would say</h2>"
     if answer.by_neighbors is None:
-        return (
-            f'{head}<p class="quiet">This repository has no <code>{NEIGHBORS_NAME}</code>, so the baseline cannot be '
-            "shown. <code>hf-genrec train</code> writes it; for an older run <code>hf-genrec evaluate RUN DATA</code> "
-            "does, then push the run again.</p>"
-        )
+        return ""
     how = "The most popular items, since there is no history."
     if history:
         how = "Items that the same people took; the latest item of the history counts most. No neural network."
@@ -205,7 +199,7 @@ def neighbors_html(served: ServedModel, history: Sequence[int], answer: Answer) 
             f'{escaped(served.titles[item])}</span><div class="quiet">{also}</div></li>'
         )
     return (
-        f'{head}<p class="quiet">{how} {num_shared} of {len(rows)} are in both lists.</p>'
+        f'<h2>What item-kNN would say</h2><p class="quiet">{how} {num_shared} of {len(rows)} are in both lists.</p>'
         f'<ol class="ranked compact">{"".join(rows)}</ol>'
     )
 

@@ -36,6 +36,13 @@ Space = Annotated[
     str | None,
     typer.Option(metavar="OWNER/NAME", help="Space that a generated card links to.", show_default=False),
 ]
+Neighbors = Annotated[
+    bool,
+    typer.Option(
+        "--neighbors",
+        help="Publish item_neighbors.parquet for the Space; it shows how many users took two items.",
+    ),
+]
 
 
 @app.command("push")
@@ -48,6 +55,7 @@ def _push(
     message: Message = None,
     license: License = None,
     space: Space = None,
+    neighbors: Neighbors = False,
     replace_card: ReplaceCard = False,
     as_json: AsJson = False,
 ) -> None:
@@ -55,7 +63,7 @@ def _push(
     Publish a run folder as a Hub repository that is a complete recommender.
 
     One commit; files that are there already do not travel again. Training states, caches and results per user are not
-    uploaded. Log in with `hf auth login` first.
+    uploaded, nor, without `--neighbors`, what shows how many users took two items. Log in with `hf auth login` first.
 
     \b
     Examples:
@@ -73,6 +81,7 @@ def _push(
             commit_message=message,
             license=license,
             space=space,
+            neighbors=neighbors,
             replace_card=replace_card,
             dry_run=dry_run,
         )

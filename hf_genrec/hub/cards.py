@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ from hf_genrec.data.protocols import PROTOCOLS
 from hf_genrec.evaluation.record import record_table, shown_cut
 from hf_genrec.modeling.genrec_folder import TASK
 
+
+logger = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 5
 MAX_TEXT = 80  # characters of a title that a table shows
@@ -209,6 +212,31 @@ def marked(card: str) -> str:
     """
     body = _plain_lines(card)
     return f"{body}{_MARK}{_digest(body)} -->\n"
+
+
+def check_written(card: str, *, license: str | None = None, space: str | None = None) -> None:
+    """
+    Warn if a card that was edited, and so is left alone, does not say what it was asked to.
+
+    Args:
+        card (`str`): The text of a `README.md`.
+        license (`str`, *optional*): The licence that its metadata should name.
+        space (`str`, *optional*): The Space that it should link to.
+    """
+    if is_generated(card):
+        return
+    known = RepoCard(card, ignore_metadata_errors=True)
+    lacks = (
+        [f"`license: {license}` in the block at its top"] if license not in (None, known.data.get("license")) else []
+    )
+    link = f"https://huggingface.co/spaces/{space}"
+    lacks += [link] if space is not None and link not in card else []
+    if lacks:
+        logger.warning(
+            "README.md was edited, so it stays as it is, without %s. Write that into it; or delete it in the folder, "
+            "and push with `replace_card` (`--replace-card`), for a generated one.",
+            " and ".join(lacks),
+        )
 
 
 def markdown_text(text: str) -> str:

@@ -23,50 +23,57 @@ from safetensors import SafetensorError, safe_open
 Content = Path | bytes
 
 CARD_NAME = "README.md"
+NEIGHBORS_NAME = "item_neighbors.parquet"
 
 
-def hub_files(folder: str | os.PathLike[str]) -> list[Path]:
+def hub_files(folder: str | os.PathLike[str], *, neighbors: bool = False) -> list[Path]:
     """
     The files of a run folder that its Hub repository holds, after checking that they may be published.
 
     Args:
         folder (`str` or `Path`): What training or [`save_recommender`] wrote.
+        neighbors (`bool`, *optional*, defaults to `False`):
+            Whether `item_neighbors.parquet` is published, for the item-kNN column of the Space. Privacy: from its
+            similarities and counts a reader can work out how many users took any two items.
 
     Returns:
         `list[Path]`: in alphabetical order of their places in the repository.
 
     Raises:
-        FileNotFoundError: If the folder is not a complete recommender.
+        FileNotFoundError: If the folder is not a complete recommender, or lacks the neighbours asked for.
         ValueError: If a file is damaged, holds a token, or is JSON with a path of this machine.
     """
-    return [Path(folder) / name for name in published_files(folder)]
+    return [Path(folder) / name for name in published_files(folder, neighbors=neighbors)]
 
 
-def published_files(folder: str | os.PathLike[str]) -> dict[str, Content]:
+def published_files(folder: str | os.PathLike[str], *, neighbors: bool = False) -> dict[str, Content]:
     """
     Place in the repository to file, see [`hub_files`]; to the content where a record had to be cleaned.
 
-    Args:
-        folder (`str` or `Path`): See [`hub_files`].
+    Args: see [`hub_files`].
     """
     folder = Path(folder)
     code = code_files(folder)
-    names = [name for name in _names_in(folder) if is_published(name, code)]
+    names = [name for name in _names_in(folder) if is_published(name, code, neighbors=neighbors)]
     _check_complete(folder, names)
+    if neighbors and NEIGHBORS_NAME not in names:
+        raise FileNotFoundError(
+            f"There is no {NEIGHBORS_NAME} in {folder} that `neighbors=True` could publish. `hf-genrec evaluate RUN "
+            "DATA` writes it."
+        )
     return {name: checked_content(folder / name, name) for name in names}
 
 
-def files_left_out(folder: str | os.PathLike[str]) -> dict[str, tuple[int, str]]:
+def files_left_out(folder: str | os.PathLike[str], *, neighbors: bool = False) -> dict[str, tuple[int, str]]:
     """
     What is local only: place to size in bytes and reason. A folder is one entry with a slash at its end.
 
-    Args:
-        folder (`str` or `Path`): A run folder.
+    Args: see [`hub_files`].
     """
     left: dict[str, tuple[int, str]] = {}
     code = code_files(folder)
     for name in _names_in(Path(folder)):
-        if is_published(name, code):
+        if is_published(name, code, neighbors=neighbors):
             continue
         top, slash, _ = name.partition("/")
         entry = top + slash if top != "quantizer" else name
@@ -81,7 +88,7 @@ def code_files(folder: str | os.PathLike[str]) -> set[str]:
     The files of remote code that a model needs: those that its config names, and all that these import, there or not.
 
     Args:
-        folder (`str` or `Path`): A folder; one without a `config.json` needs none.
+        folder (`str` or `Path`): One without a `config.json` needs none.
     """
     folder = Path(folder)
     waiting = _named_code(folder) if (folder / "config.json").is_file() else []
@@ -95,7 +102,7 @@ def code_files(folder: str | os.PathLike[str]) -> set[str]:
     return found
 
 
-def is_published(name: str, code: Collection[str] | None = None) -> bool:
+def is_published(name: str, code: Collection[str] | None = None, *, neighbors: bool = True) -> bool:
     """
     Whether a file belongs to a recommender's repository.
 
@@ -103,7 +110,10 @@ def is_published(name: str, code: Collection[str] | None = None) -> bool:
         name (`str`): Its place below the folder.
         code (`Collection[str]`, *optional*):
             The remote code, see [`code_files`]; `None` takes code of any version, as the Hub may hold.
+        neighbors (`bool`, *optional*, defaults to `True`): Whether `item_neighbors.parquet` does.
     """
+    if name == NEIGHBORS_NAME:
+        return neighbors
     parent, _, last = name.rpartition("/")
     if parent == "quantizer":
         return last.endswith((".json", ".safetensors"))
@@ -149,7 +159,7 @@ def checked_content(path: Path, name: str) -> Content:
 _PUBLISHED = (
     CARD_NAME, "LICENSE*", "config.json", "generation_config.json", "recommend_config.json", "model.safetensors",
     "model-*-of-*.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "items.parquet", "item_neighbors.parquet", "item_graph.safetensors", "evaluation.json",
+    "special_tokens_map.json", "items.parquet", "item_graph.safetensors", "evaluation.json",
     "training.json",
 )  # fmt: skip
 _CODE = re.compile(r"(configuration|modeling|genrec)_\w+\.py|pipeline_genrec\.py")  # of any version
@@ -164,6 +174,7 @@ _REASONS = (
     *((name, "training states") for name in ("checkpoints/", "checkpoint-*/", "optimizer*", "scheduler*")),
     *((name, "training states") for name in ("rng_state*", "trainer_state.json")),
     ("evaluation_users.parquet", "names users"),
+    (NEIGHBORS_NAME, "shows how many users took two items"),
     ("training_args.bin", "pickled training arguments"),
     *((name, "hidden or a cache") for name in (".*", "__pycache__/")),
     *((name, "no safetensors") for name in ("*.bin", "*.p[tk]*", "*.ckpt")),

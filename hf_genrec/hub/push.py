@@ -27,7 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFound
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
-from hf_genrec.hub.cards import dataset_card, folder_card, is_generated, marked
+from hf_genrec.hub.cards import check_written, dataset_card, folder_card, is_generated, marked
 from hf_genrec.hub.files import CARD_NAME, Content, files_left_out, is_published, published_files
 from hf_genrec.tokenizers.folder import IDS_NAME, QUANTIZER_NAME, load_tokenized
 
@@ -78,6 +78,7 @@ def push_recommender(
     commit_message: str | None = None,
     license: str | None = None,
     space: str | None = None,
+    neighbors: bool = False,
     replace_card: bool = False,
     token: str | None = None,
     dry_run: bool = False,
@@ -86,7 +87,8 @@ def push_recommender(
     Publish a recommender as a Hub repository that is complete: model, code, tokenizer, items and card.
 
     The repository holds what [`hub_files`] lists, and nothing of ours that the folder no longer has; other files stay.
-    A card that was edited on the Hub stays too.
+    A card that was edited on the Hub stays too. An edited card, there or in the folder, is not changed: `license` and
+    `space` have no effect on it then, and a warning says what to write where.
 
     Args:
         recommender (`str`, `Path` or [`Recommender`]):
@@ -98,6 +100,10 @@ def push_recommender(
         commit_message (`str`, *optional*): The first line of the commit.
         license (`str`, *optional*): The licence in the card's metadata; `None` keeps that of the earlier card.
         space (`str`, *optional*): The Space that the card links to; `None` keeps that of the earlier card.
+        neighbors (`bool`, *optional*, defaults to `False`):
+            Whether `item_neighbors.parquet` is published, for the item-kNN column of the Space. Privacy: from its
+            similarities and counts a reader can work out how many users took any two items. `False` also removes one
+            that an earlier push published.
         replace_card (`bool`, *optional*, defaults to `False`): Whether a card edited on the Hub may be replaced.
         token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
         dry_run (`bool`, *optional*, defaults to `False`): Whether to list only what would happen.
@@ -113,7 +119,7 @@ def push_recommender(
         OSError: If the Hub cannot be reached or refuses; the branch is then as it was.
     """
     folder = Path(recommender) if isinstance(recommender, (str, os.PathLike)) else recommender.saved_folder()
-    contents = published_files(folder)
+    contents = published_files(folder, neighbors=neighbors)
     target = _Target(repo_id, "model", revision, token, dry_run=dry_run)
     if space is not None:
         validate_repo_id(space)
@@ -129,9 +135,13 @@ def push_recommender(
         files,
         commit_message or "Upload recommender",
         is_ours=is_published,
-        left_out=[PlannedFile(name, "leave out", *entry) for name, entry in files_left_out(folder).items()],
+        left_out=[
+            PlannedFile(name, "leave out", *entry)
+            for name, entry in files_left_out(folder, neighbors=neighbors).items()
+        ],
         private=private,
         replace_card=replace_card,
+        asked={"license": license, "space": space},
     )
 
 
@@ -150,25 +160,9 @@ def push_ids(
     """
     Publish a table of semantic IDs as a data set repository, to be read by `datasets.load_dataset`.
 
-    Args:
-        folder (`str` or `Path`):
-            A tokenized folder, or a run folder of a model with semantic IDs, whose table has the titles as well.
-        repo_id (`str`): This and all that follow: see [`push_recommender`].
-        private (`bool`, *optional*, defaults to `True`): Of a new repository.
-        revision (`str`, *optional*): The branch.
-        commit_message (`str`, *optional*): The first line of the commit.
-        license (`str`, *optional*): In the card's metadata.
-        replace_card (`bool`, *optional*, defaults to `False`): Even if it was edited on the Hub.
-        token (`str`, *optional*): The access token.
-        dry_run (`bool`, *optional*, defaults to `False`): Whether to list only what would happen.
+    `folder` is a tokenized folder, or a run folder of a model with semantic IDs, whose table has the titles as well.
 
-    Returns:
-        [`Publication`]
-
-    Raises:
-        FileNotFoundError: If the folder is neither.
-        ValueError: If its items have no semantic IDs.
-        OSError: If the Hub cannot be reached or refuses; the branch is then as it was.
+    Args: the others: see [`push_recommender`].
     """
     table, record = _ids_table(Path(folder))
     target = _Target(repo_id, "dataset", revision, token, dry_run=dry_run)
@@ -179,7 +173,8 @@ def push_ids(
         card = dataset_card(table, record, repo_id=target.repo_id, license=license, published=card_there)
         return {CARD_NAME: card.encode(), "ids.parquet": buffer.getvalue()}
 
-    return target.push(files, commit_message or "Upload semantic IDs", private=private, replace_card=replace_card)
+    message = commit_message or "Upload semantic IDs"
+    return target.push(files, message, private=private, replace_card=replace_card, asked={"license": license})
 
 
 def push_space(
@@ -195,15 +190,10 @@ def push_space(
     """
     Publish the demo as a Space that shows a recommender's repository.
 
-    Args:
-        repo (`str`): The repository of the recommender. A Space cannot read a private one without a token of its own.
-        space_id (`str`): `user/name`, or `name` for the user of the token; the arguments after it are those of
-            [`push_recommender`].
-        private (`bool`, *optional*, defaults to `True`): Of a new Space.
-        commit_message (`str`, *optional*): The first line of the commit.
-        replace_card (`bool`, *optional*, defaults to `False`): Even if it was edited on the Hub.
-        token (`str`, *optional*): The access token.
-        dry_run (`bool`, *optional*, defaults to `False`): Whether to list only what would happen.
+    `repo` is the repository of the recommender, of which the Space cannot read a private one without a token of its
+    own; `space_id` is named as other repositories are.
+
+    Args: the others: see [`push_recommender`].
     """
     if Path(repo).is_dir():
         raise ValueError(
@@ -213,9 +203,8 @@ def push_space(
     validate_repo_id(repo)
     contents = _space_files(repo)
     target = _Target(space_id, "space", None, token, dry_run=dry_run)
-    publication = target.push(
-        lambda card_there: contents, commit_message or "Upload demo", private=private, replace_card=replace_card
-    )
+    message = commit_message or "Upload demo"
+    publication = target.push(lambda card_there: contents, message, private=private, replace_card=replace_card)
     if not dry_run:
         HfApi(token=token).add_space_variable(target.repo_id, SPACE_VARIABLE, repo)
     return publication
@@ -225,10 +214,7 @@ def full_name(repo_id: str, *, token: str | None = None, must_answer: bool = Tru
     """
     A repository's name with its owner, `user/name`; just `name` if the Hub did not answer and need not.
 
-    Args:
-        repo_id (`str`): `user/name`, or `name` for the user of the token.
-        token (`str`, *optional*): The access token.
-        must_answer (`bool`, *optional*, defaults to `True`): Whether silence of the Hub is an error.
+    Args: see [`push_recommender`]; `must_answer` makes silence of the Hub an error.
     """
     validate_repo_id(repo_id)
     if "/" in repo_id:
@@ -304,18 +290,23 @@ class _Target:
         left_out: Sequence[PlannedFile] = (),
         private: bool,
         replace_card: bool,
+        asked: Mapping[str, str | None] | None = None,
     ) -> Publication:
         """
         Make the branch hold files in one commit; those that `is_ours` and are no longer there are removed.
 
-        What passes by itself is tried three times in all, each time against the head of that moment.
+        What passes by itself is tried three times in all, each time against the head of that moment. `asked` is what
+        the card should say, which an edited one may not.
         """
         for wait in (*_WAITS, None):
             try:
                 url = None if self.dry_run else self._create(private=private)
                 head = self._head()
-                plan, operations = _plan(files(head.card), head, is_ours=is_ours, replace_card=replace_card)
+                contents = files(head.card)
+                plan, operations = _plan(contents, head, is_ours=is_ours, replace_card=replace_card)
                 commit = None if self.dry_run else self._commit(operations, commit_message, head)
+                is_kept = any((file.path, file.action) == (CARD_NAME, "keep") for file in plan)
+                check_written(head.card if is_kept else _text_of(contents[CARD_NAME]), **asked or {})
                 return Publication(self.repo_id, self.repo_type, (*plan, *left_out), commit, url, head.notes)
             except (HTTPError, RuntimeError) as error:  # uploads wrap theirs in a RuntimeError
                 cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
@@ -370,6 +361,10 @@ class _Target:
             return self.api.create_commit(**self.where, **what, revision=self.revision).oid
 
 
+def _text_of(content: Content) -> str:
+    return content.decode() if isinstance(content, bytes) else content.read_text(encoding="utf-8")
+
+
 def _plan(
     contents: Mapping[str, Content], head: _Head, *, is_ours: Callable[[str], bool], replace_card: bool
 ) -> tuple[list[PlannedFile], list[Any]]:
@@ -391,7 +386,7 @@ def _plan(
         if path in (*contents, CARD_NAME, ".gitattributes"):
             continue
         if is_ours(path):
-            plan.append(PlannedFile(path, "delete", file.size, "no longer in the folder"))
+            plan.append(PlannedFile(path, "delete", file.size, "no longer published"))
             operations.append(CommitOperationDelete(path, is_folder=False))
         else:
             plan.append(PlannedFile(path, "keep", file.size, "not ours"))

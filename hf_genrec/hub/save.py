@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from hf_genrec.files import write_json
-from hf_genrec.hub.cards import folder_card, is_generated, sample_output
+from hf_genrec.hub.cards import check_written, folder_card, is_generated, sample_output
 from hf_genrec.hub.files import CARD_NAME
 from hf_genrec.serving.folder import check_items, item_table, whole_folder, write_parts
 from hf_genrec.serving.recommender import Recommender
@@ -72,6 +72,8 @@ def save_recommender(
             sample = _sample(model, table) if "title" in table.column_names else ""
             text = folder_card(partial, config=model.config, sample=sample, license=license, published=earlier or "")
             (partial / CARD_NAME).write_text(text, encoding="utf-8")
+        else:
+            check_written(earlier, license=license)
     return Path(folder)
 
 

@@ -262,6 +262,28 @@ def test_licence_and_space_stay_in_the_card_of_the_next_push(hub, run):
         push_recommender(run, "toy", space="https://huggingface.co/spaces/me/toy-demo", dry_run=True)
 
 
+def test_edited_card_is_left_alone_and_a_warning_says_what_it_lacks(hub, run, caplog):
+    (run / "README.md").write_text("---\nlicense: mit\n---\n# mine\n", encoding="utf-8")
+
+    push_recommender(run, "toy", license="mit")
+    assert caplog.text == ""
+    push_recommender(run, "toy", license="apache-2.0", space="me/toy-demo")
+
+    assert hub.model("me/toy").files()["README.md"] == (run / "README.md").read_bytes()
+    assert "`license: apache-2.0` in the block at its top and https://huggingface.co/spaces/me/toy-demo" in caplog.text
+    assert "`--replace-card`" in caplog.text
+
+
+def test_neighbours_of_an_earlier_push_go_unless_asked_for_again(hub, run):
+    pq.write_table(pa.table({"item_id": ["i0"]}), run / "item_neighbors.parquet")
+
+    words = ["push", str(run), "--repo", "toy", "--neighbors"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert "item_neighbors.parquet" in hub.model("me/toy").files()
+    push_recommender(run, "toy")
+    assert "item_neighbors.parquet" not in hub.model("me/toy").files()
+
+
 def test_dry_run_needs_no_hub(run, monkeypatch):
     plan = push_recommender(run, "toy", dry_run=True)
 

@@ -3,6 +3,7 @@
 import json
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +46,7 @@ def test_quantizer_and_graph_and_records_come_along(run):
         ("pytorch_model.bin", "no safetensors"),
         ("weights.pkl", "no safetensors"),
         ("evaluation_users.parquet", "names users"),
+        ("item_neighbors.parquet", "shows how many users took two items"),
         (".cache/huggingface/token", "hidden or a cache"),
         (".env", "hidden or a cache"),
         ("__pycache__/x.pyc", "hidden or a cache"),
@@ -63,6 +65,16 @@ def test_what_is_local_only_and_why(run, name, reason):
     assert name.startswith(entry[0])
     assert entry[1] == (5, reason)
     assert run / name not in hub_files(run)
+
+
+def test_neighbours_are_published_only_if_asked_for(run):
+    with pytest.raises(FileNotFoundError, match=r"no item_neighbors\.parquet in .*evaluate"):
+        published_files(run, neighbors=True)
+    pq.write_table(pa.table({"item_id": ITEM_IDS}), run / "item_neighbors.parquet")
+
+    assert run / "item_neighbors.parquet" not in hub_files(run)
+    assert run / "item_neighbors.parquet" in hub_files(run, neighbors=True)
+    assert files_left_out(run, neighbors=True) == {}
 
 
 def test_sizes_of_a_local_folder_are_added(run):

@@ -67,7 +67,7 @@ def neighbor_table(prepared: PreparedDataset, *, num_neighbors: int = NUM_NEIGHB
 
 def save_neighbors(prepared: PreparedDataset, folder: str | os.PathLike[str]) -> bool:
     """
-    Put [`neighbor_table`] into a run folder, as `item_neighbors.parquet`; it is published with the model.
+    Put [`neighbor_table`] into a run folder, as `item_neighbors.parquet`; a push publishes it only if asked to.
 
     Args:
         prepared ([`PreparedDataset`]): The data set that the run was trained on.
