@@ -15,8 +15,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from hf_genrec.data.columns import ID_RULE, id_string, is_bad_id
 from hf_genrec.data.items import clean_text, default_fields, item_text
-from hf_genrec.data.readers import ID_RULE, ReadTable, Source, id_string, is_bad_id, open_source
+from hf_genrec.data.readers import ReadTable, Source, open_source
 from hf_genrec.data.text_files import SKIP_HINT, OnError, Record, TextFile, check_on_error
 
 

@@ -23,15 +23,11 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from hf_genrec.data.columns import ID_RULE, bad_ids, id_column, id_string, number_column, time_column
 from hf_genrec.data.text_files import DELIMITERS, SKIP_HINT, OnError, TextFile, check_on_error, format_of
 
 
 Source: TypeAlias = str | os.PathLike[str] | pa.Table | pd.DataFrame
-
-SPECIAL_TOKENS = ("<pad>", "<unk>", "<eos>", "<user>")
-ID_RULE = f"is empty, holds whitespace or is a special token ({', '.join(SPECIAL_TOKENS)})"
-SECONDS_BELOW = 1e11  # a column of times whose largest number is below this holds seconds (up to the year 5138)
-_BAD_ID = r"[\s\x0b\x1c-\x1f\x{85}\p{Z}]"  # what `str.split` splits at; RE2 knows only ASCII `\s`
 
 
 @dataclass(frozen=True)
@@ -105,9 +101,9 @@ def read_sequences(path: str | os.PathLike[str], *, on_error: OnError = "raise")
     first_rows = np.unique(users.dictionary_encode().indices.to_numpy(), return_index=True)[1]
     repeated = np.setdiff1d(np.arange(len(users)), first_rows)
     reasons = {int(row): f"user {users[int(row)].as_py()!r} has a line already" for row in repeated}
-    for index in np.flatnonzero(_bad_ids(items)):
+    for index in np.flatnonzero(bad_ids(id_column(items))):
         reasons.setdefault(int(rows[index]), f"item id {items[int(index)].as_py()!r} {ID_RULE}")
-    for index in np.flatnonzero(_bad_ids(users)):
+    for index in np.flatnonzero(bad_ids(id_column(users))):
         reasons.setdefault(int(index), f"user id {users[int(index)].as_py()!r} {ID_RULE}")
     if reasons:
         raw = raw.without(len(reasons), raw.place_of(min(reasons)), reasons[min(reasons)], on_error)
@@ -143,27 +139,6 @@ def open_source(source: Source, delimiter: str | None = None) -> pa.Table | pq.P
         _, header = next(TextFile(path).lines(), (0, ""))
         default = default if default in header and delimiter not in header else delimiter
     return TextFile(path, delimiter=default)
-
-
-def is_bad_id(value: str) -> bool:
-    """
-    Whether an id cannot be used: it is empty, holds whitespace or equals a special token.
-
-    Args:
-        value (`str`): A user's or an item's id.
-    """
-    return value.split() != [value] or value in SPECIAL_TOKENS
-
-
-def id_string(value: Any) -> str | None:
-    """
-    Strings and integers as strings; `None` for what is no id (missing, a float, a list).
-
-    Args:
-        value: What a record holds.
-    """
-    is_id = isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
-    return str(value) if is_id else None
 
 
 class _Raw(NamedTuple):
@@ -274,19 +249,22 @@ def _checked(raw: _Raw, on_error: OnError, date_format: str | None) -> ReadTable
     """Converts the columns and leaves out the rows whose values cannot be used."""
     if not raw.table.num_rows:
         raise ValueError(f"{raw.owner} holds no interactions.")
-    columns = {key: _id_column(raw.table[key], key) for key in ("user_id", "item_id")}
-    problems = [(key, _bad_ids(columns[key]), ID_RULE) for key in columns]
-    columns["timestamp"] = pa.nulls(raw.table.num_rows, pa.int64())
-    if "timestamp" in raw.table.column_names:
-        columns["timestamp"] = _milliseconds(raw.table["timestamp"], date_format)
-        reason = "is neither a number nor an ISO 8601 time; for another form pass `date_format`, such as "
-        reason += '`date_format="%d.%m.%Y"`'
-        if date_format is not None:
-            reason = f"does not have the form `date_format={date_format!r}`"
-        problems.append(("timestamp", _nulls(columns["timestamp"]), reason))
-    if "rating" in raw.table.column_names:
-        columns["rating"] = pa.array(_numbers(raw.table["rating"]), from_pandas=True)
-        problems.append(("rating", _nulls(columns["rating"]), "is not a number"))
+    columns: dict[str, Any] = {}
+    problems: list[tuple[str, np.ndarray, str]] = []
+    for key in raw.table.column_names:
+        try:
+            if key == "timestamp":
+                columns[key], found = time_column(raw.table[key], date_format)
+            elif key == "rating":
+                numbers = number_column(raw.table[key])
+                columns[key], found = pa.array(numbers, from_pandas=True), [(np.isnan(numbers), "is not a number")]
+            else:
+                columns[key] = id_column(raw.table[key])
+                found = [(bad_ids(columns[key]), ID_RULE)]
+        except ValueError as error:
+            raise ValueError(f"{raw.owner}: the column for `{key.removesuffix('_id')}` {error}.") from error
+        problems += [(key, bad, reason) for bad, reason in found]
+    columns.setdefault("timestamp", pa.nulls(raw.table.num_rows, pa.int64()))
     bad = np.logical_or.reduce([mask for _, mask, _ in problems])
     table = pa.table(columns)
     if bad.any():
@@ -301,58 +279,3 @@ def _checked(raw: _Raw, on_error: OnError, date_format: str | None) -> ReadTable
 
 def _plain(array: pa.Array) -> pa.Array:
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-
-
-def _nulls(array: pa.Array) -> np.ndarray:
-    return array.is_null().to_numpy(zero_copy_only=False)
-
-
-def _bad_ids(array: pa.Array) -> np.ndarray:
-    """Marks ids that are null, empty, hold whitespace or are a special token; looks at distinct values only."""
-    encoded = array.dictionary_encode()
-    values = encoded.dictionary
-    bad = pc.or_(pc.match_substring_regex(values, _BAD_ID), pc.equal(values, ""))
-    bad = pc.or_(bad, pc.is_in(values, value_set=pa.array(SPECIAL_TOKENS))).to_numpy(zero_copy_only=False)
-    codes = encoded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
-    return np.append(bad.astype(bool), True)[codes]  # null reads the entry appended
-
-
-def _id_column(column: pa.ChunkedArray, name: str) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_floating(column.type) or pa.types.is_nested(column.type):
-        raise ValueError(f"The column for `{name}` holds {column.type}; ids must be strings or integers.")
-    return _plain(column.cast(pa.string()))
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """The column as float64; what is no finite number becomes NaN."""
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        numbers = column.cast(pa.float64(), safe=False).to_pandas().to_numpy(dtype=np.float64, na_value=np.nan)
-    else:
-        series = column.cast(pa.string()).to_pandas()
-        numbers = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    return np.where(np.isfinite(numbers), numbers, np.nan)
-
-
-def _milliseconds(column: pa.ChunkedArray, date_format: str | None) -> pa.Array:
-    """Times as int64 milliseconds since the epoch, null where there is no time to read."""
-    if pa.types.is_temporal(column.type):
-        if date_format is not None:
-            raise ValueError(f"`date_format` is for times written as text; the column holds {column.type}.")
-        return _plain(column.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()))
-    if date_format is not None:
-        return _dates(column, date_format)
-    numbers = _numbers(column)
-    missing = np.isnan(numbers)
-    if pa.types.is_string(column.type) and missing.mean() > 0.5:  # a few broken lines do not make it a column of dates
-        return _dates(column, "ISO8601")
-    numbers = np.where(missing, 0.0, numbers)
-    if np.abs(numbers).max() < SECONDS_BELOW:
-        numbers = numbers * 1000
-    return pa.array(np.round(numbers).astype(np.int64), mask=missing)
-
-
-def _dates(column: pa.ChunkedArray, date_format: str) -> pa.Array:
-    times = pd.to_datetime(column.cast(pa.string()).to_pandas(), format=date_format, utc=True, errors="coerce")
-    return pa.array(times.dt.tz_localize(None).astype("datetime64[ms]"), from_pandas=True).cast(pa.int64())

@@ -1,5 +1,7 @@
 """Item texts: template and cleaning."""
 
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,9 @@ from hf_genrec.data.items import DEFAULT_FIELDS, clean_text, item_text
         ("Nail &amp; Polish", "Nail & Polish"),
         ("<p>Soft<br/>brush</p>", "Soft brush"),
         ("a<!-- note\n-->b", "a b"),
+        ("a<!-- note <b> -->b<!--->c", "a b c"),
+        ("a<!-- open <b>bold</b>", "a<!-- open bold"),
+        (f"&#{'9' * 5000}; &#x{'f' * 5000}; &#65;", "A"),
         ("two\nlines\tand\r\n tabs", "two lines and tabs"),
         ("caf\u00e9 cr\u00e8me \u2122", "caf cr me"),
         ("I <3 you, 2 < 3 > 1", "I <3 you, 2 < 3 > 1"),
@@ -21,6 +26,14 @@ from hf_genrec.data.items import DEFAULT_FIELDS, clean_text, item_text
 )
 def test_text_is_unescaped_stripped_and_collapsed(raw, cleaned):
     assert clean_text(raw) == cleaned
+
+
+@pytest.mark.parametrize("part", ["<!--", "<a ", "&#9", "&a", "<", "&", "<!-- --", "]]>", "</"])
+def test_cleaning_takes_no_longer_than_the_text(part):
+    start = time.process_time()
+    clean_text(part * 250_000)
+
+    assert time.process_time() - start < 2
 
 
 def test_non_ascii_letters_stay_on_request():

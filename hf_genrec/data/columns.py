@@ -1,0 +1,230 @@
+"""
+Columns of any Arrow type in; ids, numbers and times out.
+
+Whatever wrote a table (pandas 2 or 3, polars, Spark, `datasets`), one column of strings may come as `string`,
+`large_string`, `string_view`, `binary` or a dictionary, one of times as any `timestamp`, a date, a number or a text.
+Here alone these are told apart. What is no id, number or time comes out as null (NaN), never as a guess.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from decimal import Decimal
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+SPECIAL_TOKENS = "<pad>, <unk>, <eos>, <user>, <latent_0>, <code_0_0> and so on"  # a vocabulary has them besides items
+ID_RULE = f"is empty, holds whitespace or is a special token ({SPECIAL_TOKENS})"
+_TOKEN = re.compile(r"<(pad|unk|eos|user|latent_[0-9]+|code_[0-9]+_[0-9]+)>")
+_BAD_ID = rf"[\s\x0b\x1c-\x1f\x{{85}}\p{{Z}}]|^({_TOKEN.pattern})?$"  # RE2 knows only ASCII `\s`
+_NUMBER = r"^\s*[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?\s*$"
+
+# Units of times, each in milliseconds. That of a column is the first whose bound its median is below.
+UNITS = {
+    "seconds": (1e3, 1e11),
+    "milliseconds": (1.0, 1e14),
+    "microseconds": (1e-3, 1e17),
+    "nanoseconds": (1e-6, 1e20),
+}
+_LATEST = 1e14  # milliseconds; an interaction after the year 5138 (or 3,168 years before 1970) is no interaction
+_NOW = (6.3e11, 4.1e12)  # milliseconds, the years 1990 to 2099: a number that means a date in another unit
+
+
+class Times(NamedTuple):
+    """Milliseconds since the epoch (int64, null where there is no time), and what is wrong with which rows."""
+
+    values: pa.Array
+    problems: list[tuple[np.ndarray, str]]
+
+
+def text_of(value: Any) -> str | None:
+    """
+    One value of a record as text: whole numbers without a fraction (pandas makes 7 to 7.0 where a column has gaps);
+    `None` for what is missing, a list or a mapping.
+
+    Args:
+        value: What a record holds.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None or isinstance(value, Mapping | Sequence | Set | np.ndarray) or pd.isna(value):
+        return None
+    if isinstance(value, float | np.floating | Decimal) and abs(value) < 2**53 and value == int(value):
+        return str(int(value))
+    try:
+        return str(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return None
+
+
+def id_string(value: Any) -> str | None:
+    """
+    Strings and whole numbers as strings; `None` for what is no id (missing, 1.5, true, a list).
+
+    Args:
+        value: What a record holds.
+    """
+    if isinstance(value, str):
+        return value
+    is_number = isinstance(value, Real | Decimal) and not isinstance(value, bool | np.bool_)
+    text = text_of(value) if is_number else None
+    return text if text is not None and text.lstrip("-").isdecimal() else None
+
+
+def is_bad_id(value: str) -> bool:
+    """
+    Whether an id cannot be used: it is empty, holds whitespace or is the name of another token.
+
+    Args:
+        value (`str`): A user's or an item's id.
+    """
+    return value.split() != [value] or _TOKEN.fullmatch(value) is not None
+
+
+def id_column(column: pa.ChunkedArray | pa.Array) -> pa.DictionaryArray:
+    """
+    Ids as a dictionary of strings; null where the column holds no string and no whole number.
+
+    Args:
+        column (`pyarrow.ChunkedArray`): Strings, numbers or dictionaries of them.
+    """
+    column = _plain(column)
+    if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        numbers = column.cast(pa.float64(), safe=False)
+        whole = pc.and_(pc.less(pc.abs(numbers), 2.0**53), pc.equal(numbers, pc.floor(numbers)))
+        column = pc.if_else(whole, numbers, None).cast(pa.int64())
+    if pa.types.is_boolean(column.type):
+        raise ValueError("holds true and false; ids must be strings or whole numbers")
+    # Large strings: a log of 100 million rows has more than 2 GiB of ids.
+    encoded = column.cast(pa.large_string()).dictionary_encode()
+    return encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+
+
+def bad_ids(ids: pa.DictionaryArray) -> np.ndarray:
+    """
+    Which ids cannot be used, null or after [`is_bad_id`]; looks at distinct values only.
+
+    Args:
+        ids (`pyarrow.DictionaryArray`): What [`id_column`] returned.
+    """
+    bad = pc.match_substring_regex(ids.dictionary, _BAD_ID).to_numpy(zero_copy_only=False).astype(bool)
+    codes = ids.indices.fill_null(len(bad)).to_numpy(zero_copy_only=False)
+    return np.append(bad, True)[codes]  # null reads the entry appended
+
+
+def number_column(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """
+    The column as float64; what is no finite number becomes NaN.
+
+    Args:
+        column (`pyarrow.ChunkedArray`): Numbers or texts.
+    """
+    column = _plain(column)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
+        texts = column.cast(pa.large_string())
+        is_number = pc.match_substring_regex(texts, _NUMBER)
+        column = pc.utf8_trim_whitespace(pc.if_else(is_number, texts, None))
+        column = pc.replace_substring_regex(column, r"^\+", "")
+    numbers = column.cast(pa.float64(), safe=False).to_pandas().to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
+def time_column(column: pa.ChunkedArray | pa.Array, date_format: str | None = None) -> Times:
+    """
+    Times of any form as milliseconds. The unit of numbers is that of their median.
+
+    Args:
+        column (`pyarrow.ChunkedArray`): Timestamps, dates, numbers, or texts with numbers or ISO 8601 times.
+        date_format (`str`, *optional*): How texts are written instead (see `datetime.strptime`).
+    """
+    column = _plain(column)
+    unreadable = (
+        "is neither a number nor an ISO 8601 time such as 2020-12-24 18:30:00; for another form pass `date_format`, "
+        'such as `date_format="%d.%m.%Y %H:%M"`'
+    )
+    problems: list[tuple[np.ndarray, str]] = []
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        if date_format is not None:
+            raise ValueError(f"holds {column.type}; `date_format` is for times written as text")
+        numbers = _milliseconds_of(column)
+    elif pa.types.is_temporal(column.type) or pa.types.is_boolean(column.type):
+        raise ValueError(f"holds {column.type}, which is no point in time")
+    elif date_format is not None:
+        unreadable = f"does not have the form `date_format={date_format!r}`"
+        numbers = _dates(column, date_format)
+    else:
+        numbers = number_column(column)
+        is_text = pa.types.is_large_string(column.type)
+        if is_text and np.isnan(numbers).mean() > 0.5:  # a few broken lines do not make it a column of dates
+            numbers = _dates(column, "ISO8601")
+        else:
+            numbers, problems = _in_milliseconds(numbers)
+    missing = np.isnan(numbers)
+    too_far = np.abs(np.where(missing, 0, numbers)) >= _LATEST
+    problems = [(missing, unreadable), *problems, (too_far, "lies beyond the year 5138")]
+    usable = ~(missing | too_far)
+    milliseconds = np.round(np.where(usable, numbers, 0)).astype(np.int64)
+    return Times(pa.array(milliseconds, mask=~usable), problems)
+
+
+def _in_milliseconds(numbers: np.ndarray) -> tuple[np.ndarray, list[tuple[np.ndarray, str]]]:
+    """Numbers in the unit of their median, and which of them are dates of our days in another unit."""
+    typical = np.nanmedian(np.abs(numbers)) if not np.isnan(numbers).all() else 0.0
+    unit = next((name for name, (_, bound) in UNITS.items() if typical < bound), "nanoseconds")
+    problems = []
+    for name, (factor, _) in UNITS.items():
+        if name != unit:
+            scaled = np.nan_to_num(numbers) * factor
+            reason = f"looks like {name} where the column holds {unit}: write all times in one unit"
+            problems.append(((scaled > _NOW[0]) & (scaled < _NOW[1]), reason))
+    return numbers * UNITS[unit][0], problems
+
+
+def _milliseconds_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Timestamps and dates as float64 milliseconds, NaN for null; far beyond what a date can be, nothing overflows."""
+    ticks = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
+    if pa.types.is_timestamp(column.type):
+        factor, column = ticks[column.type.unit], column.cast(pa.int64())
+    elif pa.types.is_date32(column.type):
+        factor, column = 86_400_000.0, column.cast(pa.int32())
+    else:
+        factor, column = 1.0, column.cast(pa.int64())
+    return column.to_pandas().to_numpy(dtype=np.float64, na_value=np.nan) * factor
+
+
+def _dates(column: pa.ChunkedArray, date_format: str) -> np.ndarray:
+    """Texts as float64 milliseconds, NaN for what has another form. Times without a zone count as UTC."""
+    texts = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
+    if date_format == "ISO8601":
+        texts = pc.replace_substring_regex(texts, r"^(\d{4})/(\d{1,2})/(\d{1,2})", r"\1-\2-\3")
+        texts = pc.replace_substring_regex(texts, r"\s*(UTC|GMT|utc|gmt)$", "Z")
+        texts = pc.if_else(pc.match_substring_regex(texts, r"^\d{4}"), texts, None)  # no "now", no "today"
+    times = pd.to_datetime(texts.to_pandas(), format=date_format, utc=True, errors="coerce")
+    return _milliseconds_of(pa.array(times.dt.tz_localize(None).astype("datetime64[ms]"), from_pandas=True))
+
+
+def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
+    """Without dictionaries, run ends, extension types and the several types of strings."""
+    column = pa.chunked_array([column]) if isinstance(column, pa.Array) else column
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    elif pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
+    kind = column.type
+    if pa.types.is_nested(kind):
+        raise ValueError(f"holds {kind}, one value for each row is needed")
+    if pa.types.is_fixed_size_binary(kind):
+        column = column.cast(pa.binary())
+    is_text = pa.types.is_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind)
+    is_text = is_text or pa.types.is_binary(column.type) or pa.types.is_large_binary(kind)
+    is_text = is_text or pa.types.is_binary_view(kind)
+    return column.cast(pa.large_string()) if is_text else column
