@@ -56,7 +56,7 @@ def text_of(value: Any) -> str | None:
         return value
     if value is None or isinstance(value, Mapping | Sequence | Set | np.ndarray) or pd.isna(value):
         return None
-    if isinstance(value, float | np.floating | Decimal) and abs(value) < 2**53 and value == int(value):
+    if isinstance(value, float | np.floating | Decimal) and abs(float(value)) < 2**53 and value == int(value):
         return str(int(value))
     try:
         return str(value)

@@ -98,7 +98,9 @@ def test_a_date_format_applies_to_numbers_and_not_to_times():
     table = pa.table({"user_id": ["u"], "item_id": ["a"], "timestamp": times})
 
     assert read_interactions(table, date_format="%Y%m%d").table["timestamp"].to_pylist() == [1_291_680_000_000]
-    with pytest.raises(ValueError, match=r"`timestamp` holds timestamp\[s\]; `date_format` is for times written as text"):
+    with pytest.raises(
+        ValueError, match=r"`timestamp` holds timestamp\[s\]; `date_format` is for times written as text"
+    ):
         read_interactions(table.set_column(2, "timestamp", times.cast(pa.timestamp("s"))), date_format="%Y")
 
 
