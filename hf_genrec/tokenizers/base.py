@@ -321,39 +321,44 @@ class Quantizer(ABC):
 
 
 def check_sizes(*, num_levels: int, codebook_size: int) -> None:
-    """
-    Refuse sizes that no quantizer has.
-
-    Args:
-        num_levels (`int`): At least 1.
-        codebook_size (`int`): A power of two from 2 to 32,768: faiss counts bits.
-    """
+    """Refuse sizes that no quantizer has: faiss counts bits. Args: see [`Quantizer`]."""
     if num_levels < 1:
         raise ValueError(f"`num_levels` must be at least 1, got {num_levels}.")
     if not 2 <= codebook_size <= MAX_CODEBOOK_SIZE or codebook_size & (codebook_size - 1):
         raise ValueError(f"`codebook_size` must be a power of two from 2 to {MAX_CODEBOOK_SIZE}, got {codebook_size}.")
 
 
-def as_rows(embeddings: np.ndarray, *, dim: int | None = None, at_least: int = 0) -> np.ndarray:
+def as_rows(
+    embeddings: np.ndarray,
+    *,
+    name: str = "`embeddings`",
+    dim: int | None = None,
+    num_rows: int | None = None,
+    at_least: int = 0,
+) -> np.ndarray:
     """
-    Embeddings as faiss takes them: float32, contiguous, finite.
+    Vectors as faiss takes them, float32, contiguous and finite; a `ValueError` for any others.
 
     Args:
         embeddings (`np.ndarray` of shape `(num_rows, dim)`): One row per item.
+        name (`str`, *optional*): What an error calls them.
         dim (`int`, *optional*): The columns there must be.
-        at_least (`int`, *optional*, defaults to 0): The rows there must be: the centroids of a level, in training.
+        num_rows (`int`, *optional*): The rows there must be, as the catalog has items.
+        at_least (`int`, *optional*, defaults to 0): The rows there must be at least: the centroids of a level.
     """
     rows = np.ascontiguousarray(embeddings, dtype=np.float32)
     if rows.ndim != 2:
-        raise ValueError(f"`embeddings` must have two dimensions, its shape is {rows.shape}.")
+        raise ValueError(f"{name} must have two dimensions, its shape is {rows.shape}.")
+    if num_rows is not None and len(rows) != num_rows:
+        raise ValueError(f"{name} must have one row per item, {num_rows}, but has {len(rows)}.")
     wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(wrong):
-        raise ValueError(f"`embeddings` has NaN or infinity in {len(wrong)} rows, first at rows {wrong[:5].tolist()}.")
+        raise ValueError(f"{name} has NaN or infinity in {len(wrong)} rows, first at rows {wrong[:5].tolist()}.")
     if dim is not None and rows.shape[1] != dim:
-        raise ValueError(f"`embeddings` must have {dim} columns, got {rows.shape[1]}.")
+        raise ValueError(f"{name} must have {dim} columns, got {rows.shape[1]}.")
     if len(rows) < at_least:
         raise ValueError(
-            f"`embeddings` has {len(rows)} rows, fewer than the {at_least} centroids of a level. "
+            f"{name} has {len(rows)} rows, fewer than the {at_least} centroids of a level. "
             "Use a smaller `codebook_size` or more items."
         )
     return rows
@@ -383,6 +388,4 @@ def _subclasses() -> Iterator[type[Quantizer]]:
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(expected) and all(
-        wanted in (None, size) for size, wanted in zip(shape, expected, strict=True)
-    )
+    return len(shape) == len(expected) and all(wanted in (None, size) for size, wanted in zip(shape, expected))  # noqa: B905

@@ -12,30 +12,19 @@ from scipy.optimize import linear_sum_assignment
 
 _MAX_TUPLES = 2**22  # candidate tuples scored at once; more than any catalog that fits a machine needs
 _CHUNK_ELEMENTS = 2**24
+_TRIED_AT_ONCE = 256  # tuples
 
 
 def group_by_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """
-    The group of each item (groups in the order of their tuples), and the size of each group.
-
-    Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`): Items with the same row share a group.
-    """
+    """The group of each item (groups in the order of their tuples), and the size of each group. Args: the codes."""
     if codes.shape[1] == 0:
         return np.zeros(len(codes), dtype=np.int64), np.array([len(codes)])
-    rows = np.ascontiguousarray(codes, dtype=">u4").view(np.dtype((np.void, 4 * codes.shape[1])))
-    # Big-endian bytes sort like the tuples, and four times as fast as `np.unique(codes, axis=0)`.
-    _, groups, sizes = np.unique(rows.ravel(), return_inverse=True, return_counts=True)
+    _, groups, sizes = np.unique(_as_bytes(codes), return_inverse=True, return_counts=True)
     return groups, sizes
 
 
 def collision_statistics(codes: np.ndarray) -> dict[str, Any]:
-    """
-    How many items share a tuple; see [`SemanticIds.statistics`].
-
-    Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`): The codes.
-    """
+    """How many items share a tuple. Args: see [`SemanticIds.statistics`]."""
     _, sizes = group_by_codes(codes)
     values, counts = np.unique(sizes, return_counts=True)
     return {
@@ -47,13 +36,7 @@ def collision_statistics(codes: np.ndarray) -> dict[str, Any]:
 
 
 def level_statistics(codes: np.ndarray, *, codebook_size: int) -> list[dict[str, float]]:
-    """
-    How the codes of each level are used; see [`SemanticIds.statistics`].
-
-    Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`): The codes.
-        codebook_size (`int`): Codes that a level could use.
-    """
+    """How the codes of each level are used. Args: see [`SemanticIds.statistics`]."""
     statistics = []
     groups = np.zeros(len(codes), dtype=np.int64)  # of the items that share all codes so far
     for level in codes.T:
@@ -75,13 +58,10 @@ def append_code(codes: np.ndarray) -> np.ndarray:
     """
     Add a level that numbers the items of each group 0, 1, 2, ... in item order, also where an item is alone.
 
-    Unlike the other policies it needs no embeddings, cannot fail, and makes the tuples longer. The last code may
-    exceed the codebook size.
+    Unlike the other policies it needs no embeddings, cannot fail, and makes the tuples longer; the last code may
+    exceed the codebook size. Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
 
-    Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes with collisions.
-
-    Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
+    Args: see [`reassign_by_candidates`].
     """
     groups, sizes = group_by_codes(codes)
     order = np.argsort(groups, kind="stable")
@@ -122,7 +102,7 @@ def reassign_by_candidates(
     num_levels, codebook_size, _ = codebooks.shape
     if num_candidates < 1:
         raise ValueError(f"`num_candidates` must be at least 1, got {num_candidates}.")
-    limit = _max_candidates(num_levels, codebook_size=codebook_size)
+    limit = min(int(_MAX_TUPLES ** (1 / num_levels) + 1e-9), codebook_size)  # whose tuples can be scored at once
     width = min(num_candidates, codebook_size)
     if width > limit:
         raise ValueError(
@@ -132,8 +112,7 @@ def reassign_by_candidates(
     # One item after the other, and who comes first chooses first: a joint assignment over all tuples would be
     # `codebook_size ** num_levels` columns wide. A tuple that its items left is not free again: one of them keeps it.
     result = codes.copy()
-    weights = _radix(num_levels, codebook_size=codebook_size)
-    used = set((codes.astype(np.uint64) @ weights).tolist())
+    used = set(_as_bytes(codes).tolist())
     movers = _movers(codes, embeddings=embeddings, codebooks=codebooks)
     failed = []
     # The distances (rows, L, K) of all movers at once may not fit into memory.
@@ -141,12 +120,12 @@ def reassign_by_candidates(
     for rows in (movers[start : start + step] for start in range(0, len(movers), step)):
         distances = _level_distances(codes[rows], embeddings=embeddings[rows], codebooks=codebooks)
         for row, distance in zip(rows, distances, strict=True):
-            found = _free_tuple(embeddings[row], distance, codebooks, used, weights, width, limit if widen else width)
+            found = _free_tuple(embeddings[row], distance, codebooks, used, width, limit if widen else width)
             if found is None:
                 failed.append(int(row))
                 continue
             result[row] = found
-            used.add(int(found.astype(np.uint64) @ weights))
+            used.update(_as_bytes(result[row : row + 1]).tolist())
     if failed:
         raise ValueError(
             f"No free tuple among {width} ** {num_levels} candidates for {len(failed)} items, first at rows "
@@ -163,10 +142,7 @@ def rematch_last_level(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: 
     and what the levels before leave of the item's embedding. Fails if a prefix has more items than the last level has
     codes.
 
-    Args:
-        codes (`np.ndarray`): Codes with collisions; shapes as for [`reassign_by_candidates`].
-        embeddings (`np.ndarray`): What the codes were computed from.
-        codebooks (`np.ndarray`): The centroids.
+    Args: see [`reassign_by_candidates`].
     """
     codes = _check_geometry(codes, embeddings=embeddings, codebooks=codebooks)
     groups, sizes = group_by_codes(codes)
@@ -244,60 +220,45 @@ def _level_distances(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: np
 
 
 def _free_tuple(
-    embedding: np.ndarray,
-    distances: np.ndarray,
-    codebooks: np.ndarray,
-    used: set[int],
-    weights: np.ndarray,
-    width: int,
-    max_width: int,
+    embedding: np.ndarray, distances: np.ndarray, codebooks: np.ndarray, used: set[bytes], width: int, max_width: int
 ) -> np.ndarray | None:
     """The best free tuple of one item; doubles the width up to `max_width` while there is none."""
     ranked = np.argsort(distances, axis=1, kind="stable")  # (L, K), the nearest centroid of each level first
     while True:
         nearest = ranked[:, :width]  # (L, width)
-        scores, keys = _score_tuples(embedding, nearest, codebooks, weights)
-        best_first = np.argsort(scores, kind="stable")
-        for position, key in zip(best_first.tolist(), keys[best_first].tolist(), strict=True):
-            if key not in used:
-                digits = np.unravel_index(position, (width,) * len(nearest))
-                return np.array([level[digit] for level, digit in zip(nearest, digits, strict=True)])
+        best_first = np.argsort(_score_tuples(embedding, nearest, codebooks), kind="stable")
+        for start in range(0, len(best_first), _TRIED_AT_ONCE):  # mostly one of the first is free
+            digits = np.unravel_index(best_first[start : start + _TRIED_AT_ONCE], (width,) * len(nearest))
+            tuples = np.column_stack([level[digit] for level, digit in zip(nearest, digits, strict=True)])
+            free = next((row for row, key in enumerate(_as_bytes(tuples).tolist()) if key not in used), None)
+            if free is not None:
+                return tuples[free]
         if width >= max_width:
             return None
         width = min(2 * width, max_width)
 
 
-def _score_tuples(
-    embedding: np.ndarray, nearest: np.ndarray, codebooks: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Squared error (up to a constant) and key of every combination, flat; no vector per combination is built."""
+def _score_tuples(embedding: np.ndarray, nearest: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
+    """Squared error (up to a constant) of every combination, flat; no vector per combination is built."""
     # |e - (c1 + ... + cL)|^2 = |e|^2 + sum (|ci|^2 - 2 ci.e) + sum over pairs 2 ci.cj. The tensor of all width ** L
-    # combinations is the broadcast sum of L vectors and L (L - 1) / 2 matrices, one axis per level; keys likewise.
+    # combinations is the broadcast sum of L vectors and L (L - 1) / 2 matrices, one axis per level.
     num_levels, width = nearest.shape
     centroids = codebooks[np.arange(num_levels)[:, None], nearest].astype(np.float64)  # (L, width, D)
     alone = (centroids**2).sum(axis=2) - 2 * centroids @ embedding
     flat = centroids.reshape(num_levels * width, -1)
     together = 2 * (flat @ flat.T).reshape(num_levels, width, num_levels, width)
     scores = np.zeros((width,) * num_levels)
-    keys = np.zeros((width,) * num_levels, dtype=np.uint64)
     for level in range(num_levels):
         shape = [1] * num_levels
         shape[level] = width
         scores += alone[level].reshape(shape)
-        keys += (nearest[level].astype(np.uint64) * weights[level]).reshape(shape)
         for later in range(level + 1, num_levels):
             pair = list(shape)
             pair[later] = width
             scores += together[level, :, later].reshape(pair)
-    return scores.ravel(), keys.ravel()
+    return scores.ravel()
 
 
-def _radix(num_levels: int, *, codebook_size: int) -> np.ndarray:
-    """Place values that make one number of a tuple, modulo 2 ** 64: equal tuples always get equal numbers."""
-    return np.array([codebook_size**level % 2**64 for level in range(num_levels)], dtype=np.uint64)
-
-
-def _max_candidates(num_levels: int, *, codebook_size: int) -> int:
-    """Largest width whose tuples can be scored at once."""
-    width = int(_MAX_TUPLES ** (1 / num_levels) + 1e-9)
-    return min(width, codebook_size)
+def _as_bytes(codes: np.ndarray) -> np.ndarray:
+    """One value per tuple. Big-endian bytes sort like tuples, and four times as fast as `np.unique(codes, axis=0)`."""
+    return np.ascontiguousarray(codes, dtype=">u4").view(np.dtype((np.void, 4 * codes.shape[1]))).ravel()

@@ -9,13 +9,11 @@ import hashlib
 import json
 import logging
 import os
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,11 +25,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 
 from hf_genrec.files import replaced, write_json
-from hf_genrec.tokenizers.base import one_thread
-
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from hf_genrec.tokenizers.base import as_rows, one_thread
 
 
 logger = logging.getLogger(__name__)
@@ -51,10 +45,9 @@ def embed_texts(
     show_progress: bool = True,
 ) -> np.ndarray:
     """
-    One embedding per text from a sentence-transformers model.
+    One embedding per text from a sentence-transformers model, used as it is: maximum length, pooling, normalisation.
 
-    The result is kept on disk under a key of the texts, the model and its revision; a second call reads it back. The
-    model is used as it is: its own maximum length, pooling and normalisation.
+    The result is kept on disk under a key of the texts, the model and its revision; a second call reads it back.
 
     Args:
         texts (`Sequence[str]`): The item texts. Empty ones are embedded too, and counted in a warning.
@@ -78,30 +71,35 @@ def embed_texts(
         ValueError: If there are no texts, or the model returns NaN or infinity.
     """
     _check_texts(texts)
-    folder = _cache_folder(cache_dir) / "embeddings"
+    home = cache_dir or os.environ.get("HF_GENREC_CACHE") or Path(constants.HF_HOME) / "hf_genrec"
     source = _resolve_model(model_name, revision=revision)
     digest = hashlib.sha256(json.dumps([source.identity, list(texts)]).encode())
-    stem = folder / digest.hexdigest()[:32]
+    stem = Path(home).expanduser() / "embeddings" / digest.hexdigest()[:32]
     cached = _read_cache(stem, num_texts=len(texts))
     if cached is not None:
         logger.info("Read %d embeddings from %s.", len(texts), stem)
         return cached
-    model = _load_encoder(source, device=device)
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(
+            'Embedding texts needs sentence-transformers: pip install "hf-genrec[embeddings]". '
+            "A ready matrix works without it (see `load_matrix`)."
+        ) from error
+    model = SentenceTransformer(
+        source.location, revision=source.revision, device=device, local_files_only=source.is_offline
+    )
     encoded = model.encode(list(texts), batch_size=batch_size, show_progress_bar=show_progress, convert_to_numpy=True)
-    matrix = np.ascontiguousarray(encoded, dtype=np.float32)
-    _check_matrix(matrix, origin=f"the output of {model_name!r}", num_items=len(texts))
-    _write_cache(stem, matrix, model=source.identity)
+    matrix = as_rows(encoded, name=f"the output of {model_name!r}", num_rows=len(texts))
+    record = {"model": source.identity, "shape": matrix.shape, "sha256": hashlib.sha256(matrix.tobytes()).hexdigest()}
+    with replaced(stem.with_suffix(".safetensors")) as partial:
+        save_file({"embeddings": matrix}, partial)
+    write_json(record, stem.with_suffix(".json"))
     return matrix
 
 
 def encoder_identity(model_name: str, *, revision: str | None = None) -> str:
-    """
-    What exactly [`embed_texts`] would load: repository and commit, or a digest of the local files.
-
-    Args:
-        model_name (`str`): As for [`embed_texts`].
-        revision (`str`, *optional*): As for [`embed_texts`].
-    """
+    """What exactly [`embed_texts`] would load: repository and commit, or a digest of local files. Args: see there."""
     return _resolve_model(model_name, revision=revision).identity
 
 
@@ -145,8 +143,7 @@ class Whitening:
         Raises:
             ValueError: If the matrix is not finite or has fewer than `num_components` directions with any variance.
         """
-        _check_matrix(embeddings, origin="`embeddings`")
-        rows = (embeddings if fit_on is None else embeddings[np.asarray(fit_on)]).astype(np.float64)
+        rows = as_rows(embeddings if fit_on is None else embeddings[np.asarray(fit_on)]).astype(np.float64)
         limit = min(len(rows) - 1, rows.shape[1])
         if not 1 <= num_components <= limit:
             raise ValueError(f"`num_components` must be between 1 and {limit} here, got {num_components}.")
@@ -170,13 +167,10 @@ class Whitening:
         Args:
             embeddings (`np.ndarray` of shape `(num_items, dim)`): Finite, of the fitted width.
         """
-        _check_matrix(embeddings, origin="`embeddings`")
-        if embeddings.shape[1] != len(self.mean):
-            raise ValueError(f"`embeddings` must have {len(self.mean)} columns, got {embeddings.shape[1]}.")
+        rows = as_rows(embeddings, dim=len(self.mean))
         with one_thread():
-            centred = torch.from_numpy(embeddings - self.mean)
-            projected = centred @ torch.from_numpy(self.components.T).to(centred.dtype)
-        return (projected.numpy() / self.scale).astype(np.float32)
+            projected = torch.from_numpy(rows - self.mean) @ torch.from_numpy(self.components.T)
+        return projected.numpy() / self.scale
 
     def save(self, path: str | Path) -> None:
         """Write the three arrays to a `.safetensors` file."""
@@ -208,9 +202,7 @@ def load_matrix(path: str | Path, *, num_items: int) -> np.ndarray:
         raise ValueError(f"`path` must end with .npy or .safetensors, got {str(path)!r}.")
     if matrix.dtype.kind not in "fiu":
         raise ValueError(f"{path} must hold numbers, its type is {matrix.dtype}.")
-    matrix = np.ascontiguousarray(matrix, dtype=np.float32)
-    _check_matrix(matrix, origin=str(path), num_items=num_items)
-    return matrix
+    return as_rows(matrix, name=str(path), num_rows=num_items)
 
 
 @dataclass(frozen=True)
@@ -246,15 +238,14 @@ def _local_source(folder: Path) -> _ModelSource:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in _MODEL_FILES)
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.relative_to(folder).as_posix()} {_file_sha256(path)}\n".encode())
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return _ModelSource(location=str(folder), identity=f"files:{digest.hexdigest()}")
 
 
 def _hub_commit(repo: str, *, revision: str | None) -> tuple[str | None, str]:
-    """
-    The commit that the Hub has, or `None` and why not. One request without retries: a download would try for 20 to 50
-    seconds before it gave up.
-    """
+    """The commit that the Hub has, or `None` and why not. One request: a download would try again for 20 seconds."""
     if constants.HF_HUB_OFFLINE:
         return None, "the Hub is switched off (HF_HUB_OFFLINE)"
     at = f"/revision/{urllib.parse.quote(revision, safe='')}" if revision else ""
@@ -266,12 +257,10 @@ def _hub_commit(repo: str, *, revision: str | None) -> tuple[str | None, str]:
             return json.load(answer)["sha"], ""
     except HFValidationError:
         return None, "it is no name of a model on the Hub"
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 404):  # the Hub says 401 of models that do not exist or are private
-            return None, f"the Hub has no {repo}" + (f" with the revision {revision!r}" if revision else "")
-        return None, f"the Hub is not reachable ({error})"  # a proxy that answers in its place
     except (OSError, ValueError, KeyError) as error:
-        return None, f"the Hub is not reachable ({error})"
+        if getattr(error, "code", None) in (401, 404):  # 401 is what the Hub says of models that do not exist
+            return None, f"the Hub has no {repo}" + (f" with the revision {revision!r}" if revision else "")
+        return None, f"the Hub is not reachable ({error})"  # or a proxy answers in its place
 
 
 def _cached_commit(repo: str, *, revision: str | None) -> str | None:
@@ -284,25 +273,6 @@ def _cached_commit(repo: str, *, revision: str | None) -> str | None:
         if isinstance(path, str):
             return Path(path).parent.name
     return None
-
-
-def _load_encoder(source: _ModelSource, *, device: str | None) -> "SentenceTransformer":
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise ImportError(
-            'Embedding texts needs sentence-transformers: pip install "hf-genrec[embeddings]". '
-            "A ready matrix works without it (see `load_matrix`)."
-        ) from error
-    return SentenceTransformer(
-        source.location, revision=source.revision, device=device, local_files_only=source.is_offline
-    )
-
-
-def _cache_folder(cache_dir: str | Path | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    return Path(os.environ.get("HF_GENREC_CACHE") or Path(constants.HF_HOME) / "hf_genrec").expanduser()
 
 
 def _read_cache(stem: Path, *, num_texts: int) -> np.ndarray | None:
@@ -322,18 +292,6 @@ def _read_cache(stem: Path, *, num_texts: int) -> np.ndarray | None:
     return matrix
 
 
-def _write_cache(stem: Path, matrix: np.ndarray, *, model: str) -> None:
-    record = {"model": model, "shape": matrix.shape, "sha256": hashlib.sha256(matrix.tobytes()).hexdigest()}
-    with replaced(stem.with_suffix(".safetensors")) as partial:
-        save_file({"embeddings": matrix}, partial)
-    write_json(record, stem.with_suffix(".json"))
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str) or len(texts) == 0:
         raise ValueError("`texts` must be a sequence of at least one text.")
@@ -343,13 +301,3 @@ def _check_texts(texts: Sequence[str]) -> None:
     empty = [row for row, text in enumerate(texts) if not text.strip()]
     if empty:
         logger.warning("%d of %d texts are empty, first at rows %s.", len(empty), len(texts), empty[:5])
-
-
-def _check_matrix(matrix: np.ndarray, *, origin: str, num_items: int | None = None) -> None:
-    if matrix.ndim != 2:
-        raise ValueError(f"{origin} must have two dimensions, its shape is {matrix.shape}.")
-    if num_items is not None and len(matrix) != num_items:
-        raise ValueError(f"{origin} must have one row per item, {num_items}, but has {len(matrix)}.")
-    wrong = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
-    if len(wrong):
-        raise ValueError(f"{origin} has NaN or infinity in {len(wrong)} rows, first at rows {wrong[:5].tolist()}.")

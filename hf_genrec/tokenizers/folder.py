@@ -52,46 +52,31 @@ def embed_items(
     """
     Write the embeddings of a catalog's texts and return the file.
 
-    Args:
-        prepared ([`PreparedDataset`]): The data set; its items' `text` is embedded.
-        output (`str` or `Path`): A `.safetensors` file, or a folder that gets an `embeddings.safetensors`.
-        model_name (`str`, *optional*): As for [`embed_texts`].
-        revision (`str`, *optional*): As for [`embed_texts`].
-        matrix (`str` or `Path`, *optional*): See [`load_matrix`]; instead of a model.
-        batch_size (`int`, *optional*, defaults to 32): As for [`embed_texts`].
-        device (`str`, *optional*): As for [`embed_texts`].
-        show_progress (`bool`, *optional*, defaults to `True`): As for [`embed_texts`].
+    Args: see [`embed_texts`]. `output` is a `.safetensors` file, or a folder that gets an `embeddings.safetensors`;
+    `matrix` is a file of ready embeddings instead of a model, see [`load_matrix`].
     """
     path = embeddings_path(output)
     texts = prepared.items["text"].to_pylist()
     if matrix is None:
-        embeddings = embed_texts(
-            texts,
-            model_name=model_name,
-            revision=revision,
-            batch_size=batch_size,
-            device=device,
-            show_progress=show_progress,
-        )
+        options: dict[str, Any] = {"batch_size": batch_size, "device": device, "show_progress": show_progress}
+        embeddings = embed_texts(texts, model_name=model_name, revision=revision, **options)
         identity = encoder_identity(model_name, revision=revision)
         named = Path(model_name).name if Path(model_name).is_dir() else model_name  # a path says nothing elsewhere
         encoder = {"model": named, "revision": revision or "", "identity": identity}
     else:
         embeddings = load_matrix(os.fspath(matrix), num_items=len(texts))
         encoder = {"model": f"matrix {Path(matrix).name}", "revision": "", "identity": ""}
-    metadata = encoder | {"items_fingerprint": items_fingerprint(prepared.item_ids), "texts": _digest(texts)}
+    metadata = encoder | {
+        "items_fingerprint": items_fingerprint(prepared.item_ids),
+        "texts": _digest(json.dumps(texts).encode()),
+    }
     with replaced(path) as partial:
         save_file({"embeddings": embeddings}, partial, metadata=metadata)
     return path
 
 
 def embeddings_path(output: str | os.PathLike[str]) -> Path:
-    """
-    Where [`embed_items`] writes; a `ValueError` if that is a file of another kind.
-
-    Args:
-        output (`str` or `Path`): A `.safetensors` file or a folder.
-    """
+    """Where [`embed_items`] writes; a `ValueError` if that is a file of another kind. Args: see there."""
     path = Path(output)
     if path.suffix == ".safetensors":
         return path
@@ -121,7 +106,8 @@ def read_embeddings(path: str | os.PathLike[str], prepared: PreparedDataset) -> 
         raise ValueError(
             f"{file} holds the embeddings of other items than those of {prepared.folder}. Embed them again."
         )
-    if "texts" in encoder and encoder["texts"] != _digest(prepared.items["text"].to_pylist()):
+    texts = json.dumps(prepared.items["text"].to_pylist())
+    if encoder.get("texts", _digest(texts.encode())) != _digest(texts.encode()):
         raise ValueError(f"{file} was made from other texts than those of {prepared.folder}. Embed them again.")
     return load_matrix(file, num_items=len(prepared.item_ids)), encoder
 
@@ -167,14 +153,8 @@ def tokenize_items(
     """
     if fit_on not in ("train", "all"):
         raise ValueError(f'`fit_on` must be "train" or "all", got {fit_on!r}.')
-    learner = Quantizer.named(
-        quantizer,
-        num_items=len(prepared.item_ids),
-        num_levels=num_levels,
-        codebook_size=codebook_size,
-        seed=seed,
-        options=options,
-    )
+    sizes: dict[str, Any] = {"num_levels": num_levels, "codebook_size": codebook_size}
+    learner = Quantizer.named(quantizer, num_items=len(prepared.item_ids), **sizes, seed=seed, options=options)
     policy = policy or learner.default_policy
     num_whitened = learner.default_whitened if num_whitened is None else num_whitened
     if num_whitened < 0:
@@ -197,11 +177,12 @@ def tokenize_items(
         learner.fit(points[rows], show_progress=show_progress).save(folder / QUANTIZER_NAME)
         source = {name: encoder.get(name) or None for name in ("model", "revision", "identity")}
         write_json(source, folder / QUANTIZER_NAME / "encoder.json")
-        semantic_ids = SemanticIds.from_quantizer(
-            learner, points, prepared.item_ids, policy=policy, num_candidates=num_candidates
-        )
+        choice: dict[str, Any] = {"policy": policy, "num_candidates": num_candidates}
+        semantic_ids = SemanticIds.from_quantizer(learner, points, prepared.item_ids, **choice)
         report = _fit_report(learner, points, semantic_ids.codes_before, fitted=rows)
-        _write_tokenized(folder, prepared, semantic_ids, settings | {"embeddings": _digest_of(matrix)}, fit=report)
+        _write_tokenized(
+            folder, prepared, semantic_ids, settings | {"embeddings": _digest(matrix.tobytes())}, fit=report
+        )
     return semantic_ids
 
 
@@ -220,12 +201,12 @@ def import_ids(
     Args:
         prepared ([`PreparedDataset`]): The data set, whose items the file must list.
         ids (`str` or `Path`): A JSON file.
-        output_dir (`str` or `Path`): The tokenized folder.
+        output_dir (`str` or `Path`): See [`tokenize_items`].
+        overwrite (`bool`, *optional*, defaults to `False`): See [`tokenize_items`].
         policy (`str`, *optional*):
             `"append"` or `"keep"`, see [`SemanticIds.from_codes`]; the others need centroids. `None` appends a code,
             but keeps ids of more than 8.
         codebook_size (`int`, *optional*): Codes per level; `None` takes the largest code plus one.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether an existing tokenized folder is replaced.
     """
     if policy not in ("append", "keep", None):
         raise ValueError(f'Imported ids have no centroids: `policy` must be "append" or "keep", got {policy!r}.')
@@ -241,12 +222,7 @@ def import_ids(
 
 
 def load_tokenized(folder: str | os.PathLike[str]) -> tuple[SemanticIds, dict[str, Any]]:
-    """
-    The table of a tokenized folder, and the content of its `tokenizer.json`.
-
-    Args:
-        folder (`str` or `Path`): What [`tokenize_items`] or [`import_ids`] wrote.
-    """
+    """The table of a folder that [`tokenize_items`] wrote, and its `tokenizer.json`. Args: only the folder."""
     folder = Path(folder)
     if not (folder / RECORD_NAME).is_file() or not (folder / IDS_NAME).is_file():
         raise FileNotFoundError(f"{folder} is no tokenized folder (no {RECORD_NAME}). Run `hf-genrec tokenize`.")
@@ -284,9 +260,5 @@ def _write_tokenized(
     write_json(record | ({} if fit is None else {"fit": dict(fit)}), folder / RECORD_NAME)
 
 
-def _digest(texts: list[str]) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
-
-
-def _digest_of(matrix: np.ndarray) -> str:
-    return hashlib.sha256(matrix.tobytes()).hexdigest()[:16]
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

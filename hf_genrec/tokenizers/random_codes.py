@@ -11,9 +11,8 @@ class RandomCodes(Quantizer):
     """
     Uniform random codes that depend on an item's embedding and the seed alone.
 
-    The codes are a hash of the embedding: an item gets the same ones in any batch and any order, and items with equal
-    embeddings share them, as with any quantizer. Nothing is learned; there are no centroids, so of the collision
-    policies only `"append"` and `"keep"` work.
+    The codes are a hash of the embedding, so items with equal embeddings share them. Nothing is learned; there are no
+    centroids, so of the collision policies only `"append"` and `"keep"` work.
 
     Args:
         num_levels (`int`, *optional*, defaults to 32): See [`Quantizer`], as for the next two.

@@ -19,6 +19,7 @@ import scipy.sparse as sp
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.files import write_text
 from hf_genrec.modeling.genrec_folder import items_fingerprint
+from hf_genrec.tokenizers.base import as_rows
 from hf_genrec.tokenizers.collisions import group_by_codes
 from hf_genrec.tokenizers.folder import load_tokenized, read_embeddings
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
@@ -42,8 +43,7 @@ def id_report(
 
     Args:
         semantic_ids ([`SemanticIds`]): The table.
-        embeddings (`np.ndarray` of shape `(num_items, dim)`, *optional*):
-            Text embeddings in the order of the items. `None` leaves the texts out.
+        embeddings (`np.ndarray` of shape `(num_items, dim)`, *optional*): Of the texts. `None` leaves them out.
         taken (`scipy.sparse.csr_array` of shape `(num_users, num_items)`, *optional*):
             1 where the user took the item in the training part. `None` leaves the co-purchases out.
 
@@ -91,10 +91,7 @@ def report_tokenized(
     """
     Judge the ids of a tokenized folder with [`id_report`]; written to `report.json` with fingerprints and the `fit`.
 
-    Args:
-        folder (`str` or `Path`): What [`tokenize_items`] or [`import_ids`] wrote.
-        prepared ([`PreparedDataset`]): The data set; co-purchases are those of its training part.
-        embeddings (`str` or `Path`, *optional*): As for [`tokenize_items`]. `None` leaves the texts out.
+    Args: see [`tokenize_items`]. Co-purchases are those of the training part; without `embeddings` no texts.
     """
     folder = Path(folder)
     semantic_ids, record = load_tokenized(folder)
@@ -121,11 +118,7 @@ def _measures(
     """
     found: dict[str, tuple[Vectors, Vectors]] = {}
     if embeddings is not None:
-        if embeddings.ndim != 2 or len(embeddings) != num_items:
-            raise ValueError(f"`embeddings` must have the shape ({num_items}, dim), got {embeddings.shape}.")
-        if not np.isfinite(embeddings).all():
-            raise ValueError("`embeddings` must be finite.")
-        rows = embeddings.astype(np.float64)
+        rows = as_rows(embeddings, num_rows=num_items).astype(np.float64)
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         found["text"] = rows / np.where(norms > 0, norms, 1.0), (norms > 0).astype(np.float64)  # (N, dim), (N, 1)
     if taken is not None:
@@ -140,9 +133,11 @@ def _measures(
 
 
 def _prefixes(codes: np.ndarray, measures: Mapping[str, tuple[Vectors, Vectors]]) -> list[dict[str, Any]]:
-    groups, sizes = _prefix_groups(codes)
-    entries = []
-    for length, counts in enumerate(sizes):
+    groups, entries = [], []
+    num_distinct = len(group_by_codes(codes)[1])
+    for length in range(codes.shape[1] + 1):
+        found, counts = group_by_codes(codes[:, :length])
+        groups.append(found)
         values, repeats = np.unique(counts, return_counts=True)
         entries.append(
             {
@@ -155,6 +150,8 @@ def _prefixes(codes: np.ndarray, measures: Mapping[str, tuple[Vectors, Vectors]]
                 "num_pairs": _num_pairs(counts),
             }
         )
+        if len(counts) == num_distinct:  # no further items part
+            break
     for name, tables in measures.items():
         sums = np.array([_pair_sums(tables, found) for found in groups])  # (lengths, 2)
         differences = sums - np.append(sums[1:], [[0.0, 0.0]], axis=0)
@@ -162,19 +159,6 @@ def _prefixes(codes: np.ndarray, measures: Mapping[str, tuple[Vectors, Vectors]]
         for entry, at_least, exactly in zip(entries, sums, differences, strict=True):
             entry[name] = {"at_least": _ratio(at_least, unit), "exactly": _ratio(exactly, unit)}
     return entries
-
-
-def _prefix_groups(codes: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The group of each item and the sizes of the groups, per prefix length, until no further items part."""
-    groups, sizes = [], []
-    num_distinct = len(group_by_codes(codes)[1])
-    for length in range(codes.shape[1] + 1):
-        found, counts = group_by_codes(codes[:, :length])
-        groups.append(found)
-        sizes.append(counts)
-        if len(counts) == num_distinct:
-            break
-    return groups, sizes
 
 
 def _positions(

@@ -22,14 +22,7 @@ _GROUP_SIZES = [(1, 1), (2, 2), (3, 5), (6, 20), (21, 100), (101, None)]
 
 
 def plot_id_report(report: Mapping[str, Any], path: str | os.PathLike[str], *, title: str = "") -> Path:
-    """
-    Draw a report of semantic IDs and return the file.
-
-    Args:
-        report (`dict`): What [`id_report`] returned, or the content of a `report.json`.
-        path (`str` or `Path`): The PNG file; its folder is created where it is missing.
-        title (`str`, *optional*, defaults to `""`): What stands above the panels.
-    """
+    """Draw what [`id_report`] returned and return the file. Args: the report, the PNG file, and a title above all."""
     labels = {"text": "similarity of the texts", "lift": "similarity of the users"}
     similarities = [name for name in labels if name in report["measures"]]
     num_rows, num_columns = {0: (1, 2), 1: (1, 3), 2: (2, 2)}[len(similarities)]
@@ -55,13 +48,7 @@ def plot_id_report(report: Mapping[str, Any], path: str | os.PathLike[str], *, t
 
 
 def new_figure(width: float, height: float) -> Any:
-    """
-    An empty `matplotlib.figure.Figure`, without a window or any global state of matplotlib.
-
-    Args:
-        width (`float`): In inches.
-        height (`float`): In inches.
-    """
+    """An empty `matplotlib.figure.Figure` without any global state of matplotlib. Args: both in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -70,13 +57,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
-    """
-    Write a figure as PNG, the same bytes for the same points.
-
-    Args:
-        figure (`matplotlib.figure.Figure`): What [`new_figure`] returned.
-        path (`str` or `Path`): The file; its folder is created where it is missing.
-    """
+    """Write a figure as PNG, the same bytes for the same points. Args: what [`new_figure`] gave, and the file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, format="png", metadata={"Software": None})

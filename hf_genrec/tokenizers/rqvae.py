@@ -1,13 +1,11 @@
 """
-RQ-VAE as a quantizer: trains [`RQVAEModel`] with transformers' Trainer until rows held out are no longer reconstructed
-better.
+RQ-VAE as a quantizer: trains [`RQVAEModel`] until rows held out are no longer reconstructed better.
 """
 
+import copy
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,16 +13,8 @@ import faiss
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers import (
-    EarlyStoppingCallback,
-    EvalPrediction,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_warmup
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging as transformers_logging
 
@@ -135,13 +125,16 @@ class RQVAE(Quantizer):
     @property
     def codebooks(self) -> np.ndarray:
         """See [`Quantizer.codebooks`]; among the latents, not the embeddings."""
-        return self._fitted().codebooks.detach().numpy().copy()
+        return self._fitted().codebooks.detach().float().numpy()
 
     def latents(self, embeddings: np.ndarray) -> np.ndarray:
         """The encoder's output, float32 of shape `(num_items, latent_dim)`; see [`Quantizer.latents`]."""
         rows = as_rows(embeddings, dim=self.dim)
-        blocks = [self._latents(rows[i : i + self.block_size]) for i in range(0, max(1, len(rows)), self.block_size)]
-        return torch.cat(blocks).float().numpy()
+        return (
+            torch.cat([self._latents(block) for block in torch.from_numpy(rows).split(self.block_size)])
+            .float()
+            .numpy()
+        )
 
     @property
     def _least_rows(self) -> int:
@@ -152,14 +145,16 @@ class RQVAE(Quantizer):
         num_held_out = round(len(rows) * self._schedule["validation_share"])
         held_out, rest = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
         as_rows(rows[rest], at_least=self.codebook_size)
+        device = torch.device(self._schedule["device"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = RQVAEModel(RQVAEConfig(input_dim=rows.shape[1], **self._shape))
             train_rows = torch.from_numpy(rows[rest])
             model.set_scale(train_rows)
             _start_codebooks(model, train_rows, seed=self.seed)
-            validation = _Rows(torch.from_numpy(rows[held_out])) if num_held_out else None
-            self.report = self._train(model, _Rows(train_rows), validation, show_progress=show_progress)
+            model.to(device)
+            validation = torch.from_numpy(rows[held_out]).to(device)
+            self.report = self._train(model, train_rows.to(device), validation, show_progress=show_progress)
         if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
             raise ValueError("Training diverged: weights are not finite. Use a smaller `learning_rate`.")
         self._set_model(model.cpu())
@@ -167,27 +162,27 @@ class RQVAE(Quantizer):
     def _set_model(self, model: RQVAEModel) -> None:
         self.model = model.eval()
         # Codes are chosen in float64: rounding that depends on the batch then decides no code.
-        self._exact = RQVAEModel(model.config).double().eval()
-        self._exact.load_state_dict(model.state_dict())
+        self._exact = copy.deepcopy(self.model).double()
 
     @torch.no_grad()
-    def _latents(self, rows: np.ndarray) -> torch.Tensor:
-        return self._fitted(is_exact=True).encode(torch.from_numpy(rows).double())
+    def _latents(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._fitted().encode(rows.double())
 
     @torch.no_grad()
     def _encode(self, rows: np.ndarray) -> np.ndarray:
-        return self._fitted(is_exact=True).assign(self._latents(rows)).numpy()
+        return self._fitted().assign(self._latents(torch.from_numpy(rows))).numpy()
 
     @torch.no_grad()
     def _approximations(self, codes: np.ndarray) -> Iterator[np.ndarray]:
         """The decoder's output for the sum of the first centroids."""
         for level in range(codes.shape[1]):
-            yield self._fitted().decode(torch.from_numpy(codes[:, : level + 1])).numpy()
+            yield self._fitted().decode(torch.from_numpy(codes[:, : level + 1])).float().numpy()
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, which [`RQVAEModel`] can load too, and `training.json`."""
-        with _no_progress_of_files():
-            self._fitted().save_pretrained(folder)
+        if self.model is None:
+            raise ValueError("The quantizer is not fitted: call `fit` or `load` first.")
+        self.model.save_pretrained(folder)
         write_json({"arguments": self._schedule, "report": self.report}, Path(folder) / _TRAINING_NAME)
 
     @classmethod
@@ -195,11 +190,15 @@ class RQVAE(Quantizer):
         training = json.loads((folder / _TRAINING_NAME).read_text(encoding="utf-8"))
         arguments = {name: config[name] for name in cls._defaults() if name in config}
         loaded = cls(**arguments | training["arguments"])
+        has_bar = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()  # which it shows for the one small file
         try:
-            with _no_progress_of_files():
-                opened: Any = RQVAEModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            opened: Any = RQVAEModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         except RuntimeError as error:  # transformers' report of shapes that differ
             raise ValueError(f"The weights in {folder} do not fit its config.json: {error}") from error
+        finally:
+            if has_bar:
+                transformers_logging.enable_progress_bar()
         model, found = opened
         if found["missing_keys"]:  # which transformers would fill with random numbers
             raise ValueError(f"The weights in {folder} lack {', '.join(sorted(found['missing_keys']))}.")
@@ -208,134 +207,62 @@ class RQVAE(Quantizer):
         loaded.report = training["report"]
         return loaded
 
-    def _fitted(self, *, is_exact: bool = False) -> RQVAEModel:
-        model = self._exact if is_exact else self.model
-        if model is None:
+    def _fitted(self) -> RQVAEModel:
+        if self._exact is None:
             raise ValueError("The quantizer is not fitted: call `fit` or `load` first.")
-        return model
+        return self._exact
 
     def _train(
-        self, model: RQVAEModel, rows: "_Rows", validation: "_Rows | None", *, show_progress: bool
+        self, model: RQVAEModel, rows: torch.Tensor, held_out: torch.Tensor, *, show_progress: bool
     ) -> dict[str, Any]:
-        steps_per_epoch = math.ceil(len(rows) / min(self._schedule["batch_size"], len(rows)))
-        restarts = _Restarts(seed=self.seed, is_on=self._schedule["restart_dead_codes"])
-        callbacks: list[TrainerCallback] = [restarts, _Progress(steps_per_epoch, is_shown=show_progress)]
-        if validation is not None:
-            callbacks.append(EarlyStoppingCallback(self._schedule["patience"]))
-        with tempfile.TemporaryDirectory() as folder, _no_progress_of_files():
-            trainer = Trainer(
-                model,
-                self._arguments(folder, steps_per_epoch=steps_per_epoch, has_validation=validation is not None),
-                train_dataset=rows,
-                eval_dataset=validation,
-                data_collator=_as_they_are,
-                compute_metrics=_errors,
-                callbacks=callbacks,
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-        history = [
-            {"epoch": round(entry["epoch"]), "relative_error": entry.get("eval_relative_error")}
-            for entry in trainer.state.log_history
-            if "eval_error" in entry
-        ]
-        errors = [entry["eval_error"] for entry in trainer.state.log_history if "eval_error" in entry]
-        best = history[errors.index(min(errors))] if history else {}
+        """Trains in place, ends with the best weights, and returns the report."""
+        plan = self._schedule
+        batch_size, every = min(plan["batch_size"], len(rows)), min(plan["evaluate_every"], plan["epochs"])
+        wanted = TrainingArguments(optim=plan["optimizer"], learning_rate=plan["learning_rate"], report_to="none")
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(wanted)
+        optimizer = optimizer_class(model.parameters(), **options | {"weight_decay": plan["weight_decay"]})
+        num_steps = plan["epochs"] * math.ceil(len(rows) / batch_size)
+        schedule = get_cosine_schedule_with_warmup(optimizer, 0, num_steps)
+        generator = torch.Generator().manual_seed(self.seed)
+        history: list[dict[str, Any]] = []
+        best, best_epoch, best_weights = math.inf, None, None
+        num_restarts = epoch = 0
+        with tqdm(
+            total=plan["epochs"], desc="RQ-VAE", unit="epoch", delay=PROGRESS_DELAY, disable=not show_progress
+        ) as bar:
+            for epoch in range(1, plan["epochs"] + 1):
+                model.train()
+                for picked in torch.randperm(len(rows), generator=generator).split(batch_size):
+                    optimizer.zero_grad()
+                    model(rows[picked]).loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                bar.update()
+                if len(held_out) and (epoch % every == 0 or epoch == plan["epochs"]):
+                    error, relative = self._errors(model.eval(), held_out)
+                    history.append({"epoch": epoch, "relative_error": relative})
+                    bar.set_postfix(held_out_error=f"{error if relative is None else relative:.4f}", refresh=False)
+                    if error < best:
+                        best, best_epoch, best_weights = error, epoch, copy.deepcopy(model.state_dict())
+                    elif epoch - (best_epoch or 0) >= plan["patience"] * every:
+                        break
+                if plan["restart_dead_codes"] and epoch < plan["epochs"]:  # after the last they would learn nothing
+                    num_restarts += model.restart_dead_codes(generator=generator)
+        if best_weights is not None:
+            model.load_state_dict(best_weights)
+        found = {entry["epoch"]: entry["relative_error"] for entry in history}
         return {
-            "num_rows": len(rows),
-            "num_validation_rows": 0 if validation is None else len(validation),
-            "epochs": round(trainer.state.epoch or 0),
-            "best_epoch": best.get("epoch"),
-            "relative_error": best.get("relative_error"),
-            "num_restarts": restarts.total,
-            "history": history,
-        }
+            "num_rows": len(rows), "num_validation_rows": len(held_out), "epochs": epoch, "best_epoch": best_epoch,
+            "relative_error": found.get(best_epoch), "num_restarts": num_restarts, "history": history,
+        }  # fmt: skip
 
-    def _arguments(self, folder: str, *, steps_per_epoch: int, has_validation: bool) -> TrainingArguments:
-        schedule = self._schedule
-        looks: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no"}
-        if has_validation:
-            every = steps_per_epoch * min(schedule["evaluate_every"], schedule["epochs"])
-            looks = {
-                "eval_strategy": "steps", "eval_steps": every, "save_strategy": "best", "save_total_limit": 1,
-                "save_only_model": True, "load_best_model_at_end": True, "metric_for_best_model": "error",
-                "greater_is_better": False,
-            }  # fmt: skip
-        return TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=schedule["epochs"],
-            per_device_train_batch_size=schedule["batch_size"],
-            per_device_eval_batch_size=self.block_size,
-            learning_rate=schedule["learning_rate"],
-            lr_scheduler_type="cosine",
-            optim=schedule["optimizer"],
-            weight_decay=schedule["weight_decay"],
-            max_grad_norm=0.0,
-            seed=self.seed,
-            label_names=["embeddings"],
-            use_cpu=schedule["device"] == "cpu",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            **looks,
-        )
-
-
-class _Rows(Dataset):
-    """Whole batches at once: a row at a time would take longer than the network."""
-
-    def __init__(self, rows: torch.Tensor) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"embeddings": self.rows[index]}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        return {"embeddings": self.rows[torch.as_tensor(indices)]}
-
-
-class _Restarts(TrainerCallback):
-    """Moves dead codes after each epoch but the last, whose centroids would have no time to learn."""
-
-    def __init__(self, *, seed: int, is_on: bool) -> None:
-        self.total = 0
-        self._generator = torch.Generator().manual_seed(seed)
-        self._is_on = is_on
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._is_on and state.global_step < state.max_steps:
-            self.total += kwargs["model"].restart_dead_codes(generator=self._generator)
-
-
-class _Progress(TrainerCallback):
-    """One tick per epoch, with the last error of the rows held out."""
-
-    def __init__(self, steps_per_epoch: int, *, is_shown: bool) -> None:
-        self._steps_per_epoch = steps_per_epoch
-        self._is_shown = is_shown
-        self._bar: tqdm | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        epochs = state.max_steps // self._steps_per_epoch
-        self._bar = tqdm(total=epochs, desc="RQ-VAE", unit="epoch", delay=PROGRESS_DELAY, disable=not self._is_shown)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.update()
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        if self._bar is not None:
-            shown = metrics.get("eval_relative_error", metrics["eval_error"])
-            self._bar.set_postfix(held_out_error=f"{shown:.4f}", refresh=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    @torch.no_grad()
+    def _errors(self, model: RQVAEModel, rows: torch.Tensor) -> tuple[float, float | None]:
+        """The squared error of the rows held out, and that over their variance; a single row has none."""
+        blocks = [model(block).reconstruction - block for block in rows.split(self.block_size)]
+        error = float(torch.cat(blocks).double().square().sum())
+        spread = float((rows - rows.mean(dim=0)).double().square().sum())
+        return error, error / spread if spread > 0 else None
 
 
 def _check_schedule(schedule: dict[str, Any]) -> None:
@@ -353,18 +280,6 @@ def _check_schedule(schedule: dict[str, Any]) -> None:
         raise ValueError(f"`device` must be 'cpu' or 'cuda', got {schedule['device']!r}.")
 
 
-@contextmanager
-def _no_progress_of_files() -> Iterator[None]:
-    """Hides the bars that transformers shows whenever it writes or reads weights."""
-    is_shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if is_shown:
-            transformers_logging.enable_progress_bar()
-
-
 @torch.no_grad()
 def _start_codebooks(model: RQVAEModel, rows: torch.Tensor, *, seed: int) -> None:
     """Residual k-means over the latents of the untrained encoder."""
@@ -375,16 +290,3 @@ def _start_codebooks(model: RQVAEModel, rows: torch.Tensor, *, seed: int) -> Non
         centroids = np.asarray(kmeans.centroids)
         codebook.copy_(torch.from_numpy(centroids))
         residuals = residuals - centroids[kmeans.assign(residuals)[1]]
-
-
-def _as_they_are(batch: Any) -> dict[str, torch.Tensor]:
-    return batch  # `_Rows` makes whole batches
-
-
-def _errors(prediction: EvalPrediction) -> dict[str, float]:
-    """The squared error of the rows held out, and that over their variance; a single row has none."""
-    reconstruction, rows = prediction.predictions[0], np.asarray(prediction.label_ids)
-    error = np.square(reconstruction - rows, dtype=np.float64).sum()
-    spread = np.square(rows - rows.mean(axis=0), dtype=np.float64).sum()
-    relative = {"relative_error": float(error / spread)} if spread > 0 else {}
-    return {"error": float(error), **relative}

@@ -75,26 +75,16 @@ class RQVAEConfig(PreTrainedConfig):
 
 @dataclass
 class RQVAEOutput(ModelOutput):
-    """
-    What [`RQVAEModel`] returns.
+    """What [`RQVAEModel`] returns."""
 
-    Args:
-        loss: Reconstruction, codebook and weighted commitment loss together.
-        reconstruction: `(batch, input_dim)`, in the scale of the embeddings.
-        codes: `(batch, num_levels)`; balanced in training if so set.
-        latents: `(batch, latent_dim)`, what the codes approximate.
-        reconstruction_loss: Squared error per row over the mean variance of a column, summed over columns.
-        codebook_loss: Squared distance of centroids to residuals, summed over levels.
-        commitment_loss: The same number, whose gradient moves the encoder.
-    """
-
-    loss: torch.Tensor | None = None
-    reconstruction: torch.Tensor | None = None
-    codes: torch.Tensor | None = None
-    latents: torch.Tensor | None = None
+    loss: torch.Tensor | None = None  # reconstruction, codebook and weighted commitment loss together
+    reconstruction: torch.Tensor | None = None  # (batch, input_dim), in the scale of the embeddings
+    codes: torch.Tensor | None = None  # (batch, num_levels); balanced in training if so set
+    latents: torch.Tensor | None = None  # (batch, latent_dim), what the codes approximate
+    # Squared error per row over the mean variance of a column, summed over columns.
     reconstruction_loss: torch.Tensor | None = None
-    codebook_loss: torch.Tensor | None = None
-    commitment_loss: torch.Tensor | None = None
+    codebook_loss: torch.Tensor | None = None  # squared distance of centroids to residuals, summed over levels
+    commitment_loss: torch.Tensor | None = None  # the same number, whose gradient moves the encoder
 
 
 class RQVAEModel(PreTrainedModel):
@@ -230,14 +220,8 @@ def balanced_codes(distances: torch.Tensor, *, epsilon: float, num_iterations: i
     Codes of a batch such that every code is chosen about equally often, at little cost in distance.
 
     Sinkhorn's algorithm finds the soft assignment whose rows and columns have equal sums; each row takes its largest
-    entry. The code of a row depends on the rest of its batch, so only training uses it.
-
-    Args:
-        distances (`torch.FloatTensor` of shape `(batch, codebook_size)`): Squared; scaled into [-1, 1] first.
-        epsilon (`float`): Above 0; the smaller, the closer to the nearest centroid.
-        num_iterations (`int`, *optional*, defaults to 50): Rounds.
-
-    Source: LC-Rec, arXiv 2311.09049, section 3.2.
+    entry. The code of a row depends on the rest of its batch, so only training uses it. Source: LC-Rec, arXiv
+    2311.09049, section 3.2. Args: see [`RQVAEConfig`]; distances `(batch, codebook_size)` are squared.
     """
     # The soft assignment is diag(rows) @ kernel @ diag(columns), with both factors such that rows sum to 1 / num_rows
     # and columns to 1 / num_codes; the two lines of the loop set each in turn. The trap is the range: with epsilon

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -43,18 +44,15 @@ _METADATA_KEY = b"hf_genrec.semantic_ids"
 @dataclass(frozen=True, eq=False)
 class SemanticIds:
     """
-    Semantic IDs of all items of a catalog.
-
-    Usually made by [`SemanticIds.from_quantizer`], [`SemanticIds.from_codes`] (any codes plus a collision policy) or
-    [`SemanticIds.from_json`] (another project's ids).
+    Semantic IDs of all items of a catalog, usually made by [`SemanticIds.from_quantizer`], [`SemanticIds.from_codes`]
+    (any codes plus a collision policy) or [`SemanticIds.from_json`] (another project's ids).
 
     Args:
         item_ids (`tuple[str, ...]`): Distinct item ids.
         codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes after the collision policy.
         codebook_size (`int`): Every code is below it; at most 32,768.
         policy (`str`): What was done about collisions: `"append"`, `"candidates"`, `"widen"`, `"rematch"` or `"keep"`.
-        raw_codes (`np.ndarray`, *optional*):
-            Codes before the policy, for the statistics. `None` means that they are the same.
+        raw_codes (`np.ndarray`, *optional*): Codes before the policy; `None` means that they are the same.
 
     Raises:
         ValueError: If ids repeat, shapes differ, or a code is out of range.
@@ -103,7 +101,7 @@ class SemanticIds:
         num_candidates: int = 5,
     ) -> "SemanticIds":
         """
-        Resolve the collisions of a quantizer's codes.
+        Resolve the collisions of a quantizer's codes; a `ValueError` where the policy cannot succeed.
 
         Args:
             item_ids (`Sequence[str]`): Distinct item ids, in the order of the rows.
@@ -112,21 +110,10 @@ class SemanticIds:
             policy (`str`):
                 `"append"` adds a level that counts (TIGER); `"candidates"` reassigns among the nearest centroids
                 (PSID) and fails where none is free; `"widen"` is the same but looks further; `"rematch"` hands out the
-                last level anew (ZCR); `"keep"` changes nothing: to a model, items that share an id are the same, so
-                it gives them one score and lists them next to each other, in the order of the catalog. See
-                `hf_genrec.tokenizers.collisions`.
-            embeddings (`np.ndarray` of shape `(num_items, dim)`, *optional*):
-                What the codes were computed from; for `"candidates"`, `"widen"` and `"rematch"`.
-            codebooks (`np.ndarray` of shape `(num_levels, codebook_size, dim)`, *optional*):
-                The quantizer's centroids; for the same three.
-            num_candidates (`int`, *optional*, defaults to 5):
-                Centroids per level; for `"candidates"`, and where `"widen"` begins.
-
-        Returns:
-            [`SemanticIds`]: unique for every policy but `"keep"`.
-
-        Raises:
-            ValueError: If the policy cannot succeed, or lacks embeddings or codebooks.
+                last level anew (ZCR); `"keep"` changes nothing: a model gives items that share an id one score.
+            embeddings (`np.ndarray`, *optional*): For all but `"append"` and `"keep"`, see [`reassign_by_candidates`].
+            codebooks (`np.ndarray`, *optional*): Likewise.
+            num_candidates (`int`, *optional*, defaults to 5): Likewise.
         """
         raw = cls(tuple(item_ids), codes, codebook_size, policy)
         if policy == "keep":
@@ -139,13 +126,8 @@ class SemanticIds:
         if policy == "rematch":
             final = rematch_last_level(raw.codes, embeddings=embeddings, codebooks=codebooks)
         else:
-            final = reassign_by_candidates(
-                raw.codes,
-                embeddings=embeddings,
-                codebooks=codebooks,
-                num_candidates=num_candidates,
-                widen=policy == "widen",
-            )
+            options = {"num_candidates": num_candidates, "widen": policy == "widen"}
+            final = reassign_by_candidates(raw.codes, embeddings=embeddings, codebooks=codebooks, **options)
         return cls(raw.item_ids, final, codebook_size, policy, raw.codes)
 
     @classmethod
@@ -164,9 +146,9 @@ class SemanticIds:
         Args:
             quantizer ([`Quantizer`]): Fitted; it knows the codebook size, the centroids and the usual policy.
             vectors (`np.ndarray` of shape `(num_items, dim)`): Embeddings, projected as those that it was fitted on.
-            item_ids (`Sequence[str]`): As for [`SemanticIds.from_codes`], as are the next two.
-            policy (`str`, *optional*): `None` is [`Quantizer.default_policy`].
-            num_candidates (`int`, *optional*, defaults to 5): Centroids per level.
+            item_ids (`Sequence[str]`): Distinct item ids, in the order of the rows.
+            policy (`str`, *optional*): See [`SemanticIds.from_codes`]; `None` is [`Quantizer.default_policy`].
+            num_candidates (`int`, *optional*, defaults to 5): See [`SemanticIds.from_codes`].
 
         Returns:
             [`SemanticIds`]: unique for every policy but `"keep"`.
@@ -208,22 +190,15 @@ class SemanticIds:
         policy: Literal["append", "keep"] = "keep",
     ) -> "SemanticIds":
         """
-        Import another project's ids, `{item_id: [codes]}`.
+        Import another project's ids, `{item_id: [codes]}`; a `ValueError` where they do not fit the catalog.
 
         Args:
             source (`str`, `Path` or `Mapping`):
-                A JSON file or the mapping itself. Codes are 0-based integers or strings of digits.
-            item_ids (`Sequence[str]`, *optional*):
-                The catalog, whose order the result takes. `None` takes the ids and the order of the source.
+                A JSON file or the mapping itself. Codes are 0-based integers, strings of digits, or the tokens of
+                LC-Rec, LETTER and MiniOneRec, `["<a_6>", "<b_5>", "<c_4>"]`.
+            item_ids (`Sequence[str]`, *optional*): The catalog in its order; `None` takes that of the source.
             codebook_size (`int`, *optional*): Codes per level. `None` takes the largest code plus one.
-            policy (`str`, *optional*, defaults to `"keep"`):
-                `"keep"` or `"append"`, see [`SemanticIds.from_codes`]; the others need centroids.
-
-        Returns:
-            [`SemanticIds`]: the imported table.
-
-        Raises:
-            ValueError: If items are missing, unknown or repeated, tuples differ in length, or a code is no integer.
+            policy (`str`, *optional*, defaults to `"keep"`): Or `"append"`; the others need centroids.
 
         Example:
 
@@ -236,7 +211,6 @@ class SemanticIds:
         table = _read_json(Path(source)) if isinstance(source, (str, Path)) else source
         table = {str(item_id): codes for item_id, codes in table.items()}
         names = list(table) if item_ids is None else list(item_ids)
-        _check_same_items(names, found=table)
         codes = _parse_codes(names, table)
         size = int(codes.max()) + 1 if codebook_size is None else codebook_size
         return cls.from_codes(names, codes, codebook_size=size, policy=policy)
@@ -262,8 +236,10 @@ class SemanticIds:
 
     def to_table(self) -> pa.Table:
         """What [`SemanticIds.save`] writes, a row per item; the schema's metadata has codebook size and policy."""
-        columns = {"item_id": pa.array(self.item_ids, pa.string()), "codes": _to_list_array(self.codes)}
-        columns["raw_codes"] = _to_list_array(self.codes_before)
+        columns: dict[str, pa.Array] = {"item_id": pa.array(self.item_ids, pa.string())}
+        for name, codes in (("codes", self.codes), ("raw_codes", self.codes_before)):
+            offsets = np.arange(0, codes.size + 1, codes.shape[1], dtype=np.int32)
+            columns[name] = pa.ListArray.from_arrays(offsets, codes.astype(np.int16).ravel())
         metadata = json.dumps({"codebook_size": self.codebook_size, "policy": self.policy})
         return pa.table(columns).replace_schema_metadata({_METADATA_KEY: metadata.encode()})
 
@@ -310,17 +286,12 @@ class SemanticIds:
         Collisions before and after the policy, and how the codes of each level are used.
 
         Returns:
-            `dict[str, Any]`: `num_items`, `num_levels`, `codebook_size`, `policy`; `num_changed`, items whose codes
-            the policy changed (an appended code does not count); `before` and `after`, each with
-
-            - `num_distinct`: distinct tuples,
-            - `collision_rate`: share of items whose tuple another item has too,
-            - `excess_rate`: share of items that must move for all to be distinct, `1 - num_distinct / num_items`,
-            - `group_sizes`: `{items sharing a tuple: number of such tuples}`;
-
-            and `levels`, one entry per level after the policy with `num_used` codes, `usage` (their share of
-            `codebook_size`), `perplexity` (the exponential of the entropy; `codebook_size` if all are equally
-            frequent) and `num_prefixes`, distinct tuples of the codes up to this level.
+            `dict[str, Any]`: sizes; `num_changed`, items whose codes the policy changed (an appended code does not
+            count); `before` and `after`, each with `num_distinct` tuples, `collision_rate` (share of items whose tuple
+            another item has too), `excess_rate` (share that must move for all to be distinct) and `group_sizes`
+            (`{items sharing a tuple: number of such tuples}`); and `levels`, one entry per level after the policy with
+            `num_used` codes, `usage` (their share of `codebook_size`), `perplexity` (the exponential of the entropy;
+            `codebook_size` if all are equally frequent) and `num_prefixes`, distinct tuples up to this level.
 
         Example:
 
@@ -389,47 +360,46 @@ def _read_json(path: Path) -> dict[str, Any]:
     return table
 
 
-def _check_same_items(item_ids: Sequence[str], *, found: Mapping[str, Any]) -> None:
-    missing = [item_id for item_id in item_ids if item_id not in found]
-    extra = sorted(set(found) - set(item_ids))
+def _parse_codes(item_ids: Sequence[str], table: Mapping[str, Sequence[int | str]]) -> np.ndarray:
+    """The rows of a foreign table in the order of the items."""
+    missing = [item_id for item_id in item_ids if item_id not in table]
+    extra = sorted(set(table) - set(item_ids))
     problems = [f"no codes for {first_five(missing)}"] * bool(missing) + [f"unknown {first_five(extra)}"] * bool(extra)
     if problems:
         raise ValueError(f"The ids do not fit the catalog: {'; '.join(problems)}.")
-
-
-def _parse_codes(item_ids: Sequence[str], table: Mapping[str, Sequence[int | str]]) -> np.ndarray:
     _check_item_ids(tuple(item_ids))
     no_lists = [item_id for item_id in item_ids if not isinstance(table[item_id], (list, tuple, np.ndarray))]
     if no_lists:
         raise ValueError(f"The codes of an item must be a list; they are not for {first_five(no_lists)}.")
-    parsed = [[_parse_code(code, item_id=item_id) for code in table[item_id]] for item_id in item_ids]
-    usual = Counter(map(len, parsed)).most_common(1)[0][0]
-    ragged = [item_id for item_id, codes in zip(item_ids, parsed, strict=True) if len(codes) != usual]
+    lengths = [len(table[item_id]) for item_id in item_ids]
+    usual = Counter(lengths).most_common(1)[0][0]
+    ragged = [item_id for item_id, length in zip(item_ids, lengths, strict=True) if length != usual]
     if not usual:
         raise ValueError("The items have no codes: their lists are empty.")
     if ragged:
         raise ValueError(f"All items must have equally many codes, usually {usual}; not so {first_five(ragged)}.")
-    return np.array(parsed)
+    rows = [(item_id, enumerate(table[item_id])) for item_id in item_ids]
+    return np.array(
+        [[_parse_code(code, item_id=item_id, level=level) for level, code in row] for item_id, row in rows]
+    )
 
 
-def _parse_code(code: Any, *, item_id: str) -> int:
+def _parse_code(code: Any, *, item_id: str, level: int) -> int:
+    """An integer, a string of digits, or a token of LC-Rec and LETTER: `<a_6>` at level 0, `<b_6>` at level 1, ..."""
     if isinstance(code, (int, np.integer)) and not isinstance(code, bool):
         return int(code)
-    if isinstance(code, str) and code.isascii() and code.isdigit():
-        return int(code)
+    if isinstance(code, str) and code.isascii():
+        start = f"<{ascii_lowercase[level % 26]}_"
+        digits = code[len(start) : -1] if code.startswith(start) and code.endswith(">") else code
+        if digits.isdigit():
+            return int(digits)
     raise ValueError(f"The codes of item {item_id!r} must be integers, got {code!r}.")
-
-
-def _to_list_array(codes: np.ndarray) -> pa.ListArray:
-    offsets = np.arange(0, codes.size + 1, codes.shape[1], dtype=np.int32)
-    return pa.ListArray.from_arrays(offsets, codes.astype(np.int16).ravel())
 
 
 def _from_list_array(column: pa.ChunkedArray, *, name: str) -> np.ndarray:
     array = column.combine_chunks()
     lengths = set(array.value_lengths().to_pylist())
     if len(lengths) != 1 or None in lengths:
-        raise ValueError(
-            f"All rows of the column `{name}` must have equally many codes, found {sorted(map(str, lengths))}."
-        )
+        found = sorted(map(str, lengths))
+        raise ValueError(f"All rows of the column `{name}` must have equally many codes, found {found}.")
     return array.flatten().to_numpy().reshape(len(array), -1)

@@ -18,11 +18,8 @@ from tokenizers import Tokenizer
 
 def vocabulary(item_ids: Sequence[str], config: GenRecConfig) -> list[str]:
     """
-    The string of every token in the order of the tokens: special ones, latents, codes level by level, items.
-
-    Args:
-        item_ids (`Sequence[str]`): Item ids in row order: distinct, not empty, no other token's string.
-        config ([`GenRecConfig`]): The token layout.
+    The string of every token in the order of the tokens: special ones, latents, codes level by level, items. Ids must
+    be distinct, not empty, and no other token's string. Args: see [`build_tokenizer`].
     """
     if len(item_ids) != config.num_items:
         raise ValueError(f"`item_ids` must hold {config.num_items} ids (`config.num_items`), got {len(item_ids)}.")

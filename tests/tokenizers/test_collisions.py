@@ -183,3 +183,16 @@ def test_arrays_that_do_not_fit_are_errors():
         reassign_by_candidates(codes, embeddings=embeddings, codebooks=codebooks, num_candidates=0)
     with pytest.raises(ValueError, match=r"4 \*\* 32 tuples are too many"):
         reassign_by_candidates(np.zeros((3, 32), dtype=int), embeddings=embeddings, codebooks=np.zeros((32, 4, 5)))
+
+
+def test_tuples_of_many_levels_are_not_mistaken_for_one_another():
+    codebooks = np.zeros((9, 256, 2))
+    codebooks[:, :, 0] = 100.0 * np.arange(256)
+    codebooks[8, :3, 0] = 0.0, 1.0, 5.0  # 256 ** 8 is 0 modulo 2 ** 64: the last level must count all the same
+    codes = np.zeros((3, 9), dtype=np.int64)
+    embeddings = np.array([[0.0, 0.0], [1.0, 0.0], [4.0, 0.0]])
+
+    moved = reassign_by_candidates(codes, embeddings=embeddings, codebooks=codebooks, num_candidates=3)
+
+    assert moved[:, 8].tolist() == [0, 1, 2]
+    assert not moved[:, :8].any()

@@ -140,8 +140,8 @@ def test_items_without_users_or_text_take_no_part():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"embeddings": np.ones((11, DIM))}, r"`embeddings` must have the shape \(12, dim\), got \(11, 5\)"),
-        ({"embeddings": np.full((12, DIM), np.nan)}, "`embeddings` must be finite"),
+        ({"embeddings": np.ones((11, DIM))}, "`embeddings` must have one row per item, 12, but has 11"),
+        ({"embeddings": np.full((12, DIM), np.nan)}, "`embeddings` has NaN or infinity in 12 rows"),
         ({"taken": sp.csr_array((12, NUM_USERS))}, r"`taken` must have the shape \(num_users, 12\), got \(12, 7\)"),
     ],
 )

@@ -139,6 +139,15 @@ def test_bad_imports_name_the_item(table, message):
         SemanticIds.from_json(table, item_ids=["a", "b"])
 
 
+def test_codes_may_be_the_tokens_of_other_projects_each_with_the_letter_of_its_level():
+    ids = SemanticIds.from_json({"soap": ["<a_6>", "<b_5>", "<c_14>"], "comb": ["<a_0>", "<b_2>", "<c_0>"]})
+
+    assert ids.to_dict() == {"soap": [6, 5, 14], "comb": [0, 2, 0]}
+    for wrong in ("<b_6>", "<a_x>", "<a_6", "a_6>"):
+        with pytest.raises(ValueError, match="item 'comb' must be integers"):
+            SemanticIds.from_json({"comb": [wrong]})
+
+
 def test_repeated_items_in_a_json_file_are_refused(tmp_path):
     (tmp_path / "ids.json").write_text('{"a": [1], "b": [2], "a": [3]}', encoding="utf-8")
 
