@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_warmup
 from transformers.training_args import OptimizerNames
@@ -130,11 +131,8 @@ class RQVAE(Quantizer):
     def latents(self, embeddings: np.ndarray) -> np.ndarray:
         """The encoder's output, float32 of shape `(num_items, latent_dim)`; see [`Quantizer.latents`]."""
         rows = as_rows(embeddings, dim=self.dim)
-        return (
-            torch.cat([self._latents(block) for block in torch.from_numpy(rows).split(self.block_size)])
-            .float()
-            .numpy()
-        )
+        blocks = [self._latents(block) for block in torch.from_numpy(rows).split(self.block_size)]
+        return torch.cat(blocks).float().numpy()
 
     @property
     def _least_rows(self) -> int:
@@ -152,7 +150,7 @@ class RQVAE(Quantizer):
             train_rows = torch.from_numpy(rows[rest])
             model.set_scale(train_rows)
             _start_codebooks(model, train_rows, seed=self.seed)
-            model.to(device)
+            nn.Module.to(model, device)
             validation = torch.from_numpy(rows[held_out]).to(device)
             self.report = self._train(model, train_rows.to(device), validation, show_progress=show_progress)
         if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):

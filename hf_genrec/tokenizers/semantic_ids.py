@@ -126,7 +126,7 @@ class SemanticIds:
         if policy == "rematch":
             final = rematch_last_level(raw.codes, embeddings=embeddings, codebooks=codebooks)
         else:
-            options = {"num_candidates": num_candidates, "widen": policy == "widen"}
+            options: dict[str, Any] = {"num_candidates": num_candidates, "widen": policy == "widen"}
             final = reassign_by_candidates(raw.codes, embeddings=embeddings, codebooks=codebooks, **options)
         return cls(raw.item_ids, final, codebook_size, policy, raw.codes)
 
