@@ -16,8 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ import scipy.sparse as sp
 
 from hf_genrec.data.checks import check_splits
 from hf_genrec.data.splits import ROWS_AT_ONCE, SPLIT_SCHEMA, SPLITS, flat_sequences
+from hf_genrec.files import hidden_folder, put_in_place, restored
 
 
 COLD_NAME = "cold_items.parquet"
@@ -67,7 +66,7 @@ class PreparedDataset:
             FileNotFoundError: If the folder or one of its files is missing.
             ValueError: If it was written in another format version.
         """
-        folder = Path(folder)
+        folder = restored(folder)
         for name in ("dataset.json", "items.parquet", *(f"{split}.parquet" for split in SPLITS)):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
@@ -187,7 +186,7 @@ def replaced_folder(target: str | os.PathLike[str], *, marker: str, overwrite: b
         marker (`str`): A file that every folder of this kind has, such as `"dataset.json"`.
         overwrite (`bool`, *optional*, defaults to `False`): Whether an existing folder of this kind is replaced.
     """
-    target = Path(os.path.abspath(target))  # `.` has no name of its own
+    target = restored(os.path.abspath(target))  # `.` has no name of its own
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if not (target / marker).is_file():
             raise FileExistsError(
@@ -195,20 +194,9 @@ def replaced_folder(target: str | os.PathLike[str], *, marker: str, overwrite: b
             )
         if not overwrite:
             raise FileExistsError(f"{target} exists already. Pass `overwrite=True` to replace it.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    fresh.mkdir()
-    try:
+    with hidden_folder(target) as fresh:
         yield fresh
-        if target.exists():
-            old = fresh.with_name(f"{fresh.name}.old")
-            os.replace(target, old)
-            os.replace(fresh, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(fresh, target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        put_in_place(fresh, target)
 
 
 def _column_digest(file: pq.ParquetFile, column: str) -> bytes:

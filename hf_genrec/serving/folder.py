@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from hf_genrec.files import updated_folder, write_table
 from hf_genrec.modeling.genrec_folder import check_parts, items_fingerprint
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 from hf_genrec.tokenizers.vocabulary import build_tokenizer
@@ -23,29 +21,16 @@ from hf_genrec.tokenizers.vocabulary import build_tokenizer
 ITEMS_NAME = "items.parquet"
 
 
-@contextmanager
-def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def whole_folder(folder: str | os.PathLike[str]) -> AbstractContextManager[Path]:
     """
-    A temporary folder beside the files of a recommender, which replace them when all of them are written.
+    A hidden folder for the files of a recommender, which replace those of `folder` together, see [`updated_folder`].
 
-    They are moved in one by one, weights last, so that a reader never meets a half-written file; if writing fails the
-    folder is as it was. An evaluation that an earlier save left goes, since it speaks of other weights. Other files
-    (checkpoints, an edited `README.md`) stay.
+    An evaluation that an earlier save left goes, since it speaks of other weights.
 
     Args:
         folder (`str` or `Path`): The folder of the recommender; created where it is missing.
     """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as name:
-        partial = Path(name)
-        yield partial
-        for outdated in ("evaluation.json", "evaluation_users.parquet"):
-            (target / outdated).unlink(missing_ok=True)
-        for path in sorted(partial.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-            if (target / path.name).is_dir():
-                shutil.rmtree(target / path.name)
-            path.replace(target / path.name)
+    return updated_folder(folder, dropped=("evaluation.json", "evaluation_users.parquet"))
 
 
 def write_parts(folder: Path, model: Any, table: pa.Table, *, quantizer: str | os.PathLike[str] | None = None) -> None:
@@ -64,7 +49,7 @@ def write_parts(folder: Path, model: Any, table: pa.Table, *, quantizer: str | o
     model.save_pretrained(folder)
     tokenizer = build_tokenizer(item_ids, model.config, max_history_length=model.config.max_history_length)
     tokenizer.save_pretrained(folder)
-    pq.write_table(table, folder / ITEMS_NAME)
+    write_table(table, folder / ITEMS_NAME)
     if quantizer is not None:
         shutil.copytree(quantizer, folder / QUANTIZER_NAME)
 
