@@ -55,38 +55,23 @@ class Differences:
 
     Where several items share an id, recall and ndcg are compared in their expectation over the order of these items,
     see [`~systems.System.user_values`].
-
-    Args:
-        difference (`float`): Difference of the metric, the mean over seeds.
-        users ([`PairedDifference`] or `None`): Over the same users.
-        seeds ([`PairedDifference`] or `None`): Over the seeds that both were trained with.
-        adjusted_p_value (`float` or `None`): That of `users` after Holm's correction for all comparisons of the table.
     """
 
-    difference: float
-    users: PairedDifference | None
-    seeds: PairedDifference | None
-    adjusted_p_value: float | None = None
+    difference: float  # of the metric, the mean over seeds
+    users: PairedDifference | None  # over the same users
+    seeds: PairedDifference | None  # over the seeds that both were trained with
+    adjusted_p_value: float | None = None  # of `users`, after Holm's correction for all comparisons of the table
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """
-    Systems on the same users, the best first.
+    """Systems on the same users, the best first."""
 
-    Args:
-        metric (`str`): What they are ordered by and compared in.
-        against (`str`): Name of the system that the others are compared with.
-        conditions (`dict`): What the records share: protocol, split, fingerprint, sizes and settings.
-        systems (`list[System]`): By falling values of the metric.
-        differences (`dict[str, Differences]`): By the name of the system, for all but the reference.
-    """
-
-    metric: str
-    against: str
-    conditions: dict[str, Any]
-    systems: Sequence[System]
-    differences: dict[str, Differences]
+    metric: str  # what they are ordered by and compared in
+    against: str  # name of the system that the others are compared with
+    conditions: dict[str, Any]  # what the records share: protocol, split, fingerprint, sizes and settings
+    systems: Sequence[System]  # by falling values of the metric
+    differences: dict[str, Differences]  # by the name of the system, for all but the reference
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as one JSON-ready object, without results of users."""
@@ -110,8 +95,6 @@ def compare_evaluations(
     Put systems side by side: their metrics, and how far each is from one of them.
 
     Evaluations of one name are one system. Without a name, those whose records differ in nothing but the seed are.
-    Systems stand by falling values of the lists as they are, which of items that share an id depend on the order of
-    the catalog; differences do not, see [`Differences`].
 
     Args:
         evaluations (`list[StoredEvaluation]`): What [`load_evaluation`] returned.
@@ -178,11 +161,7 @@ def difference_of(
 
 
 def check_comparable(evaluations: Sequence[StoredEvaluation]) -> None:
-    """
-    Refuse to compare what was not measured in the same way.
-
-    Args: at least one evaluation.
-    """
+    """Refuse to compare what was not measured in the same way. Args: at least one evaluation."""
     first = evaluations[0]
     for other in evaluations[1:]:
         if group_of(other.record) != group_of(first.record):
@@ -217,9 +196,10 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
 
     Args: one of what [`compare_evaluations`] returned.
     """
-    cut = shown_cut([name for system in comparison.systems for name in system.values], metric="recall")
+    known = dict.fromkeys(name for system in comparison.systems for name in system.values)
+    cut = shown_cut(known, metric="recall")
     wanted = dict.fromkeys([f"recall@{cut}", f"ndcg@{cut}", f"mrr@{cut}", comparison.metric])
-    metrics = [name for name in wanted if any(name in system.values for system in comparison.systems)]
+    metrics = [name for name in wanted if name in known]
     has_seeds = any(len(system.runs) > 1 for system in comparison.systems)
     over_seeds = any(found.seeds is not None for found in comparison.differences.values())
     header = ["system", *(["runs"] if has_seeds else []), *metrics, f"{comparison.metric}, difference", "p"]
@@ -229,9 +209,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
         row = [system.name, *([str(len(system.runs) or NONE)] if has_seeds else [])]
         row += [metric_cell(system, name) for name in metrics]
         row += ["reference", NONE] if found is None else difference_cells(found)
-        if over_seeds:
-            row += [NONE, NONE] if found is None else paired_cells(found.seeds)
-        rows.append(row)
+        rows.append(row + (paired_cells(found and found.seeds) if over_seeds else []))
     return [TextTable(_title_of(comparison), rows), *evidence_tables(comparison.systems)]
 
 
@@ -239,8 +217,7 @@ def comparison_page(comparisons: Sequence[Comparison]) -> str:
     """
     Comparisons as Markdown, a section each.
 
-    Args:
-        comparisons (`list[Comparison]`): What [`compare_evaluations`] returned.
+    Args: what [`compare_evaluations`] returned.
     """
     blocks = []
     for comparison in comparisons:
@@ -256,12 +233,12 @@ def comparison_note(comparison: Comparison) -> str:
 
     Args: one of what [`compare_evaluations`] returned.
     """
-    confidence = f"{100 * comparison.conditions['confidence']:g} %"
+    shared = comparison.conditions
     encoders = sorted({system.encoder for system in comparison.systems if system.encoder is not None})
     notes = [
-        f"{comparison.conditions['num_users']:,} users, {comparison.conditions['num_items']:,} items, data "
-        f"fingerprint `{comparison.conditions['fingerprint']}`.",
-        f"In brackets {confidence} bootstrap intervals over users; ± is the standard deviation between seeds.",
+        f"{shared['num_users']:,} users, {shared['num_items']:,} items, data fingerprint `{shared['fingerprint']}`.",
+        f"In brackets {100 * shared['confidence']:g} % bootstrap intervals over users; ± is the standard deviation "
+        "between seeds.",
         f"Differences are paired, user by user, against {comparison.against}; p is that of the sign-flip permutation "
         "test after Holm's correction for the comparisons of this table. It takes the trained models as given: what "
         "another seed would change is estimated over seeds alone. Intervals and `p over seeds` are not corrected.",
@@ -301,33 +278,26 @@ def plot_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[
 
     Args: what [`compare_evaluations`] returned, all of one metric, and the PNG file.
     """
+    metric = comparisons[0].metric
     panels = [
         IntervalPanel(
             _title_of(comparison),
-            {
-                system.name: (system.values[comparison.metric], *_interval_of(system, comparison.metric))
-                for system in comparison.systems
-            },
-            runs={
-                system.name: [run[comparison.metric] for run in system.runs]
-                for system in comparison.systems
-                if len(system.runs) > 1
-            },
-            faded=[system.name for system in comparison.systems if system.is_baseline],
+            {own.name: (own.values[metric], *_interval_of(own, metric)) for own in comparison.systems},
+            runs={own.name: [run[metric] for run in own.runs] for own in comparison.systems if len(own.runs) > 1},
+            faded=[own.name for own in comparison.systems if own.is_baseline],
             reference=comparison.against,
         )
         for comparison in comparisons
     ]
     confidence = comparisons[0].conditions["confidence"]
-    return plot_intervals(panels, path, x_label=f"{comparisons[0].metric}, {100 * confidence:g} % interval over users")
+    return plot_intervals(panels, path, x_label=f"{metric}, {100 * confidence:g} % interval over users")
 
 
 def difference_cells(found: Differences) -> list[str]:
     """
     A difference over users with its interval, and its p-value, corrected where that is known: two cells.
 
-    Args:
-        found ([`Differences`]): Without results per user the difference stands alone.
+    Args: what [`difference_of`] returned; without results per user the difference stands alone.
     """
     if found.users is None:
         return [f"{found.difference:+.4f}", NONE]

@@ -115,11 +115,7 @@ def diagnose(
 
 
 def plot_diagnosis(report: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """
-    Correlation and reversal rate by distance, all models in one figure.
-
-    Args: what [`diagnose`] returned, and the PNG file.
-    """
+    """Correlation and reversal rate by distance, in one figure. Args: what [`diagnose`] returned; the PNG file."""
     panels = []
     for key, title in (("correlation", "Correlation of two items over users"), ("reversal_rate", "Reversed orders")):
         lines, bands = {}, {}
@@ -131,13 +127,8 @@ def plot_diagnosis(report: Mapping[str, Any], path: str | os.PathLike[str]) -> P
             bands[label] = [(row[key]["quantiles"]["0.25"], row[key]["quantiles"]["0.75"]) for row in rows]
         panels.append(Panel(title, lines, bands))
     distances = sorted({x for panel in panels for line in panel.lines.values() for x, _ in line})
-    return plot_lines(
-        panels,
-        path,
-        x_label="distance of the items in the tree",
-        y_label="mean and middle half of the pairs",
-        x_ticks=distances,
-    )
+    labels = {"x_label": "distance of the items in the tree", "y_label": "mean and middle half of the pairs"}
+    return plot_lines(panels, path, **labels, x_ticks=distances)
 
 
 def load_systems(
@@ -162,19 +153,10 @@ def load_systems(
 
 
 def diagnosis_tables(report: Mapping[str, Any]) -> list[Table]:
-    """
-    A report for a terminal.
-
-    Args: what [`diagnose`] returned.
-    """
+    """A report for a terminal. Args: what [`diagnose`] returned."""
     distances = sorted({row["distance"] for model in report["models"].values() for row in model["by_distance"]})
-    table = Table(
-        title=f"{report['num_users']} users, up to {report['num_pairs']} pairs of items per distance", box=SIMPLE_HEAD
-    )
-    table.add_column("", no_wrap=True)
-    table.add_column("model")
-    for name in ("tau-b", *(f"at {distance}" for distance in distances)):
-        table.add_column(name, justify="right", no_wrap=True)
+    measured = f"{report['num_users']} users, up to {report['num_pairs']} pairs of items per distance"
+    table = _table(measured, ["", "model"], ["tau-b", *(f"at {distance}" for distance in distances)])
     for key, title in (("correlation", "correlation"), ("reversal_rate", "reversed orders")):
         for name, model in report["models"].items():
             rows = {row["distance"]: row[key]["mean"] for row in model["by_distance"]}
@@ -187,10 +169,17 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for name in names:
+        table.add_column(name, no_wrap=not name)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=len(name) < 6)
+    return table
+
+
 def _tree_table(report: Mapping[str, Any]) -> Table:
-    table = Table(title="The trees", box=SIMPLE_HEAD)
-    for name in ("tree of", "items at 2", "items at 4", "targets with a sibling at 2"):
-        table.add_column(name, justify="left" if name == "tree of" else "right")
+    table = _table("The trees", ["tree of"], ["items at 2", "items at 4", "targets with a sibling at 2"])
     for name, model in report["models"].items():
         if model["tree_of"] == name:
             near = [model["tree"]["num_neighbours"].get(str(distance)) for distance in (2, 4)]
@@ -202,28 +191,22 @@ def _tree_table(report: Mapping[str, Any]) -> Table:
 
 def _latent_tables(report: Mapping[str, Any]) -> list[Table]:
     models = {name: model for name, model in report["models"].items() if "latents" in model}
-    if not models:
-        return []
-    table = Table(title="The latents", box=SIMPLE_HEAD)
-    table.add_column("model")
-    for name in ("latents", "entropy", "nats on the item", "best differs at 2", "at most"):
-        table.add_column(name, justify="right")
+    table = _table(
+        "The latents", ["model"], ["latents", "entropy", "nats on the item", "best differs at 2", "at most"]
+    )
     for name, model in models.items():
         differs = {row["distance"]: row["best_latent_differs"] for row in model["by_distance"]}
         latents = model["latents"]
         measured = [f"{latents['normalized_entropy']:.4f}", f"{latents['mutual_information']:.2g}"]
-        table.add_row(
-            name, str(latents["num_latents"]), *measured, _number(differs.get(2)), _number(max(differs.values()))
-        )
-    return [table]
+        most = _number(max(differs.values()))
+        table.add_row(name, str(latents["num_latents"]), *measured, _number(differs.get(2)), most)
+    return [table] if models else []
 
 
 class _Users:
     """The histories of some users and the model that scores items for them."""
 
-    def __init__(
-        self, model: Any, split: Any, item_ids: list[str], *, progress: Callable[[int], Any] = lambda count: None
-    ) -> None:
+    def __init__(self, model: Any, split: Any, item_ids: list[str], *, progress: Callable[[int], Any]) -> None:
         self.model = model
         self.progress = progress
         config = model.config
@@ -330,13 +313,12 @@ def _latents(users: _Users, sample: NDArray[np.integer]) -> dict[str, Any]:
         shares.append(weights / weights.sum())
         entropies.append(latent_entropy(joint) if joint.shape[1] > 1 else np.zeros(1))
         informations.append(latent_information(joint))
-    information = float(np.concatenate(informations).mean())
     return {
         "num_latents": joint.shape[1],
         "num_users": len(sample),
         "shares": np.concatenate(shares).mean(axis=0).tolist(),
         "normalized_entropy": float(np.concatenate(entropies).mean()),
-        "mutual_information": information,
+        "mutual_information": float(np.concatenate(informations).mean()),
     }
 
 

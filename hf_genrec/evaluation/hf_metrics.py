@@ -11,7 +11,7 @@ import evaluate
 import numpy as np
 
 from hf_genrec.evaluation.lists import coverage, gini, item_indices, novelty_per_user
-from hf_genrec.evaluation.metrics import mrr_at_k, ndcg_at_k, ranks_of_targets, recall_at_k
+from hf_genrec.evaluation.metrics import PER_USER, ranks_of_targets
 
 
 class RankingMetric(evaluate.Metric):
@@ -33,21 +33,14 @@ class RankingMetric(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         features = {"predictions": datasets.List(datasets.Value("string")), "references": datasets.Value("string")}
-        return evaluate.MetricInfo(
-            description="Recall, ndcg and mrr of ranked lists with one target per user.",
-            citation="",
-            inputs_description=(
-                "predictions: ranked item ids per user; references: the target per user; ks: cut-offs (1, 5, 10, 20)."
-            ),
-            features=datasets.Features(features),
-        )
+        inputs = "predictions: ranked item ids per user; references: the target per user; ks: cut-offs (1, 5, 10, 20)."
+        return _information("Recall, ndcg and mrr of ranked lists with one target per user.", inputs, features)
 
     def _compute(
         self, predictions: list[list[str]], references: list[str], ks: Sequence[int] = (1, 5, 10, 20)
     ) -> dict[str, float]:
         ranks = ranks_of_targets(predictions, references)
-        metrics = {"recall": recall_at_k, "ndcg": ndcg_at_k, "mrr": mrr_at_k}
-        return {f"{name}@{k}": metric(ranks, k=k) for k in ks for name, metric in metrics.items()}
+        return {f"{name}@{k}": float(metric(ranks, k=k).mean()) for k in ks for name, metric in PER_USER.items()}
 
 
 class ListMetric(evaluate.Metric):
@@ -69,15 +62,12 @@ class ListMetric(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Coverage, Gini coefficient and novelty of ranked lists.",
-            citation="",
-            inputs_description=(
-                "predictions: ranked item ids per user; item_ids: the whole catalog; counts: interactions of each "
-                "item in training, for novelty; ks: cut-offs (10)."
-            ),
-            features=datasets.Features({"predictions": datasets.List(datasets.Value("string"))}),
+        inputs = (
+            "predictions: ranked item ids per user; item_ids: the whole catalog; counts: interactions of each item in "
+            "training, for novelty; ks: cut-offs (10)."
         )
+        features = {"predictions": datasets.List(datasets.Value("string"))}
+        return _information("Coverage, Gini coefficient and novelty of ranked lists.", inputs, features)
 
     def _compute(
         self,
@@ -94,3 +84,9 @@ class ListMetric(evaluate.Metric):
             if counts is not None:
                 values[f"novelty@{k}"] = float(np.nanmean(novelty_per_user(lists, counts=counts)))
         return values
+
+
+def _information(description: str, inputs: str, features: dict) -> evaluate.MetricInfo:
+    return evaluate.MetricInfo(
+        description=description, citation="", inputs_description=inputs, features=datasets.Features(features)
+    )

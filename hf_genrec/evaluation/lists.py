@@ -26,10 +26,8 @@ def item_indices(
     """
     Lists of item ids as a matrix of item indices.
 
-    Args:
-        lists (`list[list[str]]`): Ranked item ids per user, lists of any length.
-        item_ids (`list[str]`): The catalog; the position is the item index.
-        k (`int`, *optional*): Keep the first `k` of each list. `None` keeps as many as the longest list has.
+    Args: ranked item ids per user, lists of any length; the catalog; and how many of each list are kept, `None` for
+    as many as the longest has.
 
     >>> item_indices([["comb", "soap"], ["rock"], []], item_ids=["soap", "brush", "comb"])
     array([[ 2,  0],
@@ -50,9 +48,7 @@ def history_matrix(histories: Sequence[Sequence[str]], *, item_ids: Sequence[str
     """
     How often each user took each item; unlike [`item_indices`] without room for the longest history in every row.
 
-    Args:
-        histories (`list[list[str]]`): Item ids per user; ids that are no items are left out.
-        item_ids (`list[str]`): The catalog; the position is the column.
+    Args: item ids per user, of which those that are no items are left out; and the catalog.
 
     >>> history_matrix([["comb", "soap", "comb"], ["rock"]], item_ids=["soap", "brush", "comb"]).toarray()
     array([[1, 0, 2],
@@ -70,10 +66,8 @@ def is_invalid_list(lists: ArrayLike, lengths: ArrayLike, *, expected: ArrayLike
     """
     Which users got something else than as many distinct items of the catalog as they were to get.
 
-    Args:
-        lists (`np.ndarray` of shape `(num_users, k)`): See the module; here `-1` inside a list is a foreign id.
-        lengths (`np.ndarray` of shape `(num_users,)`): How many entries each list has, foreign ones among them.
-        expected (`np.ndarray` of shape `(num_users,)` or `int`): How many items each user was to get.
+    Args: `lists`, see the module, here `-1` inside a list is a foreign id; how many entries each list has, foreign
+    ones among them; and how many items each user was to get.
 
     >>> is_invalid_list([[0, 2], [0, -1], [2, 2], [0, -1]], [2, 1, 2, 2], expected=2)  # right, short, twice, foreign
     array([False,  True,  True,  True])
@@ -87,11 +81,7 @@ def is_invalid_list(lists: ArrayLike, lengths: ArrayLike, *, expected: ArrayLike
 def list_values(
     lists: ArrayLike, histories: sp.csr_array, *, counts: ArrayLike, cosines: sp.csr_array, k: int
 ) -> dict[str, float | None]:
-    """
-    All properties of lists of this module.
-
-    Args: those of the functions below; `k` is what stands behind the `@` of the names.
-    """
+    """All properties of lists of this module. Args: those of the functions below; `k` stands behind the `@`."""
     num_items = cosines.shape[0]
     values: dict[str, NDArray[np.float64] | float] = {
         "coverage": coverage(lists, num_items=num_items),
@@ -106,9 +96,7 @@ def list_values(
 
 def coverage(lists: ArrayLike, *, num_items: int) -> float:
     """
-    Share of the catalog that is in any list: `|union of the lists| / num_items`.
-
-    Args: `lists`, see the module.
+    Share of the catalog that is in any list. Args: `lists`, see the module.
 
     >>> coverage([[0, 1], [1, -1]], num_items=4)
     0.5
@@ -137,9 +125,7 @@ def gini(lists: ArrayLike, *, num_items: int) -> float:
 
 def novelty_per_user(lists: ArrayLike, *, counts: ArrayLike) -> NDArray[np.float64]:
     """
-    Mean self-information of each list in bits: `-log2(count_i / sum_j count_j)` over its items.
-
-    An item without an interaction counts as if it had one, else its surprise would be infinite.
+    Mean self-information of each list in bits: `-log2(count_i / sum_j count_j)` over its items, where 0 counts as 1.
 
     Args: `lists` and `counts`, see the module.
 
@@ -175,9 +161,7 @@ def item_cosines(interactions: sp.sparray) -> sp.csr_array:
     """
     Which items are taken by the same users: the cosine of each pair of columns.
 
-    Args:
-        interactions (`scipy.sparse.sparray` of shape `(num_users, num_items)`):
-            1 where the user took the item in the training part.
+    Args: the training part, a matrix `(num_users, num_items)` that is 1 where the user took the item.
 
     >>> item_cosines(sp.csr_array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]])).toarray()
     array([[1. , 0.5, 0. ],
@@ -197,8 +181,7 @@ def diversity_per_user(lists: ArrayLike, *, cosines: sp.csr_array) -> NDArray[np
     """
     How unlike the items of each list are: 1 - the mean of `cosines` over the pairs of the list.
 
-    Items are compared by who took them in training, not by their ids or texts, so that systems with other ids, or
-    with none, are measured alike.
+    Items are compared by who took them, not by ids or texts, so that systems with other ids are measured alike.
 
     Args: `lists`, see the module; `cosines` are those of [`item_cosines`].
 

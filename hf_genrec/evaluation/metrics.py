@@ -29,10 +29,7 @@ def ranks_of_targets(
     """
     Position of each user's target in the user's list.
 
-    Args:
-        recommended (`list[list[str]]` or `np.ndarray` of shape `(num_users, top_k)`):
-            Ranked items per user, the best first: item ids in lists of any length, or item indices in a matrix.
-        targets (`list[str]` or `np.ndarray` of shape `(num_users,)`): The item that each user took.
+    Args: lists of item ids, best first, or a matrix of item indices `(num_users, top_k)`; and a target per user.
 
     >>> ranks_of_targets([["soap", "comb"], ["comb"], []], ["comb", "soap", "comb"])
     array([ 1, -1, -1])
@@ -69,9 +66,7 @@ def recall_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
 
 def ndcg_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
     """
-    Discounted gain of each user's target: `1 / log2(rank + 2)` if `rank < k`, else 0.
-
-    With one target per user the ideal gain is 1, so nothing is left to normalise.
+    Discounted gain of each user's target: `1 / log2(rank + 2)` if `rank < k`, else 0; with one target the ideal is 1.
 
     Args: see [`recall_per_user`].
 
@@ -85,8 +80,6 @@ def ndcg_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
 def mrr_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
     """
     Reciprocal rank of each user's target: `1 / (rank + 1)` if `rank < k`, else 0.
-
-    Falls faster than [`ndcg_per_user`]: the second place is worth 0.5 here and 0.63 there.
 
     Args: see [`recall_per_user`].
 
@@ -103,8 +96,6 @@ def recall_at_k(ranks: ArrayLike, *, k: int) -> float:
 
     Args: see [`recall_per_user`]; at least one user.
 
-    Source: Rajput et al. 2023, section 4 (https://huggingface.co/papers/2305.05065).
-
     >>> ranks = [0, 4, -1, 2]
     >>> recall_at_k(ranks, k=3), ndcg_at_k(ranks, k=3), round(mrr_at_k(ranks, k=3), 4)
     (0.5, 0.375, 0.3333)
@@ -113,23 +104,16 @@ def recall_at_k(ranks: ArrayLike, *, k: int) -> float:
 
 
 def ndcg_at_k(ranks: ArrayLike, *, k: int) -> float:
-    """
-    Mean over all users of the discounted gain; unlike recall it rewards a target near the top.
-
-    Args: see [`recall_at_k`].
-
-    Source: Rajput et al. 2023, section 4 (https://huggingface.co/papers/2305.05065).
-    """
+    """Mean over all users of the discounted gain; unlike recall it rewards the top. Args: see [`recall_at_k`]."""
     return _mean(ndcg_per_user(ranks, k=k))
 
 
 def mrr_at_k(ranks: ArrayLike, *, k: int) -> float:
-    """
-    Mean over all users of the reciprocal rank, 0 from rank `k` on.
-
-    Args: see [`recall_at_k`].
-    """
+    """Mean over all users of the reciprocal rank, 0 from rank `k` on. Args: see [`recall_at_k`]."""
     return _mean(mrr_per_user(ranks, k=k))
+
+
+PER_USER = {"recall": recall_per_user, "ndcg": ndcg_per_user, "mrr": mrr_per_user}
 
 
 def bootstrap_interval(
@@ -138,20 +122,12 @@ def bootstrap_interval(
     """
     Percentile bootstrap interval of the mean of per-user values.
 
-    Users are drawn with replacement. How often each distinct value is drawn is multinomial, so a resample costs one
-    draw per distinct value (21 for ndcg@20) instead of one per user; the distribution is the same. The difference of
-    two systems' values on the same users gives a paired interval (with `is_share=False`).
-
     Resamples of users who all have 0 are all 0, which would claim certainty. The mean of values in [0, 1] is at most
     the share of users above 0, so there the upper end is that of the exact binomial interval (Clopper and Pearson) of
     that share; where all users have 1, the lower end is that of the share of users with 1.
 
-    Args:
-        values (`np.ndarray` of shape `(num_users,)`): One value per user.
-        confidence (`float`, *optional*, defaults to 0.95): Share of the resampled means inside, between 0 and 1.
-        num_resamples (`int`, *optional*, defaults to 1000): How many resamples are drawn, at least 1.
-        seed (`int`, *optional*, defaults to 0): Seed of the draws.
-        is_share (`bool`, *optional*, defaults to `True`): Whether values lie in [0, 1]; `False` for differences.
+    Args: one value per user; the share of resampled means inside; the number of resamples and their seed; `is_share`
+    is `False` where values do not lie in [0, 1], such as differences.
 
     >>> bootstrap_interval([0.25, 0.25, 0.25])
     (0.25, 0.25)
@@ -175,6 +151,7 @@ def bootstrap_interval(
 
         exact = stats.binomtest(int(distinct[0]) * num_users, num_users).proportion_ci(confidence, method="exact")
         return float(exact.low), float(exact.high)
+    # how often each distinct value is drawn is multinomial: 21 draws for ndcg@20 instead of one per user
     generator, rows = np.random.default_rng(seed), max(1, _CHUNK // len(distinct))
     sizes = [min(rows, num_resamples - start) for start in range(0, num_resamples, rows)]
     sums = [generator.multinomial(num_users, counts / num_users, size=size) @ distinct for size in sizes]
@@ -186,22 +163,13 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """
-    How far one system is from another, with the evidence for it.
+    """How far one system is from another, with the evidence for it: interval and two-sided p-value."""
 
-    Args:
-        difference (`float`): Mean of the values minus mean of the reference's; above 0 where the system is better.
-        low (`float` or `None`): Lower end of its interval.
-        high (`float` or `None`): Upper end of the interval of the difference.
-        p_value (`float` or `None`): Two-sided: how often chance alone makes a difference as large as this one.
-        num_pairs (`int`): Users or seeds.
-    """
-
-    difference: float
+    difference: float  # mean of the values minus mean of the reference's; above 0 where the system is better
     low: float | None
     high: float | None
-    p_value: float | None
-    num_pairs: int
+    p_value: float | None  # how often chance alone makes a difference as large as this one
+    num_pairs: int  # users or seeds
 
 
 def paired_difference(
@@ -215,8 +183,7 @@ def paired_difference(
     """
     Difference of two means over the same users: bootstrap interval and p-value of [`sign_flip_p_value`].
 
-    Args: `values` and `reference` of shape `(num_users,)`, as [`ndcg_per_user`] gives them, users in one order;
-    the others as in [`bootstrap_interval`], for the interval and the test.
+    Args: one value per user of each system, users in one order; the others as in [`bootstrap_interval`].
 
     >>> paired_difference([1.0, 0.5, 1.0, 0.0], [0.5, 0.0, 0.5, 0.0])
     PairedDifference(difference=0.375, low=0.125, high=0.5, p_value=0.25, num_pairs=4)
@@ -234,10 +201,9 @@ def seed_difference(values: ArrayLike, reference: ArrayLike, *, confidence: floa
     Difference of two means over the same seeds of training, with the interval of the paired t-test.
 
     Unlike [`paired_difference`], which takes the trained models as given, this estimates what another seed would
-    change. With two or three seeds the interval is wide. Seeds that all differ by the same amount say nothing about
-    another one: then there is neither interval nor p-value.
+    change. Seeds that all differ by the same say nothing about another one: neither interval nor p-value.
 
-    Args: `values` and `reference` hold a metric of two systems, one value per seed in the same order.
+    Args: one value per seed of each system, seeds in one order; the confidence of the interval.
 
     >>> found = seed_difference([0.25, 0.5, 0.75], [0.0, 0.125, 0.5])
     >>> round(found.difference, 4), round(found.low, 4), round(found.high, 4), round(found.p_value, 4)
@@ -246,19 +212,23 @@ def seed_difference(values: ArrayLike, reference: ArrayLike, *, confidence: floa
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must be between 0 and 1, got {confidence}.")
     differences = _differences(values, reference, least=2)
-    low, high, p_value = _t_test(differences, confidence)
-    return PairedDifference(float(differences.mean()), low, high, p_value, len(differences))
+    difference, num_seeds = float(differences.mean()), len(differences)
+    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():  # no spread beyond rounding
+        return PairedDifference(difference, None, None, None, num_seeds)
+    from scipy import stats  # slow to import
+
+    test = stats.ttest_1samp(differences, 0.0)
+    low, high = map(float, test.confidence_interval(confidence))
+    return PairedDifference(difference, low, high, float(test.pvalue), num_seeds)
 
 
 def sign_flip_p_value(differences: ArrayLike, *, num_resamples: int = DEFAULT_NUM_RESAMPLES, seed: int = 0) -> float:
     """
     Two-sided p-value of the paired permutation test: how often random signs make a sum as far from 0.
 
-    Users without a difference do not matter, and of `n` users with equal differences up to sign, the number that keeps
-    it is binomial; so a resample costs one draw per distinct size instead of one per user, with the same distribution.
-    Where all combinations of signs are no more than `num_resamples`, they are counted instead.
+    Where all combinations of signs are no more than `num_resamples`, they are counted instead of drawn.
 
-    Args: `differences` of shape `(num_users,)`; the others as in [`bootstrap_interval`].
+    Args: one difference per user; the others as in [`bootstrap_interval`].
 
     >>> sign_flip_p_value([0.5, 0.25, 1.0, 0.0])
     0.25
@@ -276,6 +246,7 @@ def sign_flip_p_value(differences: ArrayLike, *, num_resamples: int = DEFAULT_NU
             (changed,), np.sum, permutation_type="samples", n_resamples=num_resamples, vectorized=True
         )
         return float(test.pvalue)
+    # of n users with equal differences up to sign, the number that keeps it is binomial: a draw per distinct size
     sizes, counts = np.unique(np.abs(changed), return_counts=True)
     observed = abs(changed.sum()) * (1 - 1e-12)  # a tie counts, however its sum was rounded
     generator, num_extreme = np.random.default_rng(seed), 0
@@ -288,12 +259,9 @@ def sign_flip_p_value(differences: ArrayLike, *, num_resamples: int = DEFAULT_NU
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:
     """
-    P-values corrected for being several: each stays below a level only as often as one alone would.
+    P-values corrected for being several (Holm 1979): each stays below a level only as often as one alone would.
 
-    Args:
-        p_values (`list[float]`): One per comparison.
-
-    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
+    Args: one p-value per comparison.
 
     >>> holm_adjusted([0.25, 0.0625, 0.125])
     [0.25, 0.1875, 0.25]
@@ -339,16 +307,3 @@ def _differences(values: ArrayLike, reference: ArrayLike, *, least: int) -> NDAr
     if not np.isfinite(differences).all():
         raise ValueError("`values` and `reference` must be finite numbers; keep every user and count a miss as 0.")
     return differences
-
-
-def _t_test(
-    differences: NDArray[np.float64], confidence: float
-) -> tuple[float, float, float] | tuple[None, None, None]:
-    """Interval and p-value; nothing without a spread beyond rounding, since the test goes by nothing else."""
-    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
-        return None, None, None
-    from scipy import stats  # slow to import
-
-    test = stats.ttest_1samp(differences, 0.0)
-    interval = test.confidence_interval(confidence)
-    return float(interval.low), float(interval.high), float(test.pvalue)

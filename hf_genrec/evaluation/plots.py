@@ -16,41 +16,22 @@ from hf_genrec.tokenizers.report_plot import DARK, GREY, LIGHT, new_figure, save
 
 @dataclass(frozen=True)
 class IntervalPanel:
-    """
-    One pair of axes with a point and its interval for each system.
-
-    Args:
-        title (`str`): What stands above the axes.
-        points (`dict[str, tuple[float, float, float]]`):
-            Value, lower and upper end by the name of the system, drawn from top to bottom.
-        runs (`dict[str, list[float]]`, *optional*): Values of the single runs of a system, drawn as small rings.
-        faded (`list[str]`, *optional*): Systems that are drawn in grey.
-        reference (`str`, *optional*): The system whose value is drawn as a line across all of them; `None` for none.
-    """
+    """One pair of axes with a point and its interval for each system, from top to bottom."""
 
     title: str
-    points: Mapping[str, tuple[float, float, float]]
-    runs: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    faded: Sequence[str] = ()
-    reference: str | None = None
+    points: Mapping[str, tuple[float, float, float]]  # value, lower and upper end by the name of the system
+    runs: Mapping[str, Sequence[float]] = field(default_factory=dict)  # values of single runs, drawn as small rings
+    faded: Sequence[str] = ()  # systems that are drawn in grey
+    reference: str | None = None  # the system whose value is drawn as a line across all of them
 
 
 @dataclass(frozen=True)
 class Panel:
-    """
-    One pair of axes with lines on them.
-
-    Args:
-        title (`str`): What stands above the axes.
-        lines (`dict[str, list[tuple[float, float]]]`):
-            Points `(x, y)` by the name of their line, drawn in the order of `x`. A line without points is left out.
-        intervals (`dict[str, list[tuple[float, float]]]`, *optional*):
-            For some or all lines the lower and upper end at each point, in the order of the points.
-    """
+    """One pair of axes with lines on them."""
 
     title: str
-    lines: Mapping[str, Sequence[tuple[float, float]]]
-    intervals: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    lines: Mapping[str, Sequence[tuple[float, float]]]  # points `(x, y)` by the name of their line, in any order
+    intervals: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)  # lower and upper ends
 
 
 def plot_lines(
@@ -109,11 +90,7 @@ def plot_lines(
 
 
 def plot_intervals(panels: Sequence[IntervalPanel], path: str | os.PathLike[str], *, x_label: str) -> Path:
-    """
-    Draw values with their intervals below each other, panels one under another.
-
-    Args: see [`plot_lines`].
-    """
+    """Draw values with their intervals below each other, panels one under another. Args: see [`plot_lines`]."""
     if not panels:
         raise ValueError("`panels` must hold at least one panel.")
     heights = [1.1 + 0.34 * len(panel.points) for panel in panels]

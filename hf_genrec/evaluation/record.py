@@ -28,8 +28,7 @@ def named_path(word: str | os.PathLike[str]) -> tuple[str | None, str]:
     """
     A word of a command line that may give a file or folder a name.
 
-    Args:
-        word (`str` or `Path`): `NAME=PATH` or `PATH`; what exists as it stands is a path, whatever signs are in it.
+    Args: `NAME=PATH` or `PATH`; what exists as it stands is a path, whatever signs are in it.
 
     >>> named_path("A=runs/lr=1e-3"), named_path("runs/psid")
     (('A', 'runs/lr=1e-3'), (None, 'runs/psid'))
@@ -70,9 +69,7 @@ def record_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = N
     """
     A record as a table of strings: the header, the baselines, and the model last.
 
-    Args:
-        record (`dict`): What [`evaluate`] returned.
-        metrics (`list[str]`, *optional*): The columns.
+    Args: what [`evaluate`] returned, and the columns.
 
     >>> values = {"recall@5": 0.5, "invalid_rate": 0.0, "intervals": {"recall@5": [0.25, 0.75]}}
     >>> record = {"model": values, "baselines": {"popularity": values}}
@@ -92,9 +89,7 @@ def shown_cut(names: Iterable[str], *, metric: str) -> int:
     """
     Which of the cut-offs of a metric is shown where there is room for one.
 
-    Args:
-        names (`list[str]`): Names of a record, such as `"recall@5"`; others are passed over.
-        metric (`str`): What stands before the `@`.
+    Args: names of a record, such as `"recall@5"`, others are passed over; and what stands before the `@`.
 
     >>> shown_cut(["recall@1", "recall@5", "recall@20", "invalid_rate"], metric="recall")
     5
@@ -104,22 +99,12 @@ def shown_cut(names: Iterable[str], *, metric: str) -> int:
 
 
 def is_finished(folder: str | os.PathLike[str]) -> bool:
-    """
-    Whether a folder holds a finished run.
-
-    Args:
-        folder (`str` or `Path`): A run folder, existing or not.
-    """
+    """Whether a folder holds a finished run. Args: a run folder, existing or not."""
     return (Path(folder) / TRAINING_NAME).is_file()
 
 
 def read_training(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """
-    The record of a finished run, its `training.json`; empty if the folder has none.
-
-    Args:
-        folder (`str` or `Path`): A run folder.
-    """
+    """The record of a finished run, its `training.json`; empty if the folder has none. Args: a run folder."""
     return json.loads((Path(folder) / TRAINING_NAME).read_text(encoding="utf-8")) if is_finished(folder) else {}
 
 
@@ -129,22 +114,15 @@ def evaluation_run(
     """
     What an evaluation record says about the run it belongs to.
 
-    Args:
-        folder (`str` or `Path`): The run folder, or the name of a Hub repository.
-        num_beams (`int`): Beams of the evaluation.
-        latent_aggregation (`str`): `"max"` or `"sum"`.
-        decoding (`str`, *optional*, defaults to `"beam"`): `"exact"`, `"graph"` or `"beam"`.
+    Args: the run folder or Hub repository, and how it was decoded, see [`RecommendConfig`].
     """
     training = read_training(folder)
     weights = Path(folder) / "model.safetensors"
     run: dict[str, Any] = {"model": Path(folder).name if weights.is_file() else os.fspath(folder)}
     run |= {"num_beams": num_beams} if decoding != "exact" else {}
     run |= {"latent_aggregation": latent_aggregation, "decoding": decoding}
-    run |= {
-        name: training[name]
-        for name in ("command", "minutes", "cpu_minutes", "num_threads", "num_parameters")
-        if name in training
-    }
+    kept = ("command", "minutes", "cpu_minutes", "num_threads", "num_parameters")
+    run |= {name: training[name] for name in kept if name in training}
     if training:
         run["seed"] = training["settings"]["seed"]
         run["trained_on"] = trained_on(training)
@@ -158,7 +136,17 @@ def evaluation_run(
     return run
 
 
+def interval_text(interval: Sequence[float] | None, form: str = ".4f") -> str:
+    """
+    An interval behind its number; nothing where there is none.
+
+    Args: lower and upper end, and how `format` writes them.
+
+    >>> interval_text([0.0354, 0.0393])
+    ' [0.0354, 0.0393]'
+    """
+    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
 def _cell(values: Mapping[str, Any], column: str) -> str:
-    interval = values["intervals"].get(column)
-    suffix = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
-    return f"{values[column]:.4f}{suffix}"
+    return f"{values[column]:.4f}{interval_text(values['intervals'].get(column))}"

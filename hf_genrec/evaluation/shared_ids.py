@@ -19,28 +19,19 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True)
 class IdRanks:
-    """
-    Where each user's list holds the semantic ID of the target; all arrays of shape `(num_users,)`, int64.
+    """Where each user's list holds the semantic ID of the target; all arrays of shape `(num_users,)`."""
 
-    Args:
-        id_rank (`np.ndarray`): How many other ids stand before the target's id.
-        group_start (`np.ndarray`): Position of the first item with the target's id; `-1` if there is none.
-        group_size (`np.ndarray`): How many items of the catalog share the target's id, itself among them.
-        num_ids (`np.ndarray`): How many distinct ids the list holds.
-    """
-
-    id_rank: NDArray[np.int64]
-    group_start: NDArray[np.int64]
-    group_size: NDArray[np.int64]
-    num_ids: NDArray[np.int64]
+    id_rank: NDArray[np.int64]  # how many other ids stand before the target's id
+    group_start: NDArray[np.int64]  # position of the first item with the target's id; `-1` if there is none
+    group_size: NDArray[np.int64]  # how many items of the catalog share the target's id, itself among them
+    num_ids: NDArray[np.int64]  # how many distinct ids the list holds
 
 
 def id_groups(codes: ArrayLike) -> NDArray[np.int64]:
     """
     Number of each item's semantic ID, from 0; equal for equal codes.
 
-    Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes of each item.
+    Args: `codes` of shape `(num_items, num_levels)`.
 
     >>> id_groups([[1, 2], [0, 3], [1, 2]])
     array([1, 0, 1])
@@ -56,8 +47,7 @@ def shared_id_groups(items: pa.Table) -> NDArray[np.int64] | None:
     """
     Which items of a model's table share a semantic ID, if any do.
 
-    Args:
-        items (`pa.Table`): The item table of a model, with a column `codes` if its items have semantic IDs.
+    Args: the item table of a model, with a column `codes` if its items have semantic IDs.
 
     >>> shared_id_groups(pa.table({"item_id": ["soap", "comb"], "codes": [[3, 1], [3, 1]]}))
     array([0, 0])
@@ -75,11 +65,8 @@ def rank_ids(lists: ArrayLike, targets: ArrayLike, *, groups: ArrayLike) -> IdRa
     """
     Where the semantic ID of each target stands.
 
-    Args:
-        lists (`np.ndarray` of shape `(num_users, list_length)`):
-            Item indices, best first, `-1` where a list is shorter.
-        targets (`np.ndarray` of shape `(num_users,)`): Item index of each target.
-        groups (`np.ndarray` of shape `(num_items,)`): Number of each item's id, see [`id_groups`].
+    Args: item indices `(num_users, list_length)`, best first, `-1` where a list is shorter; the index of each target;
+    and the number of each item's id, see [`id_groups`].
 
     >>> found = rank_ids([[4, 0, 1, 3]], [2], groups=[0, 1, 1, 0, 2])  # items 1 and 2 share an id, and so 0 and 3
     >>> found.group_start, found.id_rank, found.group_size, found.num_ids
@@ -113,12 +100,9 @@ def corrected_recall_per_user(group_start: ArrayLike, group_size: ArrayLike, *, 
     """
     Chance that the target is among the first `k`, if the items of its id stand in a random order.
 
-    With `g` items that take the positions from `p` on (1-based): `m / g` with `m = min(g, max(0, k - p + 1))`. Equal
-    to `recall_per_user` where no id is shared.
+    With `g` items from 1-based position `p` on: `m / g` with `m = min(g, max(0, k - p + 1))`, as in arXiv 2605.25330.
 
     Args: `group_start` and `group_size` as in [`IdRanks`], and the cut-off `k`.
-
-    Source: `m / g` as in arXiv 2605.25330.
 
     >>> corrected_recall_per_user([0, 8, 9, -1], [1, 4, 5, 2], k=10)
     array([1. , 0.5, 0.2, 0. ])
@@ -129,10 +113,7 @@ def corrected_recall_per_user(group_start: ArrayLike, group_size: ArrayLike, *, 
 
 def corrected_ndcg_per_user(group_start: ArrayLike, group_size: ArrayLike, *, k: int) -> NDArray[np.float64]:
     """
-    Expected discounted gain of the target, if the items of its id stand in a random order.
-
-    The mean of `1 / log2(position + 1)` over the 1-based positions of the `g` items of the id, 0 behind `k`. Equal to
-    `ndcg_per_user` where no id is shared. Arguments and errors are those of [`corrected_recall_per_user`].
+    Expected discounted gain of the target: the mean over the positions of the items of its id, 0 behind `k`.
 
     Args: see [`corrected_recall_per_user`].
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from hf_genrec.evaluation.metrics import bootstrap_interval, mrr_per_user, ndcg_per_user, recall_per_user
+from hf_genrec.evaluation.metrics import PER_USER, bootstrap_interval
 from hf_genrec.evaluation.record import named_path, users_path
 from hf_genrec.evaluation.shared_ids import corrected_ndcg_per_user, corrected_recall_per_user
 
@@ -34,62 +34,35 @@ _KINDS = (
     "system", "encoder", "policy", "num_levels", "codebook_size", "decoding", "num_beams", "latent_aggregation",
     "search_options",
 )  # fmt: skip
-_PER_USER = {"recall": recall_per_user, "ndcg": ndcg_per_user, "mrr": mrr_per_user}
 _CORRECTED_PER_USER = {"recall": corrected_recall_per_user, "ndcg": corrected_ndcg_per_user}
 _METRIC = re.compile(r"(recall|ndcg|mrr)@([1-9]\d*)")
 
 
 @dataclass(frozen=True)
 class StoredEvaluation:
-    """
-    One evaluation record and, where they were kept, the results of its users.
+    """One evaluation record and, where they were kept, the results of its users."""
 
-    Args:
-        name (`str` or `None`): What the system is to be called; `None` leaves it to the record.
-        source (`str`): The file, for messages.
-        record (`dict`): What [`evaluate`] returned.
-        users (`pd.DataFrame` or `None`):
-            One row per user in the order of the split, with `rank` (0-based, -1 without a hit), `num_train` and
-            `history_length`; where several items share an id also `group_start` and `group_size`.
-    """
-
-    name: str | None
-    source: str
+    name: str | None  # what the system is to be called; `None` leaves it to the record
+    source: str  # the file, for messages
     record: Mapping[str, Any]
-    users: pd.DataFrame | None = None
+    users: pd.DataFrame | None = None  # in the order of the split, see [`EvaluationRecord`]
 
 
 @dataclass(frozen=True)
 class System:
-    """
-    A model trained with one or several seeds, or a baseline.
-
-    Args:
-        name (`str`): What it is called.
-        values (`dict`): Metrics as in an evaluation record.
-        deviations (`dict[str, float]`): Standard deviation between seeds by metric; empty with one seed.
-        seeds (`list[int]`): Seeds of the runs, as far as records have them; empty for baselines.
-        sources (`list[str]`): Files of the records.
-        encoder (`str` or `None`): The text encoder, without its organisation; `None` where the record names none.
-        ids (`str` or `None`): Collision policy and shape of the semantic IDs; `None` where the record has none.
-        is_baseline (`bool`): Whether it is one of the baselines.
-        runs (`list[dict]`): The metrics of each run.
-        ranks (`list[np.ndarray]`): Per run the ranks of all users; empty where they were not kept.
-        groups (`list[tuple[np.ndarray, np.ndarray] or None]`):
-            Per run of `ranks` where several items share an id the position of the first item with the target's id and
-            their number, else `None`.
-    """
+    """A model trained with one or several seeds, or a baseline."""
 
     name: str
-    values: Mapping[str, Any]
-    deviations: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, Any]  # metrics as in an evaluation record, the mean over the runs
+    deviations: Mapping[str, float] = field(default_factory=dict)  # standard deviation between seeds, by metric
     seeds: Sequence[int] = ()
     sources: Sequence[str] = ()
     encoder: str | None = None
-    ids: str | None = None
+    ids: str | None = None  # collision policy and shape of the semantic IDs
     is_baseline: bool = False
-    runs: Sequence[Mapping[str, Any]] = ()
-    ranks: Sequence[NDArray[np.int64]] = ()
+    runs: Sequence[Mapping[str, Any]] = ()  # the metrics of each run
+    ranks: Sequence[NDArray[np.int64]] = ()  # of all users, per run; empty where they were not kept
+    # Per run of `ranks` where items share an id: position of the first item with the target's id, and their number.
     groups: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]] | None] = ()
 
     def user_values(self, metric: str) -> NDArray[np.float64]:
@@ -98,9 +71,6 @@ class System:
 
         Where several items share an id, recall and ndcg are the expectation over a random order of the items of an id:
         their order in the lists is that of the catalog, which no system found. Mrr is that of the lists.
-
-        Args:
-            metric (`str`): `"recall@k"`, `"ndcg@k"` or `"mrr@k"`.
         """
         groups = self.groups or [None] * len(self.ranks)
         return np.mean(
@@ -108,21 +78,11 @@ class System:
         )
 
     def expected(self, metric: str) -> float:
-        """
-        What is compared: the mean over the runs of the `corrected` metric where a record has it, else of the metric.
-
-        Args:
-            metric (`str`): Name of a metric of the records.
-        """
+        """What is compared: the mean over the runs of the `corrected` metric where a record has it."""
         return statistics.fmean(_expected(values, metric) for values in (self.runs or [self.values]))
 
     def by_seed(self, metric: str) -> dict[int, float]:
-        """
-        What [`~System.expected`] averages, by the seed of the run; empty without distinct seeds.
-
-        Args:
-            metric (`str`): Name of a metric of the records.
-        """
+        """What [`~System.expected`] averages, by the seed of the run; empty without distinct seeds."""
         if len(set(self.seeds)) != len(self.runs):
             return {}
         return {seed: _expected(run, metric) for seed, run in zip(self.seeds, self.runs, strict=True)}
@@ -175,22 +135,14 @@ def load_users(path: str | os.PathLike[str], *, num_users: int) -> pd.DataFrame 
     return users
 
 
-def _expected(values: Mapping[str, Any], metric: str) -> float:
-    return values.get("corrected", {}).get(metric, values[metric])
-
-
 def user_values(
     ranks: ArrayLike, metric: str, *, group: tuple[ArrayLike, ArrayLike] | None = None
 ) -> NDArray[np.float64]:
     """
-    One value per user of a metric that is a mean over users.
+    One value per user of `recall@k`, `ndcg@k` or `mrr@k`.
 
-    Args:
-        ranks (`np.ndarray` of shape `(num_users,)`): 0-based rank of each target; `-1` if it was not recommended.
-        metric (`str`): `"recall@k"`, `"ndcg@k"` or `"mrr@k"` with a number for k.
-        group (`tuple[np.ndarray, np.ndarray]`, *optional*):
-            Position of the first item with the target's id (-1 if there is none) and how many items have it, both of
-            shape `(num_users,)`. Recall and ndcg are then the expectation over the order of these items.
+    Args: 0-based rank of each target, the metric, and where items share an id the position of the first item with the
+    target's id and how many have it: recall and ndcg are then the expectation over the order of these items.
 
     >>> user_values([0, 4, -1, 2], "ndcg@3")
     array([1. , 0. , 0. , 0.5])
@@ -200,17 +152,17 @@ def user_values(
     found = _METRIC.fullmatch(metric)
     if found is None:
         raise ValueError(f"`metric` must be recall@k, ndcg@k or mrr@k, such as ndcg@10; got {metric!r}.")
-    if group is not None and found[1] in _CORRECTED_PER_USER:
-        return _CORRECTED_PER_USER[found[1]](*group, k=int(found[2]))
-    return _PER_USER[found[1]](ranks, k=int(found[2]))
+    name, k = found[1], int(found[2])
+    if group is not None and name in _CORRECTED_PER_USER:
+        return _CORRECTED_PER_USER[name](*group, k=k)
+    return PER_USER[name](ranks, k=k)
 
 
 def group_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     """
     What two records must have in common to be compared: `GROUP_FIELDS`, and the seed where it drew a sample of users.
 
-    Args:
-        record (`dict`): An evaluation record.
+    Args: an evaluation record.
     """
     sample_seed = record["seed"] if record["max_users"] is not None else None
     return (*(str(record[name]) for name in GROUP_FIELDS), str(sample_seed))
@@ -220,13 +172,12 @@ def model_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
     """
     The models of records, runs of one system together, under distinct names.
 
-    Args:
-        evaluations (`list[StoredEvaluation]`): Comparable ones. Those of one name are one system.
+    Args: comparable evaluations; those of one name are one system.
     """
     groups: dict[str, list[StoredEvaluation]] = {}
     for evaluation in evaluations:
         groups.setdefault(evaluation.name or seedless_key(evaluation.record, evaluation.source), []).append(evaluation)
-    names = _names_of(list(groups.values()))
+    names = _names_of([group[0] for group in groups.values()])
     return [system_of(name, group) for name, group in zip(names, groups.values(), strict=True)]
 
 
@@ -234,9 +185,7 @@ def seedless_key(record: Mapping[str, Any], source: str) -> str:
     """
     A text that is equal for runs that differ in nothing but the seed.
 
-    Args:
-        record (`dict`): An evaluation record.
-        source (`str`): Its file, which stands for the settings of the training where the record lacks them.
+    Args: an evaluation record, and its file, which stands for the settings of the training where it lacks them.
     """
     run = record.get("run", {})
     if "settings" not in run:
@@ -251,14 +200,13 @@ def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
     """
     One system from the evaluations of its runs.
 
-    Args:
-        name (`str`): What it is called.
-        group (`list[StoredEvaluation]`): At least one, all comparable.
+    Args: what it is called, and at least one evaluation, all comparable.
     """
     runs = [evaluation.record["model"] for evaluation in group]
     seeds = [evaluation.record.get("run", {}).get("seed") for evaluation in group]
     users = [evaluation.users for evaluation in group if evaluation.users is not None]
-    is_complete = len(users) == len(group)
+    if len(users) < len(group):
+        users = []
     system = System(
         name,
         values=runs[0],
@@ -268,8 +216,8 @@ def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
         ids=_ids_of(group[0]),
         is_baseline=_system_name(group[0]).partition(",")[0] in BASELINES.values(),
         runs=runs,
-        ranks=[table["rank"].to_numpy(np.int64) for table in users] if is_complete else [],
-        groups=[_groups_of(table) for table in users] if is_complete else [],
+        ranks=[table["rank"].to_numpy(np.int64) for table in users],
+        groups=[_groups_of(table) for table in users],
     )
     if len(group) == 1:
         return system
@@ -283,6 +231,56 @@ def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
     }
     deviations = {key: statistics.stdev(run[key] for run in runs) for key in values if isinstance(values[key], float)}
     return replace(system, values=values, deviations=deviations)
+
+
+def baseline_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
+    """
+    The baselines of records; a column `rank_NAME` among the results of users holds a baseline's ranks.
+
+    Args: comparable evaluations.
+    """
+    return [
+        System(
+            BASELINES.get(key, key),
+            values,
+            sources=[own.source],
+            is_baseline=True,
+            ranks=[] if own.users is None else list(own.users.filter([f"rank_{key}"]).to_numpy(np.int64).T),
+        )
+        for own in evaluations
+        for key, values in own.record["baselines"].items()
+    ]
+
+
+def merge_baselines(systems: Sequence[System]) -> list[System]:
+    """
+    Make baselines of one name that agree in all metrics one, which has the numbers of all of them.
+
+    Records of one data set repeat its baselines, and newer records say more about them than older ones.
+
+    Args: any systems; only baselines are merged.
+    """
+    merged: list[System] = []
+    for system in systems:
+        place = next((index for index, other in enumerate(merged) if _is_same_baseline(other, system)), None)
+        if place is None:
+            merged.append(system)
+        else:
+            other = merged[place]
+            intervals = {**system.values.get("intervals", {}), **other.values.get("intervals", {})}
+            values = {**system.values, **other.values, "intervals": intervals}
+            merged[place] = replace(other, values=values, ranks=other.ranks or system.ranks)
+    names = [system.name for system in merged]
+    return [
+        replace(system, name=f"{system.name} ({_file_of(system.sources[0])})")
+        if system.is_baseline and system.name in names[:index]
+        else system
+        for index, system in enumerate(merged)
+    ]
+
+
+def _expected(values: Mapping[str, Any], metric: str) -> float:
+    return values.get("corrected", {}).get(metric, values[metric])
 
 
 def _groups_of(users: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
@@ -312,53 +310,6 @@ def _mean_of(values: Sequence[Any]) -> Any:
     return first if all(value == first for value in values) else None
 
 
-def baseline_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
-    """
-    The baselines of records; a column `rank_NAME` among the results of users holds a baseline's ranks.
-
-    Args:
-        evaluations (`list[StoredEvaluation]`): Comparable ones.
-    """
-    systems = []
-    for evaluation in evaluations:
-        for key, values in evaluation.record["baselines"].items():
-            ranks = [] if evaluation.users is None else evaluation.users.filter([f"rank_{key}"]).to_numpy(np.int64).T
-            systems.append(
-                System(
-                    BASELINES.get(key, key), values, sources=[evaluation.source], is_baseline=True, ranks=list(ranks)
-                )
-            )
-    return systems
-
-
-def merge_baselines(systems: Sequence[System]) -> list[System]:
-    """
-    Make baselines of one name that agree in all metrics one, which has the numbers of all of them.
-
-    Records of one data set repeat its baselines, and newer records tell more about them than older ones.
-
-    Args:
-        systems (`list[System]`): Any; only baselines are merged.
-    """
-    merged: list[System] = []
-    for system in systems:
-        place = next((index for index, other in enumerate(merged) if _is_same_baseline(other, system)), None)
-        if place is None:
-            merged.append(system)
-        else:
-            other = merged[place]
-            intervals = {**system.values.get("intervals", {}), **other.values.get("intervals", {})}
-            values = {**system.values, **other.values, "intervals": intervals}
-            merged[place] = replace(other, values=values, ranks=other.ranks or system.ranks)
-    names = [system.name for system in merged]
-    return [
-        replace(system, name=f"{system.name} ({_file_of(system.sources[0])})")
-        if system.is_baseline and system.name in names[:index]
-        else system
-        for index, system in enumerate(merged)
-    ]
-
-
 def _is_same_baseline(first: System, second: System) -> bool:
     if first.name != second.name or not (first.is_baseline and second.is_baseline):
         return False
@@ -366,14 +317,17 @@ def _is_same_baseline(first: System, second: System) -> bool:
     return all(abs(first.values[name] - second.values[name]) < 1e-9 for name in names)
 
 
-def _names_of(groups: Sequence[Sequence[StoredEvaluation]]) -> list[str]:
-    """The system's name, and where several share it, the first thing that tells them apart."""
-    firsts = [group[0] for group in groups]
+def _names_of(firsts: Sequence[StoredEvaluation]) -> list[str]:
+    """The system's name, and where several share it, the first thing by which all of them differ."""
     names = [evaluation.name or _system_name(evaluation) for evaluation in firsts]
     for name in {name for name in names if names.count(name) > 1}:
         members = [index for index, other in enumerate(names) if other == name and firsts[index].name is None]
-        for tell in (_ids_of, _encoder_of, lambda evaluation: re.sub(r"_seed\d+$", "", _file_of(evaluation.source))):
-            words = [tell(firsts[index]) for index in members]
+        for differs in (
+            _ids_of,
+            _encoder_of,
+            lambda evaluation: re.sub(r"_seed\d+$", "", _file_of(evaluation.source)),
+        ):
+            words = [differs(firsts[index]) for index in members]
             if None not in words and len(set(words)) == len(words):
                 for index, word in zip(members, words, strict=True):
                     names[index] = f"{name} ({word})"

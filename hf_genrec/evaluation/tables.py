@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_genrec.evaluation.metrics import PairedDifference
-from hf_genrec.evaluation.record import shown_cut
+from hf_genrec.evaluation.record import interval_text, shown_cut
 from hf_genrec.evaluation.systems import System
 
 
@@ -34,6 +34,7 @@ _GAP = {
     "exact_ndcg@{k}": ("exact ndcg@{k}", ".4f"),
     "overlap@{k}": ("overlap@{k}", ".3f"),
 }
+_SEARCH = {"distinct_items": ("items", ".1f"), "num_visited": ("scored", ",.0f")}
 _COLLISIONS_NOTE = (
     "`items counted` are those of the lists as decoded, the items of an id in the order of the catalog; `expected` is "
     "the expectation over a random order of the items of an id; `overestimate` is how far counting ids is above it; "
@@ -45,7 +46,6 @@ _PROPERTIES_NOTE = (
     "Diversity: how unlike the buyers of the items of a list are. Popularity lift: how much more popular the items of "
     "the lists are than those of the histories."
 )
-_SEARCH = {"distinct_items": ("items", ".1f"), "num_visited": ("scored", ",.0f")}
 _SEARCH_NOTE = (
     "Means per user. Items: distinct ones among the beams. Scored: all items, or those that a graph search visited. "
     "The rest: a sample of the users."
@@ -54,14 +54,7 @@ _SEARCH_NOTE = (
 
 @dataclass(frozen=True)
 class TextTable:
-    """
-    One table.
-
-    Args:
-        title (`str`): What stands above it.
-        rows (`list[list[str]]`): The header first.
-        note (`str`, *optional*, defaults to `""`): How its columns are to be read.
-    """
+    """One table: what stands above it, its rows with the header first, and how its columns are to be read."""
 
     title: str
     rows: Sequence[Sequence[str]]
@@ -72,8 +65,7 @@ def evidence_tables(systems: Sequence[System]) -> list[TextTable]:
     """
     What systems do beyond the usual metrics, as far as their records say.
 
-    Args:
-        systems (`list[System]`): Comparable ones.
+    Args: comparable systems.
     """
     tables = [
         TextTable("Where several items share an id", _collisions(systems), _COLLISIONS_NOTE),
@@ -88,26 +80,19 @@ def table_blocks(tables: Sequence[TextTable]) -> list[str]:
     """
     Tables as Markdown.
 
-    Args:
-        tables (`list[TextTable]`): What [`evidence_tables`] returned.
+    Args: what [`evidence_tables`] returned.
     """
-    blocks = []
-    for table in tables:
-        blocks += [
-            f"**{table.title}**{f'. {table.note}' if table.note else ''}",
-            markdown_table(table.rows),
-        ]
-    return blocks
+    titles = [f"**{table.title}**{f'. {table.note}' if table.note else ''}" for table in tables]
+    return [
+        block for title, table in zip(titles, tables, strict=True) for block in (title, markdown_table(table.rows))
+    ]
 
 
 def markdown_table(rows: Iterable[Sequence[str]], *, num_left: int = 1, num_right: int | None = None) -> str:
     r"""
     Rows as a table of Markdown.
 
-    Args:
-        rows (`list[list[str]]`): The header first.
-        num_left (`int`, *optional*, defaults to 1): Columns of words at the left.
-        num_right (`int`, *optional*): Columns of numbers after them, which stand on the right; `None` for all.
+    Args: rows, the header first; columns of words at the left; columns of numbers after them, `None` for all others.
 
     >>> print(markdown_table([["system", "ndcg@10"], ["A|B", "0.0375"]]))
     | system | ndcg@10 |
@@ -124,9 +109,7 @@ def metric_cell(system: System, name: str) -> str:
     """
     A metric with what is known of its uncertainty.
 
-    Args:
-        system ([`System`]): Any.
-        name (`str`): Name of the metric.
+    Args: any system, and the name of a metric.
 
     >>> values = {"ndcg@10": 0.0375, "intervals": {"ndcg@10": [0.0354, 0.0393]}}
     >>> metric_cell(System("PSID", values), "ndcg@10"), metric_cell(System("PSID", values), "mrr@10")
@@ -134,17 +117,15 @@ def metric_cell(system: System, name: str) -> str:
     """
     if name not in system.values:
         return NONE
-    cell = number(system.values[name])
-    cell += f" ± {system.deviations[name]:.4f}" if name in system.deviations else ""
-    return cell + _brackets(system.values.get("intervals", {}).get(name), ".4f")
+    deviation = f" ± {system.deviations[name]:.4f}" if name in system.deviations else ""
+    return number(system.values[name]) + deviation + interval_text(system.values.get("intervals", {}).get(name))
 
 
 def paired_cells(found: PairedDifference | None) -> list[str]:
     """
     A paired difference with its interval, and its p-value.
 
-    Args:
-        found ([`PairedDifference`] or `None`): What was found.
+    Args: what was found, or `None`.
 
     >>> paired_cells(PairedDifference(0.0021, 0.0003, 0.004, 0.0214, 8317))
     ['+0.0021 [+0.0003, +0.0040]', '0.021']
@@ -154,28 +135,17 @@ def paired_cells(found: PairedDifference | None) -> list[str]:
     if found is None:
         return [NONE, NONE]
     interval = None if found.low is None or found.high is None else [found.low, found.high]
-    return [f"{found.difference:+.4f}{_brackets(interval, '+.4f')}", _p_value(found.p_value)]
-
-
-def _p_value(value: float | None) -> str:
-    if value is None:
-        return NONE
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    p_value = "< 0.001" if found.p_value is not None and found.p_value < 0.001 else number(found.p_value, ".3f")
+    return [f"{found.difference:+.4f}{interval_text(interval, '+.4f')}", p_value]
 
 
 def number(value: float | None, form: str = ".4f") -> str:
     """
     A number as a cell; a dash where there is none.
 
-    Args:
-        value (`float` or `None`): The number.
-        form (`str`, *optional*, defaults to `".4f"`): How it is written, for `format`.
+    Args: the number, and how `format` writes it.
     """
     return NONE if value is None else format(value, form)
-
-
-def _brackets(interval: Sequence[float] | None, form: str) -> str:
-    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
 def _cut(values: Iterable[Mapping[str, Any]], metric: str) -> int:
@@ -185,27 +155,23 @@ def _cut(values: Iterable[Mapping[str, Any]], metric: str) -> int:
 def _collisions(systems: Sequence[System]) -> list[list[str]]:
     rows = [["system", "metric", "items counted", "expected", "ids counted", "overestimate", "short"]]
     for system in systems:
-        if "corrected" not in system.values:
-            continue
-        cut = shown_cut(system.values["corrected"], metric="recall")
-        for name in (f"recall@{cut}", f"ndcg@{cut}"):
+        cut = _cut([system.values.get("corrected", {})], "recall")
+        for name in (f"recall@{cut}", f"ndcg@{cut}") if "corrected" in system.values else ():
             expected = system.values["corrected"].get(name)
             of_ids = system.values.get("id_level", {}).get(name)
             excess = f"{100 * (of_ids / expected - 1):+.1f} %" if expected and of_ids is not None else NONE
             cells = [number(value) for value in (system.values.get(name), expected, of_ids)]
-            short = number(system.values.get("num_id_truncated"), ",.0f")
-            rows.append([system.name, name, *cells, excess, short])
+            rows.append([system.name, name, *cells, excess, number(system.values.get("num_id_truncated"), ",.0f")])
     return rows
 
 
 def _properties(systems: Sequence[System]) -> TextTable:
     cut = _cut([system.values for system in systems], "coverage")
     forms = {name.format(k=cut): form for name, (_, form) in _PROPERTIES.items()}
-    rows = [["system", *(title for title, _ in _PROPERTIES.values())]]
-    for system in systems:
-        if any("@" in name and name in system.values for name in forms):
-            rows.append([system.name, *(number(system.values.get(name), form) for name, form in forms.items())])
-    return TextTable("What the lists are like", rows, _PROPERTIES_NOTE.format(k=cut))
+    shown = [own for own in systems if any("@" in name and name in own.values for name in forms)]
+    rows = [[own.name, *(number(own.values.get(name), form) for name, form in forms.items())] for own in shown]
+    header = ["system", *(title for title, _ in _PROPERTIES.values())]
+    return TextTable("What the lists are like", [header, *rows], _PROPERTIES_NOTE.format(k=cut))
 
 
 def _by_popularity(systems: Sequence[System]) -> TextTable:
@@ -221,13 +187,12 @@ def _by_popularity(systems: Sequence[System]) -> TextTable:
 
 def _searches(systems: Sequence[System]) -> list[list[str]]:
     cut = _cut([system.values.get("exact_gap", {}) for system in systems], "ndcg")
-    counts = [name for name in _SEARCH if any(name in system.values for system in systems)]
-    rows = [["system", *(_SEARCH[name][0] for name in counts), *(title.format(k=cut) for title, _ in _GAP.values())]]
+    counts = {name: forms for name, forms in _SEARCH.items() if any(name in system.values for system in systems)}
+    gap = {name.format(k=cut): (title.format(k=cut), form) for name, (title, form) in _GAP.items()}
+    rows = [["system", *(title for title, _ in [*counts.values(), *gap.values()])]]
     for system in systems:
-        gap = system.values.get("exact_gap", {})
-        if gap or any(name in system.values for name in counts):
-            found = [number(system.values.get(name), _SEARCH[name][1]) for name in counts]
-            rows.append(
-                [system.name, *found, *(number(gap.get(name.format(k=cut)), form) for name, (_, form) in _GAP.items())]
-            )
+        found = system.values.get("exact_gap", {})
+        if found or any(name in system.values for name in counts):
+            cells = [number(system.values.get(name), form) for name, (_, form) in counts.items()]
+            rows.append([system.name, *cells, *(number(found.get(name), form) for name, (_, form) in gap.items())])
     return rows

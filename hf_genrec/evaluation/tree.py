@@ -25,21 +25,15 @@ def tree_distance(codes_a: NDArray[np.integer], codes_b: NDArray[np.integer]) ->
     """
     Edges between two leaves of the tree of prefixes: twice the number of codes after the common prefix.
 
-    It is an ultrametric: of three items no two are farther apart than the farther of the other two pairs.
-
-    Args:
-        codes_a (`np.ndarray` of shape `(..., num_levels)`): Semantic IDs.
-        codes_b (`np.ndarray` of shape `(..., num_levels)`): Semantic IDs; the shapes are broadcast.
+    Args: semantic IDs of shape `(..., num_levels)`; the shapes are broadcast.
 
     >>> tree_distance(np.array([[4, 1, 7], [4, 2, 7], [0, 1, 7]]), np.array([4, 1, 9])).tolist()
     [2, 4, 6]
     """
     codes_a, codes_b = np.asarray(codes_a), np.asarray(codes_b)
     if codes_a.shape[-1:] != codes_b.shape[-1:]:
-        raise ValueError(
-            f"`codes_a` and `codes_b` must have the same number of levels, got shapes {codes_a.shape} and "
-            f"{codes_b.shape}."
-        )
+        shapes = f"{codes_a.shape} and {codes_b.shape}"
+        raise ValueError(f"`codes_a` and `codes_b` must have the same number of levels, got shapes {shapes}.")
     num_shared = np.cumprod(codes_a == codes_b, axis=-1).sum(axis=-1)
     return 2 * (codes_a.shape[-1] - num_shared)
 
@@ -48,13 +42,9 @@ def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int
     """
     Different pairs of items for each distance in the tree, drawn uniformly from all pairs at that distance.
 
-    Pairs are numbered, not listed: the draw takes time and memory of the catalog's size, not of its square. Pairs
-    that share all codes are left out.
+    Pairs that share all codes are left out.
 
-    Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`): Semantic IDs.
-        num_pairs (`int`, *optional*, defaults to 1024): Pairs per distance, as in the paper, or all if fewer.
-        seed (`int`, *optional*, defaults to 0): Seed of the draw.
+    Args: semantic IDs of shape `(num_items, num_levels)`, pairs per distance (all if fewer), seed of the draw.
 
     >>> pairs = sample_pairs(np.array([[0, 5], [3, 1], [0, 2]]), num_pairs=9)
     >>> {distance: np.sort(rows).tolist() for distance, rows in pairs.items()}
@@ -62,6 +52,7 @@ def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int
     """
     if num_pairs < 1:
         raise ValueError(f"`num_pairs` must be at least 1, got {num_pairs}.")
+    # pairs are numbered, not listed: the draw takes time and memory of the catalog's size, not of its square
     tree = _SortedTree.of(codes)
     num_levels = codes.shape[1]
     pairs = {}
@@ -71,10 +62,8 @@ def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int
         totals = np.cumsum(counts)
         if totals[-1] == 0:
             continue
-        drawn = np.random.default_rng([seed, num_levels - shared]).choice(
-            totals[-1], size=min(num_pairs, int(totals[-1])), replace=False, shuffle=False
-        )
-        drawn.sort()
+        generator, size = np.random.default_rng([seed, num_levels - shared]), min(num_pairs, int(totals[-1]))
+        drawn = np.sort(generator.choice(totals[-1], size=size, replace=False, shuffle=False))
         first = np.searchsorted(totals, drawn, side="right")
         second = behind[first] + drawn - (totals[first] - counts[first])
         pairs[2 * (num_levels - shared)] = tree.order[np.stack([first, second], axis=1)]
@@ -83,9 +72,7 @@ def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int
 
 def num_neighbours(codes: NDArray[np.integer]) -> dict[int, NDArray[np.int64]]:
     """
-    How many items stand at each distance of each item.
-
-    Args: `codes` of shape `(num_items, num_levels)`.
+    How many items stand at each distance of each item. Args: `codes` of shape `(num_items, num_levels)`.
 
     >>> {distance: counts.tolist() for distance, counts in num_neighbours(np.array([[0, 5], [3, 1], [0, 2]])).items()}
     {2: [1, 0, 1], 4: [1, 2, 1]}
@@ -121,14 +108,11 @@ def pair_correlations(probabilities: NDArray[np.floating], pairs: NDArray[np.int
 
 def reversal_rates(scores: NDArray[np.floating], pairs: NDArray[np.integer]) -> NDArray[np.float64]:
     """
-    Share of pairs of users who order two items oppositely.
+    Share of pairs of users who order two items oppositely: 0 where all agree, about 1/2 where halves differ.
 
-    The estimate of `2 P(D > 0) P(D < 0)` with `D` the difference of the two scores of a user, over all pairs of
-    different users. A pair of items that everybody orders alike has rate 0; users split in halves give about 1/2.
+    The estimate of `2 P(D > 0) P(D < 0)` with `D` the difference of the two scores of a user (lemma B.2).
 
     Args: `scores` of shape `(num_users, num_items)`, or their logarithms; `pairs` of its columns `(num_pairs, 2)`.
-
-    Source: Hou et al. 2026, lemma B.2 (https://huggingface.co/papers/2605.06331).
 
     >>> scores = np.array([[0.1, 0.2], [0.4, 0.2], [0.3, 0.1]])  # one user against two: 2 of 3 pairs of users
     >>> reversal_rates(scores, np.array([[0, 1]])).round(4).tolist()
@@ -147,19 +131,12 @@ class KendallTau:
     """
     Kendall's tau-b of distance and correlation.
 
-    It cannot reach -1, since distances are tied: its floor, where the correlation falls with every step in the tree,
-    is `-sqrt(1 - t)` with `t` the share of ties, that is of two pairs of items at the same distance: close to -0.816
-    for three distances of equally many pairs of items and -0.866 for four. So taus of trees of different depth are not
-    comparable.
-
-    Attributes:
-        tau (`float` or `None`): 0 where the tree does not matter, below it where correlation falls with distance.
-        low (`float` or `None`): lower end of its 95 % spread over pairs of items (a bootstrap), users fixed.
-        high (`float` or `None`): its upper end.
+    It cannot reach -1, since distances are tied: its floor is `-sqrt(1 - t)` with `t` the share of ties, close to
+    -0.816 for three distances of equally many pairs and -0.866 for four. Trees of different depth do not compare.
     """
 
-    tau: float | None
-    low: float | None
+    tau: float | None  # 0 where the tree does not matter, below it where correlation falls with distance
+    low: float | None  # its 95 % spread over pairs of items (a bootstrap), users fixed
     high: float | None
 
 
@@ -167,13 +144,9 @@ def kendall_tau(correlations: Mapping[int, NDArray[np.floating]], *, seed: int =
     """
     Rank correlation of the distance of two items and the correlation of their probabilities.
 
-    The interval is the spread over pairs of items. The users, from whom the correlations come, stay the same in all
-    resamples: what other users would change is not in it.
+    Section 5.3 of the paper; the variant is ours: tau-b, since distances are tied.
 
     Args: `correlations` of pairs by their distance, NaN left out; `seed` of the 200 resamples.
-
-    Source: Hou et al. 2026, section 5.3 (https://huggingface.co/papers/2605.06331); the variant is ours: tau-b, since
-    distances are tied.
 
     >>> kendall_tau({2: np.array([0.9, 0.8]), 4: np.array([0.5, 0.1])}).tau.__round__(4)
     -0.8165
@@ -220,10 +193,7 @@ def latent_entropy(log_joint: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def latent_information(log_joint: NDArray[np.floating]) -> NDArray[np.float64]:
     """
-    Mutual information of latent and item given the user: what the latent says about the item.
-
-    It is 0 where the model gives every item the same probability whatever the latent, which is what a latent that is
-    drawn independently of the item teaches in the limit.
+    Mutual information of latent and item given the user: 0 where the latent says nothing about the item.
 
     Args: see [`latent_entropy`].
 
@@ -239,13 +209,9 @@ def latent_information(log_joint: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def best_latent_differs(best_latents: NDArray[np.integer], pairs: NDArray[np.integer]) -> NDArray[np.float64]:
     """
-    Share of users for whom the best latent of one item is not that of the other, of shape `(num_pairs,)`.
-
-    A latent can only loosen the tie between two items where it differs.
+    Share of users for whom the best latent of one item is not that of the other (proposition C.2).
 
     Args: `best_latents` of shape `(num_users, num_items)`, those of the best paths; `pairs` of its columns.
-
-    Source: Hou et al. 2026, proposition C.2 (https://huggingface.co/papers/2605.06331).
 
     >>> best_latent_differs(np.array([[3, 3], [3, 5]]), np.array([[0, 1]])).tolist()
     [0.5]
