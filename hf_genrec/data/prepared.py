@@ -37,6 +37,7 @@ from hf_genrec.files import hidden_folder, put_in_place, restored
 
 COLD_NAME = "cold_items.parquet"
 FORMAT_VERSION = 1
+MAX_REPEAT_RATE = 0.01  # up to this, items of the history are left out by `exclude_seen="auto"`
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,23 @@ class PreparedDataset:
         table = pq.read_table(self.folder / "train.parquet", columns=["history", "target"])
         return np.bincount(flat_sequences(table, self.item_ids)[0], minlength=len(self.item_ids))
 
+    @cached_property
+    def repeat_rate(self) -> float:
+        """`float`: share of the training targets that the user had taken before; of older folders it is counted."""
+        if "repeat_rate" not in self.metadata:
+            return repeat_rate(pq.read_table(self.folder / "train.parquet"), self.item_ids)
+        return self.metadata["repeat_rate"]
+
+    @property
+    def has_repeats(self) -> bool:
+        """
+        `bool`: whether a list should hold items of the history, which is what `exclude_seen="auto"` asks.
+
+        At most one target in a hundred may be out of reach where there are none: lists without seen items gain more
+        than that (13 to 30 % of ndcg@10 on two data sets without repeats).
+        """
+        return self.repeat_rate > MAX_REPEAT_RATE
+
     def interaction_matrix(self, item_ids: Sequence[str] | np.ndarray | None = None) -> sp.csr_array:
         """
         Who took what in the training part, float64 of shape `(num_users, num_items)`: 1 where the user took the item.
@@ -155,6 +173,19 @@ class PreparedDataset:
         }
         check_splits(tables, self.item_ids, cold_item_ids=self.cold_item_ids, owner=str(self.folder))
         self.__dict__["is_checked"] = True
+
+
+def repeat_rate(train: pa.Table, item_ids: Sequence[str]) -> float:
+    """
+    Share of the training targets, which are all items of a user but the first, that the user had taken before.
+
+    Args: the rows of the training part, and the catalog.
+    """
+    items, offsets = flat_sequences(train, item_ids)
+    lengths = np.diff(offsets)
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    num_first = len(np.unique(users * len(item_ids) + items))
+    return float((len(items) - num_first) / max(1, len(items) - np.count_nonzero(lengths)))
 
 
 def fingerprint_of(folder: str | os.PathLike[str]) -> str:

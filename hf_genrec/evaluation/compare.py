@@ -209,7 +209,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
         row = [system.name, *([str(len(system.runs) or NONE)] if has_seeds else [])]
         row += [metric_cell(system, name) for name in metrics]
         row += ["reference", NONE] if found is None else difference_cells(found)
-        rows.append(row + (paired_cells(found and found.seeds) if over_seeds else []))
+        rows.append(row + (paired_cells(None if found is None else found.seeds) if over_seeds else []))
     return [TextTable(_title_of(comparison), rows), *evidence_tables(comparison.systems)]
 
 

@@ -127,8 +127,8 @@ def plot_diagnosis(report: Mapping[str, Any], path: str | os.PathLike[str]) -> P
             bands[label] = [(row[key]["quantiles"]["0.25"], row[key]["quantiles"]["0.75"]) for row in rows]
         panels.append(Panel(title, lines, bands))
     distances = sorted({x for panel in panels for line in panel.lines.values() for x, _ in line})
-    labels = {"x_label": "distance of the items in the tree", "y_label": "mean and middle half of the pairs"}
-    return plot_lines(panels, path, **labels, x_ticks=distances)
+    x_label, y_label = "distance of the items in the tree", "mean and middle half of the pairs"
+    return plot_lines(panels, path, x_label=x_label, y_label=y_label, x_ticks=distances)
 
 
 def load_systems(

@@ -7,49 +7,43 @@ it stands; cards, tables and results pages are made from it. Beside it stands a 
 
 from __future__ import annotations
 
-import time
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from hf_genrec.data.prepared import PreparedDataset
-from hf_genrec.evaluation.baselines import ItemKNN, Popularity
-from hf_genrec.evaluation.lists import history_matrix, is_invalid_list, item_cosines, item_indices, list_values
+from hf_genrec.evaluation.baselines import BASELINES
+from hf_genrec.evaluation.lists import history_matrix, is_invalid_list, item_indices, list_values, unit_columns
 from hf_genrec.evaluation.metrics import (
+    PER_USER,
     bootstrap_interval,
-    mrr_per_user,
     ndcg_at_k,
-    ndcg_per_user,
     ranks_of_targets,
     recall_at_k,
-    recall_per_user,
 )
+from hf_genrec.evaluation.ranked_lists import RankedLists, check_search, length_for_shared_ids, rank_both_ways
+from hf_genrec.evaluation.record import COLUMNS
 from hf_genrec.evaluation.shared_ids import (
-    IdRanks,
     corrected_ndcg_per_user,
     corrected_recall_per_user,
     rank_ids,
     shared_id_groups,
 )
-from hf_genrec.serving.recommendations import Recommendations, Recommender
+from hf_genrec.serving.recommendations import Recommender
 
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_KS = (1, 5, 10, 20)
-_PER_USER = {"recall": recall_per_user, "ndcg": ndcg_per_user, "mrr": mrr_per_user}
 _CHUNK_CELLS = 2**25  # exact scores at a time
-# Options of `recommend()` that rank by something else than `score_items()`, with the values that turn them off.
-_OTHER_ORDERS: dict[str, Any] = {
-    "prior_correction": 0, "item_prior": None, "diversity": 0, "num_groups": 1, "sample_seed": None
-}  # fmt: skip
-# Options under which the first items of a longer list need not be those of a shorter one.
-_BY_LENGTH: dict[str, Any] = {"diversity": 0, "num_rescored": 0, "num_groups": 1, "sample_seed": None}
+_RANKS = ("rank", *(f"{column}_rank" for column in COLUMNS.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +62,10 @@ class EvaluationSettings:
         batch_size (`int`, *optional*, defaults to 256): Users per call of the recommender.
         max_users (`int`, *optional*): Size of a sample of users, the same for all systems; `None` for all.
         seed (`int`, *optional*, defaults to 0): Seed of the samples and of the bootstrap.
-        exclude_seen (`bool`, *optional*, defaults to `False`):
-            Whether items of the history may not be recommended; the published protocols do not exclude them.
+        exclude_seen (`bool` or `"auto"`, *optional*, defaults to `False`):
+            Whether the record's first column leaves items of the history out of the lists; the published protocols
+            do not. `"auto"` does where the training part has (almost) no repeats, see
+            [`~hf_genrec.data.prepared.PreparedDataset.has_repeats`]. The other column is measured too.
         confidence (`float`, *optional*, defaults to 0.95): Confidence of the bootstrap intervals over users.
         exact_sample (`int`, *optional*, defaults to 0):
             Score the whole catalog exactly for a sample of this many users and report how far the search is from it.
@@ -85,7 +81,7 @@ class EvaluationSettings:
     batch_size: int = 256
     max_users: int | None = None
     seed: int = 0
-    exclude_seen: bool = False
+    exclude_seen: bool | Literal["auto"] = False
     confidence: float = 0.95
     exact_sample: int = 0
     show_progress: bool = False
@@ -95,6 +91,8 @@ class EvaluationSettings:
             raise ValueError(f"`ks` must hold cut-offs of at least 1, got {tuple(self.ks)}.")
         if self.max_users is not None and self.max_users < 1:
             raise ValueError(f"`max_users` must be at least 1 or None, got {self.max_users}.")
+        if self.exclude_seen not in (True, False, "auto"):
+            raise ValueError(f"`exclude_seen` must be True, False or 'auto', got {self.exclude_seen!r}.")
         if self.exact_sample < 0:
             raise ValueError(f"`exact_sample` must be at least 0, got {self.exact_sample}.")
 
@@ -108,8 +106,9 @@ class EvaluationRecord(dict[str, Any]):
         users (`pa.Table`):
             In the order of the split: `rank` (0-based position of the target, -1 if it is not among the first
             `max(ks)`), `num_train` (how often the target occurs in the training part), `history_length`, where ids are
-            shared `id_rank`, `group_start` and `group_size` (see [`IdRanks`]), and `rank_NAME` of each baseline, all
-            int32; `user_id` and `target`, strings.
+            shared `id_rank`, `group_start` and `group_size` (see [`IdRanks`]), `rank_NAME` of each baseline, and
+            `seen_excluded_rank`, `seen_excluded_rank_NAME` of the other column (`seen_allowed_...` where the first
+            one excludes them), all int32; `user_id` and `target`, strings.
     """
 
     def __init__(self, content: Mapping[str, Any], users: pa.Table) -> None:
@@ -124,12 +123,13 @@ def evaluate(
     *,
     baselines: Mapping[str, Recommender] | None = None,
     run: Mapping[str, Any] | None = None,
+    on_result: Callable[[EvaluationRecord], object] | None = None,
 ) -> EvaluationRecord:
     """
-    A model and its baselines on the users of one split.
+    A model and its baselines on the users of one split, with seen items allowed and with seen items excluded.
 
     A list that is short, repeats an item or holds a foreign id is invalid and counted; its user stays in every
-    denominator.
+    denominator. A baseline that fails is logged and left out; the record says why.
 
     Args:
         recommender ([`Recommender`]): A model or a baseline.
@@ -137,13 +137,16 @@ def evaluate(
         settings ([`EvaluationSettings`], *optional*): How; `None` for the defaults.
         baselines (`dict[str, Recommender]`, *optional*):
             Recommenders by name, `{}` for none. `None` fits popularity and item-kNN, the latter tuned on the
-            validation split.
+            validation split for each of the two columns.
         run (`dict`, *optional*): What else the record keeps, such as the command and the minutes of training.
+        on_result (`Callable`, *optional*):
+            Called with the record so far after the model and after each baseline, to write it down.
 
     Returns:
-        [`EvaluationRecord`]: `protocol`, `split`, `num_users`, `num_items`, `fingerprint` of the data, `cold_items`
-        (`share` and `num_items` of those held out of training, or `None`), the settings, `baseline_settings`, `run`
-        where it was given, and `model` and `baselines` (by name) with
+        [`EvaluationRecord`]: `protocol`, `split`, `num_users`, `num_items`, `fingerprint` of the data, `repeat_rate`
+        (share of the training targets that the user had taken before), `cold_items` (`share` and `num_items` of those
+        held out of training, or `None`), the settings, `baseline_settings` (with `error` of a baseline that failed),
+        `run` where it was given, and `model` and `baselines` (by name) with
 
         - `recall@k`, `ndcg@k` and `mrr@k` for each cut-off, and `intervals` with `[low, high]` for them;
         - `invalid_rate`, `num_unknown` (history entries that are no items), `seconds_per_user` (of the lists asked
@@ -158,7 +161,9 @@ def evaluate(
           `num_id_truncated`, users whose list had neither the target's id nor 10 distinct ids. Longer lists are asked
           for then, where that does not change the search;
         - `exact_gap` if it was asked for: `num_users`, `ndcg@10` of the lists and `exact_ndcg@10` of exact scores for
-          them, and `overlap@10`, the share of the best 10 items that the lists hold.
+          them, and `overlap@10`, the share of the best 10 items that the lists hold;
+        - `seen_excluded` (or `seen_allowed`, where `exclude_seen` is set): all of this in the other column. Exact
+          rankings give both columns at once; a beam search runs twice, since left-out items leave it other beams.
 
     Raises:
         ValueError: If the split has no users, the recommender searches with fewer beams than the lists have items, or
@@ -168,15 +173,11 @@ def evaluate(
     Example: the room's README.
     """
     settings = settings or EvaluationSettings()
+    if settings.exclude_seen == "auto":
+        settings = replace(settings, exclude_seen=not data.has_repeats)
     task = _Task.of(data, settings)
-    model, columns = _evaluate(recommender, task, settings)
-    systems, baseline_settings = _fit_baselines(data, seed=settings.seed) if baselines is None else (baselines, {})
-    others = replace(settings, batch_size=4096, exact_sample=0, show_progress=False)
-    values = {}
-    for name, system in systems.items():
-        values[name], found = _evaluate(system, task, others)
-        columns[f"rank_{name}"] = found["rank"]
-    table = {name: pa.array(column, pa.int32()) for name, column in columns.items()}
+    both = (False, True)
+    model, columns = _evaluate(dict.fromkeys(both, recommender), task, settings)
     cold = data.metadata.get("cold_items")
     kept = ("split", "max_history_length", "max_users", "seed", "exclude_seen", "confidence")
     record = {
@@ -184,17 +185,44 @@ def evaluate(
         "num_users": len(task.targets),
         "num_items": len(task.item_ids),
         "fingerprint": data.fingerprint,
+        "repeat_rate": data.repeat_rate,
         "cold_items": cold and {name: cold[name] for name in ("share", "num_items")},
         "top_k": max(settings.ks),
         **{name: getattr(settings, name) for name in kept},
         "model": model,
-        "baselines": values,
-        "baseline_settings": baseline_settings,
-    }
-    return EvaluationRecord(
-        record if run is None else record | {"run": dict(run)},
-        pa.table(table | {"user_id": task.user_ids, "target": task.target_ids}),
-    )
+        "baselines": {},
+        "baseline_settings": {},
+    } | ({} if run is None else {"run": dict(run)})
+    names = {"user_id": task.user_ids, "target": task.target_ids}
+    others = replace(settings, batch_size=4096, exact_sample=0, show_progress=False)
+    for name in [None, *(BASELINES if baselines is None else baselines)]:
+        if name is not None:
+            try:
+                if baselines is None:
+                    systems: Mapping[bool, Any] = BASELINES[name].for_columns(data, seed=settings.seed)
+                    record["baseline_settings"] |= _settings_of(name, systems, bool(settings.exclude_seen))
+                else:
+                    systems = dict.fromkeys(both, baselines[name])
+                record["baselines"][name], found = _evaluate(systems, task, others)
+            except (MemoryError, RuntimeError, ValueError) as error:
+                logger.warning("The baseline %s failed and is left out: %s: %s", name, type(error).__name__, error)
+                record["baseline_settings"][name] = {"error": f"{type(error).__name__}: {error}"}
+            else:
+                columns |= {f"{key}_{name}": ranks for key, ranks in found.items() if key in _RANKS}
+        arrays = {key: pa.array(column, pa.int32()) for key, column in columns.items()}
+        result = EvaluationRecord(record, pa.table(arrays | names))
+        if on_result is not None:
+            on_result(result)
+    return result
+
+
+def _settings_of(name: str, systems: Mapping[bool, Any], exclude_seen: bool) -> dict[str, Any]:
+    """What was chosen on the validation split, for the first column and for the other one."""
+    chosen = {column: system.settings for column, system in systems.items()}
+    if not chosen[exclude_seen]:
+        return {}
+    others = {COLUMNS[not exclude_seen]: chosen[not exclude_seen]}
+    return {name: {**chosen[exclude_seen], "tuned_on": "validation", **others}}
 
 
 def _deprecated(name: str, take: Callable[[EvaluationRecord], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
@@ -226,7 +254,7 @@ class _Task:
     num_train: NDArray[np.int64]  # (num_users,), of each target
     taken: sp.csr_array  # (num_users, num_items), of the histories
     counts: NDArray[np.int64]  # (num_items,), in the training part
-    cosines: sp.csr_array  # (num_items, num_items), in the training part
+    items: sp.csc_array  # (num_train_users, num_items), vectors of length 1, of the training part
 
     @classmethod
     def of(cls, data: PreparedDataset, settings: EvaluationSettings) -> _Task:
@@ -249,81 +277,83 @@ class _Task:
             num_train=np.where(targets >= 0, counts[targets], 0),
             taken=history_matrix(histories, item_ids=item_ids),
             counts=counts,
-            cosines=item_cosines(data.interaction_matrix(item_ids)),
+            items=unit_columns(data.interaction_matrix(item_ids)),
         )
 
 
 def _evaluate(
-    recommender: Recommender, task: _Task, settings: EvaluationSettings
+    systems: Mapping[bool, Any], task: _Task, settings: EvaluationSettings
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metrics of one system, and its columns of the table of users."""
+    """
+    The metrics of one system with its columns of the table of users.
+
+    `systems` has the recommender by whether seen items are excluded, which is the same for both unless it was tuned.
+    """
+    first, top_k = bool(settings.exclude_seen), max(settings.ks)
+    for system in systems.values():
+        check_search(system, min(top_k, len(task.item_ids)), is_exact=settings.exact_sample > 0)
+    table: Any = getattr(systems[False], "items", None)  # a model's table; baselines have none
+    groups = shared_id_groups(table) if isinstance(table, pa.Table) else None
+    lengths = {False: top_k if groups is None else length_for_shared_ids(systems[False], top_k), True: top_k}
+    found = rank_both_ways(
+        systems, task.histories, lengths, batch_size=settings.batch_size, show_progress=settings.show_progress
+    )
+    measured = {column: _measure(found[column], task, settings, exclude_seen=column) for column in lengths}
+    if groups is not None:
+        shared = _shared_ids(found[False], lengths[False], table["item_id"].to_pylist(), groups, task, settings)
+        for own, added in zip(measured[False], shared, strict=True):
+            own |= added
+    if settings.exact_sample:
+        lists = item_indices(found[first].item_ids, item_ids=task.item_ids, k=min(10, top_k))
+        measured[first][0]["exact_gap"] = _exact_gap(systems[first], task, lists, settings)
+    (metrics, columns), (of_other, other_columns) = measured[first], measured[not first]
+    other = COLUMNS[not first]
+    columns |= {"num_train": task.num_train, "history_length": list(map(len, task.histories))}
+    return metrics | {other: of_other}, columns | {f"{other}_{name}": ranks for name, ranks in other_columns.items()}
+
+
+def _measure(
+    found: RankedLists, task: _Task, settings: EvaluationSettings, *, exclude_seen: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     top_k = max(settings.ks)
     list_k = min(10, top_k)
-    _check_search(recommender, min(top_k, len(task.item_ids)), is_exact=settings.exact_sample > 0)
-    table: Any = getattr(recommender, "items", None)  # a model's table; baselines have none
-    groups = shared_id_groups(table) if isinstance(table, pa.Table) and not settings.exclude_seen else None
-    length = top_k if groups is None else _length_to_ask_for(recommender, top_k)
-    start = time.perf_counter()
-    found = _recommend_in_batches(recommender, task.histories, length, settings)
-    seconds = time.perf_counter() - start
-    asked = item_indices(found.item_ids, item_ids=task.item_ids, k=length)  # (B, length), -1 where there is no item
-    lists = asked[:, :top_k]
+    lists = item_indices(found.item_ids, item_ids=task.item_ids, k=top_k)  # (B, top_k), -1 where there is no item
     ranks = np.where(task.targets >= 0, ranks_of_targets(lists, task.targets), -1)
     lengths = np.minimum([len(row) for row in found.item_ids], top_k)
-    num_allowed = len(task.item_ids) - ((task.taken > 0).sum(axis=1) if settings.exclude_seen else 0)
-    values = {f"{name}@{k}": metric(ranks, k=k) for name, metric in _PER_USER.items() for k in settings.ks}
+    num_allowed = len(task.item_ids) - ((task.taken > 0).sum(axis=1) if exclude_seen else 0)
+    values = {f"{name}@{k}": metric(ranks, k=k) for name, metric in PER_USER.items() for k in settings.ks}
     metrics = _means(values) | {
         "intervals": _intervals(values, settings),
         "invalid_rate": float(is_invalid_list(lists, lengths, expected=np.minimum(top_k, num_allowed)).mean()),
         "num_unknown": found.num_unknown,
-        "seconds_per_user": seconds / len(ranks),
-        **list_values(lists[:, :list_k], task.taken, counts=task.counts, cosines=task.cosines, k=list_k),
+        "seconds_per_user": found.seconds / len(ranks),
+        **list_values(lists[:, :list_k], task.taken, counts=task.counts, items=task.items, k=list_k),
         "by_popularity": _by_popularity(ranks, task.num_train, k=list_k),
     }
-    reported = {"num_visited": found.num_visited, "distinct_items": found.num_distinct}
-    metrics |= {name: float(np.mean(counts)) for name, counts in reported.items() if counts is not None}
-    columns = {"rank": ranks, "num_train": task.num_train, "history_length": list(map(len, task.histories))}
-    if groups is not None:
-        own, targets = table["item_id"].to_pylist(), task.targets
-        if own != task.item_ids:  # `groups` are in the order of the model's table
-            asked = item_indices(found.item_ids, item_ids=own, k=length)
-            targets = item_indices([task.target_ids], item_ids=own)[0]
-        ids = rank_ids(asked, targets, groups=groups)
-        metrics |= _shared_id_values(ids, settings, k=list_k)
-        columns |= {"id_rank": ids.id_rank, "group_start": ids.group_start, "group_size": ids.group_size}
-    if settings.exact_sample:
-        metrics["exact_gap"] = _exact_gap(recommender, task, lists[:, :list_k], settings)
-    return metrics, columns
+    return metrics | found.means(), {"rank": ranks}
 
 
-def _recommend_in_batches(
-    recommender: Recommender, histories: list[list[str]], top_k: int, settings: EvaluationSettings
-) -> Recommendations:
-    parts = []
-    starts = range(0, len(histories), settings.batch_size)
-    for start in tqdm(starts, desc="Evaluating", disable=not settings.show_progress):
-        batch = histories[start : start + settings.batch_size]
-        parts.append(recommender.recommend(batch, top_k=top_k, exclude_seen=settings.exclude_seen))
-    return Recommendations(
-        item_ids=[row for part in parts for row in part.item_ids],
-        scores=[row for part in parts for row in part.scores],
-        num_unknown=sum(part.num_unknown for part in parts),
-        num_visited=[count for part in parts for count in part.num_visited or []] or None,
-        num_distinct=[count for part in parts for count in part.num_distinct or []] or None,
-    )
-
-
-def _shared_id_values(ids: IdRanks, settings: EvaluationSettings, *, k: int) -> dict[str, Any]:
-    spans = (ids.group_start, ids.group_size)
-    corrected = {f"recall@{cut}": corrected_recall_per_user(*spans, k=cut) for cut in settings.ks}
-    corrected |= {f"ndcg@{cut}": corrected_ndcg_per_user(*spans, k=cut) for cut in settings.ks}
-    id_level = {f"recall@{cut}": recall_per_user(ids.id_rank, k=cut) for cut in settings.ks}
-    id_level |= {f"ndcg@{cut}": ndcg_per_user(ids.id_rank, k=cut) for cut in settings.ks}
-    return {
+def _shared_ids(
+    found: RankedLists,
+    length: int,
+    own_ids: list[str],
+    groups: NDArray[np.int64],
+    task: _Task,
+    settings: EvaluationSettings,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What [`_measure`] gives, of a model whose items share ids; `groups` are in the order of its own table."""
+    asked = item_indices(found.item_ids, item_ids=own_ids, k=length)
+    ids = rank_ids(asked, item_indices([task.target_ids], item_ids=own_ids)[0], groups=groups)
+    spans, ks = (ids.group_start, ids.group_size), settings.ks
+    corrected = {f"recall@{k}": corrected_recall_per_user(*spans, k=k) for k in ks}
+    corrected |= {f"ndcg@{k}": corrected_ndcg_per_user(*spans, k=k) for k in ks}
+    id_level = {f"{name}@{k}": PER_USER[name](ids.id_rank, k=k) for name in ("recall", "ndcg") for k in ks}
+    metrics = {
         "corrected": _means(corrected) | {"intervals": _intervals(corrected, settings)},
         "id_level": _means(id_level),
-        "num_id_truncated": int(((ids.id_rank < 0) & (ids.num_ids < k)).sum()),
+        "num_id_truncated": int(((ids.id_rank < 0) & (ids.num_ids < min(10, max(ks)))).sum()),
     }
+    return metrics, {"id_rank": ids.id_rank, "group_start": ids.group_start, "group_size": ids.group_size}
 
 
 def _exact_gap(
@@ -372,12 +402,6 @@ def _by_popularity(ranks: NDArray[np.int64], num_train: NDArray[np.int64], *, k:
     return rows
 
 
-def _fit_baselines(data: PreparedDataset, *, seed: int) -> tuple[dict[str, Recommender], dict[str, Any]]:
-    knn = ItemKNN.tune(data, seed=seed)
-    systems: dict[str, Recommender] = {"popularity": Popularity.fit(data), "item_knn": knn}
-    return systems, {"item_knn": {"alpha": knn.alpha, "decay": knn.decay, "tuned_on": "validation"}}
-
-
 def _means(values: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
     return {name: float(value.mean()) for name, value in values.items()}
 
@@ -385,52 +409,3 @@ def _means(values: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
 def _intervals(values: Mapping[str, NDArray[np.float64]], settings: EvaluationSettings) -> dict[str, list[float]]:
     options: dict[str, Any] = {"confidence": settings.confidence, "seed": settings.seed}
     return {name: list(bootstrap_interval(value, **options)) for name, value in values.items()}
-
-
-def _check_search(recommender: Any, top_k: int, *, is_exact: bool) -> None:
-    num_beams = _num_beams(recommender)
-    if num_beams is not None and num_beams < top_k:
-        # the search would be widened for some users, and its numbers would belong to no width
-        raise ValueError(
-            f"The recommender searches with {num_beams} beams, fewer than the {top_k} items that `ks` asks for: "
-            f"`recommend` would widen the search, and the numbers would not be those of {num_beams} beams. Give it at "
-            f"least {top_k} (`num_beams`, `--beams`), or smaller `ks`."
-        )
-    others = _set_of(_OTHER_ORDERS, recommender) if is_exact else []
-    if others:
-        raise ValueError(
-            f"`exact_sample` compares the lists with exact scores, and {', '.join(f'`{name}`' for name in others)} of "
-            "the search options rank by something else: the gap would not be the search's. Leave out one or the other."
-        )
-
-
-def _length_to_ask_for(recommender: Any, top_k: int) -> int:
-    """
-    Lists as long as they may be without another search: the first `top_k` distinct ids need more items than `top_k`.
-
-    Beams without latents are as many ids; with latents several may be one id, and longer lists would widen the search.
-    Diverse lists, groups, samples and re-scored items depend on the length, so with these no more than `top_k` items
-    are asked for, and more users have fewer distinct ids than that.
-    """
-    if _set_of(_BY_LENGTH, recommender):
-        return top_k
-    num_beams = _num_beams(recommender)
-    if num_beams is not None:
-        length = top_k if getattr(recommender.model.config, "num_latent_tokens", 0) else num_beams
-    else:
-        length = 5 * top_k if getattr(recommender, "decoding", None) == "exact" else top_k
-    return max(top_k, min(length, recommender.items.num_rows))
-
-
-def _num_beams(recommender: Any) -> int | None:
-    """Width of a model's beam search; `None` for other recommenders."""
-    if getattr(recommender, "decoding", None) != "beam":
-        return None
-    return recommender.num_beams
-
-
-def _set_of(neutral: Mapping[str, Any], recommender: Any) -> list[str]:
-    """Which of these options differ from the values that turn them off."""
-    options = getattr(recommender, "search_options", None) or {}
-    given = {name: options[name] for name in neutral if options.get(name) is not None}
-    return [name for name, value in given.items() if neutral[name] is None or value != neutral[name]]

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
 
-_CHUNK_PAIRS = 2**21  # pairs of items that are looked up at a time
+_CHUNK_ENTRIES = 2**22  # of the vectors of items that are compared at a time
 
 
 def item_indices(
@@ -79,15 +79,15 @@ def is_invalid_list(lists: ArrayLike, lengths: ArrayLike, *, expected: ArrayLike
 
 
 def list_values(
-    lists: ArrayLike, histories: sp.csr_array, *, counts: ArrayLike, cosines: sp.csr_array, k: int
+    lists: ArrayLike, histories: sp.csr_array, *, counts: ArrayLike, items: sp.csc_array, k: int
 ) -> dict[str, float | None]:
     """All properties of lists of this module. Args: those of the functions below; `k` stands behind the `@`."""
-    num_items = cosines.shape[0]
+    num_items = items.shape[1]
     values: dict[str, NDArray[np.float64] | float] = {
         "coverage": coverage(lists, num_items=num_items),
         "gini": gini(lists, num_items=num_items),
         "novelty": novelty_per_user(lists, counts=counts),
-        "diversity": diversity_per_user(lists, cosines=cosines),
+        "diversity": diversity_per_user(lists, items=items),
         "popularity_lift": popularity_lift_per_user(lists, histories, counts=counts),
     }
     known = {name: np.atleast_1d(value)[~np.isnan(np.atleast_1d(value))] for name, value in values.items()}
@@ -157,54 +157,54 @@ def popularity_lift_per_user(lists: ArrayLike, histories: sp.csr_array, *, count
     return np.divide(listed, taken, out=np.full(len(listed), np.nan), where=taken > 0) - 1
 
 
-def item_cosines(interactions: sp.sparray) -> sp.csr_array:
+def unit_columns(interactions: sp.sparray) -> sp.csc_array:
     """
-    Which items are taken by the same users: the cosine of each pair of columns.
+    Items as vectors of length 1 over the users who took them, to compare them by; 0 where there are none.
 
     Args: the training part, a matrix `(num_users, num_items)` that is 1 where the user took the item.
-
-    >>> item_cosines(sp.csr_array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]])).toarray()
-    array([[1. , 0.5, 0. ],
-           [0.5, 1. , 0. ],
-           [0. , 0. , 0. ]], dtype=float32)
     """
     matrix = sp.csc_array(interactions, dtype=np.float32)
     lengths = np.sqrt(matrix.power(2).sum(axis=0))
-    unit = matrix @ sp.diags_array(np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0))
-    cosines = sp.csr_array(unit.T @ unit)
-    np.minimum(cosines.data, 1, out=cosines.data)  # rounding goes beyond
-    cosines.sort_indices()
-    return cosines
+    return sp.csc_array(matrix @ sp.diags_array(np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)))
 
 
-def diversity_per_user(lists: ArrayLike, *, cosines: sp.csr_array) -> NDArray[np.float64]:
+def diversity_per_user(lists: ArrayLike, *, items: sp.csc_array) -> NDArray[np.float64]:
     """
-    How unlike the items of each list are: 1 - the mean of `cosines` over the pairs of the list.
+    How unlike the items of each list are: 1 - the mean cosine over the pairs of the list.
 
     Items are compared by who took them, not by ids or texts, so that systems with other ids are measured alike.
 
-    Args: `lists`, see the module; `cosines` are those of [`item_cosines`].
+    Args: `lists`, see the module; `items` are the vectors of [`unit_columns`].
 
     Source: Ziegler et al. 2005, section 3.3 (https://doi.org/10.1145/1060745.1060754).
 
-    >>> cosines = item_cosines(sp.csr_array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]]))
-    >>> diversity_per_user([[0, 1], [2, 0], [1, -1]], cosines=cosines)
+    >>> items = unit_columns(sp.csr_array([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]]))
+    >>> diversity_per_user([[0, 1], [2, 0], [1, -1]], items=items)
     array([0.5, 1. , nan])
     """
-    items = _check_lists(lists, cosines.shape[0])
-    first, second = np.triu_indices(items.shape[1], k=1)
-    diversity = np.full(len(items), np.nan)
-    num_chunk_users = max(1, _CHUNK_PAIRS // max(1, len(first)))
-    for start in range(0, len(items) if len(first) else 0, num_chunk_users):
-        rows = items[start : start + num_chunk_users]
-        left, right = rows[:, first], rows[:, second]
-        is_pair = (left >= 0) & (right >= 0)  # (B, num_pairs)
-        alike = np.zeros(is_pair.shape)
-        alike[is_pair] = np.asarray(cosines[left[is_pair], right[is_pair]]).ravel()
-        num_pairs = is_pair.sum(axis=1)
-        mean = np.divide(alike.sum(axis=1), num_pairs, out=np.full(len(rows), np.nan), where=num_pairs > 0)
-        diversity[start : start + num_chunk_users] = 1 - mean
-    return diversity
+    num_items = items.shape[1]
+    rows = _check_lists(lists, num_items)
+    first, second = np.triu_indices(rows.shape[1], k=1)
+    left, right = rows[:, first], rows[:, second]
+    is_pair = (left >= 0) & (right >= 0)  # (B, num_pairs)
+    keys = np.minimum(left, right)[is_pair] * num_items + np.maximum(left, right)[is_pair]
+    pairs, place = np.unique(keys, return_inverse=True)
+    alike = np.zeros(is_pair.shape)
+    alike[is_pair] = _cosines(items, *np.divmod(pairs, num_items))[place]
+    num_pairs = is_pair.sum(axis=1)
+    return 1 - np.divide(alike.sum(axis=1), num_pairs, out=np.full(len(rows), np.nan), where=num_pairs > 0)
+
+
+def _cosines(items: sp.csc_array, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of pairs of columns; never all pairs of the catalog, which are as many as the square of the longest history."""
+    sizes = np.diff(items.indptr)
+    chunk_of = np.cumsum(sizes[left] + sizes[right]) // _CHUNK_ENTRIES
+    ends = [*(np.flatnonzero(np.diff(chunk_of)) + 1), len(left)]
+    parts = [
+        items[:, left[start:end]].multiply(items[:, right[start:end]]).sum(axis=0)
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    return np.minimum(np.concatenate([np.zeros(0), *parts]), 1)  # rounding goes beyond
 
 
 def _check_lists(lists: ArrayLike, num_items: int) -> NDArray[np.int64]:

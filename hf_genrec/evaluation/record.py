@@ -21,6 +21,8 @@ from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 
 
 TRAINING_NAME = "training.json"
+# Names of what is measured in the other column of a record, by whether seen items are excluded there.
+COLUMNS = {False: "seen_allowed", True: "seen_excluded"}
 PERSONAL_COLUMNS = ("user_id", "target")
 
 

@@ -162,3 +162,32 @@ def test_item_knn_reaches_its_known_floor_on_beauty(shared_data, tmp_path):
         ranks = ranks_of_targets(knn.recommend(list(rows["history"]), top_k=10).item_ids, list(rows["target"]))
         assert ndcg_at_k(ranks, k=10) == pytest.approx(ndcg, abs=1e-4)
         assert recall_at_k(ranks, k=10) == pytest.approx(recall, abs=1e-4)
+
+
+@pytest.mark.parametrize("baseline", [Popularity, ItemKNN])
+def test_target_ranks_are_those_of_the_whole_lists(prepared, baseline):
+    fitted = baseline.fit(prepared)
+    histories, targets = [["a"], ["d", "b"], [], ["c", "a", "b"], ["b"]], ["d", "e", "a", "a", "rock"]
+
+    for exclude_seen, ranks in enumerate(fitted.target_ranks(histories, targets)):
+        lists = fitted.recommend(histories, top_k=6, exclude_seen=bool(exclude_seen)).item_ids
+        assert ranks.tolist() == ranks_of_targets(lists, targets).tolist()
+
+
+def test_neighbours_do_not_depend_on_the_blocks_in_which_they_are_counted(prepared, monkeypatch):
+    whole = [ItemKNN.fit(prepared, num_neighbors=number).similarity.toarray() for number in (None, 1)]
+
+    monkeypatch.setattr("hf_genrec.evaluation.baselines.item_knn._BLOCK_PAIRS", 3)
+
+    for number, expected in zip((None, 1), whole, strict=True):
+        np.testing.assert_array_equal(ItemKNN.fit(prepared, num_neighbors=number).similarity.toarray(), expected)
+
+
+def test_where_there_are_too_many_pairs_the_most_similar_items_are_kept(prepared, monkeypatch):
+    monkeypatch.setattr("hf_genrec.evaluation.baselines.item_knn.MAX_PAIRS", 5)
+    monkeypatch.setattr("hf_genrec.evaluation.baselines.item_knn.NUM_NEIGHBORS", 1)
+
+    knn = ItemKNN.fit(prepared)
+
+    assert knn.settings == {"alpha": 0.3, "decay": 0.35, "num_neighbors": 1}
+    assert np.diff(knn.similarity.indptr).max() == 1

@@ -5,10 +5,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rich.console import Console
 
+from hf_genrec import SASRecConfig, SASRecForItemGeneration
 from hf_genrec.cli.tables import evaluation_tables
-from hf_genrec.evaluation.baselines import Popularity
+from hf_genrec.evaluation.baselines import CatalogRanker, ItemKNN, Popularity
 from hf_genrec.evaluation.evaluate import (
     EvaluationSettings,
     evaluate,
@@ -50,6 +52,14 @@ def metrics_of(recommender, prepared, **settings):
     return evaluated(recommender, prepared, baselines={}, **settings)["model"]
 
 
+def timeless(values):
+    """Metrics of both columns without what the clock said."""
+    own = {name: value for name, value in values.items() if name != "seconds_per_user"}
+    return {
+        name: timeless(value) if name in ("seen_allowed", "seen_excluded") else value for name, value in own.items()
+    }
+
+
 @pytest.fixture
 def prepared(make_prepared):
     return make_prepared(SEQUENCES)
@@ -76,9 +86,9 @@ def test_test_histories_hold_the_validation_item(prepared):
 
     metrics_of(recommender, prepared, ks=(2,), batch_size=2)
 
-    histories = [history for batch, _, _ in recommender.calls for history in batch]
+    histories = [history for batch, _, exclude_seen in recommender.calls for history in batch if not exclude_seen]
     assert histories == [["a", "b", "c"], ["b", "c", "d"], ["a", "e", "b"]]
-    assert [(top_k, exclude_seen) for _, top_k, exclude_seen in recommender.calls] == [(2, False), (2, False)]
+    assert [call[1:] for call in recommender.calls] == [(2, False), (2, True)] * 2
 
 
 def test_validation_split_and_history_length_are_passed_on(prepared):
@@ -128,13 +138,12 @@ def test_record_holds_the_protocol_the_model_and_the_baselines(prepared):
     assert record["top_k"] == 2
     assert list(record["baselines"]) == ["popularity", "item_knn"]
     assert set(record["baselines"]["item_knn"]) == set(record["model"])
-    assert set(record["baseline_settings"]["item_knn"]) == {"alpha", "decay", "tuned_on"}
+    assert set(record["baseline_settings"]["item_knn"]) == {"alpha", "decay", "tuned_on", "seen_excluded"}
     assert record["baseline_settings"]["item_knn"]["tuned_on"] == "validation"
     assert record["cold_items"] is None
     assert record["run"] == {"minutes": 3}
-    assert record["baselines"]["popularity"] | {"seconds_per_user": 0} == metrics_of(
-        Popularity.fit(prepared), prepared, ks=(1, 2)
-    ) | {"seconds_per_user": 0}
+    popularity = metrics_of(Popularity.fit(prepared), prepared, ks=(1, 2))
+    assert timeless(record["baselines"]["popularity"]) == timeless(popularity)
 
 
 def test_default_cut_offs_are_those_of_the_published_tables(prepared):
@@ -222,6 +231,7 @@ def test_users_are_told_one_by_one_in_the_order_of_the_split(prepared):
         "rank": [0, 1, -1],
         "num_train": [0, 1, 2],
         "history_length": [3, 3, 3],
+        "seen_excluded_rank": [0, 1, -1],
         "user_id": ["u", "v", "w"],
         "target": ["d", "e", "a"],
     }
@@ -247,7 +257,7 @@ def test_users_are_written_without_their_names_unless_asked_for(prepared, tmp_pa
     write_users(users, path, keep_names=True)
 
     assert path == tmp_path / "toy_users.parquet"
-    assert public.column_names == ["rank", "num_train", "history_length"]
+    assert public.column_names == ["rank", "num_train", "history_length", "seen_excluded_rank"]
     assert pq.read_table(path) == users
     assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
 
@@ -397,5 +407,85 @@ def test_earlier_entry_points_answer_the_same_and_warn(prepared):
     with pytest.warns(FutureWarning, match="`evaluation_record` will be removed"):
         record = evaluation_record(Scripted(ANSWERS), prepared, baselines={}, run={"minutes": 3}, ks=(2,))
 
-    assert metrics | {"seconds_per_user": 0} == record["model"] | {"seconds_per_user": 0}
+    assert timeless(metrics) == timeless(record["model"])
     assert (type(record), record["run"]) == (dict, {"minutes": 3})
+
+
+@pytest.fixture
+def long_log(make_prepared):
+    items = [f"i{number:02d}" for number in range(29)]
+    histories = {f"u{user}": [items[(5 * user + step * step) % 29] for step in range(7)] for user in range(11)}
+    return make_prepared(histories)
+
+
+def test_column_without_seen_items_is_that_of_a_run_that_excludes_them(long_log):
+    torch.manual_seed(0)
+    exact = SASRecForItemGeneration(SASRecConfig(num_items=29, d_model=8, num_heads=1))
+    beams = Recommender(make_model(tiny_config()), long_log.items, num_beams=29)
+
+    for system in (beams, Recommender(exact, long_log.items), ItemKNN.fit(long_log), Popularity.fit(long_log)):
+        allowed, excluded = (evaluated(system, long_log, baselines={}, exclude_seen=value) for value in (False, True))
+
+        first, other = timeless(allowed["model"]), timeless(excluded["model"])
+        assert first.pop("seen_excluded") | {"seen_allowed": first} == other
+        columns = [record.users.to_pydict() for record in (allowed, excluded)]
+        assert columns[0]["seen_excluded_rank"] == columns[1]["rank"]
+        assert columns[0]["rank"] == columns[1]["seen_allowed_rank"]
+
+
+def test_exact_rankings_give_both_columns_in_one_pass_unless_histories_are_long(long_log, monkeypatch):
+    asked = []
+    knn = ItemKNN.fit(long_log)
+    monkeypatch.setattr(
+        ItemKNN, "recommend", lambda *own, **options: asked.append(options) or CatalogRanker.recommend(*own, **options)
+    )
+
+    metrics_of(knn, long_log, ks=(3,))
+    monkeypatch.setattr("hf_genrec.evaluation.ranked_lists._LONGEST", 5)
+    metrics_of(knn, long_log, ks=(3,))
+
+    assert asked == [
+        {"top_k": 3 + 6, "exclude_seen": False},
+        {"top_k": 3, "exclude_seen": False},
+        {"top_k": 3, "exclude_seen": True},
+    ]
+
+
+def test_baseline_that_fails_is_left_out_and_the_record_says_why(prepared, caplog):
+    class Failing(Scripted):
+        def recommend(self, histories, **options):
+            raise MemoryError("64 GB")
+
+    record = evaluated(Scripted(ANSWERS), prepared, baselines={"big": Failing({}), "same": Scripted(ANSWERS)}, ks=(2,))
+
+    assert list(record["baselines"]) == ["same"]
+    assert record["baseline_settings"] == {"big": {"error": "MemoryError: 64 GB"}}
+    assert "The baseline big failed and is left out: MemoryError: 64 GB" in caplog.text
+
+
+def test_results_are_handed_over_as_they_come(prepared):
+    seen = []
+    baselines = {"a": Scripted(ANSWERS), "b": Scripted(ANSWERS)}
+
+    record = evaluate(
+        Scripted(ANSWERS),
+        prepared,
+        EvaluationSettings(ks=(2,)),
+        baselines=baselines,
+        on_result=lambda result: seen.append((list(result["baselines"]), "rank_b" in result.users.column_names)),
+    )
+
+    assert seen == [([], False), (["a"], False), (["a", "b"], True)]
+    assert list(record["baselines"]) == ["a", "b"]
+
+
+def test_auto_excludes_seen_items_where_the_training_part_has_no_repeats(make_prepared):
+    once = make_prepared({"u": ["a", "b", "c", "d"], "v": ["b", "c", "d", "e"]})
+    again = make_prepared({"u": ["a", "b", "a", "b", "c", "d"], "v": ["b", "c", "d", "e"]})
+
+    found = [evaluated(Popularity.fit(data), data, baselines={}, exclude_seen="auto") for data in (once, again)]
+
+    assert [record["exclude_seen"] for record in found] == [True, False]
+    assert [record["repeat_rate"] for record in found] == [0, 2 / 4]
+    with pytest.raises(ValueError, match="`exclude_seen` must be True, False or 'auto', got 'yes'"):
+        EvaluationSettings(exclude_seen="yes")

@@ -14,10 +14,10 @@ from hf_genrec.evaluation.lists import (
     diversity_per_user,
     gini,
     history_matrix,
-    item_cosines,
     item_indices,
     novelty_per_user,
     popularity_lift_per_user,
+    unit_columns,
 )
 
 
@@ -87,14 +87,14 @@ def test_users_without_a_known_history_have_no_popularity_lift():
 def test_diversity_is_one_minus_the_mean_cosine_of_the_pairs():
     taken = sp.csr_array([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 1, 1, 0]])
 
-    diversity = diversity_per_user([[0, 1, 2], [0, 4, -1], [3, -1, -1]], cosines=item_cosines(taken))
+    diversity = diversity_per_user([[0, 1, 2], [0, 4, -1], [3, -1, -1]], items=unit_columns(taken))
 
     np.testing.assert_allclose(diversity, [1 - (1 + 1 / 2 + 1 / 2) / 3, 1, np.nan], rtol=1e-6)
 
 
 @given(random_lists, hnp.arrays(np.int64, (7, 12), elements=st.integers(0, 1)))
 def test_diversity_equals_a_loop_over_pairs(lists, taken):
-    diversity = diversity_per_user(lists, cosines=item_cosines(sp.csr_array(taken)))
+    diversity = diversity_per_user(lists, items=unit_columns(sp.csr_array(taken)))
 
     lengths = np.sqrt(taken.sum(axis=0))
     for row, value in zip(lists, diversity, strict=True):
@@ -106,12 +106,12 @@ def test_diversity_equals_a_loop_over_pairs(lists, taken):
 
 def test_diversity_does_not_depend_on_the_chunks(monkeypatch):
     lists = np.array([[0, 1, 2], [2, 3, 1], [4, 0, -1], [1, 2, 3]])
-    cosines = item_cosines(sp.csr_array([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]]))
-    whole = diversity_per_user(lists, cosines=cosines)
+    items = unit_columns(sp.csr_array([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]]))
+    whole = diversity_per_user(lists, items=items)
 
-    monkeypatch.setattr("hf_genrec.evaluation.lists._CHUNK_PAIRS", 5)
+    monkeypatch.setattr("hf_genrec.evaluation.lists._CHUNK_ENTRIES", 5)
 
-    np.testing.assert_array_equal(diversity_per_user(lists, cosines=cosines), whole)
+    np.testing.assert_array_equal(diversity_per_user(lists, items=items), whole)
 
 
 def test_bad_lists_are_named():

@@ -8,6 +8,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -25,12 +26,15 @@ _CHUNK_CELLS = 2**24  # dense scores per chunk: 128 MiB in float64
 
 class CatalogRanker(ABC):
     """
-    A recommender that scores every item of the catalog; subclasses say how.
+    A recommender that scores every item of the catalog; subclasses say how, and how they are called in tables.
 
     Args:
         prepared ([`PreparedDataset`]): The data set; only its training part is read.
         decay (`float`, *optional*, defaults to 1.0): Weight of a history item relative to the one after it.
     """
+
+    title: ClassVar[str]
+    decoding = "exact"  # the first items of a longer list are the shorter list
 
     def __init__(self, prepared: PreparedDataset, *, decay: float = 1.0) -> None:
         self.decay = decay
@@ -39,6 +43,20 @@ class CatalogRanker(ABC):
         self.item_ids: NDArray[np.object_] = np.array(prepared.item_ids, dtype=object)[order]
         self.item_counts: NDArray[np.int64] = counts[order]
         self._index = pd.Index(self.item_ids)
+
+    @classmethod
+    def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, "CatalogRanker"]:
+        """
+        What stands beside a model: fitted for lists with (`False`) and without (`True`) items of the history.
+
+        Settings are chosen on the validation split. Args: the data set, and the seed of a sample of its users.
+        """
+        return dict.fromkeys((False, True), cls(prepared))
+
+    @property
+    def settings(self) -> dict[str, float | int]:
+        """What was chosen, for the record."""
+        return {}
 
     @abstractmethod
     def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
@@ -80,6 +98,30 @@ class CatalogRanker(ABC):
         found = Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown)
         return found.of_one_user() if all(isinstance(entry, str) for entry in histories) else found
 
+    def target_ranks(self, histories: Sequence[Sequence[str]], targets: Sequence[str]) -> NDArray[np.int64]:
+        """
+        0-based rank of each target among all items, and among those that the history lacks, `-1` where it has it.
+
+        The rows `(2, num_users)` equal the ranks in lists of the whole catalog, without sorting it.
+        """
+        items = self._index.get_indexer(np.array(targets, dtype=object))
+        ranks = np.full((2, len(items)), -1, dtype=np.int64)
+        num_chunk_users = max(1, _CHUNK_CELLS // len(self.item_ids))
+        for start in range(0, len(items), num_chunk_users):
+            own = items[start : start + num_chunk_users]
+            weights, _ = self._history_weights([*map(list, histories[start : start + num_chunk_users])])
+            scores = self.scores(weights)
+            of_target = np.take_along_axis(scores, own[:, None], axis=1)
+            is_before = scores > of_target
+            is_before |= (scores == of_target) & (np.arange(len(self.item_ids)) < own[:, None])
+            users, seen = weights.nonzero()
+            num_before = is_before.sum(axis=1)
+            num_seen = np.bincount(users, weights=is_before[users, seen], minlength=len(own)).astype(np.int64)
+            is_seen = np.bincount(users, weights=seen == own[users], minlength=len(own)) > 0
+            ranks[0, start : start + len(own)] = np.where(own < 0, -1, num_before)
+            ranks[1, start : start + len(own)] = np.where((own < 0) | is_seen, -1, num_before - num_seen)
+        return ranks
+
     def _history_weights(self, histories: list[list[str]]) -> tuple[sp.csr_array, int]:
         lengths = np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))
         items = self._index.get_indexer(np.array(list(chain.from_iterable(histories)), dtype=object))
@@ -107,3 +149,20 @@ def _top_items(scores: NDArray[np.float64], k: int) -> tuple[NDArray[np.int64], 
 
 def _trim(rows: list[list], num_kept: NDArray[np.int64]) -> list[list]:
     return [row[:length] for row, length in zip(rows, num_kept.tolist(), strict=True)]
+
+
+def validation_users(
+    prepared: PreparedDataset, *, max_users: int | None, seed: int
+) -> tuple[list[list[str]], list[str]]:
+    """
+    Histories and targets of the validation split, to choose settings by.
+
+    Args: the data set, the size of a sample of its users (`None` for all), and the seed of the sample.
+    """
+    validation = prepared.split("validation")
+    if len(validation) == 0:
+        raise ValueError(f"{prepared.folder} has no validation users to tune a baseline with.")
+    if max_users is not None and max_users < len(validation):
+        users = np.random.default_rng(seed).choice(len(validation), size=max_users, replace=False)
+        validation = validation.select(np.sort(users))
+    return list(validation["history"]), list(validation["target"])

@@ -1,17 +1,24 @@
 """The bar that a model has to clear: items taken by the same users as the user's latest items."""
 
+import copy
+import itertools
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
-from hf_genrec.evaluation.baselines.base import CatalogRanker
-from hf_genrec.evaluation.metrics import ndcg_at_k, ranks_of_targets
+from hf_genrec.evaluation.baselines.base import CatalogRanker, validation_users
+from hf_genrec.evaluation.metrics import ndcg_at_k
 
 
 logger = logging.getLogger(__name__)
+
+MAX_PAIRS = 2**25  # pairs of items that are held in memory: 400 MB
+NUM_NEIGHBORS = 200  # of each item, where there are more pairs than that
+_BLOCK_PAIRS = 2**22  # counted at a time
 
 
 class ItemKNN(CatalogRanker):
@@ -28,7 +35,9 @@ class ItemKNN(CatalogRanker):
             How strongly popular items are discounted: 0 not at all, 0.5 is the cosine.
         decay (`float`, *optional*, defaults to 0.35):
             Weight of a history item relative to the one after it, in (0, 1].
-        num_neighbors (`int`, *optional*): Keep only each item's most similar items. `None` keeps all.
+        num_neighbors (`int`, *optional*):
+            Keep only each item's most similar items. `None` keeps all, or 200 of each item where there may be more
+            than 33 million pairs: memory does not grow with the square of one user's history.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -53,6 +62,8 @@ class ItemKNN(CatalogRanker):
     ```
     """
 
+    title = "item-kNN"
+
     def __init__(
         self, prepared: PreparedDataset, *, alpha: float = 0.3, decay: float = 0.35, num_neighbors: int | None = None
     ) -> None:
@@ -64,11 +75,15 @@ class ItemKNN(CatalogRanker):
             raise ValueError(f"`num_neighbors` must be at least 1 or None, got {num_neighbors}.")
         super().__init__(prepared, decay=decay)
         taken = prepared.interaction_matrix(self.item_ids)
-        self.alpha = alpha
+        self._taken, self._users_of = taken, taken.T.tocsr()  # (num_users, num_items) and its transpose
+        # at most so many pairs that each item has with others: of each of its users all items, but not more than exist
+        lengths = np.diff(taken.indptr)
+        self._num_pairs = np.minimum(self._users_of.astype(bool) @ lengths, len(self.item_ids))  # (num_items,)
+        if num_neighbors is None and self._num_pairs.sum() > MAX_PAIRS:
+            num_neighbors = NUM_NEIGHBORS
+            logger.info("item-kNN keeps the %d most similar items of each: there are too many pairs.", num_neighbors)
         self.num_neighbors = num_neighbors
-        self._num_users = taken.sum(axis=0)  # (N,)
-        self._num_common_users = _without_diagonal(taken.T @ taken)  # (N, N)
-        self._similarity = self._similarity_at(alpha)
+        self.alpha, self.similarity = alpha, self._similarity_at(alpha)
 
     @classmethod
     def fit(
@@ -86,6 +101,7 @@ class ItemKNN(CatalogRanker):
         cls,
         prepared: PreparedDataset,
         *,
+        exclude_seen: bool = False,
         alphas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5),
         decays: tuple[float, ...] = (0.2, 0.35, 0.5, 0.7, 0.9),
         max_users: int | None = 20_000,
@@ -96,6 +112,7 @@ class ItemKNN(CatalogRanker):
 
         Args:
             prepared ([`PreparedDataset`]): The data set; the neighbours come from its training part.
+            exclude_seen (`bool`, *optional*, defaults to `False`): Whether for lists without items of the history.
             alphas (`tuple[float, ...]`, *optional*): Values of `alpha` to try.
             decays (`tuple[float, ...]`, *optional*): Values of `decay` to try.
             max_users (`int`, *optional*, defaults to 20000):
@@ -108,45 +125,59 @@ class ItemKNN(CatalogRanker):
         Raises:
             ValueError: If there is nothing to try, or the validation split is empty.
         """
-        validation = prepared.split("validation")
-        if not alphas or not decays or len(validation) == 0:
-            raise ValueError("`tune` needs at least one alpha, one decay and one validation user.")
-        if max_users is not None and max_users < len(validation):
-            users = np.random.default_rng(seed).choice(len(validation), size=max_users, replace=False)
-            validation = validation.select(np.sort(users))
-        histories, targets = list(validation["history"]), list(validation["target"])
-        knn = cls(prepared)
-        ndcg = {}
-        for alpha in alphas:
-            knn.alpha, knn._similarity = alpha, knn._similarity_at(alpha)
-            for decay in decays:
-                knn.decay = decay
-                ranks = ranks_of_targets(knn.recommend(histories, top_k=10).item_ids, targets)
-                ndcg[alpha, decay] = ndcg_at_k(ranks, k=10)
-                logger.info("item-kNN, alpha %s, decay %s: ndcg@10 %.4f", alpha, decay, ndcg[alpha, decay])
-        knn.alpha, knn.decay = max(ndcg, key=ndcg.__getitem__)
-        knn._similarity = knn._similarity_at(knn.alpha)
-        return knn
+        validation = validation_users(prepared, max_users=max_users, seed=seed)
+        if not alphas or not decays:
+            raise ValueError("`tune` needs at least one alpha and one decay.")
+        return _tuned(cls(prepared), alphas, decays, validation)[exclude_seen]
+
+    @classmethod
+    def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, CatalogRanker]:
+        """Tuned on the validation split for each of the two. Args: see [`CatalogRanker.for_columns`]."""
+        alphas, decays = (0.1, 0.2, 0.3, 0.4, 0.5), (0.2, 0.35, 0.5, 0.7, 0.9)
+        return dict(_tuned(cls(prepared), alphas, decays, validation_users(prepared, max_users=20_000, seed=seed)))
+
+    @property
+    def settings(self) -> dict[str, float | int]:
+        """See [`CatalogRanker`]."""
+        kept = {} if self.num_neighbors is None else {"num_neighbors": self.num_neighbors}
+        return {"alpha": self.alpha, "decay": self.decay} | kept
 
     def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
         """Sum of the weighted similarities to the history; 0 where an item is like nothing in it."""
-        return (weights @ self._similarity).toarray()
+        return (weights @ self.similarity).toarray()
 
     def _similarity_at(self, alpha: float) -> sp.csr_array:
-        common = self._num_common_users.tocoo()
-        rows, columns = common.coords
-        data = common.data / (self._num_users[rows] * self._num_users[columns]) ** alpha
-        if self.num_neighbors is not None:
-            order = np.lexsort((columns, -data, rows))
-            rows, columns, data = rows[order], columns[order], data[order]
-            first = np.searchsorted(rows, rows)  # where each row begins
-            is_near = np.arange(len(rows)) - first < self.num_neighbors
-            rows, columns, data = rows[is_near], columns[is_near], data[is_near]
-        return sp.coo_array((data, (rows, columns)), shape=common.shape).tocsr()
+        """The items in blocks of rows: what is in memory at a time is one block of pairs, and what is kept."""
+        num_users = np.diff(self._users_of.indptr).astype(np.float64)  # (num_items,)
+        block_of = np.cumsum(self._num_pairs) // _BLOCK_PAIRS
+        starts = [0, *(np.flatnonzero(np.diff(block_of)) + 1), len(block_of)]
+        blocks = []
+        for start, end in itertools.pairwise(starts):
+            common = (self._users_of[start:end] @ self._taken).tocoo()
+            rows, columns = common.coords
+            is_other = columns != rows + start
+            rows, columns, data = rows[is_other], columns[is_other], common.data[is_other]
+            data /= (num_users[rows + start] * num_users[columns]) ** alpha
+            if self.num_neighbors is not None:
+                order = np.lexsort((columns, -data, rows))
+                order = order[np.arange(len(rows)) - np.searchsorted(rows[order], rows[order]) < self.num_neighbors]
+                rows, columns, data = rows[order], columns[order], data[order]
+            blocks.append(sp.coo_array((data, (rows, columns)), shape=common.shape).tocsr())
+        return sp.vstack(blocks, format="csr")
 
 
-def _without_diagonal(matrix: sp.csr_array) -> sp.csr_array:
-    matrix = matrix.tocoo()
-    rows, columns = matrix.coords
-    is_off = rows != columns
-    return sp.coo_array((matrix.data[is_off], (rows[is_off], columns[is_off])), shape=matrix.shape).tocsr()
+def _tuned(
+    knn: ItemKNN, alphas: Sequence[float], decays: Sequence[float], validation: tuple[list[list[str]], list[str]]
+) -> dict[bool, ItemKNN]:
+    """The best by ndcg@10 with seen items allowed (`False`) and excluded (`True`); the first one on a tie."""
+    best: dict[bool, tuple[float, ItemKNN]] = {}
+    for alpha in alphas:
+        knn.alpha, knn.similarity = alpha, knn._similarity_at(alpha)
+        for decay in decays:
+            knn.decay = decay
+            found = [ndcg_at_k(ranks, k=10) for ranks in knn.target_ranks(*validation)]
+            logger.info("item-kNN, alpha %s, decay %s: ndcg@10 %.4f, seen items excluded %.4f", alpha, decay, *found)
+            for exclude_seen, ndcg in zip((False, True), found, strict=True):
+                if exclude_seen not in best or ndcg > best[exclude_seen][0]:
+                    best[exclude_seen] = ndcg, copy.copy(knn)
+    return {exclude_seen: chosen for exclude_seen, (_, chosen) in best.items()}

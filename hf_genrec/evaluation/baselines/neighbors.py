@@ -6,14 +6,12 @@ list with the baseline's; the Space shows both. The file holds similarities, fro
 items together can be worked out, but no users. It is made from the training part alone.
 """
 
-import logging
 import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hf_genrec.data.prepared import PreparedDataset
@@ -21,20 +19,15 @@ from hf_genrec.evaluation.baselines.item_knn import ItemKNN
 from hf_genrec.files import replaced
 
 
-logger = logging.getLogger(__name__)
-
 NEIGHBORS_NAME = "item_neighbors.parquet"
 NUM_NEIGHBORS = 50
-MAX_PAIRS = 50_000_000  # pairs of items that are held in memory, about 2 GB
 
 
 def neighbor_table(prepared: PreparedDataset, *, num_neighbors: int = NUM_NEIGHBORS) -> pa.Table:
     """
     The most similar items of each item, as [`ItemKNN`] with its default settings has them.
 
-    Args:
-        prepared ([`PreparedDataset`]): The data set; only its training part is read.
-        num_neighbors (`int`, *optional*, defaults to 50): Items per item at most.
+    Args: the data set, of which only the training part is read, and the number of items per item at most.
 
     >>> import pandas as pd
     >>> import tempfile
@@ -49,7 +42,7 @@ def neighbor_table(prepared: PreparedDataset, *, num_neighbors: int = NUM_NEIGHB
     """
     knn = ItemKNN.fit(prepared, num_neighbors=num_neighbors)
     rows = pd.Index(prepared.item_ids).get_indexer(knn.item_ids)  # row of the catalog at each place in popularity
-    near = knn._similarity.tocoo()
+    near = knn.similarity.tocoo()
     item, column = near.coords
     order = np.lexsort((column, -near.data, rows[item]))
     lengths = np.bincount(rows[item], minlength=len(rows))
@@ -65,21 +58,12 @@ def neighbor_table(prepared: PreparedDataset, *, num_neighbors: int = NUM_NEIGHB
     return table.replace_schema_metadata({"decay": str(knn.decay)})
 
 
-def save_neighbors(prepared: PreparedDataset, folder: str | os.PathLike[str]) -> bool:
+def save_neighbors(prepared: PreparedDataset, folder: str | os.PathLike[str]) -> None:
     """
-    Put [`neighbor_table`] into a run folder, as `item_neighbors.parquet`; a push publishes it only if asked to.
+    Put [`neighbor_table`] into a run folder, as `item_neighbors.parquet`; it is published with the model.
 
-    Args:
-        prepared ([`PreparedDataset`]): The data set that the run was trained on.
-        folder (`str` or `Path`): The run folder.
+    Args: the data set that the run was trained on, and the run folder.
     """
     path = Path(folder) / NEIGHBORS_NAME
-    lengths = pc.list_value_length(prepared.split("train").with_format("arrow")[:]["history"]).to_numpy() + 1
-    num_pairs = min(int(np.square(lengths, dtype=np.int64).sum()), len(prepared.item_ids) ** 2)
-    if num_pairs > MAX_PAIRS:
-        logger.info("%s is not written: up to %d pairs of items are too many to count.", NEIGHBORS_NAME, num_pairs)
-        path.unlink(missing_ok=True)
-        return False
     with replaced(path) as partial:
         pq.write_table(neighbor_table(prepared), partial, compression="zstd")
-    return True

@@ -19,6 +19,8 @@ class Popularity(CatalogRanker):
         prepared ([`PreparedDataset`]): The data set; only its training part is read.
     """
 
+    title = "Popularity"
+
     @classmethod
     def fit(cls, prepared: PreparedDataset) -> "Popularity":
         """Count the training part. Args: see [`Popularity`]."""

@@ -1,0 +1,143 @@
+"""
+Recommenders and histories in, ranked lists out: with items of the history allowed and with them excluded.
+
+Where the ranking is exact, the lists without seen items are longer lists from which these are dropped, so one pass
+gives both. A beam search runs twice: left-out items leave it other beams.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+
+_LONGEST = 200  # items of a history up to which both kinds of lists come from one pass
+# Options of `recommend()` that rank by something else than `score_items()`, with the values that turn them off.
+_OTHER_ORDERS: dict[str, Any] = {
+    "prior_correction": 0, "item_prior": None, "diversity": 0, "num_groups": 1, "sample_seed": None
+}  # fmt: skip
+# Options under which the first items of a longer list need not be those of a shorter one.
+_BY_LENGTH: dict[str, Any] = {"diversity": 0, "num_rescored": 0, "num_groups": 1, "sample_seed": None}
+
+
+@dataclass
+class RankedLists:
+    """The lists of all users, and what the recommender reported about them."""
+
+    item_ids: list[list[str]] = field(default_factory=list)
+    num_unknown: int = 0  # history entries that are no items
+    seconds: float = 0.0
+    num_visited: list[int] = field(default_factory=list)  # items that were scored, per user; empty where not reported
+    num_distinct: list[int] = field(default_factory=list)  # distinct items among the beams, per user; likewise
+
+    def means(self) -> dict[str, float]:
+        """What the search did, where the recommender reports it."""
+        reported = {"num_visited": self.num_visited, "distinct_items": self.num_distinct}
+        return {name: float(np.mean(counts)) for name, counts in reported.items() if counts}
+
+    def _add(self, item_ids: Sequence[list[str]], found: Any, *, length: int, seconds: float) -> None:
+        self.item_ids += [row[:length] for row in item_ids]
+        self.num_unknown += found.num_unknown
+        self.num_visited += found.num_visited or []
+        self.num_distinct += found.num_distinct or []
+        self.seconds += seconds
+
+
+def rank_both_ways(
+    systems: Mapping[bool, Any],
+    histories: Sequence[list[str]],
+    lengths: Mapping[bool, int],
+    *,
+    batch_size: int,
+    show_progress: bool,
+) -> dict[bool, RankedLists]:
+    """
+    Lists by whether seen items are excluded.
+
+    Args: the recommender and the length of the lists, both by whether seen items are excluded; item ids per user.
+    """
+    lists = {False: RankedLists(), True: RankedLists()}
+    is_one = systems[False] is systems[True] and _is_exact(systems[False])
+    for start in tqdm(range(0, len(histories), batch_size), desc="Evaluating", disable=not show_progress):
+        batch = list(histories[start : start + batch_size])
+        longest = max(map(len, batch))
+        if is_one and longest <= _LONGEST:
+            began = time.perf_counter()
+            top_k = max(lengths[False], lengths[True] + longest)
+            found = systems[False].recommend(batch, top_k=top_k, exclude_seen=False)
+            seconds = time.perf_counter() - began
+            seen = [*map(set, batch)]
+            unseen = [[item for item in row if item not in own] for row, own in zip(found.item_ids, seen, strict=True)]
+            for exclude_seen, rows in ((False, found.item_ids), (True, unseen)):
+                lists[exclude_seen]._add(rows, found, length=lengths[exclude_seen], seconds=seconds)
+            continue
+        for exclude_seen, length in lengths.items():
+            began = time.perf_counter()
+            found = systems[exclude_seen].recommend(batch, top_k=length, exclude_seen=exclude_seen)
+            seconds = time.perf_counter() - began
+            lists[exclude_seen]._add(found.item_ids, found, length=length, seconds=seconds)
+    return lists
+
+
+def check_search(recommender: Any, top_k: int, *, is_exact: bool) -> None:
+    """
+    Refuse a search whose numbers would be those of another one.
+
+    Args: the recommender, the length of the lists, and whether they are held against exact scores.
+    """
+    num_beams = _num_beams(recommender)
+    if num_beams is not None and num_beams < top_k:
+        # the search would be widened for some users, and its numbers would belong to no width
+        raise ValueError(
+            f"The recommender searches with {num_beams} beams, fewer than the {top_k} items that `ks` asks for: "
+            f"`recommend` would widen the search, and the numbers would not be those of {num_beams} beams. Give it at "
+            f"least {top_k} (`num_beams`, `--beams`), or smaller `ks`."
+        )
+    others = _set_of(_OTHER_ORDERS, recommender) if is_exact else []
+    if others:
+        raise ValueError(
+            f"`exact_sample` compares the lists with exact scores, and {', '.join(f'`{name}`' for name in others)} of "
+            "the search options rank by something else: the gap would not be the search's. Leave out one or the other."
+        )
+
+
+def length_for_shared_ids(recommender: Any, top_k: int) -> int:
+    """
+    Lists as long as they may be without another search: the first `top_k` distinct ids need more items than `top_k`.
+
+    Beams without latents are as many ids; with latents several may be one id, and longer lists would widen the search.
+    Diverse lists, groups, samples and re-scored items depend on the length, so with these no more than `top_k` items
+    are asked for, and more users have fewer distinct ids than that.
+
+    Args: a model whose items share ids, and the number of items that are counted.
+    """
+    if _set_of(_BY_LENGTH, recommender):
+        return top_k
+    num_beams = _num_beams(recommender)
+    if num_beams is not None:
+        length = top_k if getattr(recommender.model.config, "num_latent_tokens", 0) else num_beams
+    else:
+        length = 5 * top_k if _is_exact(recommender) else top_k
+    return max(top_k, min(length, recommender.items.num_rows))
+
+
+def _is_exact(recommender: Any) -> bool:
+    """Whether the first items of a longer list are the shorter list, and left-out items change nothing else."""
+    return getattr(recommender, "decoding", None) == "exact" and not _set_of(_BY_LENGTH, recommender)
+
+
+def _num_beams(recommender: Any) -> int | None:
+    """Width of a model's beam search; `None` for other recommenders."""
+    return recommender.num_beams if getattr(recommender, "decoding", None) == "beam" else None
+
+
+def _set_of(neutral: Mapping[str, Any], recommender: Any) -> list[str]:
+    """Which of these options differ from the values that turn them off."""
+    options = getattr(recommender, "search_options", None) or {}
+    given = {name: options[name] for name in neutral if options.get(name) is not None}
+    return [name for name, value in given.items() if neutral[name] is None or value != neutral[name]]
