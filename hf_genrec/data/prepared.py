@@ -185,7 +185,8 @@ def repeat_rate(train: pa.Table, item_ids: Sequence[str]) -> float:
     lengths = np.diff(offsets)
     users = np.repeat(np.arange(len(lengths)), lengths)
     num_first = len(np.unique(users * len(item_ids) + items))
-    return float((len(items) - num_first) / max(1, len(items) - np.count_nonzero(lengths)))
+    num_targets = len(items) - int(np.count_nonzero(lengths))
+    return (len(items) - num_first) / max(1, num_targets)
 
 
 def fingerprint_of(folder: str | os.PathLike[str]) -> str:
