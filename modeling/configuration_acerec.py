@@ -71,8 +71,8 @@ class ACERecConfig(RPGConfig):
     reconstruction_weight: float | int = 0.03
 
     def __post_init__(self, **kwargs):
-        self._check_choice("merger", ("attentive", "mean", "mlp", "conv"))
-        self._check_choice("anchor", ("intent", "last", "mean", "mlp"))
+        self._check_choice("merger", "attentive", "mean", "mlp", "conv")
+        self._check_choice("anchor", "intent", "last", "mean", "mlp")
         if not 1 <= self.num_merged_tokens <= self.num_levels:
             raise ValueError(
                 f"`num_merged_tokens` must lie in [1, `num_levels` {self.num_levels}], got {self.num_merged_tokens}."
@@ -83,9 +83,7 @@ class ACERecConfig(RPGConfig):
                 f"`item_pooling={self.item_pooling!r}` is for the vector of an item, which nothing reads here: it "
                 "goes with `merger='attentive'`, `anchor='intent'` or an `alignment_weight`."
             )
-        for name in ("alignment_weight", "popularity_correction", "reconstruction_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        self._check_least(0, "alignment_weight", "popularity_correction", "reconstruction_weight")
         if not self.alignment_temperature > 0:
             raise ValueError(f"`alignment_temperature` must be positive, got {self.alignment_temperature}.")
         super().__post_init__(**kwargs)

@@ -93,16 +93,28 @@ class GenRecConfig(PreTrainedConfig):
         if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             # the package knows the task: `pipeline` must not ask for the permission to run the repository's code
             kwargs.pop("custom_pipelines", None)
-        fewest = 1 if self.has_codes else 0
-        sizes = (("num_items", 1), ("num_levels", fewest), ("codebook_size", fewest), ("num_latent_tokens", 0))
-        for name, least in sizes:
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        self._check_least(1, "num_items")
+        self._check_least(int(self.has_codes), "num_levels", "codebook_size")
+        self._check_least(0, "num_latent_tokens")
         if self.codebook_size > 32768:
             raise ValueError(f"`codebook_size` must be at most 32768 (codes are int16), got {self.codebook_size}.")
-        if self.normalization not in ("vocabulary", "catalog"):
-            raise ValueError(f"`normalization` must be 'vocabulary' or 'catalog', got {self.normalization!r}.")
+        self._check_choice("normalization", "vocabulary", "catalog")
         super().__post_init__(**kwargs)
+
+    def _check_least(self, least: float, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) >= least:  # NaN neither
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+
+    def _check_share(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
+
+    def _check_choice(self, name: str, *choices: str) -> None:
+        if getattr(self, name) not in choices:
+            shown = ", ".join(map(repr, choices))
+            raise ValueError(f"`{name}` must be one of {shown}, got {getattr(self, name)!r}.")
 
     @classmethod
     def for_ids(cls, ids: Any, **shape):
@@ -190,4 +202,32 @@ class GenRecConfig(PreTrainedConfig):
         return self.num_items * max(1, self.num_latent_tokens)
 
 
-__all__ = ["GenRecConfig"]
+@strict
+class HistoryConfig(GenRecConfig):
+    """
+    What the configs of models share that read histories with GPT-2 blocks; their fields are named alike.
+
+    Raises:
+        ValueError: If a size of the blocks is out of range.
+    """
+
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+    }
+
+    def __post_init__(self, **kwargs):
+        self._check_least(1, "d_model", "num_layers", "num_heads", "d_ff", "max_history_length")
+        if self.d_model % self.num_heads:
+            raise ValueError(f"`num_heads` must divide `d_model` {self.d_model}, got {self.num_heads}.")
+        self._check_least(0, "initializer_range", "position_std")
+        super().__post_init__(**kwargs)
+
+    @property
+    def history_attention(self) -> str:
+        """`str`: always `"causal"`: one row of training data has a label at each of its positions."""
+        return "causal"
+
+
+__all__ = ["GenRecConfig", "HistoryConfig"]

@@ -127,24 +127,16 @@ class LatteConfig(GenRecConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
-        if self.history_attention not in ("bidirectional", "causal"):
-            raise ValueError(
-                f"`history_attention` must be 'bidirectional' or 'causal', got {self.history_attention!r}."
-            )
-        if self.history_unit not in ("code", "item"):
-            raise ValueError(f"`history_unit` must be 'code' or 'item', got {self.history_unit!r}.")
+        self._check_choice("history_attention", "bidirectional", "causal")
+        self._check_choice("history_unit", "code", "item")
         if self.history_unit == "item" and self.history_attention != "causal":
             raise ValueError("`history_unit='item'` needs `history_attention='causal'`.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"`label_smoothing` must lie in [0, 1), got {self.label_smoothing}.")
         if self.label_smoothing and self.normalization == "catalog":
             raise ValueError(
                 "`label_smoothing` needs `normalization='vocabulary'`: illegal tokens have no share to smooth."
             )
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"`dropout_rate` must lie in [0, 1), got {self.dropout_rate}.")
-        if self.max_history_length < 1:
-            raise ValueError(f"`max_history_length` must be at least 1, got {self.max_history_length}.")
+        self._check_share("label_smoothing", "dropout_rate")
+        self._check_least(1, "max_history_length")
         super().__post_init__(**kwargs)
 
     @property
@@ -172,31 +164,15 @@ class LatteConfig(GenRecConfig):
         return 1 if self.history_unit == "item" else self.num_levels
 
     def to_t5_config(self) -> PreTrainedConfig:
-        """
-        The config of the same network as a plain T5, with which its blocks are built.
-
-        Returns:
-            `T5Config`: same sizes, same vocabulary, no end token.
-        """
+        """`T5Config`: the same network as a plain T5, with which its blocks are built; it has no end token."""
         from transformers import T5Config  # here: it imports the registries of models, which import this file
 
-        config = T5Config(
-            vocab_size=self.vocab_size,
-            d_model=self.d_model,
-            d_kv=self.d_kv,
-            d_ff=self.d_ff,
-            num_layers=self.num_layers,
-            num_decoder_layers=self.num_decoder_layers,
-            num_heads=self.num_heads,
-            relative_attention_num_buckets=self.relative_attention_num_buckets,
-            relative_attention_max_distance=self.relative_attention_max_distance,
-            dropout_rate=self.dropout_rate,
-            layer_norm_epsilon=self.layer_norm_epsilon,
-            initializer_factor=self.initializer_factor,
-            feed_forward_proj=self.feed_forward_proj,
-            pad_token_id=self.pad_token_id,
-            eos_token_id=None,
-        )
+        same = (
+            "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
+            "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate", "layer_norm_epsilon",
+            "initializer_factor", "feed_forward_proj", "pad_token_id",
+        )  # fmt: skip
+        config = T5Config(**{name: getattr(self, name) for name in same}, eos_token_id=None)
         config.decoder_start_token_id = self.decoder_start_token_id
         return config
 

@@ -4,11 +4,11 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_genrec import GenRecConfig
+from .configuration_genrec import HistoryConfig
 
 
 @strict
-class RPGConfig(GenRecConfig):
+class RPGConfig(HistoryConfig):
     """
     A causal transformer over items that predicts every code of the next item at once, one head per level.
 
@@ -78,11 +78,6 @@ class RPGConfig(GenRecConfig):
         "precision": "fp32",
         "seed": 2024,
     }
-    attribute_map = {
-        "hidden_size": "d_model",
-        "num_attention_heads": "num_heads",
-        "num_hidden_layers": "num_layers",
-    }
 
     d_model: int = 448
     num_layers: int = 2
@@ -101,21 +96,11 @@ class RPGConfig(GenRecConfig):
     max_history_length: int = 50
 
     def __post_init__(self, **kwargs):
-        for name in ("d_model", "num_layers", "num_heads", "d_ff", "max_history_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.d_model % self.num_heads:
-            raise ValueError(f"`num_heads` must divide `d_model` {self.d_model}, got {self.num_heads}.")
-        for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
-        for name in ("initializer_range", "position_std"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        self._check_share("embedding_dropout", "attention_dropout", "residual_dropout")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
-        self._check_choice("item_pooling", ("mean", "max"))
-        self._check_choice("projection", ("separate", "shared", "none"))
+        self._check_choice("item_pooling", "mean", "max")
+        self._check_choice("projection", "separate", "shared", "none")
         if self.num_latent_tokens:
             raise ValueError(
                 f"`num_latent_tokens` must be 0, got {self.num_latent_tokens}: a model that predicts all codes at "
@@ -128,22 +113,11 @@ class RPGConfig(GenRecConfig):
             )
         super().__post_init__(**kwargs)
 
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in choices:
-            shown = ", ".join(repr(choice) for choice in choices)
-            raise ValueError(f"`{name}` must be one of {shown}, got {value!r}.")
-
     @property
     def description(self) -> list[str]:
         """`list[str]`: what is worth knowing about the network."""
         network = f"{self.num_layers} GPT-2 layers of width {self.d_model}, {self.projection} projection heads"
         return [network, *super().description]
-
-    @property
-    def history_attention(self) -> str:
-        """`str`: always `"causal"`: one row of training data has a label at each of its positions."""
-        return "causal"
 
 
 __all__ = ["RPGConfig"]

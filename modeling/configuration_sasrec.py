@@ -4,11 +4,11 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_genrec import GenRecConfig
+from .configuration_genrec import HistoryConfig
 
 
 @strict
-class SASRecConfig(GenRecConfig):
+class SASRecConfig(HistoryConfig):
     """
     A causal transformer over items that predicts the next item with a softmax over the whole catalog.
 
@@ -78,11 +78,6 @@ class SASRecConfig(GenRecConfig):
         "precision": "fp32",
         "seed": 2024,
     }
-    attribute_map = {
-        "hidden_size": "d_model",
-        "num_attention_heads": "num_heads",
-        "num_hidden_layers": "num_layers",
-    }
 
     d_model: int = 64
     num_layers: int = 2
@@ -100,16 +95,7 @@ class SASRecConfig(GenRecConfig):
     def __post_init__(self, **kwargs):
         if self.d_ff is None:
             self.d_ff = 4 * self.d_model
-        for name in ("d_model", "num_layers", "num_heads", "d_ff", "max_history_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.d_model % self.num_heads:
-            raise ValueError(f"`num_heads` must divide `d_model` {self.d_model}, got {self.num_heads}.")
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"`dropout_rate` must lie in [0, 1), got {self.dropout_rate}.")
-        for name in ("initializer_range", "position_std"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        self._check_share("dropout_rate")
         for name in ("num_levels", "codebook_size", "num_latent_tokens"):
             if getattr(self, name):
                 raise ValueError(f"`{name}` must be 0, got {getattr(self, name)}: items of SASRec have no codes.")
@@ -137,24 +123,11 @@ class SASRecConfig(GenRecConfig):
         return self.first_code_token
 
     @property
-    def history_attention(self) -> str:
-        """`str`: always `"causal"`: one row of training data has a label at each of its positions."""
-        return "causal"
-
-    @property
     def embedding_dropout(self) -> float:
-        """`float`: dropout on what goes into the first block."""
+        """`float`: `dropout_rate`, as `attention_dropout` and `residual_dropout`."""
         return self.dropout_rate
 
-    @property
-    def attention_dropout(self) -> float:
-        """`float`: dropout on attention weights."""
-        return self.dropout_rate
-
-    @property
-    def residual_dropout(self) -> float:
-        """`float`: dropout on what a block adds."""
-        return self.dropout_rate
+    attention_dropout = residual_dropout = embedding_dropout
 
 
 __all__ = ["SASRecConfig"]

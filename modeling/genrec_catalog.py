@@ -30,9 +30,9 @@ class Catalog:
     the same with ten thousand items as with ten million, which take about 0.2 GB.
 
     Attributes: `num_items`, `num_levels`, `codebook_size`, `device`; `num_ids` (number of distinct semantic IDs) and
-    `is_unique` (whether each item has its own); `num_nodes` (`list[int]`, per depth from 0 to `num_levels`);
-    `max_children` (`list[int]`, per depth below `num_levels`: the most children a node has); `items_in_order`
-    (`torch.LongTensor` of shape `(num_items,)`: items in the order of their codes, of one id in ascending order).
+    `is_unique` (whether each item has its own); `num_nodes` (per depth from 0 to `num_levels`); `max_children` (per
+    depth below `num_levels`: the most children a node has); `items_in_order` `(num_items,)` (items in the order of
+    their codes, of one id in ascending order).
 
     Args:
         item_codes (`torch.Tensor` of shape `(num_items, num_levels)`):
@@ -174,9 +174,8 @@ class Catalog:
         """
         The children of each node, listed; `child_mask` says the same as a row of the codebook.
 
-        The shorter form where nodes have few children: a search that takes the best of `max_children[depth]` instead
-        of `codebook_size` continuations per beam gains where the former is many times smaller, as it is at the last
-        levels of a large catalog of long semantic IDs. At the first level there is nothing to gain.
+        A search gains by it where nodes have many times fewer children than `codebook_size`, as at the last levels of
+        a large catalog of long semantic IDs.
 
         - `depth`: depth of `nodes`, below `num_levels`.
         - `nodes`: nodes; -1 is no node.
@@ -220,8 +219,8 @@ class Catalog:
         """
         Which nodes still lead to an allowed item, per row of a request; the other prefixes are closed.
 
-        The result has a byte per row and node, of all depths together less than `1 + num_levels` per item. A rule
-        that is the same for everybody needs one row only. An id is closed when all its items are.
+        The result has a byte per row and node. A rule that is the same for everybody needs one row only. An id is
+        closed when all its items are.
 
         Takes `allowed_items` `(batch_size, num_items)`. Returns for each depth from 0 to `num_levels` a tensor
         `(batch_size, num_nodes[depth])`.
@@ -241,33 +240,18 @@ class Catalog:
         return [*tables, in_order] if self.is_unique else tables
 
     def node_of(self, codes: torch.Tensor) -> torch.Tensor:
-        """
-        The node of each prefix.
-
-        `codes` `(..., length)`: the first `length` codes, `length` up to `num_levels`. Returns `(...)`: node at depth
-        `length`, -1 if no item begins so.
-        """
+        """The node at depth `length` of each prefix `(..., length)`, -1 if no item begins so."""
         node = torch.zeros(codes.shape[:-1], dtype=torch.long, device=self.device)
         for level in range(codes.shape[-1]):
             node = self.child(level, node, codes[..., level])
         return node
 
     def item_of(self, codes: torch.Tensor) -> torch.Tensor:
-        """
-        The item of each full semantic ID.
-
-        Takes `codes` `(..., num_levels)`. Returns `(...)`: item index, -1 if no item has these codes; of items that
-        share them the first.
-        """
+        """The item of each semantic ID `(..., num_levels)`, -1 if none has it; of items that share it the first."""
         return self.item_at(self.node_of(codes))
 
     def item_at(self, leaves: torch.Tensor) -> torch.Tensor:
-        """
-        The item of each leaf.
-
-        `leaves`: nodes at depth `num_levels`; -1 is no node. Returns the same shape: item index, -1 for no node; of
-        items that share an id the first.
-        """
+        """The item of each leaf, -1 for -1; of items that share an id the first."""
         places = leaves.clamp_min(0)
         if not self.is_unique:
             places = self._first_item[-1][places]
@@ -324,19 +308,7 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """
-        As in transformers; in addition the semantic-ID table of the checkpoint must be there and be the recorded one.
-
-        Args:
-            *args: See `PreTrainedModel.from_pretrained`.
-            **kwargs: See `PreTrainedModel.from_pretrained`.
-
-        Returns:
-            The model, or the model and its loading info.
-
-        Raises:
-            ValueError: If `item_codes` is missing from the checkpoint or differs from `config.catalog_fingerprint`.
-        """
+        """As in transformers; the semantic-ID table must be the one that the config records, see `check_catalog`."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.check_catalog()
@@ -381,10 +353,8 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
 
     def check_catalog(self) -> None:
         """
-        Compare the semantic-ID table with the fingerprint in the config.
-
-        Raises:
-            ValueError: If they differ, as they do when the checkpoint came without `item_codes`.
+        Compare the semantic-ID table with the fingerprint in the config. Raises `ValueError` if they differ, as they
+        do when the checkpoint came without `item_codes`.
         """
         if self.item_codes.device.type == "meta":
             return

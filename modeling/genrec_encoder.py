@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2Block
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import ModelOutput
 
 from .genrec_folder import CheckpointMixin, ItemTokensMixin
 
@@ -199,8 +200,28 @@ def _add(block, states, mixed) -> torch.Tensor:
     return states + block.mlp(block.ln_2(states))
 
 
+@dataclass
+class PredictionOutput(ModelOutput):
+    """
+    What a forward pass returns.
+
+    - `loss` `()`: with labels.
+    - `logits`: without labels, log-probabilities of what follows each history: of each code
+      `(batch_size, num_levels, codebook_size)`, or of each item `(batch_size, num_items)`. With labels none: the loss
+      never holds all of them.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+
+
 class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
-    """A model that reads histories of items with a [`BlockEncoder`]."""
+    """
+    A model that reads histories of items with a [`BlockEncoder`].
+
+    It supplies `_log_probs(input_ids, attention_mask)`, what `forward` returns without labels, and
+    `_loss(histories, targets, anchors)`, the sum of the losses of target items behind packed items.
+    """
 
     base_model_prefix = "model"
     _supports_sdpa = True
@@ -253,6 +274,49 @@ class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
             f"{type(self).__name__} predicts {self._predicts} and writes no tokens one by one: call `recommend()` "
             "instead of `generate()`."
         )
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> PredictionOutput:
+        """
+        With `labels` the loss, a mean over targets; without, log-probabilities of what follows each history.
+
+        Args:
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
+            labels (`torch.LongTensor`, same shape as `input_ids`, *optional*):
+                At each position the item token that follows, or -100 for none; each is predicted from the items up to
+                its position.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Number of targets the loss is divided by under gradient accumulation; `None` for this batch's.
+            **kwargs: Options that transformers passes along; not used.
+
+        Returns:
+            [`PredictionOutput`]
+
+        Raises:
+            ValueError: If there is no `input_ids`, tokens are out of range or a target follows no item that is read.
+        """
+        if input_ids is None:
+            raise ValueError("`input_ids` is needed.")
+        if labels is None:
+            return PredictionOutput(logits=self._log_probs(input_ids, attention_mask))
+        present = self._present(input_ids, attention_mask)
+        targets, anchors = self._targets(input_ids, present, labels)
+        loss = self._loss(self._pack(input_ids, present), targets, anchors)
+        num_targets = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
+        return PredictionOutput(loss=loss / num_targets)
+
+    def _log_probs(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.FloatTensor:
+        raise NotImplementedError
+
+    def _loss(self, histories: PackedHistories, targets: torch.LongTensor, anchors: torch.LongTensor) -> torch.Tensor:
+        raise NotImplementedError
 
     # --- histories and targets -----------------------------------------------------------------------------------
 
@@ -394,6 +458,7 @@ __all__ = [
     "ByteDropout",
     "HistoryPreTrainedModel",
     "PackedHistories",
+    "PredictionOutput",
     "shared_history_attention",
     "use_byte_dropout",
 ]

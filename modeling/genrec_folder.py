@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from transformers.utils import cached_file
 
 
 if TYPE_CHECKING:  # not needed at run time: saving and loading follow this line and so carry the file of the pipeline
@@ -21,6 +22,16 @@ if TYPE_CHECKING:  # not needed at run time: saving and loading follow this line
 TASK = "next-item-recommendation"
 # what `transformers.pipeline` reads in the config of a repository to find the class of a task that it does not know
 CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_genrec.NextItemPipeline", "pt": ["AutoModel"]}}
+
+
+def optional_file(source, name: str, **where) -> str | None:
+    """
+    Path of a file of a folder or repository; `None` where it has none or cannot be asked.
+
+    `where`: `revision`, `cache_dir`, `token`, ... as in `transformers.utils.cached_file`.
+    """
+    kinds = ("missing_entries", "gated_repo", "connection_errors")
+    return cached_file(str(source), name, **where, **{f"_raise_exceptions_for_{kind}": False for kind in kinds})
 
 
 def items_fingerprint(item_ids: Iterable[str]) -> str:
@@ -72,14 +83,18 @@ def item_ids_of(tokenizer, config) -> list[str]:
             f"and one for each of {config.num_items} items. Use the tokenizer that was written beside these weights."
         )
     item_ids = tokenizer.convert_ids_to_tokens(range(first, end))
+    _check_items(config, item_ids, "tokenizer", "tokenizer.json")
+    return item_ids
+
+
+def _check_items(config, item_ids: list[str], owner: str, file: str) -> None:
     found = items_fingerprint(item_ids)
     if config.items_fingerprint not in (None, found):
         raise ValueError(
-            f"The items of the tokenizer (tokenizer.json, fingerprint {found}) are not those that the model was saved "
-            f"with, in their order (config.json, `items_fingerprint` {config.items_fingerprint}). Use the tokenizer "
-            "that was written beside these weights."
+            f"The ids of the {owner} ({file}, {len(item_ids)} items, fingerprint {found}) are not those the model was "
+            f"saved with, in their order (config.json, {config.num_items} items, fingerprint "
+            f"{config.items_fingerprint}). Use the {file} that was written beside these weights."
         )
-    return item_ids
 
 
 def check_parts(config, item_ids: Sequence[str], *, codes: Sequence | None = None, tokenizer=None) -> None:
@@ -92,13 +107,7 @@ def check_parts(config, item_ids: Sequence[str], *, codes: Sequence | None = Non
     """
     item_ids = list(item_ids)
     remedy = "Use the {} that was written beside these weights."
-    found = items_fingerprint(item_ids)
-    if config.items_fingerprint not in (None, found):
-        raise ValueError(
-            f"The ids of the item table (items.parquet, {len(item_ids)} rows, fingerprint {found}) are not those the "
-            f"model was saved with (config.json, {config.num_items} items, fingerprint {config.items_fingerprint}). "
-            + remedy.format("items.parquet")
-        )
+    _check_items(config, item_ids, "item table", "items.parquet")
     if len(item_ids) != config.num_items:
         raise ValueError(f"The item table has {len(item_ids)} rows, the model's catalog {config.num_items} items.")
     if codes is not None:
@@ -131,19 +140,8 @@ class CheckpointMixin:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """
-        As in transformers, with safetensors weights only, which must be those that the config describes.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `Path`): A folder or the name of a repository.
-            *args: See `PreTrainedModel.from_pretrained`.
-            **kwargs: See `PreTrainedModel.from_pretrained`. With `ignore_mismatched_sizes` weights may be missing.
-
-        Returns:
-            The model, or the model and its loading info.
-
-        Raises:
-            ValueError: If weights are missing, left over or of other items than the config records, or if other files
-                than safetensors are asked for.
+        As in transformers, with safetensors weights only, which must be those that the config describes: raises
+        `ValueError` if some are missing (which `ignore_mismatched_sizes` allows), left over or of other items.
         """
         if kwargs.get("use_safetensors") is False:
             raise ValueError(
@@ -166,14 +164,7 @@ class CheckpointMixin:
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """
-        As in transformers; in addition `pipeline` finds the class of the task in the folder.
-
-        Args:
-            save_directory (`str` or `Path`): Where to write.
-            *args: See `PreTrainedModel.save_pretrained`.
-            **kwargs: See `PreTrainedModel.save_pretrained`.
-        """
+        """As in transformers; in addition `pipeline` finds the class of the task in the folder."""
         self.config.custom_pipelines = {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}
         digest = getattr(self, "items_digest", None)
         if digest is not None and self.config.items_fingerprint is not None:
@@ -298,4 +289,5 @@ __all__ = [
     "check_parts",
     "item_ids_of",
     "items_fingerprint",
+    "optional_file",
 ]

@@ -5,6 +5,8 @@ Log-probabilities per level `(B, L, K)`, the codes of all items and the nearest 
 the items that were visited and their exact scores go out. The graph is built by `hf_genrec.serving.item_graph` after
 training and stands in `item_graph.safetensors` beside the weights; a fingerprint ties it to the codes and the code
 embeddings from which it was built.
+
+Source: Hou et al. 2025, section 3.3 (https://huggingface.co/papers/2506.05781).
 """
 
 import hashlib
@@ -14,8 +16,8 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers.utils import cached_file
 
+from .genrec_folder import optional_file
 from .genrec_lists import GOLDEN, best_of, hashed, random_items, user_keys
 from .genrec_parallel import pair_scores
 
@@ -23,36 +25,11 @@ from .genrec_parallel import pair_scores
 GRAPH_FILE = "item_graph.safetensors"
 
 
-def code_similarities(code_embeddings: torch.Tensor) -> torch.FloatTensor:
-    """
-    What each pair of codes of a level adds to the similarity of two items, which is a mean over the levels: 1 for
-    items with the same codes, 0 if the embeddings of all codes point in opposite directions.
-
-    Takes `code_embeddings` `(num_levels, codebook_size, d_model)`. Returns
-    `(num_levels, codebook_size, codebook_size)`: `(1 + cosine) / 2 / num_levels`.
-
-    Source: Hou et al. 2025, section 3.3 (https://huggingface.co/papers/2506.05781), with cosines for products.
-
-    Example:
-
-    ```python
-    >>> code_similarities(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]])).tolist()
-    [[[1.0, 0.5], [0.5, 1.0]]]
-
-    ```
-    """
-    directions = torch.nn.functional.normalize(code_embeddings.detach().float(), dim=-1)
-    return (1 + directions @ directions.transpose(1, 2)) / (2 * len(directions))
-
-
 def item_graph_fingerprint(item_codes: torch.Tensor, code_embeddings: torch.Tensor, *, num_neighbors: int) -> str:
     """
     Fingerprint of what a graph is built from: 16 hex digits of the sha256 of codes, embeddings and neighbour count.
 
     Embeddings count as rounded to bfloat16, so a checkpoint in float32 and the same one loaded in bfloat16 agree.
-
-    Takes `item_codes` `(num_items, num_levels)`, `code_embeddings` `(num_levels, codebook_size, d_model)`. Returns 16
-    hexadecimal digits.
 
     Example:
 
@@ -73,30 +50,20 @@ def item_graph_fingerprint(item_codes: torch.Tensor, code_embeddings: torch.Tens
 @dataclass
 class VisitedItems:
     """
-    Distinct items that a search has scored, in ascending order.
-
-    - `items` `(batch_size, n)`: item indices; `num_items` where a user has fewer.
-    - `scores` (same shape): their scores; `-inf` where a user has fewer.
+    Distinct items that a search has scored, in ascending order: `items` and `scores`, both `(batch_size, n)`;
+    `num_items` and `-inf` where a user has fewer.
     """
 
     items: torch.IntTensor
     scores: torch.FloatTensor
 
     def best(self, top_k: int, *, allowed=None, penalty=None) -> tuple[torch.LongTensor, torch.FloatTensor]:
-        """
-        The best of them; of items that rank equally the one with the lower index first.
-
-        Takes `allowed` `(batch_size or 1, num_items)`, `penalty` `(num_items,)`. Returns items and scores,
-        `(batch_size, top_k)`; -1 and `-inf` where there are fewer.
-        """
+        """The best of them, as from `best_of`."""
         items = self.items.long().masked_fill(self.scores == -float("inf"), -1)
         return best_of(items, self.scores, top_k=top_k, allowed=allowed, penalty=penalty)
 
     def counts(self) -> torch.LongTensor:
-        """
-        Returns:
-            `torch.LongTensor` of shape `(batch_size,)`: number of items of each user.
-        """
+        """Number of items of each user, `(batch_size,)`."""
         return (self.scores > -float("inf")).sum(1)
 
 
@@ -111,18 +78,15 @@ def graph_search(
     penalty: torch.Tensor | None = None,
 ) -> VisitedItems:
     """
-    Follow the graph from the start, each time from the `num_beams` best items of all that were visited so far.
+    Follow the graph from the items `start` `(batch_size, n)`, which may repeat, each time from the `num_beams` best of
+    all that were visited so far. In the paper the beams are the best of the latest neighbours; here nothing good is
+    lost on the way.
 
     The time and the memory of a step do not depend on the size of the catalog: what was visited is a sorted list per
     user, the neighbours of the beams are sorted into it, and only those that are new are scored.
 
     Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `item_codes` `(num_items, num_levels)`, `neighbors`
-    `(num_items, k)`.
-    - `start` `(batch_size, n)`: where to begin; items may repeat.
-    - `penalty` `(num_items,)`: what is subtracted from scores to choose the beams.
-
-    Source: Hou et al. 2025, section 3.3 (https://huggingface.co/papers/2506.05781). There the beams are the best of
-    the latest neighbours; ours are the best of everything visited, so nothing good is lost on the way.
+    `(num_items, k)`, and `penalty` `(num_items,)`, which is subtracted from scores to choose the beams.
 
     Example:
 
@@ -179,23 +143,12 @@ class ItemGraphMixin:
     _graph_fingerprint: str = ""
     _graph_weights: tuple[int, ...] = ()  # those that the fingerprint was compared with
 
-    def item_graph_fingerprint(self, num_neighbors: int) -> str:
-        """What a graph of this model must be marked with. Returns 16 hexadecimal digits."""
-        return item_graph_fingerprint(self.item_codes, self.code_embeddings(), num_neighbors=num_neighbors)
-
     def set_item_graph(self, neighbors: torch.Tensor, fingerprint: str) -> None:
         """
-        Give the model the graph that `recommend(decoding="graph")` follows. Training changes the embeddings that a
-        graph is built from: build and set it afterwards. `save_pretrained` does not write it: a graph goes into a
-        folder with `hf_genrec.serving.item_graph.ItemGraph.save`.
-
-        Args:
-            neighbors (`torch.Tensor` of shape `(num_items, num_neighbors)`): Item indices, most similar first.
-            fingerprint (`str`): What the graph was marked with when it was built.
-
-        Raises:
-            ValueError: If the shape or an index does not fit the catalog, or the graph was built from other codes or
-                other code embeddings.
+        Give the model the graph `(num_items, num_neighbors)` that `recommend(decoding="graph")` follows, with what it
+        was marked with when it was built. Training changes the embeddings that a graph is built from: build and set it
+        afterwards. `save_pretrained` does not write it, `hf_genrec.serving.item_graph.ItemGraph.save` does. Raises
+        `ValueError` if it does not fit the catalog, or was built from other codes or code embeddings.
         """
         num_items = self.config.num_items
         is_table = neighbors.ndim == 2 and len(neighbors) == num_items and neighbors.shape[1] > 0
@@ -211,13 +164,11 @@ class ItemGraphMixin:
         self._graph_fingerprint, self._graph_weights = fingerprint, self._weights_now()
 
     def _check_item_graph(self, num_neighbors: int, fingerprint: str) -> None:
-        found = self.item_graph_fingerprint(num_neighbors)
+        found = item_graph_fingerprint(self.item_codes, self.code_embeddings(), num_neighbors=num_neighbors)
         if found != fingerprint:
             advice = "Build it again"
             if self.code_embeddings().dtype == torch.float16:
-                advice = (
-                    "Its weights were rounded to float16: load them in float32 or bfloat16, or build a graph of these"
-                )
+                advice = "Its weights were rounded to float16: load them in float32 or bfloat16, or build one of these"
             raise ValueError(
                 f"The item graph (fingerprint {fingerprint}) was not built from the codes and code embeddings of this "
                 f"model (fingerprint {found}). {advice}: "
@@ -232,9 +183,8 @@ class ItemGraphMixin:
     @property
     def item_graph(self) -> torch.Tensor:
         """
-        `torch.IntTensor` of shape `(num_items, num_neighbors)`: the graph; read at first use from the folder or
-        repository that the model was loaded from. Raises a `ValueError` if the model was trained on since or its
-        catalog was set.
+        The graph `(num_items, num_neighbors)`, read at first use from where the model was loaded from. Raises
+        `ValueError` if there is none, or the model was trained on since or its catalog was set.
         """
         if self._item_graph is None:
             self._read_item_graph()
@@ -246,17 +196,9 @@ class ItemGraphMixin:
         return self._item_graph
 
     def _read_item_graph(self) -> None:
-        source = getattr(self.config, "_name_or_path", "")
-        path = None
+        source, path = getattr(self.config, "_name_or_path", ""), None
         if source and (Path(source).is_dir() or not Path(source).is_absolute()):  # else a folder that is gone
-            path = cached_file(
-                source,
-                GRAPH_FILE,
-                revision=getattr(self.config, "_commit_hash", None),
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
+            path = optional_file(source, GRAPH_FILE, revision=getattr(self.config, "_commit_hash", None))
         if path is None:
             raise ValueError(
                 f"`decoding='graph'` needs an item graph, and there is no {GRAPH_FILE} "
@@ -272,11 +214,8 @@ class ItemGraphMixin:
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, *, num_starts: int, seed: int
     ) -> torch.LongTensor:
         """
-        Random items where the walk of each user begins. They depend on the seed and the history alone, so a user gets
-        the same list in any batch.
-
-        Takes `input_ids` `(batch_size, history_length)`. `attention_mask` (same shape): 1 at items that count. Returns
-        `(batch_size, num_starts)`: item indices; some may repeat.
+        Random items `(batch_size, num_starts)` where the walk of each user begins; some may repeat. They depend on the
+        seed and the history alone, so a user gets the same list in any batch.
         """
         is_item = self.is_item(input_ids, attention_mask)
         items = (input_ids - self.config.first_item_token).masked_fill(~is_item, 0)
@@ -285,12 +224,4 @@ class ItemGraphMixin:
         return random_items(user_keys(seed, history), num_starts, num_items=self.config.num_items)
 
 
-__all__ = [
-    "GRAPH_FILE",
-    "ItemGraphMixin",
-    "VisitedItems",
-    "code_similarities",
-    "graph_search",
-    "item_graph_fingerprint",
-    "search_bytes",
-]
+__all__ = ["GRAPH_FILE", "ItemGraphMixin", "graph_search", "item_graph_fingerprint", "search_bytes"]

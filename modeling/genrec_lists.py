@@ -8,7 +8,6 @@ here each number is a hash of the seed, a number of the user and a number of the
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 
@@ -182,7 +181,8 @@ def mmr(scores: torch.Tensor, similarity: torch.Tensor, *, top_k: int, diversity
         )
     if not 1 <= top_k <= scores.shape[1]:
         raise ValueError(f"`top_k` must lie in [1, {scores.shape[1]}] (the size of the pool), got {top_k}.")
-    _check_diversity(diversity)
+    if not 0 <= diversity <= 1:
+        raise ValueError(f"`diversity` must lie in [0, 1], got {diversity}.")
     scores, order = scores.float().sort(dim=1, descending=True, stable=True)
     if diversity == 0:
         return order[:, :top_k]
@@ -202,56 +202,33 @@ def mmr(scores: torch.Tensor, similarity: torch.Tensor, *, top_k: int, diversity
     return torch.stack(picks, dim=1)
 
 
-def _check_diversity(diversity: float) -> None:
-    if not 0 <= diversity <= 1:
-        raise ValueError(f"`diversity` must lie in [0, 1], got {diversity}.")
-
-
-def code_overlap(codes: torch.Tensor) -> torch.FloatTensor:
+def code_overlap(codes: torch.Tensor, *, has_prefixes: bool = True) -> torch.FloatTensor:
     """
-    Similarity of items by their semantic IDs: the share of leading codes that two items have in common.
+    Similarity of items by their semantic IDs: the share of leading codes that two items have in common; or, where no
+    code depends on those before it (`has_prefixes=False`), of levels at which they have the same code.
 
-    Takes `codes` `(batch_size, num_pooled, num_levels)`. Returns `(batch_size, num_pooled, num_pooled)`: 0 where the
-    first codes differ, 1 for the same semantic ID. Computed level by level, so no tensor is larger than the result.
+    Takes `codes` `(batch_size, num_pooled, num_levels)`. Returns `(batch_size, num_pooled, num_pooled)`: 1 for the
+    same semantic ID. Computed level by level, so no tensor is larger than the result.
 
     Example:
 
     ```python
-    >>> code_overlap(torch.tensor([[[7, 1], [7, 2], [0, 1]]])).tolist()
+    >>> codes = torch.tensor([[[7, 1], [7, 2], [0, 1]]])
+    >>> code_overlap(codes).tolist()
     [[[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]]
-
-    ```
-    """
-    batch_size, num_pooled, num_levels = codes.shape
-    is_same = torch.ones(batch_size, num_pooled, num_pooled, dtype=torch.bool, device=codes.device)
-    overlap = torch.zeros(is_same.shape, device=codes.device)
-    for level in codes.unbind(-1):
-        is_same = is_same & (level.unsqueeze(2) == level.unsqueeze(1))
-        overlap += is_same
-    return overlap / num_levels
-
-
-def shared_codes(codes: torch.Tensor) -> torch.FloatTensor:
-    """
-    Similarity of items by their semantic IDs where no code depends on those before it: the share of levels at which
-    two items have the same code.
-
-    Takes `codes` `(batch_size, num_pooled, num_levels)`. Returns `(batch_size, num_pooled, num_pooled)`: 0 where all
-    codes differ, 1 for the same semantic ID. Computed level by level, so no tensor is larger than the result.
-
-    Example:
-
-    ```python
-    >>> shared_codes(torch.tensor([[[7, 1], [7, 2], [0, 1]]])).tolist()
+    >>> code_overlap(codes, has_prefixes=False).tolist()
     [[[1.0, 0.5, 0.5], [0.5, 1.0, 0.0], [0.5, 0.0, 1.0]]]
 
     ```
     """
     batch_size, num_pooled, num_levels = codes.shape
-    num_shared = torch.zeros(batch_size, num_pooled, num_pooled, device=codes.device)
+    overlap = torch.zeros(batch_size, num_pooled, num_pooled, device=codes.device)
+    is_same = torch.ones_like(overlap, dtype=torch.bool)
     for level in codes.unbind(-1):
-        num_shared += level.unsqueeze(2) == level.unsqueeze(1)
-    return num_shared / num_levels
+        is_equal = level.unsqueeze(2) == level.unsqueeze(1)
+        is_same = is_same & is_equal if has_prefixes else is_equal
+        overlap += is_same
+    return overlap / num_levels
 
 
 def embedding_similarity(embeddings: torch.Tensor) -> torch.FloatTensor:
@@ -282,20 +259,13 @@ def diversify(
     item_codes: torch.Tensor,
     item_embeddings: torch.Tensor | None = None,
     ranked: torch.Tensor | None = None,
-    code_similarity: Callable[[torch.Tensor], torch.Tensor] = code_overlap,
+    has_prefixes: bool = True,
 ) -> tuple[torch.LongTensor, torch.Tensor]:
     """
-    The `top_k` of a pool of items by `mmr`, with their scores.
+    The `top_k` of a pool of items `(batch_size, num_pooled)` by `mmr`, with their scores, as from `filled_up`.
 
-    Takes `item_codes` `(num_items, num_levels)`.
-    - `items` `(batch_size, num_pooled)`: distinct item indices; -1 where there is none.
-    - `scores` (same shape): their log-probabilities; `-inf` where there is no item.
-    - `top_k`: length of the lists. A smaller pool is filled up with -1 and `-inf`.
-    - `diversity`: in [0, 1], see `mmr`.
-    - `item_embeddings` `(num_items, dimension)`: embeddings to compare items by; `None` for `code_similarity`.
-    - `ranked` (same shape): log of the relevance, where that is not the score; `-inf` where there is no item.
-    - `code_similarity`: that, or `shared_codes`.
-    Returns items and scores, both `(batch_size, top_k)`, first picked first.
+    They are compared by `item_embeddings` `(num_items, dimension)`, without these by `item_codes`
+    `(num_items, num_levels)`, see `code_overlap`. `ranked`: log of the relevance, where that is not the score.
 
     Example:
 
@@ -309,16 +279,18 @@ def diversify(
     """
     pooled = items.clamp_min(0)
     if item_embeddings is None:
-        similarity = code_similarity(item_codes[pooled])
+        similarity = code_overlap(item_codes[pooled], has_prefixes=has_prefixes)
     else:
         similarity = embedding_similarity(item_embeddings[pooled])
     relevance = scores if ranked is None else ranked
     picks = mmr(relevance, similarity, top_k=min(top_k, items.shape[1]), diversity=diversity)
-    missing = (0, top_k - picks.shape[1])
-    return (
-        torch.nn.functional.pad(items.gather(1, picks), missing, value=-1),
-        torch.nn.functional.pad(scores.gather(1, picks), missing, value=-math.inf),
-    )
+    return filled_up(items.gather(1, picks), scores.gather(1, picks), top_k)
+
+
+def filled_up(items: torch.LongTensor, scores: torch.Tensor, top_k: int) -> tuple[torch.LongTensor, torch.Tensor]:
+    """Lists `(batch_size, n)` as `(batch_size, top_k)`: -1 and `-inf` behind what there is."""
+    missing, pad = (0, top_k - items.shape[1]), torch.nn.functional.pad
+    return pad(items, missing, value=-1), pad(scores, missing, value=-math.inf)
 
 
 # --- the best of some numbers, and random numbers ----------------------------------------------------------------
@@ -337,13 +309,9 @@ def best_of(
     penalty: torch.Tensor | None = None,
 ) -> tuple[torch.LongTensor, torch.FloatTensor]:
     """
-    The best of some items of each user whose scores are known.
+    The best of some items of each user whose scores are known; takes and returns the rest as `best_items`.
 
-    Takes `scores` (same shape).
-    - `items` `(batch_size, n)`: distinct items in ascending order; -1 for none.
-    - `allowed` `(batch_size or 1, num_items)`: as in `best_items`.
-    - `penalty` `(num_items,)`: as in `best_items`.
-    Returns as from `best_items`.
+    `items` and `scores`, `(batch_size, n)`: distinct items in ascending order; -1 for none.
 
     Example:
 
@@ -360,11 +328,9 @@ def best_of(
     ranked = scores if penalty is None else scores - penalty[listed]
     index = first_of_the_best(ranked.masked_fill(~is_counted, -float("inf")), top_k)
     is_none = ~is_counted.gather(1, index)
-    missing = (0, top_k - index.shape[1])
     items = items.gather(1, index).masked_fill(is_none, -1)
     scores = scores.gather(1, index).masked_fill(is_none, -float("inf"))
-    pad = torch.nn.functional.pad
-    return pad(items, missing, value=-1), pad(scores, missing, value=-float("inf"))
+    return filled_up(items, scores, top_k)
 
 
 def first_of_the_best(values: torch.Tensor, top_k: int) -> torch.LongTensor:
@@ -478,6 +444,7 @@ __all__ = [
     "code_overlap",
     "diversify",
     "embedding_similarity",
+    "filled_up",
     "first_of_the_best",
     "gumbel_noise",
     "hashed",
@@ -485,6 +452,5 @@ __all__ = [
     "mmr",
     "random_items",
     "rule_rows",
-    "shared_codes",
     "user_keys",
 ]

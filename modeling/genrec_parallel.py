@@ -34,10 +34,7 @@ SCORING_BYTES = 24  # per score that is held at a time: itself, transposed, rank
 
 def item_scores(log_probs: torch.Tensor, item_codes: torch.Tensor) -> torch.FloatTensor:
     """
-    Scores of all items, for catalogs that are small enough to hold them.
-
-    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `item_codes` `(num_items, num_levels)`. Returns
-    `(batch_size, num_items)`: float32 sums over the levels.
+    Scores of all items `(B, N)`, float32, for catalogs that are small enough to hold them.
 
     Example:
 
@@ -56,10 +53,7 @@ def item_scores(log_probs: torch.Tensor, item_codes: torch.Tensor) -> torch.Floa
 
 def candidate_scores(log_probs: torch.Tensor, item_codes: torch.Tensor, items: torch.LongTensor) -> torch.FloatTensor:
     """
-    Scores of some items of each user; bit for bit those of `item_scores`.
-
-    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `item_codes` `(num_items, num_levels)`, `items`
-    `(batch_size, n)`. Returns `(batch_size, n)`: float32 sums over the levels.
+    Scores of some items `(B, n)` of each user; bit for bit those of `item_scores`.
 
     Example:
 
@@ -78,10 +72,7 @@ def pair_scores(
     log_probs: torch.Tensor, item_codes: torch.Tensor, users: torch.LongTensor, items: torch.LongTensor
 ) -> torch.FloatTensor:
     """
-    Scores of any pairs of a user and an item; bit for bit those of `item_scores`.
-
-    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `item_codes` `(num_items, num_levels)`, `items`
-    `(n,)`. `users` `(n,)`: rows of `log_probs`. Returns `(n,)`: float32 sums over the levels.
+    Scores `(n,)` of any pairs of a user, a row of `log_probs`, and an item; bit for bit those of `item_scores`.
 
     Example:
 
@@ -107,10 +98,7 @@ def pair_scores(
 
 def code_scores(log_probs: torch.Tensor, codes: torch.Tensor) -> torch.FloatTensor:
     """
-    Log-probability of each code of some semantic IDs; their sum is the score.
-
-    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `codes` `(batch_size, n, num_levels)`. Returns
-    `(batch_size, n, num_levels)`.
+    Log-probability of each code of some semantic IDs `(B, n, L)`; their sum is the score.
 
     Example:
 
@@ -140,13 +128,11 @@ def best_items(
     The tables of a few users stand side by side, `(num_levels * codebook_size, users)`, and an item is a bag of
     `num_levels` rows of it, so each look-up reads the numbers of all these users in a row.
 
-    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `item_codes` `(num_items, num_levels)`, `allowed`
-    `(batch_size or 1, num_items)`.
-    - `top_k`: length of the lists, at least 1.
-    - `penalty` `(num_items,)`: what is subtracted from the score of each item in ranking, not in the scores returned.
+    - `allowed` `(B or 1, N)`: items that may be listed; `None` for all.
+    - `penalty` `(N,)`: what is subtracted from the score of each item in ranking, not in the scores returned.
     - `noise`: from a range of users and one of items to what is added in ranking, `(users, items)`.
     - `memory_budget`: bytes by which pieces are made smaller than they would be.
-    Returns item indices and scores, both `(batch_size, top_k)`, best first; -1 and `-inf` where fewer items are
+    Returns item indices and scores, both `(B, top_k)`, best first; -1 and `-inf` where fewer items are
     allowed. Where two rank equally the lower index stands first, and neither the other users nor the size of the
     pieces change a list.
 

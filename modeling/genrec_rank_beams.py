@@ -94,16 +94,8 @@ class ScoringMixin:
         chunk_size: int = 1024,
     ) -> torch.FloatTensor:
         """
-        Exact log-probabilities of some items of each user, over all latents.
-
-        Args:
-            history ([`HistoryOutput`]): Encoded histories, one row per user.
-            items (`torch.LongTensor` of shape `(batch_size, num_candidates)`): Item indices, from 0.
-            latent_aggregation (`str`, defaults to `"max"`): `"max"` or `"sum"` over all latents.
-            chunk_size (`int`, defaults to 1024): Items scored at a time, per user.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_candidates)`
+        Exact log-probabilities of some items `(batch_size, num_candidates)` of each user, over all latents; options as
+        in `score_items`, in the shape of `items`.
         """
         chunks = []
         for part in items.split(chunk_size, dim=1):

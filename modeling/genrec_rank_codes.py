@@ -13,7 +13,7 @@ import torch
 from .genrec_beams import Beams, HistoryOutput, beam_search
 from .genrec_catalog import Catalog
 from .genrec_item_graph import ItemGraphMixin, graph_search, search_bytes
-from .genrec_lists import best_of, gumbel_noise, rule_rows, shared_codes, user_keys
+from .genrec_lists import best_of, gumbel_noise, rule_rows, user_keys
 from .genrec_parallel import best_items, candidate_scores, code_scores, item_scores, users_per_table
 from .genrec_ranking import describe_paths, items_of_ids, prior_penalties
 from .genrec_recommend import BeamPath, Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
@@ -47,9 +47,7 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         """
         Exact log-probability of every item, for catalogs small enough that a number per user and item can be held.
 
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
+        Args: see [`ItemTokensMixin.is_item`].
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities.
@@ -57,9 +55,7 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         with evaluation_mode(self):
             return item_scores(self._log_probs(input_ids, attention_mask), self.item_codes)
 
-    def _log_probs(self, input_ids, attention_mask) -> torch.FloatTensor:
-        if not len(input_ids):
-            return torch.zeros(0, self.config.num_levels, self.config.codebook_size, device=input_ids.device)
+    def _log_probs(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.FloatTensor:
         return self.code_log_probs(input_ids, attention_mask)
 
     def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
@@ -94,7 +90,7 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         if request.penalty is not None:
             ranked = ranked - request.penalty[found.items.clamp_min(0)]
         found.items, found.scores = request.picked(
-            found.items, found.scores, ranked, item_codes=self.item_codes, code_similarity=shared_codes
+            found.items, found.scores, ranked, item_codes=self.item_codes, has_prefixes=False
         )
         if request.return_paths:
             found.paths = self._paths(log_probs, found.items)

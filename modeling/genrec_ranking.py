@@ -11,15 +11,13 @@ import torch
 
 from .genrec_beams import Beams, GumbelTopK, TraceStep, repeated_paths
 from .genrec_catalog import Catalog
-from .genrec_lists import check_prior
+from .genrec_lists import check_prior, filled_up
 from .genrec_recommend import BeamPath
 
 
 def id_of_items(catalog: Catalog) -> torch.LongTensor:
     """
-    The id of each item.
-
-    Returns `(num_items,)`: leaves, in `[0, num_ids)`.
+    The id of each item, a leaf of the trie, `(num_items,)`.
 
     Example:
 
@@ -143,33 +141,6 @@ def prior_penalties(catalog: Catalog, item_prior: torch.Tensor, prior_correction
     return tables
 
 
-def rank_items(
-    catalog: Catalog,
-    beams: Beams,
-    *,
-    top_k: int,
-    latent_aggregation: str,
-    penalty: torch.Tensor | None = None,
-    by_place: bool = False,
-    allowed: torch.BoolTensor | None = None,
-) -> tuple[torch.LongTensor, torch.FloatTensor]:
-    """
-    Beams to distinct items: those of `rank_ids`, an id giving way to all its items.
-
-    - `catalog`: the trie that `beams` refer to.
-    - `beams`: paths, several of which may end at the same id.
-    - `latent_aggregation`: as in `rank_ids`.
-    - `penalty` `(num_ids,)`: as in `rank_ids`.
-    - `by_place`: as in `rank_ids`.
-    - `allowed` `(batch_size or 1, num_items)`: as in `list_items`.
-    Returns item indices and scores, both `(batch_size, top_k)`, best first, items of one id in ascending order; -1 and
-    `-inf` where the beams hold fewer items.
-    """
-    ids = rank_ids(beams, top_k=top_k, latent_aggregation=latent_aggregation, penalty=penalty, by_place=by_place)
-    items, scores = list_items(catalog, *ids, top_k=top_k, allowed=allowed)
-    return items, scores
-
-
 def rank_ids(
     beams: Beams,
     *,
@@ -181,12 +152,10 @@ def rank_ids(
     """
     Beams to distinct semantic IDs.
 
-    - `beams`: paths, several of which may end at the same id.
     - `latent_aggregation`: `"max"` or `"sum"` over the paths of an id.
     - `penalty` `(num_ids,)`: what is subtracted from the score of each leaf in ranking, not in the scores returned.
-    - `by_place`: ids in the order of their first beams whatever the scores, for beams that were drawn or stand in
-      groups.
-    Returns leaves and scores, both `(batch_size, top_k)`, best first; -1 and `-inf` where the beams hold fewer ids.
+    - `by_place`: in the order of their first beams whatever the scores, for beams that were drawn or stand in groups.
+    Returns leaves and scores, best first, as from `filled_up`.
     """
     infinity = float("inf")
     order, group, group_leaf, best = _by_id(beams, latent_aggregation)
@@ -197,8 +166,7 @@ def rank_ids(
     top = ranked.topk(min(top_k, best.shape[1])).indices
     best = best.gather(1, top)
     leaves = group_leaf.gather(1, top).masked_fill(best == -infinity, -1)
-    missing = (0, top_k - best.shape[1])
-    return torch.nn.functional.pad(leaves, missing, value=-1), torch.nn.functional.pad(best, missing, value=-infinity)
+    return filled_up(leaves, best, top_k)
 
 
 def _by_id(beams: Beams, latent_aggregation: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -227,15 +195,11 @@ def list_items(
     allowed: torch.BoolTensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """
-    Ranked ids to ranked items.
+    Ranked ids `(batch_size, n)`, -1 where there are fewer, with their scores and `others`, to ranked items with these.
 
-    Takes `*others` (same shape).
-    - `leaves` `(batch_size, n)`: ids, best first; -1 where there are fewer.
-    - `scores` (same shape): their scores, `-inf` where there is none.
     - `top_k`: length of the lists where items share ids; else it is `n`.
     - `allowed` `(batch_size or 1, num_items)`: items that may be listed, of which the search has seen that each id has
       one.
-    Returns items, -1 where there are fewer, and each one's scores and other numbers.
     """
     if catalog.is_unique:
         return catalog.item_at(leaves), scores, *others
@@ -261,12 +225,10 @@ def sampled_items(
     An item comes after the beam that it belongs to was drawn, so the items of `top_k` beams with different ids say
     which ones come first; only a search with as many beams holds them.
 
-    Takes `allowed` `(batch_size or 1, num_items)`.
-    - `catalog`: the trie that `beams` refer to.
     - `num_latents`: number of latents of the model; 0 for models without.
     - `latent_aggregation`: as in `rank_ids`, for the scores.
-    Returns item indices and scores, both `(batch_size, top_k)`, in the order drawn; -1 and `-inf` where there are
-    fewer.
+    - `allowed` `(batch_size or 1, num_items)`: items that may be listed.
+    Returns item indices and scores in the order drawn, as from `filled_up`.
     """
     most = max(1, num_latents)  # beams of one id
     leaves = beams.leaves[:, : most * top_k]
@@ -282,20 +244,15 @@ def sampled_items(
     is_out = repeated_paths(items) | (items < 0)
     kept = is_out.long().argsort(dim=1, stable=True)[:, :top_k]
     is_none = is_out.gather(1, kept)
-    missing = (0, top_k - kept.shape[1])
     items = items.gather(1, kept).masked_fill(is_none, -1)
     scores = scores.gather(1, beam.gather(1, kept)).masked_fill(is_none, -float("inf"))
-    pad = torch.nn.functional.pad
-    return pad(items, missing, value=-1), pad(scores, missing, value=-float("inf"))
+    return filled_up(items, scores, top_k)
 
 
 def num_distinct_items(catalog: Catalog, beams: Beams) -> torch.LongTensor:
     """
-    How many items the living beams of each user end at: several latents may lead to the same id, and an id to several
-    items.
-
-    `catalog`: the trie that `beams` refer to. Returns `(batch_size,)`: all items of the ids, also those that a rule
-    keeps off the lists.
+    How many items the living beams of each user end at, also those that a rule keeps off the lists: several latents
+    may lead to the same id, and an id to several items.
     """
     leaves = beams.leaves.masked_fill(beams.scores == -float("inf"), -1).sort(dim=1).values
     is_first = torch.nn.functional.pad(leaves[:, 1:] != leaves[:, :-1], (1, 0), value=True)
@@ -308,9 +265,8 @@ def num_distinct_items(catalog: Catalog, beams: Beams) -> torch.LongTensor:
 
 def reordered(beams: Beams, order: torch.Tensor, *, num_latents: int) -> Beams:
     """
-    Beams in another order; of beams that are the same path only the first one lives on.
-
-    Takes `order` `(batch_size, num_beams)`. `num_latents`: number of latents of the model; 0 for models without.
+    Beams in the order of the largest of some numbers `(batch_size, num_beams)`; of beams that are the same path only
+    the first one lives on.
     """
     index = order.argsort(dim=1, descending=True, stable=True)
     last = beams.trace[-1]
@@ -326,13 +282,8 @@ def describe_paths(
     config, catalog: Catalog, beams: Beams, wanted: torch.LongTensor
 ) -> tuple[list[list[BeamPath]], list[list[BeamPath]]]:
     """
-    The beams of each user in words.
-
-    - `catalog`: the trie that `beams` refer to.
-    - `beams`: result of a search with `num_pruned > 0`.
-    - `wanted` `(batch_size, top_k)`: recommended items, -1 where there are fewer.
-    Returns per user the paths that end at these items (one path for each of them where items share an id), and the
-    pruned continuations.
+    The beams of each user in words: the paths that end at the `wanted` items `(batch_size, top_k)` (one path for each
+    of them where items share an id), and the pruned continuations.
     """
     items, beam = items_of_ids(catalog, beams.leaves)
     ends = items.tolist()
@@ -374,7 +325,6 @@ __all__ = [
     "num_distinct_items",
     "prior_penalties",
     "rank_ids",
-    "rank_items",
     "reordered",
     "sampled_items",
 ]

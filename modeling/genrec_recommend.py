@@ -6,7 +6,7 @@ output. A model that mixes in `RecommendMixin` supplies `_rank_batch`, which ran
 `_ranking_bytes`, what that takes. Scores are log-probabilities. Items with equal scores stand in ascending order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from transformers.utils import ModelOutput
 
-from .genrec_lists import allowed_items, check_rule, code_overlap, diversify, item_penalties, rule_rows
+from .genrec_lists import allowed_items, check_rule, diversify, item_penalties, rule_rows
 from .genrec_recommend_config import RecommendConfig, check_names
 
 
@@ -160,7 +160,7 @@ class RankRequest:
         ranked: torch.FloatTensor,
         *,
         item_codes: torch.Tensor | None,
-        code_similarity: Callable[[torch.Tensor], torch.Tensor] = code_overlap,
+        has_prefixes: bool = True,
     ) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """The first `top_k` of a pool `(B, n)` in the order of `ranked`; or a diverse list, where one is asked for."""
         if not self.options.diversity:
@@ -173,7 +173,7 @@ class RankRequest:
             item_codes=item_codes,
             item_embeddings=self.item_embeddings,
             ranked=ranked,
-            code_similarity=code_similarity,
+            has_prefixes=has_prefixes,
         )
 
 
@@ -219,17 +219,7 @@ class RecommendMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """
-        As in transformers; also reads `recommend_config.json`, where there is one.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `Path`): A folder or the name of a repository.
-            *args: See `PreTrainedModel.from_pretrained`.
-            **kwargs: See `PreTrainedModel.from_pretrained`.
-
-        Returns:
-            The model, or the model and its loading info.
-        """
+        """As in transformers; also reads `recommend_config.json`, where there is one."""
         found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
         where = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
@@ -239,14 +229,7 @@ class RecommendMixin:
         return found
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """
-        As in transformers; also writes `recommend_config.json`.
-
-        Args:
-            save_directory (`str` or `Path`): Where to write.
-            *args: See `PreTrainedModel.save_pretrained`.
-            **kwargs: See `PreTrainedModel.save_pretrained`.
-        """
+        """As in transformers; also writes `recommend_config.json`."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             self.recommend_config.save(save_directory, known=self.recommend_options)

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
+from .genrec_folder import optional_file
 
 
 RECOMMEND_CONFIG_FILE = "recommend_config.json"
@@ -114,10 +114,7 @@ class RecommendConfig:
         return replace(self, **options)
 
     def changed(self) -> dict[str, Any]:
-        """
-        Returns:
-            `dict`: the options that differ from their defaults.
-        """
+        """`dict[str, Any]`: the options that differ from their defaults."""
         return {name: value for name, value in asdict(self).items() if value != DEFAULTS[name]}
 
     def check(self, *, num_items: int, known: Iterable[str], decodings: tuple[str, ...], owner: str) -> None:
@@ -198,21 +195,10 @@ class RecommendConfig:
     @classmethod
     def from_pretrained(cls, folder_or_repo: str | Path, **where: Any) -> "RecommendConfig":
         """
-        Read the options of a checkpoint; without the file they are the defaults.
-
-        Args:
-            folder_or_repo (`str` or `Path`): A folder or the name of a repository.
-            **where: `revision`, `cache_dir`, `token`, ... as in `transformers.utils.cached_file`.
-
-        Returns:
-            [`RecommendConfig`]
-
-        Raises:
-            ValueError: If the file is no JSON object of these options.
+        Read the options of a folder or repository; without the file they are the defaults. `where` is as in
+        `optional_file`. Raises `ValueError` if the file is no JSON object of these options.
         """
-        missing_is_none = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo")}
-        missing_is_none["_raise_exceptions_for_connection_errors"] = False
-        path = cached_file(str(folder_or_repo), RECOMMEND_CONFIG_FILE, **where, **missing_is_none)
+        path = optional_file(folder_or_repo, RECOMMEND_CONFIG_FILE, **where)
         if path is None:
             return cls()
         try:

@@ -79,7 +79,8 @@ class ACERecForItemGeneration(ParallelPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        init_merger(module, std=self.config.initializer_range)
+        if isinstance(module, AttentiveMerger):
+            init.normal_(module.level_embedding, mean=0.0, std=self.config.initializer_range)
 
     def set_item_counts(self, counts: torch.Tensor) -> None:
         """
@@ -321,12 +322,11 @@ def level_groups(rows: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, tor
     Levels in groups of neighbours of almost equal size.
 
     Args:
-        rows (`torch.Tensor` of shape `(num_items, num_levels, width)`): Something for each level.
-        num_groups (`int`): Number of groups, at most `num_levels`.
+        rows: Something for each level, `(num_items, num_levels, width)`.
+        num_groups: At most `num_levels`.
 
-    Returns:
-        `tuple[torch.Tensor, torch.BoolTensor]`: `(num_items, num_groups, group_size, width)` with zeros at the end of
-        the smaller groups, and which places are taken, `(num_groups, group_size)`.
+    Returns `(num_items, num_groups, group_size, width)` with zeros at the end of the smaller groups, and which places
+    are taken, `(num_groups, group_size)`.
 
     Example:
 
@@ -346,18 +346,6 @@ def level_groups(rows: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, tor
     rows = nn.functional.pad(rows, (0, 0, 0, 1))
     levels = torch.where(is_level, levels, num_levels)
     return rows.index_select(1, levels.flatten()).unflatten(1, levels.shape), is_level
-
-
-def init_merger(module: nn.Module, *, std: float) -> None:
-    """
-    Initialise what `PreTrainedModel` does not know of.
-
-    Args:
-        module (`nn.Module`): Any module of a model.
-        std (`float`): Standard deviation.
-    """
-    if isinstance(module, AttentiveMerger):
-        init.normal_(module.level_embedding, mean=0.0, std=std)
 
 
 def _mlp(num_inputs: int, num_inner: int, num_outputs: int) -> nn.Sequential:
@@ -461,6 +449,5 @@ __all__ = [
     "ItemVector",
     "Reconstruction",
     "attend_to_rows",
-    "init_merger",
     "level_groups",
 ]

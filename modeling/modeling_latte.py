@@ -101,14 +101,7 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         self.decoder.set_input_embeddings(new_embeddings)
 
     def save_pretrained(self, *args, **kwargs):
-        """
-        As in transformers. With `hf_genrec` imported, the code is saved too and loads through `AutoModel` as well as
-        `AutoModelForSeq2SeqLM`.
-
-        Args:
-            *args: See `PreTrainedModel.save_pretrained`.
-            **kwargs: See `PreTrainedModel.save_pretrained`.
-        """
+        """As in transformers; the code that is saved along loads through `AutoModel` too."""
         if self._auto_class is not None:  # a class keeps one auto class; saving adds that one itself
             entry = {"AutoModel": "modeling_latte.LatteForConditionalGeneration"}
             self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | entry
@@ -125,9 +118,7 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         Padding, unknown and special tokens are dropped, wherever they stand, so padding on the left or on the right
         gives the same tokens.
 
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
+        Args: see [`ItemTokensMixin.is_item`].
 
         Returns:
             `tuple[torch.LongTensor, torch.BoolTensor]`: tokens and mask, both `(batch_size, num_history_tokens)`.
@@ -153,9 +144,7 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         """
         Run the encoder once per user.
 
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
+        Args: see [`ItemTokensMixin.is_item`].
 
         Returns:
             [`HistoryOutput`]: states of the tokens of `history_tokens`; with `history_unit="item"` of the user token

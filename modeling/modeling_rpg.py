@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .configuration_rpg import RPGConfig
 from .genrec_catalog import CatalogMixin
@@ -22,22 +21,6 @@ from .genrec_rank_codes import CodeRankingMixin
 
 
 ITEMS_STEP = 64
-
-
-@dataclass
-class ParallelOutput(ModelOutput):
-    """
-    What a forward pass returns.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): With labels: the loss.
-        logits (`torch.FloatTensor` of shape `(batch_size, num_levels, codebook_size)`, *optional*):
-            Without labels: log-probability of each code of the item that follows each history. With labels none: the
-            loss holds those of one level at a time.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -135,9 +118,7 @@ class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedM
 
         The levels are independent of each other: the log-probability of an item is the sum over its codes.
 
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
+        Args: see [`ItemTokensMixin.is_item`].
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_levels, codebook_size)`: float32.
@@ -170,42 +151,8 @@ class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedM
         outputs = config.num_levels * (2 * config.d_model * (size + 4) + 3 * 4 * config.codebook_size)
         return self._encoder_bytes(num_items) + merging + outputs
 
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
-    ) -> ParallelOutput:
-        """
-        With `labels` the loss; without, the log-probabilities of the codes of the item after each history.
-
-        The loss is the mean cross-entropy over levels and targets; in training mode a model may add others.
-
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
-            labels (`torch.LongTensor`, same shape as `input_ids`, *optional*):
-                At each position the item token that follows, or -100 for none; each is predicted from the items up to
-                its position.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                Number of targets the loss is divided by under gradient accumulation; `None` for this batch's.
-            **kwargs: Options that transformers passes along; not used.
-
-        Returns:
-            [`ParallelOutput`]
-
-        Raises:
-            ValueError: If there is no `input_ids`, tokens are out of range or a target follows no item that is read.
-        """
-        if input_ids is None:
-            raise ValueError("`input_ids` is needed.")
-        if labels is None:
-            return ParallelOutput(logits=self.code_log_probs(input_ids, attention_mask))
-        present = self._present(input_ids, attention_mask)
-        targets, anchors = self._targets(input_ids, present, labels)
-        histories = self._pack(input_ids, present)
+    def _loss(self, histories: PackedHistories, targets: torch.LongTensor, anchors: torch.LongTensor) -> torch.Tensor:
+        """Cross-entropy, a mean over levels, with in training mode what a model adds to it."""
         distinct, places = torch.cat([histories.tokens, targets]).unique(return_inverse=True)
         places, target_places = places.split([len(histories.tokens), len(targets)])
         merged = self._merge(self._code_tokens(_rounded_up(distinct)))
@@ -213,10 +160,7 @@ class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedM
         codes = self.item_codes[targets - self.config.first_item_token].long()
         weight, bias = (None, None) if self.heads is None else (self.heads.weight, self.heads.bias)
         loss = code_loss(states, weight, bias, self.code_embeddings(), codes, temperature=self.config.temperature)
-        if self.training:
-            loss = loss + self._other_losses(merged, states, targets, target_places)
-        num_targets = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
-        return ParallelOutput(loss=loss / num_targets)
+        return loss + self._other_losses(merged, states, targets, target_places) if self.training else loss
 
 
 def _rounded_up(items: torch.Tensor) -> torch.Tensor:
@@ -271,4 +215,4 @@ class RPGForItemGeneration(ParallelPreTrainedModel):
         return MergedItems(tokens=vectors.unsqueeze(1))
 
 
-__all__ = ["CodeHeads", "MergedItems", "ParallelOutput", "ParallelPreTrainedModel", "RPGForItemGeneration"]
+__all__ = ["CodeHeads", "MergedItems", "ParallelPreTrainedModel", "RPGForItemGeneration"]

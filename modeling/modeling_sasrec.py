@@ -1,10 +1,7 @@
 """SASRec: a row of a table for each item, GPT-2 blocks over the history, and a softmax over the catalog."""
 
-from dataclasses import dataclass
-
 import torch
 from torch.autograd.function import once_differentiable
-from transformers.utils import ModelOutput
 
 from .configuration_sasrec import SASRecConfig
 from .genrec_encoder import HistoryPreTrainedModel, PackedHistories
@@ -14,22 +11,6 @@ from .genrec_recommend import Ranking, RankRequest, RecommendMixin, UserBatch, e
 
 SCORE_BYTES = 24  # per item and user: logit, log-probability, what is ranked, and its place while the best are found
 NOISE_BYTES = 44  # and for a sample: hashes, uniform numbers and the noise
-
-
-@dataclass
-class SASRecOutput(ModelOutput):
-    """
-    What a forward pass returns.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): With labels: the loss.
-        logits (`torch.FloatTensor` of shape `(batch_size, num_items)`, *optional*):
-            Without labels: log-probability of each item to follow each history. With labels none: the loss never
-            holds the scores of the whole catalog.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
 
 
 class SASRecForItemGeneration(RecommendMixin, HistoryPreTrainedModel):
@@ -85,9 +66,7 @@ class SASRecForItemGeneration(RecommendMixin, HistoryPreTrainedModel):
         """
         Log-probability of every item to follow each history, with gradients and, in training mode, dropout.
 
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
+        Args: see [`ItemTokensMixin.is_item`].
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_items)`: float32.
@@ -109,9 +88,7 @@ class SASRecForItemGeneration(RecommendMixin, HistoryPreTrainedModel):
         """
         [`item_log_probs`] without gradients and dropout, under the name that all architectures have.
 
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
+        Args: see [`ItemTokensMixin.is_item`].
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities, which sum to one over the items.
@@ -140,42 +117,13 @@ class SASRecForItemGeneration(RecommendMixin, HistoryPreTrainedModel):
         items, scores = items.masked_fill(ranked == -infinity, -1), scores.masked_fill(ranked == -infinity, -infinity)
         return Ranking(*request.picked(items, scores, ranked, item_codes=None))
 
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
-    ) -> SASRecOutput:
-        """
-        With `labels` the loss; without, the log-probabilities of the item after each history.
+    def _log_probs(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.FloatTensor:
+        return self.item_log_probs(input_ids, attention_mask)
 
-        The loss is the mean cross-entropy over targets.
-
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
-            labels: As in `RPGForItemGeneration.forward`.
-            num_items_in_batch: As there.
-            **kwargs: Not used.
-
-        Returns:
-            [`SASRecOutput`]
-
-        Raises:
-            ValueError: If there is no `input_ids`, tokens are out of range or a target follows no item that is read.
-        """
-        if input_ids is None:
-            raise ValueError("`input_ids` is needed.")
-        if labels is None:
-            return SASRecOutput(logits=self.item_log_probs(input_ids, attention_mask))
-        present = self._present(input_ids, attention_mask)
-        targets, anchors = self._targets(input_ids, present, labels)
-        states = self._encode(self._pack(input_ids, present), anchors)
-        loss = item_loss(states, self.item_embeddings(), targets - self.config.first_item_token)
-        num_targets = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
-        return SASRecOutput(loss=loss / num_targets)
+    def _loss(self, histories: PackedHistories, targets: torch.LongTensor, anchors: torch.LongTensor) -> torch.Tensor:
+        """Cross-entropy over the whole catalog."""
+        states = self._encode(histories, anchors)
+        return item_loss(states, self.item_embeddings(), targets - self.config.first_item_token)
 
     def _encode(self, histories: PackedHistories, anchors: torch.LongTensor | None = None) -> torch.Tensor:
         """States `(num_anchors, d_model)`; without anchors those behind the last items."""
@@ -260,4 +208,4 @@ class _ItemLoss(torch.autograd.Function):
         return states * gradient, table * gradient, None, None
 
 
-__all__ = ["SASRecForItemGeneration", "SASRecOutput", "item_loss"]
+__all__ = ["SASRecForItemGeneration", "item_loss"]

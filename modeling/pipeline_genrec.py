@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from transformers import Pipeline
-from transformers.utils import cached_file
 
-from .genrec_folder import as_histories, item_ids_of
+from .genrec_folder import as_histories, item_ids_of, optional_file
 from .genrec_recommend_config import check_names
 
 
@@ -194,14 +193,7 @@ class NextItemPipeline(Pipeline):
             arguments["local_files_only"] = True
         if not self.model.name_or_path:  # made in this process
             return None
-        return cached_file(
-            self.model.name_or_path,
-            "items.parquet",
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **arguments,
-        )
+        return optional_file(self.model.name_or_path, "items.parquet", **arguments)
 
     def _titles_in(self, path: str) -> list[str] | None:
         # by name, since a plain import would make pyarrow a requirement of everybody who loads the model

@@ -35,7 +35,7 @@ from hf_genrec.evaluation.plots import Panel, plot_lines
 from hf_genrec.evaluation.record import evaluation_run
 from hf_genrec.files import write_json
 from hf_genrec.modeling.genrec_beams import beam_search
-from hf_genrec.modeling.genrec_ranking import rank_items
+from hf_genrec.modeling.genrec_ranking import list_items, rank_ids
 from hf_genrec.training.initial import check_same_catalog
 
 
@@ -231,7 +231,8 @@ def search(
         num_distinct += count_distinct(beams.leaves)
         for name in aggregations:
             start = time.perf_counter()
-            items, scores = rank_items(model.catalog, beams, top_k=top_k, latent_aggregation=name)
+            ids = rank_ids(beams, top_k=top_k, latent_aggregation=name)
+            items, scores = list_items(model.catalog, *ids, top_k=top_k)
             short = (scores == -float("inf")).any(1)
             if bool(short.any()):
                 output = model.recommend(tokens[short], top_k=top_k, num_beams=2 * width, latent_aggregation=name)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_genrec.modeling.genrec_beams import Beams, beam_search
-from hf_genrec.modeling.genrec_ranking import prior_penalties, rank_items
+from hf_genrec.modeling.genrec_ranking import list_items, prior_penalties, rank_ids
 from invariants.model import NUM_ITEMS, histories_of, make_model, tiny_config
 
 
@@ -18,7 +18,7 @@ def test_sums_over_beams_are_sums_of_probabilities():
     )
 
     for aggregation, expected in (("max", [(0, 0.35), (2, 0.2)]), ("sum", [(2, 0.4), (0, 0.35)])):
-        items, scores = rank_items(catalog, beams, top_k=4, latent_aggregation=aggregation)
+        items, scores = list_items(catalog, *rank_ids(beams, top_k=4, latent_aggregation=aggregation), top_k=4)
 
         leaf_items = catalog.items_in_order[[leaf for leaf, _ in expected]].tolist()
         assert items.tolist() == [[*leaf_items, -1, -1]]

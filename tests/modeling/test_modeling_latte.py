@@ -375,8 +375,11 @@ def test_catalog_of_another_size_is_refused(shape):
         ({"num_levels": 0}, "`num_levels` must be at least 1, got 0"),
         ({"codebook_size": 40000}, "`codebook_size` must be at most 32768"),
         ({"num_latent_tokens": -1}, "`num_latent_tokens` must be at least 0, got -1"),
-        ({"history_attention": "forward"}, "`history_attention` must be 'bidirectional' or 'causal', got 'forward'"),
-        ({"history_unit": "word"}, "`history_unit` must be 'code' or 'item', got 'word'"),
+        (
+            {"history_attention": "forward"},
+            "`history_attention` must be one of 'bidirectional', 'causal', got 'forward'",
+        ),
+        ({"history_unit": "word"}, "`history_unit` must be one of 'code', 'item', got 'word'"),
         ({"history_unit": "item"}, "`history_unit='item'` needs `history_attention='causal'`"),
         ({"label_smoothing": 1.0}, r"`label_smoothing` must lie in \[0, 1\), got 1.0"),
         ({"dropout_rate": -0.1}, r"`dropout_rate` must lie in \[0, 1\), got -0.1"),

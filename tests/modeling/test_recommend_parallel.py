@@ -8,6 +8,7 @@ import torch
 from hf_genrec.modeling import genrec_parallel
 from hf_genrec.modeling.configuration_genrec import GenRecConfig
 from hf_genrec.modeling.genrec_catalog import CatalogMixin
+from hf_genrec.modeling.genrec_item_graph import item_graph_fingerprint
 from hf_genrec.modeling.genrec_rank_codes import CodeRankingMixin
 from hf_genrec.serving.item_graph import build_item_graph
 
@@ -211,7 +212,8 @@ def start_at(model, monkeypatch, items):
 
 def set_neighbors(model, neighbors):
     """Any graph, marked as one of this model."""
-    model.set_item_graph(neighbors, model.item_graph_fingerprint(neighbors.shape[1]))
+    of_model = model.item_codes, model.code_embeddings()
+    model.set_item_graph(neighbors, item_graph_fingerprint(*of_model, num_neighbors=neighbors.shape[1]))
 
 
 def test_one_step_along_a_graph_of_all_items_gives_the_exact_lists(model):

@@ -10,14 +10,13 @@ from safetensors.torch import save_file
 
 from hf_genrec.modeling.configuration_rpg import RPGConfig
 from hf_genrec.modeling.genrec_item_graph import (
-    code_similarities,
     graph_search,
     item_graph_fingerprint,
 )
 from hf_genrec.modeling.genrec_parallel import best_items
 from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
 from hf_genrec.serving import item_graph
-from hf_genrec.serving.item_graph import ItemGraph, build_item_graph, write_item_graph
+from hf_genrec.serving.item_graph import ItemGraph, build_item_graph, code_similarities, write_item_graph
 
 
 def stand_in(num_items=53, num_levels=4, codebook_size=6, dimension=3, *, seed=0):
@@ -177,7 +176,7 @@ def test_graph_of_other_embeddings_is_refused_and_both_fingerprints_are_named(rp
     graph = build_item_graph(rpg, num_neighbors=4)
     with torch.no_grad():
         rpg.token_embeddings.weight[-1] += 1
-    found = rpg.item_graph_fingerprint(4)
+    found = item_graph_fingerprint(rpg.item_codes, rpg.code_embeddings(), num_neighbors=4)
 
     with pytest.raises(ValueError, match=f"fingerprint {graph.fingerprint}.*fingerprint {found}"):
         rpg.set_item_graph(graph.neighbors, graph.fingerprint)
@@ -205,7 +204,7 @@ def test_table_of_another_shape_or_with_unknown_items_is_refused(rpg):
     with pytest.raises(ValueError, match=r"`neighbors` must lie in \[0, 31\), got 0 to 31"):
         rpg.set_item_graph(
             torch.arange(1, 32).clamp_min(0).view(31, 1).repeat(1, 2) * torch.tensor([1, 0]),
-            rpg.item_graph_fingerprint(2),
+            item_graph_fingerprint(rpg.item_codes, rpg.code_embeddings(), num_neighbors=2),
         )
 
 
