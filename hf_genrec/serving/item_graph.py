@@ -212,7 +212,7 @@ def _overlap(exact: torch.Tensor, found: torch.Tensor) -> float:
     return float((exact.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean())
 
 
-def code_similarities(code_embeddings: torch.Tensor) -> torch.FloatTensor:
+def code_similarities(code_embeddings: torch.Tensor) -> torch.Tensor:
     """
     What each pair of codes of a level adds to the similarity of two items, `(1 + cosine) / 2 / num_levels`: over all
     levels 1 for items with the same codes, 0 if the embeddings of all codes point in opposite directions.
