@@ -40,6 +40,9 @@ def _prepare(
     items_id: Annotated[str, typer.Option(help="Field of the ids in the items table.")] = "item_id",
     title_field: Annotated[str, typer.Option(help="Field of the titles in the items table.")] = "title",
     text_fields: Annotated[str | None, typer.Option(help="Fields of the text, separated by commas.")] = None,
+    ascii_only: Annotated[
+        bool | None, typer.Option(help="Keep ASCII only in texts.", show_default="what the protocol does")
+    ] = None,
     protocol: Annotated[
         str, typer.Option(help="custom, amazon2014, amazon2018, amazon2023 or movielens: k-core and de-duplication.")
     ] = "custom",
@@ -52,6 +55,9 @@ def _prepare(
     on_error: Annotated[
         str, typer.Option(callback=one_of("raise", "skip"), help="Malformed lines: raise, or skip and count.")
     ] = "raise",
+    allow_huge: Annotated[
+        bool, typer.Option("--allow-huge", help="Read lines of over 16 million characters and files packed to 1/200.")
+    ] = False,
     keep_all_items: Annotated[bool, typer.Option(help="Keep items without an interaction in the catalog.")] = False,
     cold_items: Annotated[
         float,
@@ -121,6 +127,8 @@ def _prepare(
                 k_core=k_core,
                 min_history=min_history,
                 keep_all_items=keep_all_items,
+                ascii_only=ascii_only,
+                allow_huge=allow_huge,
                 **rules,
             )
         notes = preparation_notes(prepared.metadata)
@@ -132,7 +140,7 @@ _OF_A_LOG = {"user_column", "item_column", "timestamp_column", "rating_column", 
 _OF_AMAZON = {"data_dir", "benchmark"}
 _OF_A_TABLE = {
     "items", "items_id", "delimiter", "title_field", "text_fields", "protocol", "k_core", "deduplicate", "min_history",
-    "keep_all_items",
+    "keep_all_items", "ascii_only", "allow_huge",
 }  # fmt: skip
 _WITHOUT_EFFECT = {
     "--interactions": _OF_AMAZON,

@@ -150,6 +150,8 @@ def time_column(column: pa.ChunkedArray | pa.Array, date_format: str | None = No
         'such as `date_format="%d.%m.%Y %H:%M"`'
     )
     problems: list[tuple[np.ndarray, str]] = []
+    if date_format is not None and "%" not in date_format:
+        raise ValueError(f"needs a `date_format` with directives such as %Y, got {date_format!r}")
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         if date_format is not None:
             raise ValueError(f"holds {column.type}; `date_format` is for times written as text")

@@ -1,5 +1,5 @@
 """
-Items tables in, one record per item out: JSON Lines, CSV, TSV or Parquet with any column for the id.
+Items tables in, one record per item out: JSON, CSV, TSV or Parquet with any column for the id.
 
 [`iterate_items`] walks through a table without holding it; [`read_items`] makes the table of a catalog, with
 `item_id`, `title` and `text` first and every other field behind, nested ones as JSON strings.
@@ -8,110 +8,114 @@ Items tables in, one record per item out: JSON Lines, CSV, TSV or Parquet with a
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Iterator, Sequence, Set
+import os
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
-from hf_genrec.data.columns import ID_RULE, id_string, is_bad_id
-from hf_genrec.data.items import clean_text, default_fields, item_text
-from hf_genrec.data.readers import ReadTable, Source, open_source
-from hf_genrec.data.text_files import SKIP_HINT, OnError, Record, TextFile, check_on_error
+from hf_genrec.data.columns import ID_RULE, id_string, is_bad_id, text_of
+from hf_genrec.data.items import default_fields, item_text, plain_text
+from hf_genrec.data.readers import ReadTable, open_source, records_of
+from hf_genrec.data.tables import Source, rows_of
+from hf_genrec.data.text_files import OnError, Record, Skips, TextFile
+from hf_genrec.files import first_five
+
+
+logger = logging.getLogger(__name__)
 
 
 def read_items(
-    source: Source | list[dict[str, Any]],
+    source: Source,
     *,
     item: str = "item_id",
     title: str = "title",
     fields: Sequence[str] | None = None,
-    ascii_only: bool = True,
+    ascii_only: bool = False,
     only: Set[str] | None = None,
     delimiter: str | None = None,
     on_error: OnError = "raise",
+    allow_huge: bool = False,
 ) -> ReadTable:
     """
     Reads an items table and makes the text of every item. Columns are `item_id`, `title`, `text`, then every other
     field in the order of the source; a field that is called `text` counts only through `fields`.
 
     Args:
-        source (`str`, `os.PathLike`, `pyarrow.Table`, `pandas.DataFrame` or `list[dict]`):
-            JSON Lines, CSV, TSV or Parquet file, or records already in memory.
-        item (`str`, *optional*, defaults to `"item_id"`): Field of the ids. Integers are converted to strings.
+        source (`str`, `os.PathLike`, table or `list[dict]`):
+            JSON, CSV, TSV or Parquet file, or what [`~tables.table_of`] reads. JSON is one object per line, one array
+            of objects, or one object of objects whose keys are the ids.
+        item (`str`, *optional*, defaults to `"item_id"`): Field of the ids. Whole numbers are converted to strings.
         title (`str`, *optional*, defaults to `"title"`): Field that people read.
         fields (`Sequence[str]`, *optional*): See [`item_text`]; `None` is [`default_fields`] of `title`.
-        ascii_only (`bool`, *optional*, defaults to `True`): See [`clean_text`].
+        ascii_only (`bool`, *optional*, defaults to `False`): See [`clean_text`].
         only (`Set[str]`, *optional*): Ids of the items to keep; `None` keeps all.
         delimiter (`str`, *optional*): See [`~readers.read_interactions`].
         on_error (`"raise"` or `"skip"`, *optional*): See there; an id that comes twice is malformed too.
+        allow_huge (`bool`, *optional*, defaults to `False`): See there.
     """
+    skips, num_lost, has_id = Skips(on_error), 0, False
     fields = default_fields(title) if fields is None else fields
     places: dict[str, str] = {}
     columns: dict[str, list[Any]] = {"item_id": [], "title": [], "text": []}
-    num_skipped, first_skipped, has_id = 0, None, False
-    for record in iterate_items(source, delimiter=delimiter, on_error=on_error):
+    for record in iterate_items(source, item=item, delimiter=delimiter, allow_huge=allow_huge):
         values = record.values or {}
         has_id = has_id or item in values
         item_id = id_string(values.get(item))
         problem = record.error or _problem_of(values, item, item_id, places)
         if problem is not None:
-            message = f"{record.shown}: {problem}."
-            if on_error == "raise":
-                raise ValueError(f"{message} {SKIP_HINT}")
-            num_skipped, first_skipped = num_skipped + 1, first_skipped or message
+            skips.add(record.shown, problem)
         elif item_id is not None and (only is None or item_id in only):
             places[item_id] = record.place
+            text = item_text(values, fields=fields, ascii_only=ascii_only)
+            num_lost += ascii_only and 2 * len(text) < len(item_text(values, fields=fields, ascii_only=False))
             shown = values.get(title)
-            row = {"item_id": item_id, "title": clean_text(shown, ascii_only=False) if isinstance(shown, str) else ""}
-            row["text"] = item_text(values, fields=fields, ascii_only=ascii_only)
+            row = {"item_id": item_id, "title": plain_text(text_of(shown) or shown), "text": text}
             _append(columns, {name: value for name, value in values.items() if name != item} | row)
     if not has_id:
-        in_memory = isinstance(source, list | pa.Table | pd.DataFrame)
-        owner = "in memory" if in_memory else str(source)
-        raise ValueError(f"The items table {owner} has no record with the field {item!r}.")
+        owner = str(source) if isinstance(source, str | os.PathLike) else "in memory"
+        skipped = f" {skips.count} were skipped, the first: {skips.first}" if skips.count else ""
+        raise ValueError(
+            f"The items table {owner} has no record with the field {item!r}: name the field of the ids with "
+            f"`items_id`.{skipped}"
+        )
+    if num_lost:
+        logger.warning(
+            "The texts of %d items lost most of their characters, which are not ASCII: pass `ascii_only=False` to "
+            "keep them.", num_lost
+        )  # fmt: skip
     table = pa.table({name: _column(values) for name, values in columns.items()})
-    return ReadTable(table, num_skipped, first_skipped)
+    return ReadTable(table, skips)
 
 
 def iterate_items(
-    source: Source | list[dict[str, Any]], *, delimiter: str | None = None, on_error: OnError = "raise"
+    source: Source, *, item: str = "item_id", delimiter: str | None = None, allow_huge: bool = False
 ) -> Iterator[Record]:
     """
-    Walks through an items table one record at a time, so that a large table never has to fit in memory.
+    Walks through an items table one record at a time, so that a large table never has to fit in memory; malformed
+    ones have no values but an error.
 
     Args:
-        source (`str`, `os.PathLike`, `pyarrow.Table`, `pandas.DataFrame` or `list[dict]`): See [`read_items`].
+        source (`str`, `os.PathLike`, table or `list[dict]`): See [`read_items`].
+        item (`str`, *optional*, defaults to `"item_id"`): See [`read_items`].
         delimiter (`str`, *optional*): See [`~readers.read_interactions`].
-        on_error (`"raise"` or `"skip"`, *optional*): Malformed lines: stop, or a [`Record`] without values.
+        allow_huge (`bool`, *optional*, defaults to `False`): See [`~readers.read_interactions`].
     """
-    check_on_error(on_error)
-    opened = source if isinstance(source, list) else open_source(source, delimiter)
+    opened = open_source(source, delimiter, allow_huge=allow_huge)
     if isinstance(opened, TextFile):
-        for record in opened.records():
-            if record.error is not None and on_error == "raise":
-                raise ValueError(f"{record.shown}: {record.error}. {SKIP_HINT}")
-            yield record
-        return
-    for row, values in enumerate(_rows_of(opened), start=1):
-        yield Record(f"row {row}", values)
+        return opened.records(key=item)
+    owner = str(source) if isinstance(source, str | os.PathLike) else "the table"
+    return records_of(opened if isinstance(opened, list) else rows_of(opened, owner))
 
 
-def _rows_of(opened: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a list, a table or a Parquet file, the latter two in batches."""
-    if isinstance(opened, list):
-        yield from opened
-        return
-    batches = opened.to_batches(10_000) if isinstance(opened, pa.Table) else opened.iter_batches(10_000)
-    for batch in batches:
-        yield from batch.to_pylist()
-
-
-def _problem_of(values: dict[str, Any], item: str, item_id: str | None, places: dict[str, str]) -> str | None:
+def _problem_of(values: Mapping[str, Any], item: str, item_id: str | None, places: dict[str, str]) -> str | None:
     """What keeps a record out of the table, or `None`."""
     if item_id is None:
-        return f"no id in the field {item!r}; the fields are {', '.join(map(str, values))}"
+        if values.get(item) is not None:
+            return f"the field {item!r} holds {str(values[item])[:200]!r}; ids are strings or whole numbers"
+        return f"no id in the field {item!r}; the fields are {first_five(list(values))}"
     if item_id in places:
         return f"item id {item_id!r} has a record already ({places[item_id]})"
     return f"item id {item_id!r} {ID_RULE}" if is_bad_id(item_id) else None

@@ -32,7 +32,7 @@ def default_fields(title: str = "title") -> tuple[str, ...]:
     return (title, *DEFAULT_FIELDS[1:])
 
 
-def clean_text(text: str, *, ascii_only: bool = True) -> str:
+def clean_text(text: str, *, ascii_only: bool = False) -> str:
     """
     Plain text of one metadata string.
 
@@ -40,8 +40,8 @@ def clean_text(text: str, *, ascii_only: bool = True) -> str:
 
     Args:
         text (`str`): The raw string.
-        ascii_only (`bool`, *optional*, defaults to `True`):
-            Whether every run of non-ASCII characters becomes a space, as in the paper's code.
+        ascii_only (`bool`, *optional*, defaults to `False`):
+            Whether every run of non-ASCII characters becomes a space, as in the papers' code.
 
     Source: Hou et al. 2026, published preprocessing (https://huggingface.co/papers/2605.06331).
     """
@@ -52,7 +52,19 @@ def clean_text(text: str, *, ascii_only: bool = True) -> str:
     return " ".join(plain.split())
 
 
-def item_text(record: Mapping[str, Any], *, fields: Sequence[str] = DEFAULT_FIELDS, ascii_only: bool = True) -> str:
+def plain_text(value: Any, *, ascii_only: bool = False) -> str:
+    """
+    A string, a number or a collection of them, cleaned and joined with `", "`.
+
+    Args:
+        value: Content of a field.
+        ascii_only (`bool`, *optional*, defaults to `False`): See [`clean_text`].
+    """
+    cleaned = (clean_text(leaf, ascii_only=ascii_only) for leaf in leaves(value))
+    return ", ".join(leaf for leaf in cleaned if leaf)
+
+
+def item_text(record: Mapping[str, Any], *, fields: Sequence[str] = DEFAULT_FIELDS, ascii_only: bool = False) -> str:
     """
     The text of one item: its fields in order, cleaned and joined by spaces; empty if no field has content.
 
@@ -62,7 +74,7 @@ def item_text(record: Mapping[str, Any], *, fields: Sequence[str] = DEFAULT_FIEL
     Args:
         record (`Mapping[str, Any]`): Metadata of the item.
         fields (`Sequence[str]`, *optional*): Names of the fields, in the order of the text.
-        ascii_only (`bool`, *optional*, defaults to `True`): See [`clean_text`].
+        ascii_only (`bool`, *optional*, defaults to `False`): See [`clean_text`].
 
     Example:
 
@@ -89,21 +101,25 @@ def _without_comments(text: str) -> str:
 
 def _field_text(value: Any, *, ascii_only: bool) -> str:
     """Text of one field; empty if there is nothing to say."""
-    cleaned = (clean_text(leaf, ascii_only=ascii_only) for leaf in _leaves(value))
-    text = ", ".join(leaf for leaf in cleaned if leaf)
+    text = plain_text(value, ascii_only=ascii_only)
     return f"{text}." if text and _is_collection(value) else text
 
 
-def _leaves(value: Any) -> Iterator[str]:
-    """All scalars inside a value, depth first, as strings."""
+def leaves(value: Any) -> Iterator[str]:
+    """
+    All scalars inside a value, depth first, as strings; what is missing is left out.
+
+    Args:
+        value: Content of a field.
+    """
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            text = ", ".join(_leaves(inner))
+            text = ", ".join(leaves(inner))
             if text:
                 yield f"{key}: {text}"
     elif _is_collection(value):
         for inner in value:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     elif value is not None and not pd.isna(value):
         yield str(value)
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -28,13 +27,15 @@ from hf_genrec.data.item_readers import read_items
 from hf_genrec.data.items import default_fields
 from hf_genrec.data.prepared import COLD_NAME, FORMAT_VERSION, PreparedDataset, fingerprint_of, replaced_folder
 from hf_genrec.data.protocols import PROTOCOLS, Protocol
-from hf_genrec.data.readers import ReadTable, Source, read_interactions, read_sequences
+from hf_genrec.data.readers import ReadTable, read_interactions, read_sequences
 from hf_genrec.data.splits import first_few, write_split
+from hf_genrec.data.tables import Source
 from hf_genrec.data.text_files import DELIMITERS, OnError, format_of
 
 
 logger = logging.getLogger(__name__)
 
+_RULES = ("k_core", "deduplicate", "min_history", "ascii_only")
 MissingText = Literal["error", "drop", "keep"]
 
 
@@ -43,7 +44,7 @@ def prepare(
     *,
     interactions: Source | None = None,
     sequences: str | os.PathLike[str] | None = None,
-    items: Source | list[dict[str, Any]],
+    items: Source,
     protocol: str = "custom",
     category: str | None = None,
     user: str = "user_id",
@@ -55,7 +56,7 @@ def prepare(
     items_id: str = "item_id",
     title: str = "title",
     text_fields: Sequence[str] | None = None,
-    ascii_only: bool = True,
+    ascii_only: bool | None = None,
     min_rating: float | None = None,
     deduplicate: bool | None = None,
     k_core: int | None = None,
@@ -65,6 +66,7 @@ def prepare(
     cold_items: float = 0.0,
     strict: bool = True,
     on_error: OnError = "raise",
+    allow_huge: bool = False,
     source: str | None = None,
     overwrite: bool = False,
 ) -> PreparedDataset:
@@ -80,7 +82,8 @@ def prepare(
         sequences (`str` or `os.PathLike`, *optional*): Ready-made sequences; see [`~readers.read_sequences`].
         items (file, table or `list[dict]`): The items table; see [`~item_readers.read_items`].
         protocol (`str`, *optional*, defaults to `"custom"`):
-            A name in `PROTOCOLS`; it decides `deduplicate`, `k_core` and `min_history` where they are `None`.
+            A name in `PROTOCOLS`; it decides `deduplicate`, `k_core`, `min_history` and `ascii_only` where they are
+            `None`.
         category (`str`, *optional*):
             A category with published statistics, which the data must have (see `strict`). A warning says where a
             protocol has published statistics and they were not compared.
@@ -94,7 +97,9 @@ def prepare(
         title (`str`, *optional*, defaults to `"title"`): Field of the titles in the items table.
         text_fields (`Sequence[str]`, *optional*):
             Fields of the text, in order; see [`~items.item_text`]. `None` is `title`, then what catalogs usually have.
-        ascii_only (`bool`, *optional*, defaults to `True`): See [`~items.clean_text`].
+        ascii_only (`bool`, *optional*):
+            Whether texts keep ASCII characters only; see [`~items.clean_text`]. `None` is what the protocol says: the
+            papers' do, `"custom"` keeps every script.
         min_rating (`float`, *optional*): Drops interactions rated lower; `None` keeps all.
         deduplicate (`bool`, *optional*): Keep only the earliest interaction of a user with an item.
         k_core (`int`, *optional*): Least interactions of every user and item, iterated; 0 keeps all.
@@ -110,6 +115,7 @@ def prepare(
             Whether other statistics than the published ones of `category` are an error; else a recorded warning.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Malformed lines and repeated item ids: stop, or count, report and skip.
+        allow_huge (`bool`, *optional*, defaults to `False`): See [`~readers.read_interactions`].
         source (`str`, *optional*): Where the data come from, for `dataset.json`; `None` names the file.
         overwrite (`bool`, *optional*, defaults to `False`): Whether an existing prepared folder is replaced.
 
@@ -131,31 +137,30 @@ def prepare(
     if not 0 <= cold_items < 1:
         raise ValueError(f"`cold_items` is a share of the items from 0 to below 1, got {cold_items}.")
     _check_formats(interactions, items, timestamp, delimiter=delimiter, date_format=date_format)
-    rules = _rules(protocol, k_core=k_core, deduplicate=deduplicate, min_history=min_history)
+    rules = _rules(protocol, k_core=k_core, deduplicate=deduplicate, min_history=min_history, ascii_only=ascii_only)
     fields = default_fields(title) if text_fields is None else text_fields
-    texts: dict[str, Any] = {"fields": fields, "ascii_only": ascii_only}
+    texts: dict[str, Any] = {"fields": fields, "ascii_only": rules.ascii_only}
+    reading: dict[str, Any] = {"on_error": on_error, "allow_huge": allow_huge}
     columns: dict[str, Any] = {"user": user, "item": item, "timestamp": timestamp, "rating": rating}
     columns |= {"delimiter": delimiter, "date_format": date_format}
     with replaced_folder(output_dir, marker="dataset.json", overwrite=overwrite) as folder:
         if interactions is not None:
-            log = read_interactions(interactions, **columns, on_error=on_error)
+            log = read_interactions(interactions, **columns, **reading)
         else:
-            log = read_sequences(sequences or "", on_error=on_error)
+            log = read_sequences(sequences or "", **reading)
         wanted = None if keep_all_items else set(pc.unique(log.table["item_id"]).to_pylist())
-        catalog = read_items(
-            items, item=items_id, title=title, **texts, only=wanted, delimiter=delimiter, on_error=on_error
-        )
+        catalog = read_items(items, item=items_id, title=title, **texts, only=wanted, delimiter=delimiter, **reading)
         filtered = _filter(log.table, catalog.table, rules, min_rating=min_rating, missing_text=missing_text)
         _check_texts(catalog.table, filtered, keep_all_items=keep_all_items, missing_text=missing_text)
         _write_items(folder, catalog.table, filtered, keep_all_items=keep_all_items, missing_text=missing_text)
         options: dict[str, Any] = {"min_rating": min_rating, "missing_text": missing_text, "on_error": on_error}
-        options |= {"text_fields": list(fields), "ascii_only": ascii_only, "keep_all_items": keep_all_items}
+        options |= {"text_fields": list(fields), "keep_all_items": keep_all_items}
         metadata = {
             "format_version": FORMAT_VERSION,
             "protocol": protocol,
             "category": category,
             "source": source or _name_of(interactions if sequences is None else sequences),
-            "options": {name: getattr(rules, name) for name in ("k_core", "deduplicate", "min_history")} | options,
+            "options": {name: getattr(rules, name) for name in _RULES} | options,
             **_write_splits(folder, filtered, cold_items),
             "known_statistics": _compare(rules, category, filtered.statistics, strict=strict),
             "skipped": _skips(log, "log") | _skips(catalog, "items") | filtered.skipped,
@@ -200,11 +205,13 @@ class _Filtered:
         return {name: value for name, value in self.steps[-1].items() if name != "step"}
 
 
-def _rules(protocol: str, *, k_core: int | None, deduplicate: bool | None, min_history: int | None) -> Protocol:
+def _rules(
+    protocol: str, *, k_core: int | None, deduplicate: bool | None, min_history: int | None, ascii_only: bool | None
+) -> Protocol:
     """The protocol with what the caller wants otherwise."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"`protocol` must be one of {', '.join(PROTOCOLS)}, got {protocol!r}.")
-    wanted: dict[str, Any] = {"k_core": k_core, "deduplicate": deduplicate, "min_history": min_history}
+    wanted: dict[str, Any] = dict(zip(_RULES, (k_core, deduplicate, min_history, ascii_only), strict=True))
     given = {name: value for name, value in wanted.items() if value is not None}
     rules = replace(PROTOCOLS[protocol], **given)
     for name in ("k_core", "min_history"):
@@ -214,27 +221,24 @@ def _rules(protocol: str, *, k_core: int | None, deduplicate: bool | None, min_h
 
 
 def _name_of(source: Any) -> str:
-    return "a table in memory" if isinstance(source, pa.Table | pd.DataFrame) else Path(source).name
+    return Path(source).name if isinstance(source, str | os.PathLike) else "a table in memory"
 
 
 def _skips(read: ReadTable, what: str) -> dict[str, Any]:
     """The part of `dataset.json` about lines that were left out; reported once."""
-    if read.num_skipped:
-        logger.warning("%d lines of the %s were skipped, the first: %s", read.num_skipped, what, read.first_skipped)
+    read.skips.report(f"the {what}")
     return {f"{what}_lines": read.num_skipped, f"{what}_first_line": read.first_skipped}
 
 
 def _filter(
     log: pa.Table, catalog: pa.Table, rules: Protocol, *, min_rating: float | None, missing_text: MissingText
 ) -> _Filtered:
-    for index, name in enumerate(("user_id", "item_id")):  # encoded once: every step then works on integers
-        log = log.set_column(index, name, log[name].dictionary_encode().unify_dictionaries())
     filtered = _Filtered(log, [], {"textless_items": 0, "textless_interactions": 0, "users_without_evaluation": 0})
     filtered.record("read", log)
     with_text = catalog.filter(pc.not_equal(catalog["text"], ""))["item_id"]
     if missing_text == "drop":
-        has_text = pc.is_in(log["item_id"].cast(pa.string()), value_set=with_text)
-        filtered.record("text-less items dropped", filtered.table.filter(has_text))
+        has_text = steps.is_about(log, with_text)
+        filtered.record("text-less items dropped", filtered.table.filter(pa.array(has_text)))
         before, after = filtered.steps
         filtered.skipped["textless_items"] = before["num_items"] - after["num_items"]
         filtered.skipped["textless_interactions"] = before["num_interactions"] - after["num_interactions"]
@@ -242,6 +246,7 @@ def _filter(
         enough = pc.greater_equal(filtered.table["rating"], min_rating)
         filtered.record(f"rated at least {min_rating:g}", filtered.table.filter(enough))
     filtered.table = steps.sort_by_time(filtered.table)
+    _warn_of_duplicates(filtered.table, rules)
     if rules.deduplicate:
         filtered.record("repeated pairs dropped", steps.deduplicate(filtered.table))
     if rules.k_core:
@@ -255,9 +260,20 @@ def _filter(
     return filtered
 
 
+def _warn_of_duplicates(table: pa.Table, rules: Protocol) -> None:
+    """A row that is there twice makes a target equal to the item before it."""
+    number = 0 if rules.deduplicate else steps.count_duplicates(table)
+    if number:
+        logger.warning(
+            "%d interactions are there before, with the same user, item and time. They are kept, so a target may be "
+            "the item before it; `deduplicate` (--deduplicate) keeps the earliest interaction of a user with an item.",
+            number,
+        )
+
+
 def _check_texts(catalog: pa.Table, filtered: _Filtered, *, keep_all_items: bool, missing_text: MissingText) -> None:
     """Counts the items that belong into the catalog and have no text; raises if there must be none."""
-    wanted = pc.unique(filtered.table["item_id"].cast(pa.string()))
+    wanted = steps.distinct_items(filtered.table)
     if keep_all_items:
         wanted = pc.unique(pa.chunked_array([wanted, *catalog["item_id"].chunks]))
     with_text = catalog.filter(pc.not_equal(catalog["text"], ""))["item_id"]
@@ -277,7 +293,7 @@ def _write_items(
     folder: Path, catalog: pa.Table, filtered: _Filtered, *, keep_all_items: bool, missing_text: MissingText
 ) -> None:
     """The catalog: the items table's order, items without metadata behind it in order of first appearance."""
-    used = pc.unique(filtered.table["item_id"].cast(pa.string()))
+    used = steps.distinct_items(filtered.table)
     if not keep_all_items:
         catalog = catalog.filter(pc.is_in(catalog["item_id"], value_set=used))
     elif missing_text != "keep":
@@ -289,7 +305,8 @@ def _write_items(
         catalog = pa.concat_tables([catalog, added], promote_options="default")
     texts = catalog["text"]
     texts = pc.if_else(pc.equal(texts, ""), catalog["item_id"], texts)
-    pq.write_table(catalog.set_column(catalog.column_names.index("text"), "text", texts), folder / "items.parquet")
+    catalog = catalog.set_column(catalog.column_names.index("text"), "text", texts)
+    pq.write_table(catalog, folder / "items.parquet", write_page_checksum=True)
 
 
 def _write_splits(folder: Path, filtered: _Filtered, cold_items: float) -> dict[str, Any]:
@@ -344,8 +361,8 @@ def _hold_out(folder: Path, table: pa.Table, share: float) -> np.ndarray:
     if not share:
         return np.zeros(table.num_rows, dtype=bool)
     cold = steps.newest_items(table, share)
-    pq.write_table(pa.table({"item_id": cold}), folder / COLD_NAME)
-    return pc.is_in(table["item_id"].cast(pa.string()), value_set=cold).to_numpy()
+    pq.write_table(pa.table({"item_id": cold}), folder / COLD_NAME, write_page_checksum=True)
+    return steps.is_about(table, cold)
 
 
 def _count_cold(table: pa.Table, share: float, is_cold: np.ndarray, num_removed: np.ndarray) -> dict[str, Any]:

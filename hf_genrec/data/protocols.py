@@ -17,6 +17,7 @@ class Protocol:
         k_core (`int`): users and items keep at least this many interactions; 0 keeps all.
         deduplicate (`bool`): whether only the earliest interaction of a user with an item counts.
         min_history (`int`): items a user must have before the last one; 0 keeps all.
+        ascii_only (`bool`): whether texts keep ASCII characters only, as the papers' do.
         known_statistics (`dict[str, tuple[int, int, int]]`): published users, items and interactions per category.
     """
 
@@ -24,6 +25,7 @@ class Protocol:
     k_core: int = 0
     deduplicate: bool = False
     min_history: int = 0
+    ascii_only: bool = False
     known_statistics: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
@@ -34,6 +36,7 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             "amazon2014",
             k_core=5,
+            ascii_only=True,
             known_statistics={
                 "Beauty": (22_363, 12_101, 198_502),
                 "Sports_and_Outdoors": (35_598, 18_357, 296_337),
@@ -41,10 +44,11 @@ PROTOCOLS: dict[str, Protocol] = {
                 "CDs_and_Vinyl": (75_258, 64_443, 1_097_592),
             },
         ),
-        Protocol("amazon2018", k_core=5),
+        Protocol("amazon2018", k_core=5, ascii_only=True),
         Protocol(
             "amazon2023",
             k_core=5,
+            ascii_only=True,
             deduplicate=True,
             known_statistics={
                 "All_Beauty": (253, 356, 2_535),
@@ -53,6 +57,6 @@ PROTOCOLS: dict[str, Protocol] = {
                 "Video_Games": (94_762, 25_612, 814_586),
             },
         ),
-        Protocol("movielens", k_core=5),
+        Protocol("movielens", k_core=5, ascii_only=True),
     )
 }

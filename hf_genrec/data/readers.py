@@ -3,43 +3,47 @@ Interaction logs and ready-made sequences in, tables out.
 
 Every reader returns a [`ReadTable`]: ids are strings, timestamps are `int64` milliseconds since the epoch, and what
 was skipped is counted. The format is inferred from the extension: `.csv`, `.tsv`, `.parquet`, `.jsonl` (`.json`,
-`.ndjson`), the text formats also followed by `.gz`. Text is UTF-8. A `.tsv` file has no quoting, other delimited files
-may quote with `"`.
+`.ndjson`), the text formats also packed with gzip. A `.tsv` file has no quoting, other delimited files may quote with
+`"`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
-from hf_genrec.data.columns import ID_RULE, bad_ids, id_column, id_string, number_column, time_column
-from hf_genrec.data.text_files import DELIMITERS, SKIP_HINT, OnError, TextFile, check_on_error, format_of
+from hf_genrec.data.columns import ID_RULE, bad_ids, id_column, id_string, number_column, text_of, time_column
+from hf_genrec.data.tables import Source, open_parquet, readable, table_of
+from hf_genrec.data.text_files import DELIMITERS, OnError, Record, Skips, TextFile, check_value, format_of
+from hf_genrec.files import first_five
 
 
-Source: TypeAlias = str | os.PathLike[str] | pa.Table | pd.DataFrame
+_ROWS_AT_ONCE = 2**16  # of a text file, as Python strings
 
 
 @dataclass(frozen=True)
 class ReadTable:
-    """
-    The rows that could be read, how many lines were skipped (`on_error="skip"`), and the first of these: its file,
-    line number and reason.
-    """
+    """The rows that could be read, and what was skipped with `on_error="skip"`."""
 
     table: pa.Table
-    num_skipped: int = 0
-    first_skipped: str | None = None
+    skips: Skips
+
+    @property
+    def num_skipped(self) -> int:
+        """`int`: how many lines were left out."""
+        return self.skips.count
+
+    @property
+    def first_skipped(self) -> str | None:
+        """`str`: file, line and reason of the first of them."""
+        return self.skips.first
 
 
 def read_interactions(
@@ -52,16 +56,20 @@ def read_interactions(
     delimiter: str | None = None,
     date_format: str | None = None,
     on_error: OnError = "raise",
+    allow_huge: bool = False,
 ) -> ReadTable:
     """
     Reads a log with one interaction per row; rows keep the order of the file.
 
-    Timestamps may be numbers (seconds or milliseconds: a column whose largest value is below 1e11 holds seconds), ISO
-    8601 strings or Parquet timestamps. Without a zone they count as UTC. Integer ids are converted to strings.
+    Timestamps may be numbers, ISO 8601 strings or Parquet timestamps. Numbers are seconds, milliseconds, microseconds
+    or nanoseconds: what the median of the column says (below 1e11 seconds, and so on), and numbers that are dates of
+    our days in another unit are malformed. Without a zone, times count as UTC. Whole numbers as ids are converted to
+    strings.
 
     Args:
-        source (`str`, `os.PathLike`, `pyarrow.Table` or `pandas.DataFrame`):
-            CSV, TSV, Parquet or JSON Lines file, or a table already in memory.
+        source (`str`, `os.PathLike`, table or `list[dict]`):
+            CSV, TSV, Parquet or JSON Lines file, or what [`~tables.table_of`] reads: a table of pyarrow, pandas or
+            polars, a `datasets.Dataset`, records.
         user (`str`, *optional*, defaults to `"user_id"`): Column of the users' ids.
         item (`str`, *optional*, defaults to `"item_id"`): Column of the items' ids.
         timestamp (`str`, *optional*, defaults to `"timestamp"`):
@@ -72,18 +80,42 @@ def read_interactions(
             How times are written, such as `"%d.%m.%Y %H:%M"` (see `datetime.strptime`); `None` for the forms above.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Malformed lines: stop with an error that shows the first one, or count them and leave them out.
+        allow_huge (`bool`, *optional*, defaults to `False`):
+            Whether a line may have more than 16 million characters, and a packed file more than 200 times its size.
 
     Returns:
-        [`ReadTable`]: columns `user_id`, `item_id` (string), `timestamp` (int64, milliseconds; null without times)
-        and, if asked for, `rating` (double).
+        [`ReadTable`]: columns `user_id`, `item_id` (dictionaries of strings), `timestamp` (int64, milliseconds; null
+        without times) and, if asked for, `rating` (double).
     """
-    check_on_error(on_error)
+    skips = Skips(on_error)
     names = {"user_id": user, "item_id": item, "timestamp": timestamp, "rating": rating}
     columns = {key: name for key, name in names.items() if name is not None}
-    return _checked(_read_raw(source, columns, on_error, delimiter), on_error, date_format)
+    opened = open_source(source, delimiter, allow_huge=allow_huge)
+    owner = str(source) if isinstance(source, str | os.PathLike) else "the table"
+    if isinstance(opened, TextFile):
+        raw = _read_records(opened.records(), columns, skips, owner, opened)
+    elif isinstance(opened, list):
+        raw = _read_records(records_of(opened), columns, skips, owner, None)
+    else:
+        found = opened.schema if isinstance(opened, pa.Table) else opened.schema_arrow
+        _require_columns(found.names, columns, owner)
+        wanted = list(columns.values())
+        with readable(owner):
+            table = opened.select(wanted) if isinstance(opened, pa.Table) else opened.read(columns=wanted)
+            table.validate(full=True)
+        picked = pa.table({key: table[name] for key, name in columns.items()})
+        raw = _Raw(picked, lambda row: f"{owner}: row {row + 1}")
+    if not raw.table.num_rows:
+        raise skips.nothing_left(owner, "interactions")
+    table = _checked(raw, skips, owner, date_format)
+    if not table.num_rows:
+        raise skips.nothing_left(owner, "interactions")
+    return ReadTable(table, skips)
 
 
-def read_sequences(path: str | os.PathLike[str], *, on_error: OnError = "raise") -> ReadTable:
+def read_sequences(
+    path: str | os.PathLike[str], *, on_error: OnError = "raise", allow_huge: bool = False
+) -> ReadTable:
     """
     Reads ready-made sequences: one user per line, `user<TAB>item item ...`, oldest item first; `timestamp` is null.
 
@@ -91,164 +123,166 @@ def read_sequences(path: str | os.PathLike[str], *, on_error: OnError = "raise")
         path (`str` or `os.PathLike`): Text file without a header, plain or gzipped.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Malformed lines (no tab, no item, a user seen before, an impossible id): see [`read_interactions`].
+        allow_huge (`bool`, *optional*, defaults to `False`): See [`read_interactions`].
     """
-    check_on_error(on_error)
-    file = TextFile(path, delimiter="\t", header=["user", "items"])
-    raw = _read_delimited(file, {"user": "user", "items": "items"}, on_error)
-    users, texts = _plain(raw.table["user"]), _plain(raw.table["items"])
-    lists = pc.split_pattern(pc.utf8_trim_whitespace(texts), " ")
-    rows, items = pc.list_parent_indices(lists).to_numpy(), pc.list_flatten(lists)
-    first_rows = np.unique(users.dictionary_encode().indices.to_numpy(), return_index=True)[1]
-    repeated = np.setdiff1d(np.arange(len(users)), first_rows)
-    reasons = {int(row): f"user {users[int(row)].as_py()!r} has a line already" for row in repeated}
-    for index in np.flatnonzero(bad_ids(id_column(items))):
-        reasons.setdefault(int(rows[index]), f"item id {items[int(index)].as_py()!r} {ID_RULE}")
-    for index in np.flatnonzero(bad_ids(id_column(users))):
-        reasons.setdefault(int(index), f"user id {users[int(index)].as_py()!r} {ID_RULE}")
+    skips = Skips(on_error)
+    _require_file(Path(path))
+    file = TextFile(path, delimiter="\t", header=["user", "items"], allow_huge=allow_huge)
+    users, lengths, numbers = [], [], []
+    chunks: list[pa.Array] = []
+    items: list[str] = []
+    for record in file.records():
+        if record.values is None:
+            skips.add(record.shown, record.error or "")
+            continue
+        taken = record.values["items"].strip().split(" ")
+        users.append(record.values["user"])
+        numbers.append(record.number)
+        lengths.append(len(taken))
+        items += taken
+        if len(items) >= _ROWS_AT_ONCE:
+            chunks.append(pa.array(items, pa.large_string()))
+            items = []
+    user_ids = id_column(pa.array(users, pa.large_string()))
+    item_ids = id_column(pa.chunked_array([*chunks, pa.array(items, pa.large_string())]))
+    rows = np.repeat(np.arange(len(users)), lengths)
+    reasons: dict[int, str] = {}
+    for row in np.setdiff1d(np.arange(len(users)), np.unique(user_ids.indices.to_numpy(), return_index=True)[1]):
+        reasons[int(row)] = f"user {users[row]!r} has a line already"
+    for index in np.flatnonzero(bad_ids(item_ids)):
+        reasons.setdefault(int(rows[index]), f"item id {item_ids[int(index)].as_py()!r} {ID_RULE}")
+    for row in np.flatnonzero(bad_ids(user_ids)):
+        reasons.setdefault(int(row), f"user id {users[row]!r} {ID_RULE}")
     if reasons:
-        raw = raw.without(len(reasons), raw.place_of(min(reasons)), reasons[min(reasons)], on_error)
+        first = min(reasons)
+        skips.add(file.place_of(numbers[first]), reasons[first], number=len(reasons))
     kept = ~np.isin(rows, np.fromiter(reasons, dtype=np.int64))
     if not kept.any():
-        raise ValueError(f"{path} holds no sequences.")
-    columns = {"user_id": users.take(pa.array(rows[kept])), "item_id": items.filter(pa.array(kept))}
+        raise skips.nothing_left(str(path), "sequences")
+    columns = {"user_id": user_ids.take(pa.array(rows[kept])), "item_id": item_ids.filter(pa.array(kept))}
     columns["timestamp"] = pa.nulls(int(kept.sum()), pa.int64())
-    return ReadTable(pa.table(columns), raw.num_skipped, raw.first_skipped)
+    return ReadTable(pa.table(columns), skips)
 
 
-def open_source(source: Source, delimiter: str | None = None) -> pa.Table | pq.ParquetFile | TextFile:
+def open_source(
+    source: Source, delimiter: str | None = None, *, allow_huge: bool = False
+) -> pa.Table | list[Mapping[str, Any]] | pq.ParquetFile | TextFile:
     """
-    Opens what a reader was given: a table in memory, or a file not read yet.
+    Opens what a reader was given: a table or records in memory, or a file not read yet.
 
     Args:
-        source (`str`, `os.PathLike`, `pyarrow.Table` or `pandas.DataFrame`): See [`read_interactions`].
+        source (`str`, `os.PathLike`, table or `list[dict]`): See [`read_interactions`].
         delimiter (`str`, *optional*): See [`read_interactions`].
+        allow_huge (`bool`, *optional*, defaults to `False`): See [`read_interactions`].
     """
-    if isinstance(source, pa.Table):
-        return source
-    if isinstance(source, pd.DataFrame):
-        return pa.Table.from_pandas(source, preserve_index=False)
+    table = table_of(source)
+    if table is not None:
+        return table
     path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file.")
+    _require_file(path)
     kind = format_of(path, delimiter)
     if kind == "parquet":
-        return pq.ParquetFile(path)
+        return open_parquet(path, allow_huge=allow_huge)
     default = DELIMITERS[kind]
     if default is not None and delimiter is not None:
         # One delimiter is given for the log and the items, and the other of them may be an ordinary .csv.
-        _, header = next(TextFile(path).lines(), (0, ""))
+        header = next(TextFile(path, allow_huge=allow_huge).lines()).text
         default = default if default in header and delimiter not in header else delimiter
-    return TextFile(path, delimiter=default)
+    return TextFile(path, delimiter=default, allow_huge=allow_huge)
+
+
+def records_of(rows: Iterable[Any]) -> Iterator[Record]:
+    """
+    Rows in memory as records.
+
+    Args:
+        rows (`Iterable[dict]`): The rows.
+    """
+    for number, values in enumerate(rows, start=1):
+        error = None if isinstance(values, Mapping) else f"no dictionary of fields but {type(values).__name__}"
+        try:
+            check_value(values)
+        except ValueError as reason:
+            error = str(reason)
+        yield Record("", number, values if error is None else None, error, unit="row")
 
 
 class _Raw(NamedTuple):
-    """Columns as the file has them, under our names, and how to find the place of a row again."""
+    """Columns as the source has them, under our names, and how to find the place of a row again."""
 
     table: pa.Table
     place_of: Callable[[int], str]
-    owner: str
-    num_skipped: int = 0
-    first_skipped: str | None = None
-
-    def without(self, num_bad: int, place: str, reason: str, on_error: OnError) -> _Raw:
-        """Counts bad rows, the first of which is at `place`, or raises."""
-        message = f"{place}: {reason}."
-        if on_error == "raise":
-            raise ValueError(f"{message} {SKIP_HINT}")
-        return self._replace(num_skipped=self.num_skipped + num_bad, first_skipped=self.first_skipped or message)
 
 
-def _read_raw(source: Source, columns: dict[str, str], on_error: OnError, delimiter: str | None) -> _Raw:
-    opened = open_source(source, delimiter)
-    if isinstance(opened, TextFile):
-        return (_read_json if opened.delimiter is None else _read_delimited)(opened, columns, on_error)
-    owner = "the table" if isinstance(source, pa.Table | pd.DataFrame) else str(source)
-    _require_columns((opened.schema if isinstance(opened, pa.Table) else opened.schema_arrow).names, columns, owner)
-    names = list(columns.values())
-    table = opened.select(names) if isinstance(opened, pa.Table) else opened.read(columns=names)
-    picked = pa.table({key: table[name] for key, name in columns.items()})
-    return _Raw(picked, lambda row: f"{owner}: row {row + 1}", owner)
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file.")
 
 
 def _require_columns(found: list[str], columns: dict[str, str], owner: str) -> None:
-    missing = [name for name in columns.values() if name not in found]
+    missing = {key.removesuffix("_id"): name for key, name in columns.items() if name not in found}
     if missing:
-        hint = " Pass `timestamp=None` if there are no times." if columns.get("timestamp") in missing else ""
-        raise ValueError(f"{owner} has no column {', '.join(map(repr, missing))}; it has {', '.join(found)}.{hint}")
-
-
-def _read_delimited(file: TextFile, columns: dict[str, str], on_error: OnError) -> _Raw:
-    _require_columns(file.header, columns, str(file.path))
-    num_bad = 0
-
-    def skip(row: Any) -> str:
-        nonlocal num_bad
-        num_bad += 1
-        return "skip"
-
-    names = list(columns.values())
-    try:
-        table = pyarrow.csv.read_csv(
-            file.path,
-            read_options=pyarrow.csv.ReadOptions(column_names=None if file.has_header else file.header),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter=file.delimiter,
-                quote_char='"' if file.is_quoted else False,
-                newlines_in_values=file.is_quoted,
-                invalid_row_handler=skip,
-            ),
-            # Ids stay as they are written ("007"), and times are converted in one place for all formats.
-            convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=names, column_types=dict.fromkeys(names, pa.string())
-            ),
+        options = ", ".join(f"`{key}`" for key in missing)
+        hint = " Pass `timestamp=None` if there are no times." if "timestamp" in missing else ""
+        raise ValueError(
+            f"{owner} has no column {', '.join(map(repr, missing.values()))}; it has {first_five(found)}. Name the "
+            f"column with {options}.{hint}"
         )
-    except pa.ArrowInvalid as error:
-        file.check_utf8()
-        raise ValueError(f"{file.path}: {error}") from error
-    raw = _Raw(table.rename_columns(list(columns)), file.place_of, str(file.path))
-    if not num_bad:
-        return raw
-    return raw.without(num_bad, file.place_of(None), f"malformed, expected {len(file.header)} fields", on_error)
 
 
-def _read_json(file: TextFile, columns: dict[str, str], on_error: OnError) -> _Raw:
-    types = {"timestamp": pa.int64(), "rating": pa.float64()}
-    schema = pa.schema([(name, types.get(key, pa.string())) for key, name in columns.items()])
-    options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    try:  # the quick way, for files whose values have the plain types; every doubt goes line by line
-        table = pyarrow.json.read_json(file.path, parse_options=options)
-        table.validate(full=True)
-        if table.num_rows and not any(column.null_count for column in table.columns):
-            return _Raw(table.rename_columns(list(columns)), file.place_of, str(file.path))
-    except pa.ArrowInvalid:
-        pass
-    values: dict[str, list[Any]] = {key: [] for key in columns}
-    places: list[str] = []
-    found: set[str] = set()
-    num_skipped, first_skipped = 0, None
-    for record in file.records():
-        if record.values is None:
-            message = f"{record.shown}: {record.error}."
-            if on_error == "raise":
-                raise ValueError(f"{message} {SKIP_HINT}")
-            num_skipped, first_skipped = num_skipped + 1, first_skipped or message
+def _read_records(
+    records: Iterator[Record], columns: dict[str, str], skips: Skips, owner: str, file: TextFile | None
+) -> _Raw:
+    """Collects the columns asked for as texts, a batch at a time, and the line of every row."""
+    if file is not None and file.delimiter is not None:
+        _require_columns(file.header, columns, owner)
+    batches: dict[str, list[pa.Array]] = {key: [] for key in columns}
+    values: dict[str, list[str | None]] = {key: [] for key in columns}
+    numbers: list[int] = []
+    present: set[str] = set()
+    names: list[str] = []
+    unit = "line"
+
+    def flush() -> None:
+        for key, column in values.items():
+            batches[key].append(pa.array(column, pa.large_string()))
+            column.clear()
+
+    for record in records:
+        error = record.error
+        row = {} if record.values is None else {key: record.values.get(name) for key, name in columns.items()}
+        for key, value in row.items():
+            if not isinstance(value, str):
+                text = id_string(value) if key in ("user_id", "item_id") else text_of(value)
+                if text is None and value is not None:
+                    error = f"{_in_words(key)} {value!r:.200} is no string and no number"
+                row[key] = text
+        if error is not None:
+            skips.add(record.shown, error)
             continue
-        found |= record.values.keys()
-        places.append(record.place)
-        for key, name in columns.items():
-            values[key].append(record.values.get(name))
-    if places:
-        _require_columns(sorted(found), columns, str(file.path))
-    for key in ("user_id", "item_id"):
-        values[key] = [id_string(value) or "" for value in values[key]]
-    table = pa.table({key: pa.array(list(map(str, column))) for key, column in values.items()})
-    return _Raw(table, places.__getitem__, str(file.path), num_skipped, first_skipped)
+        names, unit = list(record.values or {}), record.unit
+        present |= {name for name in columns.values() if record.values and name in record.values}
+        numbers.append(record.number)
+        for key, value in row.items():
+            values[key].append(value)
+        if len(numbers) % _ROWS_AT_ONCE == 0:
+            flush()
+    flush()
+    if numbers and len(present) < len(set(columns.values())):
+        _require_columns(list(dict.fromkeys([*present, *names])), columns, owner)
+    places = np.array(numbers, dtype=np.int64)
+
+    def place_of(row: int) -> str:
+        number = int(places[row])
+        if file is not None and unit == "line":
+            return file.place_of(number)
+        return Record("" if file is None else owner, number, None, unit=unit).place
+
+    return _Raw(pa.table({key: pa.chunked_array(chunks) for key, chunks in batches.items()}), place_of)
 
 
-def _checked(raw: _Raw, on_error: OnError, date_format: str | None) -> ReadTable:
+def _checked(raw: _Raw, skips: Skips, owner: str, date_format: str | None) -> pa.Table:
     """Converts the columns and leaves out the rows whose values cannot be used."""
-    if not raw.table.num_rows:
-        raise ValueError(f"{raw.owner} holds no interactions.")
     columns: dict[str, Any] = {}
     problems: list[tuple[str, np.ndarray, str]] = []
     for key in raw.table.column_names:
@@ -262,20 +296,19 @@ def _checked(raw: _Raw, on_error: OnError, date_format: str | None) -> ReadTable
                 columns[key] = id_column(raw.table[key])
                 found = [(bad_ids(columns[key]), ID_RULE)]
         except ValueError as error:
-            raise ValueError(f"{raw.owner}: the column for `{key.removesuffix('_id')}` {error}.") from error
+            raise ValueError(f"{owner}: the column for `{key.removesuffix('_id')}` {error}.") from error
         problems += [(key, bad, reason) for bad, reason in found]
     columns.setdefault("timestamp", pa.nulls(raw.table.num_rows, pa.int64()))
     bad = np.logical_or.reduce([mask for _, mask, _ in problems])
     table = pa.table(columns)
-    if bad.any():
-        row = int(bad.argmax())
-        key, reason = next((key, reason) for key, mask, reason in problems if mask[row])
-        value = raw.table[key][row].as_py()
-        described = f"{key.replace('_', ' ')} {value!r} {reason}"
-        raw = raw.without(int(bad.sum()), raw.place_of(row), described, on_error)
-        table = table.filter(pa.array(~bad))
-    return ReadTable(table, raw.num_skipped, raw.first_skipped)
+    if not bad.any():
+        return table
+    row = int(bad.argmax())
+    key, reason = next((key, reason) for key, mask, reason in problems if mask[row])
+    value = raw.table[key][row].as_py()
+    skips.add(raw.place_of(row), f"{_in_words(key)} {value!r:.200} {reason}", number=int(bad.sum()))
+    return table.filter(pa.array(~bad))
 
 
-def _plain(array: pa.Array) -> pa.Array:
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+def _in_words(key: str) -> str:
+    return key.replace("_", " ")

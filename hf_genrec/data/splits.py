@@ -47,7 +47,7 @@ def write_split(
         starts (`np.ndarray` of shape `(num_rows,)`): Position of the first item of each history.
         ends (`np.ndarray` of shape `(num_rows,)`): Position of each target.
     """
-    with pq.ParquetWriter(path, SPLIT_SCHEMA) as writer:
+    with pq.ParquetWriter(path, SPLIT_SCHEMA, write_page_checksum=True) as writer:
         for first in range(0, max(len(starts), 1), ROWS_AT_ONCE):
             rows = slice(first, first + ROWS_AT_ONCE)
             lengths = ends[rows] - starts[rows]

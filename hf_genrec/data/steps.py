@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,44 @@ def sort_by_time(interactions: pa.Table) -> pa.Table:
     if interactions["timestamp"].null_count < interactions.num_rows:
         keys.insert(0, interactions["timestamp"].to_numpy())
     return interactions.take(pa.array(np.lexsort(keys)))
+
+
+def distinct_items(interactions: pa.Table) -> pa.Array:
+    """
+    Ids of the items, in order of first appearance.
+
+    Args:
+        interactions (`pyarrow.Table`): A table of interactions.
+    """
+    codes, first_rows = np.unique(_codes(interactions, "item_id"), return_index=True)
+    items = pa.array(codes[np.argsort(first_rows)])
+    return _encoded(interactions["item_id"]).dictionary.take(items).cast(pa.string())
+
+
+def is_about(interactions: pa.Table, item_ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """
+    Which rows are about one of some items.
+
+    Args:
+        interactions (`pyarrow.Table`): A table of interactions.
+        item_ids (`pyarrow.Array`): The items.
+    """
+    dictionary = _encoded(interactions["item_id"]).dictionary
+    is_one = pc.is_in(dictionary, value_set=item_ids.cast(dictionary.type)).to_numpy(zero_copy_only=False)
+    return is_one[_codes(interactions, "item_id")]
+
+
+def count_duplicates(interactions: pa.Table) -> int:
+    """
+    Rows that are there before, with the same user, item and time; 0 for a log without times.
+
+    Args:
+        interactions (`pyarrow.Table`): A table of interactions.
+    """
+    if interactions["timestamp"].null_count:
+        return 0
+    keys = {name: _codes(interactions, name) for name in ("user_id", "item_id")}
+    return int(pd.DataFrame(keys | {"timestamp": interactions["timestamp"].to_numpy()}).duplicated().sum())
 
 
 def deduplicate(interactions: pa.Table) -> pa.Table:
@@ -112,9 +152,7 @@ def newest_items(interactions: pa.Table, share: float) -> pa.Array:
     """
     if not 0 < share < 1:
         raise ValueError(f"`share` must lie between 0 and 1, got {share}.")
-    column = interactions["item_id"]
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    dictionary = encoded.unify_dictionaries().combine_chunks().dictionary
+    dictionary = _encoded(interactions["item_id"]).dictionary
     ages, items = _ages(interactions), _codes(interactions, "item_id")
     first = np.full(len(dictionary), np.iinfo(np.int64).max)
     np.minimum.at(first, items, ages)
@@ -137,10 +175,12 @@ def _ages(interactions: pa.Table) -> np.ndarray:
 
 def _codes(interactions: pa.Table, name: str) -> np.ndarray:
     """A column of ids as integers, numbered in order of first appearance."""
-    column = interactions[name]
+    return _encoded(interactions[name]).indices.to_numpy()
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    encoded = column.unify_dictionaries().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):  # how an empty column comes out
-        return np.zeros(0, dtype=np.int32)
-    return encoded.indices.to_numpy()
+    if not len(column):  # `combine_chunks` has no dictionary then
+        return pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], column.type.value_type))
+    return column.unify_dictionaries().combine_chunks()

@@ -1,8 +1,9 @@
 """
-Text files with one record per line: opening, decoding, and naming the place where something is wrong.
+Text files with one record per line: opening, decoding, naming the place where something is wrong, counting it.
 
-Text is UTF-8, plain or gzipped. Line numbers count from 1, byte offsets from 0. The readers of logs, of items tables
-and of public data sets share it.
+The bytes may be anything. Gzip is recognised by its first bytes, whatever the name; text is UTF-8, or UTF-16 with a
+byte order mark; lines end in any of the three ways. No line and no packed file may be so long that one line stops
+everything. The readers of logs, of items tables and of public data sets share it. Line numbers count from 1.
 """
 
 from __future__ import annotations
@@ -11,18 +12,31 @@ import csv
 import gzip
 import io
 import json
+import logging
 import os
-from collections.abc import Iterator
+import re
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple, cast
 
+from hf_genrec.files import first_five
+
+
+logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
 
 SKIP_HINT = 'Pass `on_error="skip"` to count and skip such lines.'
+MAX_LINE = 2**24  # characters of a line: far more than any review, little for the memory
+MAX_DOCUMENT = 2**30  # characters of a file that is one JSON array or object
+MAX_EXPANSION, ALWAYS_ALLOWED = 200, 2**28  # text packs to a third or a tenth; only bombs to less than 1 / 200
+DELIMITERS = {"csv": ",", "tsv": "\t", "jsonl": None}  # of each text format
+MAX_DEPTH = 100  # lists in lists
 _SHOWN = 200  # characters of a malformed line in a message
+_LOOK_AHEAD = 10_000  # lines that may be read in vain for the end of a quoted field, beside one for each line read
 _FORMATS = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -31,19 +45,69 @@ _FORMATS = {
     ".json": "jsonl",
     ".ndjson": "jsonl",
 }
-DELIMITERS = {"csv": ",", "tsv": "\t", "jsonl": None}  # of each text format
+_NO_TEXT = {
+    b"PK\x03\x04": "a zip archive or an Excel table",
+    b"\xd0\xcf\x11\xe0": "an Excel table",
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "packed twice",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"(\xb5/\xfd": "a Zstandard archive",
+}
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-@dataclass(frozen=True)
-class Record:
+class Skips:
     """
-    One record of a file or table: its place for messages, field to value (`None` if malformed), the error, the line.
+    Lines that are left out: how many, and the first of them with its place and reason; or the error at the first.
+
+    Args:
+        on_error (`"raise"` or `"skip"`): The argument of a reader.
     """
 
-    place: str
-    values: dict[str, Any] | None
+    def __init__(self, on_error: str = "raise") -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f'`on_error` must be "raise" or "skip", got {on_error!r}.')
+        self.on_error, self.count = on_error, 0
+        self.first: str | None = None
+
+    def add(self, place: str, reason: str, *, number: int = 1) -> None:
+        """Counts bad lines, the first of which is at `place`, or raises `ValueError`."""
+        message = f"{place}: {reason}."
+        if self.on_error == "raise":
+            raise ValueError(f"{message} {SKIP_HINT}")
+        self.count += number
+        self.first = self.first or message
+
+    def report(self, what: str) -> None:
+        """One warning for all."""
+        if self.count:
+            logger.warning("%d lines of %s were skipped, the first: %s", self.count, what, self.first)
+
+    def nothing_left(self, owner: str, what: str) -> ValueError:
+        """The error for a source of which nothing could be used."""
+        if not self.count:
+            return ValueError(f"{owner} holds no {what}.")
+        return ValueError(
+            f"{owner} holds no {what} that can be read: {self.count} were skipped, the first: {self.first}"
+        )
+
+
+class Record(NamedTuple):
+    """One record of a file or table: its place for messages, field to value (`None` if malformed), error, line."""
+
+    owner: str
+    number: int
+    values: Mapping[str, Any] | None
     error: str | None = None
     line: str = ""
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        """Where it stands, such as `log.csv: line 3`."""
+        where = f"{self.unit} {self.number}"
+        return f"{self.owner}: {where}" if self.owner else where
 
     @property
     def shown(self) -> str:
@@ -51,112 +115,211 @@ class Record:
         return f"{self.place} ({self.line[:_SHOWN]!r})" if self.line else self.place
 
 
+class _Line(NamedTuple):
+    number: int
+    text: str  # without its end
+    error: str | None = None
+
+
 class TextFile:
     """
-    A file of JSON Lines or of delimited lines; it must not be empty.
+    A file of JSON or of delimited lines; it must not be empty.
 
     Args:
-        path (`str` or `os.PathLike`): The file; gzip is recognised by its first bytes, whatever the name.
-        delimiter (`str`, *optional*): One character, `None` for JSON Lines. Fields may be quoted unless it is a tab.
+        path (`str` or `os.PathLike`): The file, plain or gzipped.
+        delimiter (`str`, *optional*): One character, `None` for JSON. Fields may be quoted unless it is a tab.
         header (`list[str]`, *optional*): Names of the fields, where the first line holds none.
+        parse (`Callable`, *optional*): What reads a line that is not delimited, such as [`parse_json`], the default.
+        allow_huge (`bool`, *optional*, defaults to `False`): Whether no line and no packed file is too long.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, delimiter: str | None = None, header: list[str] | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        delimiter: str | None = None,
+        header: list[str] | None = None,
+        parse: Callable[[str], Any] | None = None,
+        allow_huge: bool = False,
     ) -> None:
-        self.path, self.delimiter, self.has_header = Path(path), delimiter, header is None
-        if delimiter is not None and len(delimiter) != 1:
+        self.path, self.delimiter, self.has_header, self.allow_huge = Path(path), delimiter, header is None, allow_huge
+        self.parse = parse or parse_json
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
             raise ValueError(f"`delimiter` must be one character, got {delimiter!r}.")
-        with self._open_bytes() as file:
-            if not file.read(1):
-                raise ValueError(f"{path} is empty.")
+        if not any(line.error or line.text.strip() for line in self.lines()):
+            raise ValueError(f"{path} is empty.")
         self.header = header or []
         if delimiter is not None and header is None:
-            self.header = next((fields for _, fields in self._rows()), [])
-            other = next((mark for mark in ";\t|," if len(self.header) == 1 and mark in self.header[0]), None)
-            if other is not None:
-                raise ValueError(
-                    f"{path} has one column, {self.header[0]!r}, with the delimiter {delimiter!r}. If its fields are "
-                    f"separated by {other!r}, pass `delimiter={json.dumps(other)}`."
-                )
+            self.header = self._read_header(delimiter)
 
-    @property
-    def is_quoted(self) -> bool:
-        """`bool`: whether fields may be quoted; then one may hold line breaks."""
-        return self.delimiter != "\t"
-
-    def lines(self) -> Iterator[tuple[int, str]]:
-        """The number of each line that is not blank, and the line without its end."""
+    def lines(self) -> Iterator[_Line]:
+        """Every line, blank ones too; one that is too long or no text has an error."""
+        longest = -2 if self.allow_huge else MAX_LINE
+        size, number = 0, 0
         with self._decoded() as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
+            largest = float("inf")
+            if isinstance(file.buffer, gzip.GzipFile) and not self.allow_huge:
+                largest = max(ALWAYS_ALLOWED, MAX_EXPANSION * self.path.stat().st_size)
+            while part := file.readline(longest + 1):
+                number += 1
+                text, error = part.rstrip("\n"), None
+                if len(part) > longest >= 0 and not part.endswith("\n"):
+                    error = f"longer than {longest:,} characters; pass `allow_huge=True` to read it"
+                    while part and not part.endswith("\n"):
+                        size += len(part)
+                        self._check_size(size, largest)
+                        part = file.readline(longest)
+                elif not text.isascii():
+                    error = _undecoded(text)
+                size += len(part)
+                self._check_size(size, largest)
+                yield _Line(number, text, error)
 
-    def records(self) -> Iterator[Record]:
-        """Every record, malformed ones without values; blank lines are left out."""
+    def records(self, *, key: str | None = None) -> Iterator[Record]:
+        """
+        Every record, malformed ones without values; blank lines are left out. A JSON file may also be one array of
+        objects or, if `key` names the field of the keys, one object of objects.
+        """
         if self.delimiter is None:
-            for number, line in self.lines():
-                values, error = _parse_json(line)
-                yield Record(f"{self.path}: line {number}", values, error, line)
+            yield from self._json_records(key)
             return
-        rows = self._rows()
+        rows = self._rows(self.delimiter)
         if self.has_header:
             next(rows, None)
-        for number, fields in rows:
-            place, line = f"{self.path}: line {number}", self.delimiter.join(fields)
-            if len(fields) == len(self.header):
-                yield Record(place, dict(zip(self.header, fields, strict=True)), None, line)
+        for line, fields in rows:
+            if fields is not None and len(fields) == len(self.header):
+                yield Record(str(self.path), line.number, dict(zip(self.header, fields, strict=True)), None, line.text)
             else:
-                yield Record(place, None, f"malformed, expected {len(self.header)} fields", line)
+                error = line.error or f"malformed, expected {len(self.header)} fields, found {len(fields or [])}"
+                yield Record(str(self.path), line.number, None, error, line.text)
 
-    def place_of(self, row: int | None) -> str:
-        """The place of a well-formed record, from 0, or of the first malformed one (`None`); slow, for messages."""
-        well_formed = -1
-        for record in self.records():
-            well_formed += record.values is not None
-            if (record.values is None) if row is None else (well_formed == row):
-                return record.shown
-        return str(self.path) if row is None else f"{self.path}: row {row + 1}"
+    def place_of(self, number: int) -> str:
+        """The place of a line, with its beginning; slow, for messages."""
+        text = next((line.text for line in self.lines() if line.number == number), "")
+        return Record(str(self.path), number, None, line=text).shown
 
-    def check_utf8(self) -> None:
-        """Raises `ValueError` with the first byte that is not UTF-8, if there is one; called when a reader failed."""
-        offset = 0
-        with self._open_bytes() as file:
-            for line in file:
+    def _read_header(self, delimiter: str) -> list[str]:
+        line, fields = next(self._rows(delimiter))
+        if fields is None:
+            raise ValueError(f"{self.path}: line {line.number}, the header, cannot be read: {line.error}.")
+        other = next((mark for mark in ";\t|," if len(fields) == 1 and mark in fields[0]), None)
+        if other is not None:
+            raise ValueError(
+                f"{self.path} has one column, {fields[0][:_SHOWN]!r}, with the delimiter {delimiter!r}. If its fields "
+                f"are separated by {other!r}, pass `delimiter={json.dumps(other)}`."
+            )
+        check_distinct(fields, str(self.path))
+        return fields
+
+    def _json_records(self, key: str | None) -> Iterator[Record]:
+        owner = str(self.path)
+        document = self._document()
+        if isinstance(document, dict):
+            if key is None or not all(isinstance(value, dict) for value in document.values()):
+                raise ValueError(
+                    f"{owner} holds one JSON object with the keys {first_five(list(document))}; expected is one "
+                    "object per line, or one array of objects."
+                )
+            document = [{key: name, **value} for name, value in document.items()]
+        if document is not None:
+            for number, values in enumerate(document, start=1):
+                error = None if isinstance(values, dict) else "not a JSON object"
+                yield Record(owner, number, values if error is None else None, error, unit="record")
+            return
+        for line in self.lines():
+            if line.error is None and line.text.strip():
                 try:
-                    line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    unpacked = " of the unpacked text" if isinstance(file, gzip.GzipFile) else ""
-                    raise ValueError(
-                        f"{self.path} is not UTF-8: byte {line[error.start]:#04x} at byte offset "
-                        f"{offset + error.start}{unpacked}. Convert the file first."
-                    ) from error
-                offset += len(line)
+                    values = self.parse(line.text)
+                    error = None if isinstance(values, dict) else "not a JSON object"
+                except ValueError as reason:
+                    values, error = None, str(reason)
+                yield Record(owner, line.number, values if error is None else None, error, line.text)
+            elif line.error is not None:
+                yield Record(owner, line.number, None, line.error, line.text)
 
-    def _rows(self) -> Iterator[tuple[int, list[str]]]:
-        """The lines of a delimited file as fields, with the number of the last line of each."""
-        limit = csv.field_size_limit(2**31 - 1)
+    def _document(self) -> list[Any] | dict[str, Any] | None:
+        """The content of a file that is one array, or one object of objects or over several lines, in one piece."""
+        first = next(line for line in self.lines() if line.error or line.text.strip())
+        if first.text.lstrip()[:1] not in ("[", "{"):
+            return None
         try:
-            with self._decoded() as file:
-                quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.is_quoted else csv.QUOTE_NONE
-                reader = csv.reader(file, delimiter=self.delimiter or ",", quoting=quoting)
-                yield from ((reader.line_num, fields) for fields in reader if fields)
-        finally:
-            csv.field_size_limit(limit)
+            values = self.parse(first.text)
+            if isinstance(values, dict) and not (values and all(isinstance(value, dict) for value in values.values())):
+                return None
+        except ValueError:
+            pass  # an object over several lines, or a malformed line
+        parts, size = [], 0
+        for line in self.lines():
+            size += len(line.text)
+            if line.error is not None or (size > MAX_DOCUMENT and not self.allow_huge):
+                return None
+            parts.append(line.text)
+        try:
+            document = self.parse("\n".join(parts))
+        except ValueError:
+            return None
+        return document if isinstance(document, list | dict) else None
+
+    def _rows(self, delimiter: str) -> Iterator[tuple[_Line, list[str] | None]]:
+        """
+        The rows of a delimited file: their first line and their fields, `None` where they cannot be told apart.
+
+        A quoted field may hold line ends. A quotation mark that nothing closes would take all lines up to the next one
+        with it; then only its own line is malformed, and reading goes on with the line after it.
+        """
+        ahead: deque[_Line] = deque()
+        lines = self.lines()
+        wasted = 0
+
+        def following() -> _Line | None:
+            return ahead.popleft() if ahead else next(lines, None)
+
+        while (line := following()) is not None:
+            if line.error is not None or not line.text.strip():
+                if line.error is not None:
+                    yield line, None
+            elif delimiter == "\t" or '"' not in line.text:
+                yield line, line.text.split(delimiter)
+            else:
+                taken = [line]
+                fields, error = _quoted(taken, following, delimiter, _LOOK_AHEAD + line.number - wasted)
+                if fields is None or (len(taken) > 1 and self.header and len(fields) != len(self.header)):
+                    wasted += len(taken) - 1
+                    ahead.extendleft(reversed(taken[1:]))
+                    line, fields = line._replace(error=error or _OPEN_QUOTE), None
+                yield line, fields
+
+    def _check_size(self, size: int, largest: float) -> None:
+        if size > largest:
+            raise ValueError(
+                f"{self.path} unpacks to more than {largest:,.0f} characters, {MAX_EXPANSION} times its size. If that "
+                "is right, pass `allow_huge=True`."
+            )
 
     @contextmanager
-    def _decoded(self) -> Iterator[IO[str]]:
+    def _decoded(self) -> Iterator[io.TextIOWrapper]:
         try:
-            with io.TextIOWrapper(self._open_bytes(), encoding="utf-8-sig", newline="") as file:
-                yield file
-        except UnicodeDecodeError:
-            self.check_utf8()
-            raise
+            with self._open_bytes() as file:
+                start = file.peek(8)[:8]  # type: ignore[attr-defined]
+                kind = next((kind for mark, kind in _NO_TEXT.items() if start.startswith(mark)), None)
+                if kind is not None:
+                    raise ValueError(f"{self.path} is {kind}, not text: unpack or export it, or correct its ending.")
+                is_wide = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+                encoding, errors = ("utf-16", "surrogatepass") if is_wide else ("utf-8-sig", "surrogateescape")
+                with io.TextIOWrapper(file, encoding=encoding, errors=errors) as text:
+                    yield text
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{self.path} is damaged or incomplete ({error}): fetch or pack it again.") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path} is no UTF-16 ({error.reason}): convert it to UTF-8.") from error
 
     def _open_bytes(self) -> IO[bytes]:
         with open(self.path, "rb") as file:
             is_gzip = file.read(2) == b"\x1f\x8b"
-        return gzip.open(self.path, "rb") if is_gzip else open(self.path, "rb")  # type: ignore[return-value]
+        return cast(IO[bytes], gzip.open(self.path, "rb")) if is_gzip else open(self.path, "rb")
+
+
+_OPEN_QUOTE = "a quotation mark opens a field and nothing closes it"
 
 
 def format_of(path: Path, delimiter: str | None = None) -> str:
@@ -174,21 +337,115 @@ def format_of(path: Path, delimiter: str | None = None) -> str:
     return _FORMATS.get(suffix, "csv")
 
 
-def check_on_error(on_error: str) -> None:
+def check_distinct(names: Sequence[str], owner: str) -> None:
     """
-    Refuses anything but `"raise"` and `"skip"`.
+    Refuses two columns of one name, of which one would be lost.
 
     Args:
-        on_error (`str`): The argument of a reader.
+        names (`Sequence[str]`): The columns.
+        owner (`str`): Whose they are, for the error.
     """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f'`on_error` must be "raise" or "skip", got {on_error!r}.')
+    if len(set(names)) < len(names):
+        raise ValueError(f"{owner} has several columns called {_first_repeated(names)!r}: give each its own name.")
 
 
-def _parse_json(line: str) -> tuple[dict[str, Any] | None, str | None]:
-    """The object of one line, or what is wrong with it."""
+def parse_json(text: str) -> Any:
+    """
+    The value of a JSON text.
+
+    Args:
+        text (`str`): Anything.
+
+    Raises:
+        ValueError: If it is no JSON, holds a key twice, or see [`check_value`]; the reason only.
+    """
     try:
-        values = json.loads(line)
+        value = json.loads(text, object_pairs_hook=_with_distinct_keys)
     except json.JSONDecodeError as error:
-        return None, f"not JSON, {error}"
-    return (values, None) if isinstance(values, dict) else (None, "not a JSON object")
+        raise ValueError(f"not JSON, {error}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except ValueError as error:
+        reason = str(error)
+        raise ValueError("an integer of more than 4,300 digits" if "digits" in reason else reason) from error
+    if _SURROGATE.search(text) or text.count("[") + text.count("{") > MAX_DEPTH:
+        check_value(value)
+    return value
+
+
+def check_value(value: Any) -> None:
+    """
+    Refuses a value of a record that could not be written.
+
+    Args:
+        value: What JSON can hold, or objects that have a `str`.
+
+    Raises:
+        ValueError: If it holds half a character or an integer of thousands of digits, or is nested too deeply.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        nested = (outer.values() if isinstance(outer, Mapping) else outer for outer in level)
+        level = [inner for outer in nested if isinstance(outer, list | tuple | ValuesView) for inner in outer]
+    if level:
+        raise ValueError("nested too deeply")
+    try:
+        json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a character, {error.object[error.start]!a}") from error
+    except ValueError as error:
+        raise ValueError("an integer of more than 4,300 digits") from error
+
+
+def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"the key {_first_repeated([name for name, _ in pairs])!r} comes twice")
+    return values
+
+
+def _first_repeated(names: Sequence[str]) -> str:
+    seen: set[str] = set()
+    return next(name for name in names if name in seen or seen.add(name))[:_SHOWN]  # type: ignore[func-returns-value]
+
+
+def _quoted(
+    taken: list[_Line], following: Callable[[], _Line | None], delimiter: str, allowance: int
+) -> tuple[list[str] | None, str | None]:
+    """
+    The fields of a line with quotation marks, or the reason why there are none; the lines that a quoted field goes on
+    in are added to `taken`, at most `allowance`.
+    """
+
+    def texts() -> Iterator[str]:
+        size = 0
+        while len(taken) <= max(allowance, 1) and size <= MAX_LINE:
+            size += len(taken[-1].text)
+            yield f"{taken[-1].text}\n"
+            line = following() if len(taken) <= allowance else None
+            if line is None:
+                return
+            taken.append(line)
+            if line.error is not None:
+                return
+
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        return next(csv.reader(texts(), delimiter=delimiter, strict=True)), None
+    except csv.Error as error:
+        if len(taken) > 1 or "end of data" in str(error):
+            return None, _OPEN_QUOTE
+        return next(csv.reader([taken[0].text], delimiter=delimiter)), None  # a mark inside: `"5" pipe"`
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _undecoded(text: str) -> str | None:
+    """What is wrong with a line some bytes of which could not be decoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        found = f"byte {code - 0xDC00:#04x}" if 0xDC80 <= code <= 0xDCFF else "half a character"
+        return f"not UTF-8: {found} after {error.start} characters; convert the file first"
+    return None

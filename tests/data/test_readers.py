@@ -242,13 +242,18 @@ def test_a_file_without_rows_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".csv.gz"])
-def test_bytes_that_are_not_utf8_are_named_with_their_offset(tmp_path, suffix):
-    line = b'{"user_id": "u", "item_id": "\xe9"}\n' if "json" in suffix else b"user_id,item_id\nu,\xe9\n"
+def test_lines_that_are_not_utf8_are_named_with_their_byte_or_skipped(tmp_path, suffix):
+    before, line, after = b"user_id,item_id\n", b"u,x\xe9\n", b"v,b\n"
+    if "json" in suffix:
+        before, line, after = b"", b'{"user_id": "u", "item_id": "\xe9"}\n', b'{"user_id": "v", "item_id": "b"}\n'
     path = tmp_path / f"log{suffix}"
-    path.write_bytes(gzip.compress(line) if suffix.endswith(".gz") else line)
+    path.write_bytes(gzip.compress(before + line + after) if suffix.endswith(".gz") else before + line + after)
+    number = 1 + before.count(b"\n")
 
-    with pytest.raises(ValueError, match=f"not UTF-8: byte 0xe9 at byte offset {line.index(0xE9)}"):
+    with pytest.raises(ValueError, match=f"line {number} .*not UTF-8: byte 0xe9 after {line.index(0xE9)} characters"):
         read_interactions(path, timestamp=None)
+    read = read_interactions(path, timestamp=None, on_error="skip")
+    assert (read.table["user_id"].to_pylist(), read.num_skipped) == (["v"], 1)
 
 
 def test_unknown_formats_and_modes_are_refused(tmp_path):

@@ -11,11 +11,11 @@ for items `item_id`, `title` and the fields of the texts. Files are taken from `
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,11 +24,14 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 
+from hf_genrec.data.columns import id_string
+from hf_genrec.data.items import leaves
 from hf_genrec.data.prepare import MissingText, prepare
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.protocols import PROTOCOLS
 from hf_genrec.data.steps import Statistics, statistics_of
-from hf_genrec.data.text_files import SKIP_HINT, OnError, Record, TextFile
+from hf_genrec.data.text_files import OnError, Skips, TextFile, parse_json
+from hf_genrec.files import first_five
 
 
 logger = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ BENCHMARKS_2023 = ("rating_only", "last_out", "last_out_w_his", "timestamp", "ti
 
 _HOST_2014 = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 _HOST_2023 = "https://huggingface.co/datasets/McAuley-Lab/Amazon-Reviews-2023/resolve/main"
+_SHOWN = 200  # characters of a value in a message
 _BATCH = 10_000  # records per Arrow table
 _STRING, _FLOAT, _INTEGER = (datasets.Value(name) for name in ("string", "float64", "int64"))
 _STRINGS = datasets.List(_STRING)
@@ -94,8 +98,18 @@ class _AmazonReviews(datasets.ArrowBasedBuilder):
     year: ClassVar[int]
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Builds the data set, then compares its size with the published one; a difference is a warning."""
-        super().download_and_prepare(*args, **kwargs)
+        """
+        Builds the data set, then compares its size with the published one; a difference is a warning.
+
+        Raises:
+            ValueError: If a file is damaged or (with `on_error="raise"`) a line is malformed.
+        """
+        try:
+            super().download_and_prepare(*args, **kwargs)
+        except datasets.exceptions.DatasetGenerationError as error:
+            if isinstance(error.__cause__, ValueError):
+                raise ValueError(str(error.__cause__)) from error
+            raise
         found = self.find_statistics()
         expected = PROTOCOLS[f"amazon{self.year}"].known_statistics.get(self.config.category)
         if found is None or expected is None:
@@ -303,73 +317,108 @@ def _interactions_of(built: datasets.DatasetDict) -> pa.Table:
 def _records(path: str, kind: str, on_error: OnError) -> Iterator[dict[str, Any]]:
     """The rows of a file with one record per line."""
     parse, row = _PARSERS.get(kind, (None, _benchmark_row))
-    file = TextFile(path, delimiter="," if parse is None else None)
-    if parse is None:
-        missing = [name for name in ("user_id", "parent_asin", "rating", "timestamp") if name not in file.header]
-        if missing:
-            raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(file.header)}.")
-        lines = file.records()
-    else:
-        lines = (Record(f"{path}: line {number}", None, line=line) for number, line in file.lines())
-    num_skipped, first_skipped = 0, ""
-    for record in lines:
+    file = TextFile(path, delimiter="," if parse is None else None, parse=parse)
+    missing = [name for name in ("user_id", "parent_asin", "rating", "timestamp") if name not in file.header]
+    if parse is None and missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {first_five(file.header)}.")
+    skips = Skips(on_error)
+    for record in file.records():
         try:
-            if record.error is not None:
+            if record.values is None:
                 raise ValueError(record.error)
-            yield row(parse(record.line) if parse is not None else record.values or {})
-        except (ValueError, SyntaxError, TypeError, KeyError, AttributeError) as error:
-            message = f"{record.shown}: {type(error).__name__}: {error}."
-            if on_error == "raise":
-                raise ValueError(f"{message} {SKIP_HINT}") from error
-            num_skipped, first_skipped = num_skipped + 1, first_skipped or message
-    if num_skipped:
-        logger.warning("%d lines of %s were skipped, the first: %s", num_skipped, path, first_skipped)
+            values = row(record.values)
+        except ValueError as error:
+            skips.add(record.shown, str(error))
+        else:
+            yield values
+    skips.report(path)
 
 
-def _review_2014(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "user_id": record["reviewerID"],
-        "item_id": record["asin"],
-        "rating": float(record["overall"]),
-        "timestamp": int(record["unixReviewTime"]) * 1000,
-    }
+def _review_2014(record: Mapping[str, Any]) -> dict[str, Any]:
+    values = _row(record, _INTERACTION, {"user_id": "reviewerID", "item_id": "asin", "rating": "overall",
+                                         "timestamp": "unixReviewTime"})  # fmt: skip
+    return values | {"timestamp": 1000 * values["timestamp"]}
 
 
-def _item_2014(record: dict[str, Any]) -> dict[str, Any]:
-    names = ("title", "categories", "description", "brand")
-    price = record.get("price")
-    row = {"item_id": record["asin"], **{name: record.get(name) for name in names}}
-    return row | {"price": None if price is None else float(price)}
+def _item_2014(record: Mapping[str, Any]) -> dict[str, Any]:
+    categories = record.get("categories")
+    if isinstance(categories, list) and not all(isinstance(path, list) for path in categories):
+        record = {**record, "categories": [categories]}  # one path
+    return _row(record, _ITEM_2014, {"item_id": "asin"})
 
 
-def _review_2023(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "user_id": record["user_id"],
-        "item_id": record["parent_asin"],
-        "rating": float(record["rating"]),
-        "timestamp": int(record["timestamp"]),
-    }
+def _review_2023(record: Mapping[str, Any]) -> dict[str, Any]:
+    return _row(record, _INTERACTION, {"item_id": "parent_asin"})
 
 
-def _benchmark_row(record: dict[str, str]) -> dict[str, Any]:
+def _benchmark_row(record: Mapping[str, Any]) -> dict[str, Any]:
     row = _review_2023(record)
     return row | {"history": record["history"].split()} if "history" in record else row
 
 
-def _item_2023(record: dict[str, Any]) -> dict[str, Any]:
+def _item_2023(record: Mapping[str, Any]) -> dict[str, Any]:
     """The raw files have numbers and mappings where the Hub's own view has the string `'None'` and JSON."""
     price, details = record.get("price"), record.get("details")
-    row = {name: record.get(name) for name in _ITEM_2023}
-    return row | {
-        "item_id": record["parent_asin"],
-        "price": None if price in (None, "None") else str(price),
-        "details": details if details is None or isinstance(details, str) else json.dumps(details, ensure_ascii=False),
-    }
+    details = json.dumps(details, ensure_ascii=False) if isinstance(details, dict | list) else details
+    record = {**record, "price": None if price in (None, "None") else str(price), "details": details}
+    return _row(record, _ITEM_2023, {"item_id": "parent_asin"})
 
 
-_PARSERS: dict[str, tuple[Callable[[str], Any], Callable[[dict[str, Any]], dict[str, Any]]]] = {
-    "reviews": (json.loads, _review_2014),
-    "meta": (ast.literal_eval, _item_2014),  # Python literals, not JSON
-    "raw_review": (json.loads, _review_2023),
-    "raw_meta": (json.loads, _item_2023),
+def _row(record: Mapping[str, Any], columns: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a record in the types of the columns; an item needs its id only, an interaction everything."""
+    required = columns if columns is _INTERACTION else ("item_id",)
+    row = {}
+    for column, kind in columns.items():
+        name = names.get(column, column)
+        value = record.get(name)
+        if column in ("user_id", "item_id"):
+            value = id_string(value)
+        if value is None and column in required:
+            raise ValueError(f"there is no {name!r}")
+        row[column] = None if value is None else _converted(value, kind, name)
+    return row
+
+
+def _converted(value: Any, kind: Any, name: str) -> Any:
+    if isinstance(kind, datasets.List):
+        values = value if isinstance(value, list) else [value]
+        return [_converted(inner, kind.feature, name) for inner in values if inner is not None]
+    if kind == _STRING:
+        return " ".join(leaves(value))
+    try:
+        number = float(value)
+        return number if kind == _FLOAT else int(number)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{name!r} is {str(value)[:_SHOWN]!r}, expected is a number") from error
+
+
+def _parse_literal(text: str) -> Any:
+    """A Python literal, as the metadata of 2014 are written, or JSON; nothing is ever run."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        return parse_json(_LITERAL.sub(_as_json, text))
+
+
+_LITERAL = re.compile(r"""[uU]?'((?:[^'\\]|\\.)*+)'|[uU]?"((?:[^"\\]|\\.)*+)"|\b(?:True|False|None)\b""")
+
+
+def _as_json(found: re.Match[str]) -> str:
+    """A string or a word of Python in JSON."""
+    text = found[1] if found[1] is not None else found[2]
+    if text is None:
+        return {"True": "true", "False": "false", "None": "null"}[found[0]]
+    if "\\" in text:
+        try:
+            text = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"a string cannot be read: {error.reason}") from error
+    return json.dumps(text)
+
+
+_PARSERS: dict[str, tuple[Callable[[str], Any], Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+    "reviews": (parse_json, _review_2014),
+    "meta": (_parse_literal, _item_2014),
+    "raw_review": (parse_json, _review_2023),
+    "raw_meta": (parse_json, _item_2023),
 }

@@ -1,0 +1,121 @@
+"""
+Tables in memory and in Parquet files: whatever holds columns becomes a `pyarrow.Table`.
+
+A damaged Parquet file is a `ValueError` that names it, whichever error the reader has for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_genrec.data.text_files import ALWAYS_ALLOWED, MAX_EXPANSION, check_distinct
+
+
+# A file, a table in memory (`pyarrow`, `pandas`, `polars`, `datasets.Dataset`), or a list of dicts.
+Source: TypeAlias = Any
+
+_VALUE_BYTES = 8  # of a value in memory; in a Parquet file a column that repeats one value takes nothing
+
+
+def table_of(source: Source) -> pa.Table | list[Mapping[str, Any]] | None:
+    """
+    A table in memory as `pyarrow.Table`, or as a list of records where its columns are mixtures; `None` for a path.
+
+    Args:
+        source: A path, `pyarrow.Table`, `pandas.DataFrame`, `polars.DataFrame`, `datasets.Dataset` or a list of dicts.
+
+    Raises:
+        TypeError: If it is nothing of the kind.
+    """
+    if isinstance(source, str | os.PathLike):
+        return None
+    if isinstance(source, list | tuple):
+        return list(source)
+    if isinstance(source, datasets.Dataset):
+        source = source.with_format("arrow")[:]  # with the rows that were selected, in their order
+    elif isinstance(source, pd.DataFrame):
+        try:
+            source = pa.Table.from_pandas(source, preserve_index=False)
+        except (pa.ArrowException, UnicodeEncodeError):  # a column that holds 7 and "b"
+            return source.to_dict("records")
+    elif not isinstance(source, pa.Table) and hasattr(source, "__arrow_c_stream__"):
+        source = pa.table(source)
+    if not isinstance(source, pa.Table):
+        raise TypeError(
+            f"{type(source).__module__}.{type(source).__name__} is no source: pass a path, a table of pyarrow, pandas "
+            "or polars, one split of a datasets.Dataset, or a list of dicts."
+        )
+    check_distinct(source.column_names, "the table")
+    return source
+
+
+def open_parquet(path: str | os.PathLike[str], *, allow_huge: bool = False) -> pq.ParquetFile:
+    """
+    Opens a Parquet file. Where it has checksums, they are compared.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        allow_huge (`bool`, *optional*, defaults to `False`): Whether it may unpack to more than 200 times its size.
+    """
+    with readable(path):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        groups = range(file.metadata.num_row_groups)
+        size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
+        size = max(size, file.metadata.num_rows * file.metadata.num_columns * _VALUE_BYTES)
+    if size > max(ALWAYS_ALLOWED, MAX_EXPANSION * os.path.getsize(path)) and not allow_huge:
+        raise ValueError(
+            f"{path} unpacks to {size:,} bytes, more than {MAX_EXPANSION} times its size. If that is right, pass "
+            "`allow_huge=True`."
+        )
+    check_distinct(file.schema_arrow.names, str(path))
+    return file
+
+
+def read_parquet(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
+    """
+    Reads a Parquet file that this library wrote.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        columns (`Sequence[str]`, *optional*): The columns; `None` reads all.
+    """
+    file = open_parquet(path, allow_huge=True)
+    with readable(path):
+        return file.read(columns=columns)
+
+
+def rows_of(source: pa.Table | pq.ParquetFile, owner: str) -> Iterator[dict[str, Any]]:
+    """
+    The rows one by one; of a file never more than a few are in memory.
+
+    Args:
+        source (`pyarrow.Table` or `pyarrow.parquet.ParquetFile`): The table.
+        owner (`str`): Its name for errors.
+    """
+    with readable(owner):
+        batches = source.to_batches(10_000) if isinstance(source, pa.Table) else source.iter_batches(10_000)
+        for batch in batches:
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def readable(owner: str | os.PathLike[str]) -> Iterator[None]:
+    """
+    Turns what Arrow raises for a damaged file or an impossible value into a `ValueError` that says where.
+
+    Args:
+        owner (`str` or `os.PathLike`): The file or table.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{owner} is damaged or no Parquet file ({reason}): fetch or write it again.") from error
