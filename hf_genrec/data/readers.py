@@ -126,7 +126,6 @@ def read_sequences(
         allow_huge (`bool`, *optional*, defaults to `False`): See [`read_interactions`].
     """
     skips = Skips(on_error)
-    _require_file(Path(path))
     file = TextFile(path, delimiter="\t", header=["user", "items"], allow_huge=allow_huge)
     users, lengths, numbers = [], [], []
     chunks: list[pa.Array] = []
