@@ -32,6 +32,18 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "scripts" / "evidence"))  # its files are programs that import each other
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests of one file, and those of the command line, run in one process: what they share is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "tests/cli" if nodeid.startswith("tests/cli/") else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""
@@ -79,7 +91,7 @@ def restored_logging():
     transformers_logging.enable_progress_bar()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_prepared(tmp_path_factory):
     """A function that turns `{user: [item, ...]}` into a prepared data set whose catalog is in alphabetical order."""
 

@@ -14,14 +14,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
 
-WRONG_INPUT, INTERRUPTED = 2, 130  # exit codes
+FAULT, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 SECONDS_BETWEEN_LINES = 10  # of progress, where stderr is no terminal
 
 # Arguments of the library whose option has another name; all others are spelled alike.
@@ -44,7 +44,7 @@ _ORDER = (
 
 
 class _Verbs(TyperGroup):
-    """Turns errors of the library into one line and exit code 2; `--verbose` shows where they come from."""
+    """Turns every error into one line; `--traceback` and `--verbose` show where it comes from."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=_ORDER.index)
@@ -57,23 +57,26 @@ class _Verbs(TyperGroup):
         except KeyboardInterrupt:  # also while a library is being imported
             typer.echo("Stopped.", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        except (ValueError, OSError, ImportError, _safetensors_error()) as error:
-            if logging.getLogger("hf_genrec").isEnabledFor(logging.DEBUG):
+        except Exception as error:  # noqa: BLE001 (the outermost door: a traceback helps nobody who typed a command)
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort):  # typer's own
+                raise
+            if ctx.params["traceback"] or logging.getLogger("hf_genrec").isEnabledFor(logging.DEBUG):
                 traceback.print_exc()
             command = self.commands.get(ctx.invoked_subcommand)
             names = {} if command is None else {param.name or "": param.opts[0] for param in command.params}
             typer.echo(f"Error: {in_options(' '.join(_message(error).split()), names)}", err=True)
-            raise typer.Exit(WRONG_INPUT) from None
+            raise typer.Exit(WRONG_INPUT if _is_about_input(error) else FAULT) from None
 
 
-def _safetensors_error() -> type[Exception]:
-    """The error of a broken weights file; only who has imported safetensors can have raised it."""
-    module = sys.modules.get("safetensors")
-    return ValueError if module is None else module.SafetensorError
+def _is_about_input(error: Exception) -> bool:
+    """Whether the library raised it on purpose; the error of a broken weights file has no base class of these."""
+    return isinstance(error, (ValueError, OSError, ImportError)) or type(error).__name__ == "SafetensorError"
 
 
 def _message(error: Exception) -> str:
     """What the system says of a file in words, without its number."""
+    if not _is_about_input(error):
+        return f"{type(error).__name__}: {error}. If the input is right, `hf-genrec --traceback` shows what to report."
     if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
         return str(error)
     if isinstance(error, FileNotFoundError):
@@ -88,9 +91,6 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     Args:
         message (`str`): What the library says, such as "Pass `overwrite=True`.".
         options (`Mapping[str, str]`): The options of the verb by the names of its parameters.
-
-    Returns:
-        `str`
 
     Example:
 
@@ -126,10 +126,7 @@ def one_of(*choices: str) -> Callable[[str | None], str | None]:
     A callback for options with a few values.
 
     Args:
-        *choices (`str`): The values.
-
-    Returns:
-        `Callable`: refuses any other value.
+        *choices (`str`): The values; any other is refused.
     """
 
     def check(value: str | None) -> str | None:
@@ -145,10 +142,7 @@ def ending_in(*endings: str) -> Callable[[typer.CallbackParam, str | None], str 
     A callback for options that name a file to write.
 
     Args:
-        *endings (`str`): The endings that are known, such as `".png"`.
-
-    Returns:
-        `Callable`: refuses any other ending.
+        *endings (`str`): The endings that are known, such as `".png"`; any other is refused.
     """
 
     def check(param: typer.CallbackParam, value: str | None) -> str | None:
@@ -165,9 +159,6 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         values (`Mapping[str, Any]`): Values by name; `None` where an option was left out.
-
-    Returns:
-        `dict[str, Any]`
     """
     return {name: value for name, value in values.items() if value is not None}
 
@@ -217,6 +208,9 @@ def _show_version(value: bool) -> None:
 def _options(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show every step, and tracebacks of errors.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only warnings and errors.")] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", hidden=True, help="Show where an error comes from.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
     ] = False,
@@ -246,6 +240,17 @@ class _Lines(logging.Handler):
         tqdm.write(prefix + record.getMessage(), file=sys.stderr)
 
 
+def plain_console(file: TextIO | None = None, *, width: int | None = None) -> Console:
+    """
+    A console that shows what users wrote as they wrote it: `[b]` is no markup and `:smile:` no picture.
+
+    Args:
+        file (`TextIO`, *optional*): Where it writes; `None` for stdout.
+        width (`int`, *optional*): Columns; `None` for those of the terminal.
+    """
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+
+
 @contextlib.contextmanager
 def output_on(as_json: bool) -> Iterator[Callable[..., None]]:
     """
@@ -269,7 +274,7 @@ def output_on(as_json: bool) -> Iterator[Callable[..., None]]:
             if result is not None:
                 stdout.write(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n")
         else:
-            console = Console(file=stdout, highlight=False)
+            console = plain_console(stdout)
             for table in tables:
                 console.print(table)
 
@@ -284,9 +289,6 @@ def name_values(option: str, words: list[str]) -> dict[str, Any]:
     Args:
         option (`str`): The option they were given with, for the error.
         words (`list[str]`): `NAME=VALUE` each.
-
-    Returns:
-        `dict[str, Any]`
 
     Raises:
         ValueError: If a word is no `NAME=VALUE`.
@@ -312,10 +314,5 @@ def name_values(option: str, words: list[str]) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """
-    The command as it was typed, for records.
-
-    Returns:
-        `str`
-    """
+    """The command as it was typed, for records."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

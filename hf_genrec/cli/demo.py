@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, app, output_on
+from hf_genrec.cli.command_line import AsJson, app, output_on, plain_console
 
 
 @app.command("demo")
@@ -41,8 +41,6 @@ def _demo(
       hf-genrec demo --movielens ml-100k.zip --output /tmp/demo --json
     """
     with output_on(as_json) as show:
-        from rich.console import Console
-
         from hf_genrec.cli.quick_start import run_demo
 
-        show(result=run_demo(output, console=Console(highlight=False), movielens=movielens, encoder=encoder))
+        show(result=run_demo(output, console=plain_console(), movielens=movielens, encoder=encoder))

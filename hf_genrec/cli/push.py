@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from hf_genrec.cli.command_line import AsJson, app, output_on
@@ -47,6 +46,7 @@ Neighbors = Annotated[
 
 @app.command("push")
 def _push(
+    ctx: typer.Context,
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
     repo: Repo,
     public: Public = False,
@@ -73,23 +73,12 @@ def _push(
     with output_on(as_json) as show:
         from hf_genrec.hub.push import push_recommender
 
-        publication = push_recommender(
-            run,
-            repo,
-            private=not public,
-            revision=revision,
-            commit_message=message,
-            license=license,
-            space=space,
-            neighbors=neighbors,
-            replace_card=replace_card,
-            dry_run=dry_run,
-        )
-        _show(show, publication)
+        _show(show, push_recommender(run, repo, **_how(ctx)))
 
 
 @app.command("push-ids")
 def _push_ids(
+    ctx: typer.Context,
     folder: Annotated[
         str, typer.Argument(metavar="IDS|RUN", help="A tokenized folder or a run folder.", show_default=False)
     ],
@@ -112,21 +101,12 @@ def _push_ids(
     with output_on(as_json) as show:
         from hf_genrec.hub.push import push_ids
 
-        publication = push_ids(
-            folder,
-            repo,
-            private=not public,
-            revision=revision,
-            commit_message=message,
-            license=license,
-            replace_card=replace_card,
-            dry_run=dry_run,
-        )
-        _show(show, publication)
+        _show(show, push_ids(folder, repo, **_how(ctx)))
 
 
 @app.command("push-space")
 def _push_space(
+    ctx: typer.Context,
     recommender: Annotated[
         str, typer.Argument(metavar="REPO", help="The recommender's repository on the Hub.", show_default=False)
     ],
@@ -147,17 +127,23 @@ def _push_space(
     with output_on(as_json) as show:
         from hf_genrec.hub.push import push_space
 
-        publication = push_space(
-            recommender, repo, private=not public, commit_message=message, replace_card=replace_card, dry_run=dry_run
-        )
-        _show(show, publication)
+        _show(show, push_space(recommender, repo, **_how(ctx)))
+
+
+def _how(ctx: typer.Context) -> dict[str, Any]:
+    """The options of a verb as arguments of its function."""
+    how = {name: value for name, value in ctx.params.items() if name in _ALIKE}
+    return how | {"private": not ctx.params["public"], "commit_message": ctx.params["message"]}
+
+
+_ALIKE = ("revision", "license", "space", "neighbors", "replace_card", "dry_run")
 
 
 def _show(show: Any, publication: Publication) -> None:
     lines = list(publication.notes)
     if publication.url is not None:
         lines.append(f"{publication.url} at {publication.commit}")
-    show(_table(publication), *map(escape, lines), result=publication.to_dict())
+    show(_table(publication), *lines, result=publication.to_dict())
 
 
 def _table(publication: Publication) -> Table:
@@ -171,7 +157,7 @@ def _table(publication: Publication) -> Table:
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("why", overflow="fold")
     for file in sorted(publication.files, key=lambda file: _ORDER.index(file.action)):
-        table.add_row(escape(file.path), file.action, decimal(file.size), file.reason)
+        table.add_row(file.path, file.action, decimal(file.size), file.reason)
     sent = [file.size for file in publication.files if file.action == "upload"]
     table.caption = f"{len(sent)} files, {decimal(sum(sent))} to upload" if is_plan else f"{len(sent)} files uploaded"
     return table

@@ -152,9 +152,7 @@ def run_demo(
     minutes = (time.perf_counter() - start) / 60
     ids = " ".join(prepared.split("test")[0]["history"][-3:])
     console.print(f"Done in {minutes:.1f} minutes. Everything is in {folder}.")
-    console.print(
-        f"Go on with: hf-genrec recommend --model {folder / 'model'} --history {ids}", soft_wrap=True, highlight=False
-    )
+    console.print(f"Go on with: hf-genrec recommend --model {folder / 'model'} --history {ids}", soft_wrap=True)
     return {"folder": str(folder / "model"), "evaluation": record, "users": users, "minutes": minutes}
 
 
@@ -254,7 +252,7 @@ def _shown_users(
     rows = [test[row] for row in range(min(settings.num_shown_users, len(test)))]
     _heading(console, f"6. Recommendations for {len(rows)} users", False)
     histories = [row["history"] for row in rows]
-    entries = recommendation_entries(recommender, histories, exclude_seen=EXCLUDE_SEEN)
+    entries = recommendation_entries(recommender, histories, options={"exclude_seen": EXCLUDE_SEEN})
     for row, entry in zip(rows, entries, strict=True):
         target = recommender.titles([row["target"]])[0]
         title = f"User {row['user_id']}, whose next item was: {target}"

@@ -102,14 +102,8 @@ def _recommend(
         options: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation, "decoding": decoding}
         options |= {"top_k": top_k, "diversity": diversity, "sample_seed": sample_seed}
         options = given(options) | name_values("--search", search_words or [])
-        entries = recommendation_entries(
-            recommender,
-            batch,
-            exclude_seen=exclude_seen,
-            exclude_items=exclude or None,
-            allow_items=allow or None,
-            options=options,
-        )
+        rules = {"exclude_seen": exclude_seen, "exclude_items": exclude or None, "allow_items": allow or None}
+        entries = recommendation_entries(recommender, batch, options=rules | options)
         titles = ["Recommendations"] if histories is None else [f"Line {line + 1}" for line in range(len(batch))]
         tables = [recommendations_table(entry, title=title) for entry, title in zip(entries, titles, strict=True)]
         result = {"model": model} | (entries[0] if histories is None else {"users": entries})

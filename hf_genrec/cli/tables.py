@@ -4,7 +4,7 @@ Records in, tables for a terminal out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -16,65 +16,87 @@ from hf_genrec.evaluation.tables import PUBLISHED_ENCODERS, evidence_tables, met
 
 PUBLISHED_ENCODER = "sentence-t5-base"
 _METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10")
+_MEASURES = {"text": ("texts", ".3f"), "co_purchase": ("users", ".4f"), "lift": ("lift", ".1f")}
+
+
+def numbers_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> Table:
+    """
+    A table of a name and numbers, or of numbers only.
+
+    Args:
+        title (`str`): The heading.
+        header (`Sequence[str]`): The columns; the first one is on the left, all others on the right.
+        rows (`Iterable[Sequence[str]]`): The cells.
+        caption (`str`, *optional*): What stands below.
+
+    Returns:
+        `rich.table.Table`
+    """
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column, name in enumerate(header):
+        table.add_column(name, justify="right" if column else "left", no_wrap=bool(column))
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def statistics_table(metadata: Mapping[str, Any]) -> Table:
     """
-    How a data set shrank from step to step.
+    How a data set shrank from step to step; the first row is the log as it was read.
 
     Args:
         metadata (`dict`): The content of a prepared folder's `dataset.json`.
 
     Returns:
-        `rich.table.Table`: one row per step, the first one the log as it was read.
+        `rich.table.Table`
     """
-    table = Table(title=f"{metadata['source']}, protocol {metadata['protocol']}")
-    table.add_column("after the step")
-    for name in ("users", "items", "interactions", "per user", "density"):
-        table.add_column(name, justify="right")
-    for step in metadata["steps"]:
-        sizes = [f"{step[name]:,}" for name in ("num_users", "num_items", "num_interactions")]
-        table.add_row(step["step"], *sizes, f"{step['mean_length']:.2f}", f"{step['density']:.5f}")
-    return table
+    sizes = ("num_users", "num_items", "num_interactions")
+    rows = [
+        [step["step"], *(f"{step[name]:,}" for name in sizes), f"{step['mean_length']:.2f}", f"{step['density']:.5f}"]
+        for step in metadata["steps"]
+    ]
+    header = ["after the step", "users", "items", "interactions", "per user", "density"]
+    return numbers_table(f"{metadata['source']}, protocol {metadata['protocol']}", header, rows)
 
 
 def preparation_notes(metadata: Mapping[str, Any]) -> list[str]:
     """
-    What else is to be said about a prepared data set.
+    Sizes of the splits, what was skipped, items held out of training, and the published statistics.
 
     Args:
         metadata (`dict`): The content of `dataset.json`.
 
     Returns:
-        `list[str]`: sizes of the splits, everything that was skipped, items held out of training, and the published
-            statistics.
+        `list[str]`
     """
     splits = ", ".join(f"{name} {size:,}" for name, size in metadata["splits"].items())
     notes = [f"users per split: {splits}; training targets: {metadata['num_train_targets']:,}"]
     skipped = metadata["skipped"]
     notes += [f"skipped, {name}: {count:,}" for name, count in skipped.items() if isinstance(count, int) and count]
     notes += [f"first of the {name}: {text}" for name, text in skipped.items() if isinstance(text, str) and text]
-    cold = metadata.get("cold_items")
-    if cold is not None:
-        notes.append(
-            f"held out of training: {cold['num_items']:,} items, the newest by {cold['newest_by']}, with "
-            f"{cold['num_train_interactions']:,} training interactions of {cold['num_train_users']:,} users "
-            f"({cold['num_users_without_training']:,} are not trained on at all); they are the targets of "
-            f"{cold['num_validation_targets']:,} users at validation and {cold['num_test_targets']:,} at test"
-        )
-        evaluated = metadata["splits"]["validation"] + metadata["splits"]["test"]
-        num_trainable = metadata["statistics"]["num_interactions"] - evaluated
-        if 2 * cold["num_train_interactions"] > num_trainable:
-            left = num_trainable - cold["num_train_interactions"]
-            notes.append(
-                f"warning: only {left:,} of {num_trainable:,} training interactions are left to train on: hold out "
-                "fewer items"
-            )
+    if metadata.get("cold_items") is not None:
+        notes += _notes_on_cold_items(metadata, metadata["cold_items"])
     known = metadata["known_statistics"]
     if known is not None:
+        found = "equal" if known["matches"] else str(known["expected"])
+        notes.append(f"published statistics of {known['category']}: {found}")
+    return notes
+
+
+def _notes_on_cold_items(metadata: Mapping[str, Any], cold: Mapping[str, Any]) -> list[str]:
+    notes = [
+        f"held out of training: {cold['num_items']:,} items, the newest by {cold['newest_by']}, with "
+        f"{cold['num_train_interactions']:,} training interactions of {cold['num_train_users']:,} users "
+        f"({cold['num_users_without_training']:,} are not trained on at all); they are the targets of "
+        f"{cold['num_validation_targets']:,} users at validation and {cold['num_test_targets']:,} at test"
+    ]
+    evaluated = metadata["splits"]["validation"] + metadata["splits"]["test"]
+    num_trainable = metadata["statistics"]["num_interactions"] - evaluated
+    left = num_trainable - cold["num_train_interactions"]
+    if 2 * left < num_trainable:
         notes.append(
-            f"published statistics of {known['category']}: "
-            + ("equal" if known["matches"] else str(known["expected"]))
+            f"warning: only {left:,} of {num_trainable:,} training interactions are left to train on: hold out "
+            "fewer items"
         )
     return notes
 
@@ -89,17 +111,14 @@ def collision_table(statistics: Mapping[str, Any]) -> Table:
     Returns:
         `rich.table.Table`
     """
-    title = f"{statistics['num_items']:,} items, policy {statistics['policy']}, {statistics['num_changed']:,} changed"
-    table = Table(title=title)
-    table.add_column("collisions")
-    for name in ("distinct ids", "items that share", "must move", "largest group"):
-        table.add_column(name, justify="right")
+    rows = []
     for name in ("before", "after"):
         values = statistics[name]
-        largest = max(map(int, values["group_sizes"]))
         shares = [f"{100 * values[share]:.2f} %" for share in ("collision_rate", "excess_rate")]
-        table.add_row(name, f"{values['num_distinct']:,}", *shares, str(largest))
-    return table
+        rows.append([name, f"{values['num_distinct']:,}", *shares, str(max(map(int, values["group_sizes"])))])
+    title = f"{statistics['num_items']:,} items, policy {statistics['policy']}, {statistics['num_changed']:,} changed"
+    header = ["collisions", "distinct ids", "items that share", "must move", "largest group"]
+    return numbers_table(title, header, rows)
 
 
 def usage_table(statistics: Mapping[str, Any], *, fit: Mapping[str, Any] | None = None) -> Table:
@@ -115,19 +134,10 @@ def usage_table(statistics: Mapping[str, Any], *, fit: Mapping[str, Any] | None 
     Returns:
         `rich.table.Table`
     """
-    table = Table(title=f"codebook size {statistics['codebook_size']}")
     errors = _errors(fit)
-    for name in ("level", "codes used", "usage", "perplexity", *errors):
-        table.add_column(name, justify="right")
-    for level, values in enumerate(statistics["levels"]):
-        table.add_row(
-            str(level + 1),
-            f"{values['num_used']:,}",
-            f"{100 * values['usage']:.1f} %",
-            f"{values['perplexity']:.1f}",
-            *(_error_cell(column, level) for column in errors.values()),
-        )
-    return table
+    rows = [[str(level + 1), *_usage(values, level, errors)] for level, values in enumerate(statistics["levels"])]
+    header = ["level", "codes used", "usage", "perplexity", *errors]
+    return numbers_table(f"codebook size {statistics['codebook_size']}", header, rows)
 
 
 def _errors(fit: Mapping[str, Any] | None) -> dict[str, Sequence[float]]:
@@ -136,90 +146,75 @@ def _errors(fit: Mapping[str, Any] | None) -> dict[str, Sequence[float]]:
     return {name: fit[key] for name, key in columns.items() if fit is not None and fit.get(key) is not None}
 
 
-def _error_cell(errors: Sequence[float], level: int) -> str:
-    return f"{errors[level]:.3f}" if level < len(errors) else "-"  # an appended code rebuilds nothing
+def _usage(values: Mapping[str, Any], level: int, errors: Mapping[str, Sequence[float]]) -> list[str]:
+    """The cells of a level; an appended code rebuilds nothing and has no error."""
+    cells = [f"{values['num_used']:,}", f"{100 * values['usage']:.1f} %", f"{values['perplexity']:.1f}"]
+    return cells + [f"{column[level]:.3f}" if level < len(column) else "-" for column in errors.values()]
 
 
 def prefix_table(report: Mapping[str, Any]) -> Table:
     """
-    How the items part and how alike they get, the more first codes they share.
+    How the items part and how alike they get, the more first codes they share; the first row is chance.
 
     Args:
         report (`dict`): What [`id_report`] returned.
 
     Returns:
-        `rich.table.Table`: one row per prefix length, the first one all pairs of items: chance.
+        `rich.table.Table`
     """
-    table = Table(title="items that share their first codes", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in ("codes", "prefixes", "items", "most", "alone", "pairs", *_measure_names(report)):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = []
     for entry in report["prefixes"]:
-        table.add_row(
-            str(entry["length"]) if entry["length"] else "any",
-            f"{entry['num_prefixes']:,}",
-            f"{entry['mean_items']:,.1f}",
-            f"{entry['max_items']:,}",
-            f"{100 * entry['share_alone']:.1f} %",
-            f"{entry['num_pairs']:,}",
-            *(_measure_cell(name, entry[name]["at_least"]) for name in report["measures"]),
-        )
-    return table
+        sizes = [f"{entry['num_prefixes']:,}", f"{entry['mean_items']:,.1f}", f"{entry['max_items']:,}"]
+        sizes += [f"{100 * entry['share_alone']:.1f} %", f"{entry['num_pairs']:,}"]
+        measures = _measures(report, {name: entry[name]["at_least"] for name in report["measures"]})
+        rows.append([str(entry["length"] or "any"), *sizes, *measures])
+    header = ["codes", "prefixes", "items", "most", "alone", "pairs", *_measure_names(report)]
+    return numbers_table("items that share their first codes", header, rows)
 
 
 def position_table(report: Mapping[str, Any]) -> Table:
     """
-    How each code of the tuple is used, and how alike items are that share it whatever their other codes are.
+    How each code is used, and how alike items are that share it; the last row is chance.
 
     Args:
         report (`dict`): What [`id_report`] returned.
 
     Returns:
-        `rich.table.Table`: one row per level, the last one all pairs of items: chance.
+        `rich.table.Table`
     """
-    title = f"items that share one code (codebook size {report['statistics']['codebook_size']})"
-    caption = "texts, users: mean cosine of embeddings and of sets of users; lift: shared users, 1 is chance"
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False)
     errors = _errors(report.get("fit"))
-    for name in ("level", "codes used", "usage", "perplexity", *errors, "pairs", *_measure_names(report)):
-        table.add_column(name, justify="right", no_wrap=True)
-    for level, entry in enumerate(report["positions"]):
-        table.add_row(
-            str(level + 1),
-            f"{entry['num_used']:,}",
-            f"{100 * entry['usage']:.1f} %",
-            f"{entry['perplexity']:.1f}",
-            *(_error_cell(column, level) for column in errors.values()),
-            f"{entry['num_pairs']:,}",
-            *(_measure_cell(name, entry[name]) for name in report["measures"]),
-        )
+    rows = [
+        [str(level + 1), *_usage(entry, level, errors), f"{entry['num_pairs']:,}", *_measures(report, entry)]
+        for level, entry in enumerate(report["positions"])
+    ]
     if report["measures"]:
         chance = report["prefixes"][0]
-        cells = [_measure_cell(name, chance[name]["at_least"]) for name in report["measures"]]
-        table.add_row("any", "", "", "", *[""] * len(errors), f"{chance['num_pairs']:,}", *cells, style="dim")
-    return table
-
-
-_MEASURES = {"text": ("texts", ".3f"), "co_purchase": ("users", ".4f"), "lift": ("lift", ".1f")}
+        cells = _measures(report, {name: chance[name]["at_least"] for name in report["measures"]})
+        rows.append(["any", "", "", "", *[""] * len(errors), f"{chance['num_pairs']:,}", *cells])
+    title = f"items that share one code (codebook size {report['statistics']['codebook_size']})"
+    caption = "texts, users: mean cosine of embeddings and of sets of users; lift: shared users, 1 is chance"
+    header = ["level", "codes used", "usage", "perplexity", *errors, "pairs", *_measure_names(report)]
+    return numbers_table(title, header, rows, caption=caption)
 
 
 def _measure_names(report: Mapping[str, Any]) -> list[str]:
     return [_MEASURES[name][0] for name in report["measures"]]
 
 
-def _measure_cell(name: str, value: float | None) -> str:
-    return "-" if value is None else format(value, _MEASURES[name][1])
+def _measures(report: Mapping[str, Any], values: Mapping[str, float | None]) -> list[str]:
+    cells = [(values[name], _MEASURES[name][1]) for name in report["measures"]]
+    return ["-" if value is None else format(value, how) for value, how in cells]
 
 
 def metrics_table(record: Mapping[str, Any]) -> Table:
     """
-    An evaluation record, baselines first and the model last.
+    An evaluation record, baselines first and the model last, intervals in brackets.
 
     Args:
         record (`dict`): What [`evaluate`] returned.
 
     Returns:
-        `rich.table.Table`: recall and ndcg at 5 and 10 and mrr at 10, with intervals of 95 % (or what the record says)
-        in brackets; below it the share of invalid lists.
+        `rich.table.Table`: recall and ndcg at 5 and 10 and mrr at 10; below it the share of invalid lists.
     """
     columns = [name for name in _METRICS if name in record["model"]]
     title = (
@@ -264,18 +259,16 @@ def recommendations_table(entry: Mapping[str, Any], *, title: str, shown_history
     What one user took and what is recommended.
 
     Args:
-        entry (`dict`): `history` (items with `item_id` and `title`), `unknown` ids and `recommendations` (items with
-            `score`).
+        entry (`dict`): One of [`recommendation_entries`].
         title (`str`): The heading.
         shown_history (`int`, *optional*, defaults to 20): Latest items of the history that are listed.
 
     Returns:
         `rich.table.Table`
     """
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table = Table("", title=title, title_justify="left")
     table.add_column("title", overflow="fold")
-    table.add_column("id")
+    table.add_column("id", overflow="fold")
     table.add_column("log-probability", justify="right")
     history = entry["history"]
     if len(history) > shown_history:
@@ -292,13 +285,7 @@ def recommendations_table(entry: Mapping[str, Any], *, title: str, shown_history
 
 
 def recommendation_entries(
-    recommender: Any,
-    histories: list[list[str]],
-    *,
-    exclude_seen: bool = True,
-    exclude_items: Sequence[str] | None = None,
-    allow_items: Sequence[str] | None = None,
-    options: Mapping[str, Any] | None = None,
+    recommender: Any, histories: list[list[str]], *, options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """
     Recommendations with titles, ready for JSON and for [`recommendations_table`].
@@ -306,34 +293,26 @@ def recommendation_entries(
     Args:
         recommender ([`Recommender`]): A loaded model.
         histories (`list[list[str]]`): Item ids, oldest first.
-        exclude_seen (`bool`, *optional*, defaults to `True`): Whether items of the history are left out.
-        exclude_items (`list[str]`, *optional*): Ids that may not be recommended.
-        allow_items (`list[str]`, *optional*): The only ids that may be; `None` for all.
-        options (`Mapping[str, Any]`, *optional*): Fields of `RecommendConfig` for this call, such as `top_k`.
+        options (`Mapping[str, Any]`): Further arguments of [`Recommender.recommend`].
 
     Returns:
-        `list[dict]`: per history `history`, `unknown` and `recommendations`.
+        `list[dict]`: per history `history` (items with `item_id` and `title`), `unknown` ids and `recommendations`
+        (items with `score`).
     """
-    found = recommender.recommend(
-        histories,
-        exclude_seen=exclude_seen,
-        exclude_items=exclude_items,
-        allow_items=allow_items,
-        **(options or {}),
-    )
+    found = recommender.recommend(histories, **options)
     catalog = set(recommender.item_ids)
+    titled = [
+        [{"item_id": i, "title": title} for i, title in zip(item_ids, recommender.titles(item_ids), strict=True)]
+        for item_ids in ([i for i in history if i in catalog] for history in histories)
+    ]
     entries = []
-    for history, item_ids, scores in zip(histories, found.item_ids, found.scores, strict=True):
-        known = [item_id for item_id in history if item_id in catalog]
-        pairs = zip(item_ids, recommender.titles(item_ids), scores, strict=True)
+    for history, known, item_ids, scores in zip(histories, titled, found.item_ids, found.scores, strict=True):
+        ranked = zip(item_ids, recommender.titles(item_ids), scores, strict=True)
         entries.append(
             {
-                "history": [
-                    {"item_id": item_id, "title": title}
-                    for item_id, title in zip(known, recommender.titles(known), strict=True)
-                ],
+                "history": known,
                 "unknown": [item_id for item_id in history if item_id not in catalog],
-                "recommendations": [{"item_id": i, "title": title, "score": score} for i, title, score in pairs],
+                "recommendations": [{"item_id": i, "title": title, "score": score} for i, title, score in ranked],
             }
         )
     return entries
@@ -351,34 +330,23 @@ def rows_table(rows: Sequence[Sequence[str]], *, title: str, caption: str = "") 
     Returns:
         `rich.table.Table`
     """
-    table = Table(
-        title=title,
-        caption=caption,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
+    table = Table(title=title, caption=caption, caption_justify="left", **look)
     header, *body = rows
-    for column, name in enumerate(header):
-        is_name = column == 0
-        table.add_column(
-            name.replace("[", r"\[").replace(" ", "\n"),
-            justify="left" if is_name else "right",
-            no_wrap=not is_name,
-            overflow="fold",
-            min_width=min(10, max(len(row[0]) for row in rows)) if is_name else None,
-        )
+    names = min(10, max(len(row[0]) for row in rows))
+    table.add_column(header[0].replace(" ", "\n"), overflow="fold", min_width=names)
+    for name in header[1:]:
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for name, *cells in body:
-        table.add_row(name.replace("[", r"\["), *map(_lines_of, cells))
+        table.add_row(name, *map(_lines_of, cells))
     return table
 
 
 def _lines_of(cell: str) -> str:
-    """`0.0375 ± 0.0010 [0.0354, 0.0393]` on three short lines; the brackets are no markup."""
+    """`0.0375 ± 0.0010 [0.0354, 0.0393]` on three short lines."""
     if cell.startswith("< 0."):
         return f"<{cell[3:]}"
     value, _, interval = cell.partition(" [")
     decimals = 4 if interval.startswith(("+", "-")) else 3  # a difference is small
     bounds = [f"{float(bound):.{decimals}f}".replace("0.", ".") for bound in interval.rstrip("]").split(", ") if bound]
-    return value.replace(" ±", "\n±") + (f"\n\\[{' '.join(bounds)}]" if bounds else "")
+    return value.replace(" ±", "\n±") + (f"\n[{' '.join(bounds)}]" if bounds else "")

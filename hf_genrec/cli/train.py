@@ -7,7 +7,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +26,10 @@ from hf_genrec.cli.command_line import (
     output_on,
 )
 from hf_genrec.registration import ARCHITECTURES
+
+
+if TYPE_CHECKING:
+    from hf_genrec.data.prepared import PreparedDataset
 
 
 def _shape(text: str, *, least: int | None = None) -> Any:
@@ -137,36 +142,22 @@ def _train(
         raise ValueError("Give either `--ids` (a new model) or `--from` (a checkpoint to fine-tune).")
     if ids is not None and not kind.has_codes:
         raise ValueError(f"{kind.display_name} has no semantic IDs: leave out `--ids`.")
-    shape = {
-        "num_latent_tokens": latents, "history_attention": history_attention, "history_unit": history_unit,
-        "normalization": normalization, "d_model": d_model, "d_ff": d_ff, "d_kv": d_kv, "num_heads": heads,
-        "num_layers": layers, "num_decoder_layers": decoder_layers, "dropout_rate": dropout,
-        "label_smoothing": label_smoothing, "max_history_length": max_history,
-    }  # fmt: skip
-    _check_shape(given(shape), kind, origin)
-    schedule = {
-        "num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "learning_rate": learning_rate,
-        "eval_num_beams": beams, "latent_aggregation": latent_aggregation, "early_stopping_patience": early_stopping,
-        "precision": precision, "seed": seed,
-    }  # fmt: skip
+    asked = SimpleNamespace(
+        **ctx.params,
+        words=ctx.args,
+        own_options=[option for parameter in ctx.command.params for option in parameter.opts],
+        shape=given({field: ctx.params[option] for option, field in _SHAPE.items()}),
+        schedule=given({field: ctx.params[option] for option, field in _SCHEDULE.items()}),
+    )
+    _check_shape(asked.shape, kind, origin)
+    asked.shape |= name_values("--set", fields or [])
     if eval_steps is not None:
-        schedule |= {"eval_strategy": "steps", "eval_steps": eval_steps}
-        schedule |= {"save_strategy": "steps", "save_steps": eval_steps}
+        asked.schedule |= {"eval_strategy": "steps", "eval_steps": eval_steps}
+        asked.schedule |= {"save_strategy": "steps", "save_steps": eval_steps}
     with output_on(as_json) as show:
-        record = _run_training(
-            prepared_folder,
-            output,
-            ids,
-            origin,
-            resume,
-            paper,
-            architecture,
-            given(shape) | name_values("--set", fields or []),
-            given(schedule),
-            targets,
-            ctx.args,
-            [option for parameter in ctx.command.params for option in parameter.opts],
-        )
+        from hf_genrec.data.prepared import PreparedDataset
+
+        record = _run_training(PreparedDataset.load(prepared_folder), asked)
         if record is None:
             return
         best = record["best_metric"]
@@ -176,6 +167,28 @@ def _train(
             f"written to {output}; next: hf-genrec evaluate {output} {prepared_folder}",
             result={"folder": output} | record,
         )
+
+
+# Names of the options above and the fields of the config and of the training arguments that they set.
+_SHAPE = {
+    "latents": "num_latent_tokens", "history_attention": "history_attention", "history_unit": "history_unit",
+    "normalization": "normalization", "d_model": "d_model", "d_ff": "d_ff", "d_kv": "d_kv", "heads": "num_heads",
+    "layers": "num_layers", "decoder_layers": "num_decoder_layers", "dropout": "dropout_rate",
+    "label_smoothing": "label_smoothing", "max_history": "max_history_length",
+}  # fmt: skip
+_SCHEDULE = {
+    "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size", "learning_rate": "learning_rate",
+    "beams": "eval_num_beams", "latent_aggregation": "latent_aggregation", "precision": "precision", "seed": "seed",
+    "early_stopping": "early_stopping_patience",
+}  # fmt: skip
+
+
+def _arguments(asked: SimpleNamespace, kind: Any) -> Any:
+    """The training arguments: what is asked for over the recipe of a kind of model."""
+    from hf_genrec.training.arguments import training_arguments
+
+    settings = (kind.paper_schedule if asked.paper else kind.default_schedule) | asked.schedule
+    return training_arguments(asked.output, settings=settings, options=asked.words, more=asked.own_options)
 
 
 def _check_shape(shape: dict[str, Any], kind: Any, origin: str | None) -> None:
@@ -188,54 +201,39 @@ def _check_shape(shape: dict[str, Any], kind: Any, origin: str | None) -> None:
         raise ValueError(f"The architecture {kind.model_type} has no {', '.join(wrong)}: leave it out.")
 
 
-def _run_training(
-    prepared_folder: str,
-    output: str,
-    ids: str | None,
-    origin: str | None,
-    resume: bool,
-    paper: bool,
-    architecture: str | None,
-    shape: dict[str, Any],
-    schedule: dict[str, Any],
-    targets: str,
-    options: list[str],
-    own_options: list[str],
-) -> dict[str, Any] | None:
+def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, Any] | None:
     """The record of the run; `None` in a process that is not the main one."""
     from transformers import CONFIG_MAPPING
 
-    from hf_genrec.data.prepared import PreparedDataset
     from hf_genrec.evaluation.record import is_finished, read_training
-    from hf_genrec.training.arguments import training_arguments
     from hf_genrec.training.initial import start_fresh, start_from
-    from hf_genrec.training.runs import check_same_run, train_run
+    from hf_genrec.training.runs import train_run
 
-    if origin is not None and (shape or paper or architecture):
-        wrong = ", ".join(sorted(shape)) or ("--paper" if paper else "--architecture")
+    if asked.origin is not None and (asked.shape or asked.paper or asked.architecture):
+        wrong = ", ".join(sorted(asked.shape)) or ("--paper" if asked.paper else "--architecture")
         raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {wrong}.")
-    prepared = PreparedDataset.load(prepared_folder)
-    kind: Any = CONFIG_MAPPING[architecture or "latte"]
-    if is_finished(output) and resume:
-        settings = (kind.paper_schedule if paper else kind.default_schedule) | schedule
-        seed = training_arguments(output, settings=settings, options=options, more=own_options).seed
-        check_same_run(output, _asked_for(prepared, ids, origin, architecture) | {"seed": seed})
-        typer.echo(f"The run in {output} is finished; nothing to resume.", err=True)
-        return read_training(output) if os.environ.get("RANK", "0") == "0" else None
-    if origin is not None:
-        starting = start_from(prepared, origin)
-        kind = type(starting.model.config)
-    settings = (kind.paper_schedule if paper else kind.default_schedule) | schedule
-    args = training_arguments(output, settings=settings, options=options, more=own_options)
-    if origin is None:
-        if shape.get("history_attention") == "bidirectional":  # which reads codes; `--history-unit item` is refused
-            shape = {"history_unit": "code"} | shape
-        shape = (kind.paper_shape if paper else kind.default_shape) | shape
-        starting = start_fresh(prepared, ids, shape=shape, seed=args.seed, architecture=kind.model_type)
+    kind: Any = CONFIG_MAPPING[asked.architecture or "latte"]
+    if is_finished(asked.output) and asked.resume:
+        _check_finished(prepared, asked, kind)
+        typer.echo(f"The run in {asked.output} is finished; nothing to resume.", err=True)
+        return read_training(asked.output) if os.environ.get("RANK", "0") == "0" else None
+    if asked.origin is not None:
+        starting = start_from(prepared, asked.origin)
+        args = _arguments(asked, type(starting.model.config))
+    else:
+        args = _arguments(asked, kind)
+        shape = kind.paper_shape if asked.paper else kind.default_shape
+        if asked.shape.get("history_attention") == "bidirectional":  # reads codes; `--history-unit item` is refused
+            shape = shape | {"history_unit": "code"}
+        starting = start_fresh(
+            prepared, asked.ids, shape=shape | asked.shape, seed=args.seed, architecture=kind.model_type
+        )
     try:
-        record = train_run(prepared, starting, output, args, targets=targets, resume=resume, command=command_line())
+        record = train_run(
+            prepared, starting, asked.output, args, targets=asked.targets, resume=asked.resume, command=command_line()
+        )
     except KeyboardInterrupt:
-        typer.echo(_after_interruption(output, resume), err=True)
+        typer.echo(_after_interruption(asked.output, asked.resume), err=True)
         raise typer.Exit(INTERRUPTED) from None
     return record if args.process_index == 0 else None
 
@@ -249,12 +247,13 @@ def _after_interruption(output: str, resume: bool) -> str:
     return f"Stopped. {kept[-1]} is kept; continue with:\n  {again}"
 
 
-def _asked_for(prepared: Any, ids: str | None, origin: str | None, architecture: str | None) -> dict[str, Any]:
-    """What can be said of a run before a model is made or loaded, as in its settings."""
+def _check_finished(prepared: PreparedDataset, asked: SimpleNamespace, kind: Any) -> None:
+    """Refuses to take a finished run for one with other settings, before a model is made or loaded."""
     from hf_genrec.tokenizers.folder import load_tokenized
+    from hf_genrec.training.runs import check_same_run
 
-    asked = {"data_fingerprint": prepared.fingerprint, "from": origin}
-    if origin is not None:  # ids and architecture are the checkpoint's
-        return asked
-    fingerprint = None if ids is None else load_tokenized(ids)[0].fingerprint
-    return asked | {"semantic_ids_fingerprint": fingerprint, "architecture": architecture or "latte"}
+    expected = {"data_fingerprint": prepared.fingerprint, "from": asked.origin}
+    if asked.origin is None:  # else ids and architecture are the checkpoint's
+        fingerprint = None if asked.ids is None else load_tokenized(asked.ids)[0].fingerprint
+        expected |= {"semantic_ids_fingerprint": fingerprint, "architecture": kind.model_type}
+    check_same_run(asked.output, expected | {"seed": _arguments(asked, kind).seed})

@@ -129,20 +129,8 @@ def training_arguments(
         options (`Sequence[str]`, *optional*): Words such as `["--weight-decay", "0.1"]`; they win over `settings`.
         more (`Iterable[str]`, *optional*): Other options of the command line, to suggest what was meant.
 
-    Returns:
-        [`GenRecTrainingArguments`]
-
     Raises:
         ValueError: If a field or an option is unknown or has a wrong value.
-
-    Example:
-
-    ```python
-    >>> args = training_arguments("run", settings={"learning_rate": 0.1}, options=["--weight-decay", "0.5"])
-    >>> args.learning_rate, args.weight_decay
-    (0.1, 0.5)
-
-    ```
     """
     known = {field.name: field.default for field in dataclasses.fields(GenRecTrainingArguments)}
     if set(settings) - set(known):
@@ -177,9 +165,6 @@ def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
         words (`Iterable[str]`): What was typed and is not known.
         known (`Iterable[str]`): What could have been meant.
 
-    Returns:
-        `str`: `" Did you mean ...?"`, or nothing.
-
     Example:
 
     ```python
@@ -194,12 +179,7 @@ def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
 
 
 def has_bfloat16() -> bool:
-    """
-    Whether this machine computes in bfloat16 in hardware.
-
-    Returns:
-        `bool`: for the GPU if there is one, else for the CPU (AVX-512 BF16 or AMX).
-    """
+    """Whether the GPU, or without one the CPU (AVX-512 BF16 or AMX), computes in bfloat16 in hardware."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -68,11 +68,7 @@ def start_fresh(
             The tokenized folder of the same items; `None` for an architecture without semantic IDs.
         shape (`dict`): Fields of the architecture's config; sizes of the catalog come from the folder.
         seed (`int`): Seed of the weights.
-        architecture (`str`, *optional*, defaults to `"latte"`):
-            A model type that is registered with the Auto classes: `"latte"`, `"rpg"`, `"acerec"` or `"sasrec"`.
-
-    Returns:
-        [`Starting`]
+        architecture (`str`, *optional*, defaults to `"latte"`): A model type that the Auto classes know.
 
     Raises:
         ValueError: If the folder is about other items, missing or of no use, or `shape` has an unknown or wrong field.
@@ -111,13 +107,12 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
     """
     A checkpoint to fine-tune on another log over the same catalog.
 
+    Weights and semantic IDs are the checkpoint's. What data it was trained on is read from the `training.json` of a
+    run folder; of a repository nothing is known.
+
     Args:
         prepared ([`PreparedDataset`]): The new log, prepared against the checkpoint's items.
         folder_or_repo (`str` or `Path`): A run folder or a Hub repository.
-
-    Returns:
-        [`Starting`]: weights and semantic IDs are the checkpoint's. What data it was trained on is read from the
-            `training.json` of a run folder; of a repository nothing is known.
 
     Raises:
         ValueError: If the catalogs differ.
@@ -151,7 +146,7 @@ def _data_of(folder: Path) -> tuple[str, ...]:
 
 
 def _count_items(model: Any, prepared: PreparedDataset) -> None:
-    """Tell a model that corrects for popularity how often each item occurs in training."""
+    """A model that corrects for popularity needs to know how often each item occurs in training."""
     if hasattr(model, "set_item_counts"):
         model.set_item_counts(torch.from_numpy(prepared.train_item_counts()))
 

@@ -178,7 +178,7 @@ def write_evaluation(
 
     Args:
         folder (`str` or `Path`): The run folder.
-        config: The model's config.
+        config (`PreTrainedConfig`): The model's.
         record (`dict`): The evaluation record.
         users (`pa.Table`, *optional*): Its results per user; `None` removes those of an earlier evaluation.
     """

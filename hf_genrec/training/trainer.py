@@ -37,14 +37,11 @@ TIME_NAME = "time.json"  # in a checkpoint: the minutes up to it
 
 def keep_freed_memory() -> bool:
     """
-    Ask the C library to keep freed memory for the next allocation instead of handing it back to the system.
+    Ask the C library to keep freed memory for the next allocation; whether it understood (only glibc does).
 
     Every training step on a CPU allocates and frees the same large tensors. By default glibc returns them to the
     system each time and the system clears each page again at its first touch, which makes steps of changing shape
     several times slower. The memory goes back when the process ends.
-
-    Returns:
-        `bool`: whether the C library understood (glibc does, others are left as they are).
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -66,16 +63,7 @@ class GenRecTrainer(Trainer):
     args: GenRecTrainingArguments
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """
-        As in transformers; on a CPU the process keeps the memory it frees (see [`keep_freed_memory`]).
-
-        Args:
-            *args: See `Trainer.train`.
-            **kwargs: See `Trainer.train`, for example `resume_from_checkpoint`.
-
-        Returns:
-            `TrainOutput`
-        """
+        """As in transformers; on a CPU the process keeps the memory it frees (see [`keep_freed_memory`])."""
         if self.args.use_cpu:
             keep_freed_memory()
         return super().train(*args, **kwargs)
@@ -87,12 +75,7 @@ class GenRecTrainer(Trainer):
         )
 
     def get_train_dataloader(self) -> DataLoader:
-        """
-        Rows packed by [`TargetBatchSampler`].
-
-        Returns:
-            `DataLoader`: prepared by accelerate.
-        """
+        """Rows packed by [`TargetBatchSampler`]."""
         rows = self.train_dataset
         if not isinstance(rows, WindowDataset):
             return super().get_train_dataloader()
@@ -123,14 +106,9 @@ class GenRecTrainer(Trainer):
         """
         Recommend for every row of the validation sample and rank its target among all items.
 
-        Args:
-            eval_dataset ([`WindowDataset`], *optional*): One row per user; `None` for the one given at construction.
-            ignore_keys (`list[str]`, *optional*): Not used.
-            metric_key_prefix (`str`, *optional*, defaults to `"eval"`): Prefix of the names.
-
         Returns:
-            `dict`: `ndcg@10` and `recall@10` of the beam search with `eval_num_beams`, and `loss`: the negative
-            log-likelihood per code with latents summed out.
+            `dict`: `ndcg@10` and `recall@10` of the lists of `recommend()`, and `loss`: the negative log-likelihood
+            per code with latents summed out.
         """
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         model = self.accelerator.unwrap_model(self.model)
@@ -197,25 +175,12 @@ class Stopwatch(TrainerCallback):
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def read(self) -> dict[str, float]:
-        """
-        What was spent so far.
-
-        Returns:
-            `dict`: `minutes` by the clock and `cpu_minutes`.
-        """
+        """What was spent so far: `minutes` by the clock and `cpu_minutes`."""
         spent = {"minutes": time.perf_counter() - self._start, "cpu_minutes": time.process_time() - self._cpu_start}
         return {name: round(self._earlier[name] + seconds / 60, 3) for name, seconds in spent.items()}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """
-        Note the minutes in the checkpoint that was just written.
-
-        Args:
-            args: The training arguments.
-            state: The trainer's state.
-            control: The trainer's control.
-            **kwargs: Not used.
-        """
+        """Note the minutes in the checkpoint that was just written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             (folder / TIME_NAME).write_text(json.dumps(self.read()) + "\n", encoding="utf-8")
@@ -233,9 +198,6 @@ def validation_rows(
         max_history_length (`int`): Longer histories keep their last items.
         num_users (`int`, *optional*): Size of the sample; `None` or a negative number for all.
         seed (`int`): Seed of the sample.
-
-    Returns:
-        [`WindowDataset`]
     """
     split = prepared.split("validation")
     if num_users is not None and 0 <= num_users < len(split):

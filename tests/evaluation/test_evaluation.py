@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rich.console import Console
 
 from hf_genrec import SASRecConfig, SASRecForItemGeneration
+from hf_genrec.cli.command_line import plain_console
 from hf_genrec.cli.tables import evaluation_tables
 from hf_genrec.evaluation.baselines import CatalogRanker, ItemKNN, Popularity
 from hf_genrec.evaluation.evaluate import (
@@ -217,7 +217,7 @@ def test_nothing_recommended_is_told_as_none_and_shown_as_a_dash(prepared):
 
 
 def shown(record):
-    console = Console(width=100)
+    console = plain_console(width=100)
     with console.capture() as capture:
         for table in evaluation_tables(record):
             console.print(table)

@@ -113,7 +113,7 @@ def test_no_rows_and_empty_batches_are_refused():
         TargetBatchSampler([1], [1], targets_per_batch=0, seed=0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def circle(make_prepared):
     """A world with one rule: item i is followed by item i + 1, and the last one by the first."""
     random = np.random.default_rng(0)

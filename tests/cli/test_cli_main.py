@@ -1,0 +1,62 @@
+"""What all verbs share: errors of one line, help with examples."""
+
+import pytest
+from cli_shop import error_of, run
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prepare", "--output", "x"], "exactly one of --interactions, --sequences, --movielens, --amazon"),
+        (["prepare", "--output", "x", "--interactions", "log.csv"], "`--items` is missing"),
+        (["prepare", "--output", "x", "--amazon", "2023"], "needs `--category`"),
+        (
+            [
+                "prepare",
+                "--output",
+                "x",
+                "--movielens",
+                "ml-100k",
+                "--k-core",
+                "3",
+                "--min-history",
+                "2",
+                "--no-strict",
+            ],
+            "`--k-core`, `--min-history`, `--strict` would have no effect with `--movielens`",
+        ),
+        (
+            ["prepare", "--output", "x", "--amazon", "2014", "--category", "Beauty", "--benchmark", "last_out"],
+            "`--benchmark` would have no effect with `--amazon 2014`",
+        ),
+        (
+            ["prepare", "--output", "x", "--amazon", "2023", "--category", "Beauty", "--user-column", "user_id"],
+            "`--user-column` would have no effect with `--amazon 2023`",
+        ),
+        (["prepare", "--output", "x", "--sequences", "y", "--min-rating", "3"], "`--min-rating` would have no effect"),
+        (["prepare", "--output", "x", "--sequences", "nope.tsv", "--items", "y"], "There is no file nope.tsv."),
+        (["prepare", "--output", "x", "--sequences", ".", "--items", "y"], ".: Is a directory."),
+        (["compare", "nowhere"], "There is no file nowhere."),
+        (["tokenize", "x", "--output", "misspelt", "--report"], "misspelt holds no ids to report on"),
+        (["tokenize", "x", "--output", "y"], "either `--embeddings` or `--ids`"),
+        (["train", "x", "--output", "y"], "either `--ids`"),
+        (["train", "x", "--output", "y", "--ids", "z"], "x is not a prepared folder"),
+        (["recommend", "--model", "x"], "either `--history`"),
+        (["recommend", "--model", "./x", "--history", "a"], "no run folder ./x"),
+        (["evaluate", "a/b/c", "x"], "no run folder a/b/c"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_wrong_calls_end_with_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert message in error_of(*words)
+
+
+@pytest.mark.parametrize("verb", ["prepare", "embed", "tokenize", "train", "evaluate", "recommend", "demo"])
+def test_help_has_examples_and_json(verb):
+    result = run(verb, "--help")
+
+    assert result.exit_code == 0
+    assert f"hf-genrec {verb}" in result.stdout.split("Examples:")[1]
+    assert "--json" in result.stdout
