@@ -268,6 +268,12 @@ class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
         """Replace the token table."""
         self.token_embeddings = new_embeddings
 
+    @classmethod
+    def can_generate(cls) -> bool:
+        # Said outright: the Auto classes mix `GenerationMixin` into remote code that has a `generate`, and fields of the
+        # config that are called like options of `generate()` (`temperature`) would then be saved as such.
+        return False
+
     def generate(self, *args, **kwargs):
         """Not for these models. Raises `NotImplementedError` always; use `recommend`."""
         raise NotImplementedError(

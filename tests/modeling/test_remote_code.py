@@ -234,6 +234,7 @@ def test_items_of_models_that_score_all_are_the_same_without_the_package(name, t
     exact, scores, by_graph, second, module = json.loads(process.stdout.splitlines()[-1])
     output = model.recommend(histories)
     assert module == "transformers_modules"
+    assert not (tmp_path / "second" / "generation_config.json").exists()
     assert exact == by_graph == second == output.item_tokens.tolist()
     torch.testing.assert_close(torch.tensor(scores), output.scores, rtol=1e-5, atol=1e-5)
 
