@@ -270,8 +270,9 @@ class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
 
     @classmethod
     def can_generate(cls) -> bool:
-        # Said outright: the Auto classes mix `GenerationMixin` into remote code that has a `generate`, and fields of the
-        # config that are called like options of `generate()` (`temperature`) would then be saved as such.
+        """`False`: a model that ranks writes no tokens one by one."""
+        # Stated outright: the Auto classes mix `GenerationMixin` into remote code that has a `generate`, and fields of
+        # the config that are called like options of `generate()` (`temperature`) would then be saved as such.
         return False
 
     def generate(self, *args, **kwargs):
