@@ -20,17 +20,27 @@ def _embed(
     ] = "sentence-transformers/sentence-t5-base",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
     matrix: Annotated[str | None, typer.Option(help="A ready .npy or .safetensors matrix instead of a model.")] = None,
+    behavior: Annotated[
+        str | None,
+        typer.Option(help="Add behaviour from the log: svd (seconds), or the folder of a trained SASRec."),
+    ] = None,
+    weight: Annotated[
+        float, typer.Option(min=0.0, help="With --behavior: weight of the texts; 0 for behaviour alone.")
+    ] = 0.6,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Turn the item texts into embeddings. Results are cached by texts and model.
+    Turn the item texts into embeddings, alone or with the behaviour in the training part of the log. The embeddings of
+    the texts are cached by texts and model.
 
     \b
     Examples:
       hf-genrec embed data --output embeddings --model all-MiniLM-L6-v2
       hf-genrec embed data --output embeddings.safetensors --matrix my_items.npy
+      hf-genrec embed data --output both --model all-MiniLM-L6-v2 --behavior svd --weight 0.6
+      hf-genrec embed data --output behavior --behavior svd --weight 0
     """
     with output_on(as_json) as show:
         from hf_genrec.data.prepared import PreparedDataset
@@ -43,13 +53,19 @@ def _embed(
             model_name=model,
             revision=revision,
             matrix=matrix,
+            behavior=behavior,
+            weight=weight,
             batch_size=batch_size,
             device=device,
         )
         embeddings, encoder = read_embeddings(path, prepared)
         num_items, dim = embeddings.shape
+        columns = int(encoder.get("behavior_columns", 0))
+        parts = [f"behaviour by {encoder['behavior']} ({columns})"] if columns else []
+        parts += [f"{encoder['model']} ({dim - columns})"] if columns < dim else []
+        parts[-1] += f" x {encoder['weight']}" if len(parts) > 1 else ""
         show(
-            f"{num_items:,} items, {dim} dimensions, from {encoder['model']}, written to {path}",
+            f"{num_items:,} items, {dim} dimensions, from {', '.join(parts)}, written to {path}",
             f"next: hf-genrec tokenize {prepared_folder} --embeddings {output} --output ids",
             result={"file": str(path), "num_items": num_items, "dim": dim} | encoder,
         )

@@ -165,7 +165,11 @@ def _report(
 
     report = report_tokenized(folder, prepared, embeddings=embeddings)
     shown: list[Any] = [prefix_table(report), position_table(report)]
-    if embeddings is None:
+    if len(report["prefixes"]) > 1:
+        lifts = {"users": report["prefixes"][1]["lift"]["at_least"], "texts": report["prefixes"][1].get("text_lift")}
+        times = [f"{name} {lift:.1f}" for name, lift in lifts.items() if lift is not None]
+        shown.append(f"with the same first code, times as alike as any two items: {', '.join(times) or '-'}")
+    if report["encoder"] is None:
         shown.append("the similarity of the texts is left out: it needs --embeddings")
     else:
         shown.append(f"embeddings of the texts: {report['encoder']}")

@@ -130,7 +130,14 @@ class Whitening:
     scale: np.ndarray
 
     @classmethod
-    def fit(cls, embeddings: np.ndarray, *, num_components: int, fit_on: np.ndarray | None = None) -> "Whitening":
+    def fit(
+        cls,
+        embeddings: np.ndarray,
+        *,
+        num_components: int,
+        fit_on: np.ndarray | None = None,
+        take_fewer: bool = False,
+    ) -> "Whitening":
         """
         Find the directions of largest variance.
 
@@ -139,12 +146,15 @@ class Whitening:
             num_components (`int`): Directions to keep; the paper keeps 192 of 768.
             fit_on (`np.ndarray`, *optional*):
                 Row numbers to fit on, such as the items that occur in training. `None` is all rows, as in the paper.
+            take_fewer (`bool`, *optional*, defaults to `False`):
+                Whether to take as many directions as have any variance where there are fewer, instead of an error.
 
         Raises:
-            ValueError: If the matrix is not finite or has fewer than `num_components` directions with any variance.
+            ValueError: If the matrix is not finite or has too few directions with any variance.
         """
         rows = as_rows(embeddings if fit_on is None else embeddings[np.asarray(fit_on)]).astype(np.float64)
         limit = min(len(rows) - 1, rows.shape[1])
+        num_components = min(num_components, limit) if take_fewer else num_components
         if not 1 <= num_components <= limit:
             raise ValueError(f"`num_components` must be between 1 and {limit} here, got {num_components}.")
         mean = rows.mean(axis=0)
@@ -154,8 +164,9 @@ class Whitening:
             variances, vectors = (part.numpy() for part in torch.linalg.eigh(covariance))  # ascending
         variances, components = variances[::-1][:num_components], vectors.T[::-1][:num_components]
         num_usable = int((variances > 1e-12 * variances[0]).sum())
-        if num_usable < num_components:
+        if num_usable < num_components and not (take_fewer and num_usable):
             raise ValueError(f"`num_components` is {num_components}, but only {num_usable} directions have variance.")
+        variances, components = variances[:num_usable], components[:num_usable]
         largest = np.abs(components).argmax(axis=1)
         components = components * np.sign(components[np.arange(num_components), largest])[:, None]
         return cls(*(np.ascontiguousarray(part, np.float32) for part in (mean, components, np.sqrt(variances))))

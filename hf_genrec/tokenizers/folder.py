@@ -26,6 +26,7 @@ from hf_genrec.data.prepared import PreparedDataset, replaced_folder
 from hf_genrec.files import replaced, write_json
 from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.tokenizers.base import LONGEST_UNIQUE, Quantizer
+from hf_genrec.tokenizers.behavior import behavior_vectors, fuse_vectors
 from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, encoder_identity, load_matrix
 from hf_genrec.tokenizers.semantic_ids import CollisionPolicy, SemanticIds
 
@@ -45,33 +46,46 @@ def embed_items(
     model_name: str = "sentence-transformers/sentence-t5-base",
     revision: str | None = None,
     matrix: str | os.PathLike[str] | None = None,
+    behavior: str | os.PathLike[str] | None = None,
+    weight: float = 0.6,
     batch_size: int = 32,
     device: str | None = None,
     show_progress: bool = True,
 ) -> Path:
     """
-    Write the embeddings of a catalog's texts and return the file.
+    Write the embeddings of a catalog's texts, of its behaviour in the log, or of both, and return the file.
 
     Args: see [`embed_texts`]. `output` is a `.safetensors` file, or a folder that gets an `embeddings.safetensors`;
-    `matrix` is a file of ready embeddings instead of a model, see [`load_matrix`].
+    `matrix` is a file of ready embeddings of the texts instead of a model, see [`load_matrix`]. `behavior` is `"svd"`
+    or the folder of a trained SASRec, see [`behavior_vectors`]; `weight` is that of the texts, see [`fuse_vectors`].
+    Without texts (`weight` 0, or no item has any) the behaviour stands alone.
     """
     path = embeddings_path(output)
     texts = prepared.items["text"].to_pylist()
-    if matrix is None:
+    encoder = {"model": "", "revision": "", "identity": "", "items_fingerprint": items_fingerprint(prepared.item_ids)}
+    if behavior is None or (weight > 0 and (matrix is not None or any(text.strip() for text in texts))):
+        encoder["texts"] = _digest(json.dumps(texts).encode())
+    embeddings = np.zeros((len(texts), 0), np.float32)
+    if "texts" in encoder and matrix is None:
         options: dict[str, Any] = {"batch_size": batch_size, "device": device, "show_progress": show_progress}
         embeddings = embed_texts(texts, model_name=model_name, revision=revision, **options)
-        identity = encoder_identity(model_name, revision=revision)
         named = Path(model_name).name if Path(model_name).is_dir() else model_name  # a path says nothing elsewhere
-        encoder = {"model": named, "revision": revision or "", "identity": identity}
-    else:
-        embeddings = load_matrix(os.fspath(matrix), num_items=len(texts))
-        encoder = {"model": f"matrix {Path(matrix).name}", "revision": "", "identity": ""}
-    metadata = encoder | {
-        "items_fingerprint": items_fingerprint(prepared.item_ids),
-        "texts": _digest(json.dumps(texts).encode()),
-    }
+        identity = encoder_identity(model_name, revision=revision)
+        encoder |= {"model": named, "revision": revision or "", "identity": identity}
+    elif "texts" in encoder:
+        embeddings = load_matrix(os.fspath(matrix or ""), num_items=len(texts))
+        encoder["model"] = f"matrix {Path(matrix or '').name}"
+    if behavior is not None:
+        vectors = behavior_vectors(prepared, run=None if str(behavior) == "svd" else behavior)
+        method = "svd" if str(behavior) == "svd" else "sasrec"
+        encoder |= {"behavior": method, "behavior_columns": str(vectors.shape[1]), "data": prepared.fingerprint}
+        encoder["weight"] = str(weight if embeddings.shape[1] else 0.0)
+        num_cold = int((~vectors.any(axis=1)).sum())
+        if num_cold and not embeddings.shape[1]:
+            logger.warning("%d items are in no training history and have no texts: they all get one vector.", num_cold)
+        embeddings = fuse_vectors(embeddings, vectors, weight=weight) if embeddings.shape[1] else vectors
     with replaced(path) as partial:
-        save_file({"embeddings": embeddings}, partial, metadata=metadata)
+        save_file({"embeddings": embeddings}, partial, metadata=encoder)
     return path
 
 
@@ -87,7 +101,8 @@ def embeddings_path(output: str | os.PathLike[str]) -> Path:
 
 def read_embeddings(path: str | os.PathLike[str], prepared: PreparedDataset) -> tuple[np.ndarray, dict[str, str]]:
     """
-    The embeddings of a catalog, and the file's `model`, `revision`, `identity` and fingerprints where it has them.
+    The embeddings of a catalog, and what the file says of them if it says anything: `model`, `revision`, `identity`
+    and fingerprints; for behaviour also `behavior`, `weight` and `behavior_columns`, the first ones of the matrix.
 
     Args:
         path (`str` or `Path`): What [`embed_items`] wrote (file or folder), or a ready matrix file.
@@ -109,6 +124,8 @@ def read_embeddings(path: str | os.PathLike[str], prepared: PreparedDataset) -> 
     texts = json.dumps(prepared.items["text"].to_pylist())
     if encoder.get("texts", _digest(texts.encode())) != _digest(texts.encode()):
         raise ValueError(f"{file} was made from other texts than those of {prepared.folder}. Embed them again.")
+    if encoder.get("data", prepared.fingerprint) != prepared.fingerprint:
+        raise ValueError(f"{file} was made from the log of other data than {prepared.folder}. Embed them again.")
     return load_matrix(file, num_items=len(prepared.item_ids)), encoder
 
 
@@ -142,7 +159,7 @@ def tokenize_items(
         policy (`str`, *optional*): See [`SemanticIds.from_codes`]. `None` is [`Quantizer.default_policy`].
         num_whitened (`int`, *optional*):
             Principal components to whiten to, at most what dimensions and items allow; 0 for the plain embeddings.
-            `None` is [`Quantizer.default_whitened`].
+            `None` is [`Quantizer.default_whitened`], and 0 for embeddings that hold behaviour.
         fit_on (`"train"` or `"all"`, *optional*, defaults to `"train"`):
             Which items whitening and quantizer learn from: those of the training part, or all as the paper does.
         num_candidates (`int`, *optional*, defaults to 5): See [`SemanticIds.from_codes`].
@@ -156,7 +173,9 @@ def tokenize_items(
     sizes: dict[str, Any] = {"num_levels": num_levels, "codebook_size": codebook_size}
     learner = Quantizer.named(quantizer, num_items=len(prepared.item_ids), **sizes, seed=seed, options=options)
     policy = policy or learner.default_policy
-    num_whitened = learner.default_whitened if num_whitened is None else num_whitened
+    matrix, encoder = read_embeddings(embeddings, prepared)
+    if num_whitened is None:  # whitening would undo the weights of behaviour and texts
+        num_whitened = 0 if "behavior" in encoder else learner.default_whitened
     if num_whitened < 0:
         raise ValueError(f"`num_whitened` must be at least 0, got {num_whitened}.")
     settings = {
@@ -164,7 +183,6 @@ def tokenize_items(
         "policy": policy, "num_whitened": num_whitened, "fit_on": fit_on, "num_candidates": num_candidates,
         "seed": seed,
     } | ({"options": dict(options)} if options else {})  # fmt: skip
-    matrix, encoder = read_embeddings(embeddings, prepared)
     rows = np.flatnonzero(prepared.train_item_counts() > 0) if fit_on == "train" else np.arange(len(matrix))
     with replaced_folder(output_dir, marker=RECORD_NAME, overwrite=overwrite) as folder:
         (folder / QUANTIZER_NAME).mkdir()
@@ -176,6 +194,7 @@ def tokenize_items(
             points = whitening.transform(matrix)
         learner.fit(points[rows], show_progress=show_progress).save(folder / QUANTIZER_NAME)
         source = {name: encoder.get(name) or None for name in ("model", "revision", "identity")}
+        source |= {name: encoder[name] for name in ("behavior", "weight") if name in encoder}
         write_json(source, folder / QUANTIZER_NAME / "encoder.json")
         choice: dict[str, Any] = {"policy": policy, "num_candidates": num_candidates}
         semantic_ids = SemanticIds.from_quantizer(learner, points, prepared.item_ids, **choice)

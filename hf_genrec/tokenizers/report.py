@@ -27,6 +27,8 @@ from hf_genrec.tokenizers.semantic_ids import SemanticIds
 
 REPORT_NAME = "report.json"
 
+_LEAST_CHANCE = 0.01  # mean cosine of any two texts; over less, as whitening leaves it, a ratio says nothing
+
 Vectors: TypeAlias = "np.ndarray | sp.csr_array"  # one row per item
 
 
@@ -54,7 +56,9 @@ def id_report(
         - `prefixes`, one entry per `length` from 0 (all items: chance) to where longer prefixes separate no further
           items: `num_prefixes`, `mean_items` and `max_items` per prefix, `share_alone` (items alone in their prefix),
           `group_sizes` (`{items: number of prefixes}`), `num_pairs`, and per measure `at_least` (pairs that share at
-          least this many first codes) and `exactly` (those whose next code differs; in the last entry all).
+          least this many first codes) and `exactly` (those whose next code differs; in the last entry all). With
+          texts also `text_lift`, their `at_least` over that of any two items: what `lift` is for the users. Whitened
+          texts, of which any two are as good as orthogonal, have none.
         - `positions`, one entry per code of the tuple: `num_used`, `usage`, `perplexity`, `code_counts` (items per
           code, descending), `num_pairs` that share this code, the others alike or not, and per measure their mean.
           The codes of product quantization have no order, so only this is fair to them.
@@ -98,10 +102,14 @@ def report_tokenized(
     if semantic_ids.items_fingerprint != items_fingerprint(prepared.item_ids):
         raise ValueError(f"{folder} holds the ids of other items than those of {prepared.folder}. Tokenize again.")
     matrix, encoder = (None, {}) if embeddings is None else read_embeddings(embeddings, prepared)
+    if matrix is not None and "behavior" in encoder:  # the texts stand behind the behaviour
+        matrix = matrix[:, int(encoder["behavior_columns"]) :] if float(encoder["weight"]) > 0 else None
     report: dict[str, Any] = {
         "data_fingerprint": prepared.fingerprint,
         "catalog_fingerprint": semantic_ids.catalog_fingerprint,
-        "encoder": None if embeddings is None else encoder.get("model", f"matrix {Path(embeddings).name}"),
+        "encoder": None
+        if embeddings is None or matrix is None
+        else encoder.get("model", f"matrix {Path(embeddings).name}"),
     }
     report |= id_report(semantic_ids, embeddings=matrix, taken=prepared.interaction_matrix())
     report |= {"fit": record["fit"]} if "fit" in record else {}
@@ -133,7 +141,8 @@ def _measures(
 
 
 def _prefixes(codes: np.ndarray, measures: Mapping[str, tuple[Vectors, Vectors]]) -> list[dict[str, Any]]:
-    groups, entries = [], []
+    groups: list[np.ndarray] = []
+    entries: list[dict[str, Any]] = []
     num_distinct = len(group_by_codes(codes)[1])
     for length in range(codes.shape[1] + 1):
         found, counts = group_by_codes(codes[:, :length])
@@ -158,6 +167,11 @@ def _prefixes(codes: np.ndarray, measures: Mapping[str, tuple[Vectors, Vectors]]
         unit = _unit(name, sums[0])
         for entry, at_least, exactly in zip(entries, sums, differences, strict=True):
             entry[name] = {"at_least": _ratio(at_least, unit), "exactly": _ratio(exactly, unit)}
+    if "text" in measures:  # beside the lift of the users: how much more alike the texts are than those of any two
+        chance = entries[0]["text"]["at_least"]
+        for entry in entries:
+            found = entry["text"]["at_least"]
+            entry["text_lift"] = found / chance if found is not None and chance and chance >= _LEAST_CHANCE else None
     return entries
 
 
