@@ -230,4 +230,48 @@ class HistoryConfig(GenRecConfig):
         return "causal"
 
 
-__all__ = ["GenRecConfig", "HistoryConfig"]
+@strict
+class TwoHeadConfig(GenRecConfig):
+    """
+    What models share that may have a dense head beside the one that predicts codes, see [`DenseHeadMixin`].
+
+    Args:
+        dense_head (`bool`, defaults to `False`):
+            Whether items have vectors, which histories are read with and the next item is scored by. The loss is then
+            the sum of both heads'. All fields below are without effect otherwise.
+        dense_codes (`bool`, defaults to `True`): Whether the embeddings of an item's codes are part of its vector.
+        dense_rows (`bool`, defaults to `True`): Whether a row of its own is.
+        dense_text_dim (`int`, defaults to 0):
+            Width of the text vectors whose projection is; 0 for none. They travel in the checkpoint, in float16.
+        dense_row_dropout (`float`, defaults to 0.3): Dropout on the own rows, in [0, 1).
+        dense_row_weight_decay (`float`, defaults to 0.3): Weight decay of the own rows.
+        dense_loss_weight (`float`, defaults to 1.0): Weight of the dense head's loss, per target, at least 0.
+        dense_negatives (`int`, defaults to 32768):
+            Catalogs of more items than this are compared with so many drawn ones per step, smaller ones in full.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    dense_head: bool = False
+    dense_codes: bool = True
+    dense_rows: bool = True
+    dense_text_dim: int = 0
+    dense_row_dropout: float | int = 0.3
+    dense_row_weight_decay: float | int = 0.3
+    dense_loss_weight: float | int = 1.0
+    dense_negatives: int = 32768
+
+    def __post_init__(self, **kwargs):
+        if self.dense_head and not (self.dense_codes or self.dense_rows or self.dense_text_dim):
+            raise ValueError(
+                "`dense_head=True` needs one of `dense_codes`, `dense_rows` and `dense_text_dim`: else items have no "
+                "vectors."
+            )
+        self._check_share("dense_row_dropout")
+        self._check_least(0, "dense_text_dim", "dense_row_weight_decay", "dense_loss_weight")
+        self._check_least(2, "dense_negatives")
+        super().__post_init__(**kwargs)
+
+
+__all__ = ["GenRecConfig", "HistoryConfig", "TwoHeadConfig"]

@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_genrec import GenRecConfig
+from .configuration_genrec import TwoHeadConfig
 
 
 @strict
-class LatteConfig(GenRecConfig):
+class LatteConfig(TwoHeadConfig):
     """
     One T5-style encoder-decoder, three systems: TIGER (`num_latent_tokens=0`, ids with a collision code), PSID
     (`num_latent_tokens=0`, conflict-free ids) and Latte (conflict-free ids, `num_latent_tokens>0`).
@@ -43,6 +43,9 @@ class LatteConfig(GenRecConfig):
             items with items from the first layer on, and the history is `num_levels` times shorter; causal only.
         max_history_length (`int`, defaults to 20):
             Number of most recent items that preparation keeps; recorded here for whoever feeds the model.
+        dense_head (`bool`, defaults to `False`):
+            A second head that scores items, for `history_unit="item"`; it and the fields that belong to it are those
+            of [`TwoHeadConfig`].
 
     Raises:
         ValueError: If an option is out of range.
@@ -131,6 +134,8 @@ class LatteConfig(GenRecConfig):
         self._check_choice("history_unit", "code", "item")
         if self.history_unit == "item" and self.history_attention != "causal":
             raise ValueError("`history_unit='item'` needs `history_attention='causal'`.")
+        if self.dense_head and self.history_unit != "item":
+            raise ValueError("`dense_head=True` needs `history_unit='item'`: the encoder reads a vector per item.")
         if self.label_smoothing and self.normalization == "catalog":
             raise ValueError(
                 "`label_smoothing` needs `normalization='vocabulary'`: illegal tokens have no share to smooth."
@@ -156,7 +161,8 @@ class LatteConfig(GenRecConfig):
             f"{self.num_latent_tokens or 'no'} latent tokens before a semantic ID, {self.history_attention} history "
             f"attention over {self.history_unit}s"
         )
-        return [network, *super().description]
+        heads = ["a second head scores items by their own vectors"] if self.dense_head else []
+        return [network, *heads, *super().description]
 
     @property
     def history_tokens_per_item(self) -> int:

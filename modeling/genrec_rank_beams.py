@@ -216,6 +216,8 @@ class BeamRankingMixin(RecommendMixin, ScoringMixin):
     def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
         """Search, then search again with twice the beams for the users whose lists are still short."""
         batch_size, device = len(users.input_ids), users.input_ids.device
+        if request.options.decoding == "dense":
+            return self.rank_dense(users, request)
         output = _empty_ranking(batch_size, request, device=device)
         if not batch_size:
             return output
@@ -272,13 +274,16 @@ class BeamRankingMixin(RecommendMixin, ScoringMixin):
                 allowed=allowed,
             )
             return items, scores, beams
+        is_fused = options.dense_weight > 0
         leaves, scores = rank_ids(
             beams,
-            top_k=request.num_pooled(num_beams),
+            top_k=num_beams if is_fused else request.num_pooled(num_beams),
             latent_aggregation=options.latent_aggregation,
             penalty=None if request.penalty is None else request.penalty[-1],
             by_place=isinstance(selection, DiverseGroups | GumbelTopK),
         )
+        if is_fused:
+            return *self.rank_both(history, leaves, scores, allowed, request, num_beams), beams
         if options.num_rescored and config.num_latent_tokens:
             leaves, scores = self._rescored(history, leaves, scores, request)
         return *self._listed(leaves, scores, allowed, request), beams

@@ -34,13 +34,19 @@ EXCLUSIVE = (
         "a sample comes in the order drawn, from the model as it is",
     ),
     (
+        "dense_weight",
+        ("sample_seed", "num_groups", "num_rescored"),
+        "a list by both heads ranks their best items; `dense_weight=0` is the generator alone",
+    ),
+    (
         "num_groups",
         ("prior_correction", "num_rescored"),
         "groups divide the beams among themselves and take turns in the list",
     ),
 )
-# Options that mean something for one way of decoding only.
+# Options that mean something for one way of decoding only, and those that mean nothing without beams.
 GRAPH_OPTIONS = ("num_propagations", "num_neighbors", "start_seed")
+BEAM_OPTIONS = ("sample_seed", "num_groups", "num_rescored")
 
 
 @dataclass
@@ -62,7 +68,11 @@ class RecommendConfig:
         decoding (`str`, *optional*):
             How items are found; `None` for the default of the model. `"exact"` scores all items, `"beam"` searches
             the trie of semantic IDs, `"graph"` walks along a graph of similar items that
-            `hf_genrec.serving.item_graph` builds after training.
+            `hf_genrec.serving.item_graph` builds after training, `"dense"` scores all items by the dense head alone.
+        dense_weight (`float`, defaults to 0.0):
+            Weight of the dense head's log-probability beside that of the generator, for models with both: the beams'
+            items are united with as many of the dense head's best, whose semantic IDs are scored exactly, and ranked
+            by the sum, which is also the score returned. 0 is the generator alone. Training chooses it on validation.
         num_rescored (`int`, defaults to 0):
             Score so many of the best distinct items again, exactly and over all latents: 0, or at least `top_k`.
         prior_correction (`float`, defaults to 0.0):
@@ -97,6 +107,7 @@ class RecommendConfig:
     num_beams: int = 50
     latent_aggregation: str = "max"
     decoding: str | None = None
+    dense_weight: float = 0.0
     num_rescored: int = 0
     prior_correction: float = 0.0
     num_groups: int = 1
@@ -144,6 +155,7 @@ class RecommendConfig:
         check_latent_aggregation(self.latent_aggregation)
         self._check_lists()
         self._check_graph(self.decoding or decodings[0])
+        self._check_dense()
         if self.sample_seed is not None and (self.decoding or "exact") != "exact" and "exact" in decodings:
             raise ValueError(
                 f"`sample_seed` is for `decoding='exact'`; this is `decoding={self.decoding!r}`, whose search would "
@@ -174,6 +186,13 @@ class RecommendConfig:
             raise ValueError(f"`diversity` must lie in [0, 1], got {self.diversity}.")
         if self.sample_seed is not None:
             check_seed("sample_seed", self.sample_seed)
+
+    def _check_dense(self) -> None:
+        if not 0 <= self.dense_weight < math.inf:
+            raise ValueError(f"`dense_weight` must be a finite number of at least 0, got {self.dense_weight}.")
+        for name in BEAM_OPTIONS:
+            if self.decoding == "dense" and name in self.changed():
+                raise ValueError(f"`{name}` is about beams, which `decoding='dense'` does without.")
 
     def _check_graph(self, decoding: str) -> None:
         for name in GRAPH_OPTIONS:

@@ -16,6 +16,7 @@ from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 from .configuration_latte import LatteConfig
 from .genrec_beams import HistoryOutput, token_range
 from .genrec_catalog import CatalogMixin
+from .genrec_dense import DenseHeadMixin, ItemTable
 from .genrec_encoder import SHARED_HISTORY_ATTENTION, use_byte_dropout
 from .genrec_generate import CatalogGenerationMixin
 from .genrec_rank_beams import BeamRankingMixin
@@ -33,9 +34,11 @@ class LattePreTrainedModel(CatalogMixin, T5PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LatteForConditionalGeneration):
             init.normal_(module.shared.weight, mean=0.0, std=self.config.embedding_std)
+        elif isinstance(module, ItemTable):
+            module.init_weights(self.config.embedding_std)
 
 
-class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, CatalogGenerationMixin):
+class LatteForConditionalGeneration(DenseHeadMixin, BeamRankingMixin, LattePreTrainedModel, CatalogGenerationMixin):
     """
     Encoder-decoder over a catalog: item tokens in, semantic-ID tokens out, only real items.
 
@@ -83,12 +86,24 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         self.encoder = T5Stack(encoder_config)
         self.decoder = T5Stack(decoder_config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.register_item_table()
         use_byte_dropout(self)
         for module in self.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = True  # nothing else reads its input; saves a tensor as wide as `d_ff`
         self.register_catalog()
         self.post_init()
+
+    @property
+    def decodings(self) -> tuple[str, ...]:
+        """`tuple[str, ...]`: with beams, or where there is a dense head by that alone."""
+        return ("beam", "dense") if self.config.dense_head else ("beam",)
+
+    @property
+    def recommend_options(self) -> tuple[str, ...]:
+        """See [`RecommendMixin`]; `dense_weight` where there is a dense head."""
+        options = super().recommend_options
+        return (*options, "dense_weight") if self.config.dense_head else options
 
     def get_input_embeddings(self) -> nn.Embedding:
         """`nn.Embedding`: the shared token embeddings."""
@@ -124,10 +139,7 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
             `tuple[torch.LongTensor, torch.BoolTensor]`: tokens and mask, both `(batch_size, num_history_tokens)`.
         """
         config = self.config
-        is_item = self.is_item(input_ids, attention_mask)
-        order = (~is_item).long().argsort(dim=1, stable=True)  # items first, in their order
-        is_item = is_item.gather(1, order)
-        items = (input_ids.gather(1, order) - config.first_item_token).clamp_min(0)
+        items, is_item = self._items_in_front(input_ids, attention_mask)
         level_starts = config.first_code_token + config.codebook_size * torch.arange(
             config.num_levels, device=items.device
         )
@@ -139,6 +151,12 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
             tokens = tokens.scatter(1, num_tokens, config.end_of_history_token_id)
             num_tokens = num_tokens + 1
         return tokens, torch.arange(tokens.shape[1], device=tokens.device) < num_tokens
+
+    def _items_in_front(self, input_ids, attention_mask) -> tuple[torch.LongTensor, torch.BoolTensor]:
+        """Item indices `(batch_size, history_length)`, those that count first, in their order; and which these are."""
+        is_item = self.is_item(input_ids, attention_mask)
+        order = (~is_item).long().argsort(dim=1, stable=True)
+        return (input_ids.gather(1, order) - self.config.first_item_token).clamp_min(0), is_item.gather(1, order)
 
     def encode_history(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> HistoryOutput:
         """
@@ -154,6 +172,10 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         embeddings = self.shared(tokens)
         if self.config.history_unit == "item":
             embeddings, mask = self._merge_codes(embeddings, mask)
+        if self.item_table is not None:
+            items, _ = self._items_in_front(input_ids, attention_mask)
+            vectors = self.item_vectors(items.flatten()).unflatten(0, items.shape)
+            embeddings = torch.cat([embeddings[:, :1], vectors], dim=1)
         if self.config.history_attention == "causal":
             length = mask.shape[1]
             # padding stands behind the tokens, so no token looks at it
@@ -170,6 +192,13 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
         num_levels = self.config.num_levels
         items = embeddings[:, 1:].unflatten(1, (-1, num_levels)).sum(2) * num_levels**-0.5
         return torch.cat([embeddings[:, :1], items], dim=1), torch.cat([mask[:, :1], mask[:, 1::num_levels]], dim=1)
+
+    def code_vectors(self, items: torch.LongTensor | None = None) -> torch.Tensor:
+        """The part of the codes in the vectors of `items` `(n,)`, `None` for all; as histories are read."""
+        codes: torch.Tensor = self.item_codes if items is None else self.item_codes[items]
+        starts = self.config.codebook_size * torch.arange(self.config.num_levels, device=codes.device)
+        tokens = codes.long() + self.config.first_code_token + starts
+        return nn.functional.embedding_bag(tokens, self.shared.weight, mode="sum") * self.config.num_levels**-0.5
 
     # --- the decoder ---------------------------------------------------------------------------------------------
 
@@ -352,7 +381,13 @@ class LatteForConditionalGeneration(BeamRankingMixin, LattePreTrainedModel, Cata
             logits.flatten(0, -2), tokens.flatten(), label_smoothing=config.label_smoothing, reduction="sum"
         )
         num_targets = (targets != -100).sum().clamp_min(1) if num_items_in_batch is None else num_items_in_batch
-        return loss / (num_targets * config.num_decoding_steps), logits
+        loss = loss / (num_targets * config.num_decoding_steps)
+        if self.item_table is not None:
+            is_target = targets != -100
+            states = history.last_hidden_state[is_target.nonzero()[:, 0], num_visible[is_target] - 1]
+            dense_loss = self.dense_loss(states, targets[is_target] - config.first_item_token)
+            loss = loss + config.dense_loss_weight * dense_loss / num_targets
+        return loss, logits
 
     def _path_log_probs(self, history, targets, num_visible):
         """Log-probability of each way to write each target `(num_latents or 1, B, G)`; the logits of the last way."""

@@ -28,6 +28,7 @@ from hf_genrec.evaluation.metrics import ndcg_at_k, recall_at_k
 from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.training.arguments import GenRecTrainingArguments
 from hf_genrec.training.sampler import TargetBatchSampler
+from hf_genrec.training.two_heads import best_weight, choose_dense_weight, set_weight_decays
 
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,41 @@ class GenRecTrainer(Trainer):
         """As in transformers; on a CPU the process keeps the memory it frees (see [`keep_freed_memory`])."""
         if self.args.use_cpu:
             keep_freed_memory()
-        return super().train(*args, **kwargs)
+        output = super().train(*args, **kwargs)
+        self._choose_dense_weight()
+        return output
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """
+        As in transformers; parameters with a weight decay of their own (see `weight_decays` of a model) keep it.
+
+        Args:
+            *args: See `Trainer.create_optimizer`.
+            **kwargs: See `Trainer.create_optimizer`.
+
+        Returns:
+            `torch.optim.Optimizer`
+        """
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new:
+            set_weight_decays(optimizer, self.accelerator.unwrap_model(self.model))
+        return optimizer
+
+    def _choose_dense_weight(self) -> None:
+        """Of a model with two heads: the weight of the dense one in lists, by the validation users."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        rows: Any = self.eval_dataset
+        if not getattr(model.config, "dense_head", False) or not rows:
+            return
+        loader = DataLoader(rows, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
+        figures = choose_dense_weight(
+            model, map(self._prepare_inputs, loader), latent_aggregation=self.args.latent_aggregation
+        )
+        model.recommend_config.dense_weight = best_weight(figures)
+        self.log(
+            {"dense_weight": best_weight(figures)} | {f"ndcg@10_of_{key:g}": value for key, value in figures.items()}
+        )
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Refused: what is published is a whole run folder, which a trainer alone does not have."""

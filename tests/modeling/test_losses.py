@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from hf_genrec.modeling import modeling_sasrec
+from hf_genrec.modeling import genrec_item_loss
+from hf_genrec.modeling.genrec_item_loss import item_loss
 from hf_genrec.modeling.genrec_parallel import code_loss
-from hf_genrec.modeling.modeling_sasrec import item_loss
 
 
 # --- the loss of parallel code prediction -------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_loss_and_gradients_are_those_of_the_formula(num_targets, num_items, wid
     expected = torch.autograd.grad(plain_loss(states, table, items) * 3, (states, table))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modeling_sasrec, "LOGITS_AT_A_TIME", num_logits)
+        patch.setattr(genrec_item_loss, "LOGITS_AT_A_TIME", num_logits)
         loss = item_loss(states, table, items)
 
     assert loss.dtype == torch.float64

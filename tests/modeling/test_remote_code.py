@@ -30,12 +30,13 @@ SHARED = {
     "genrec_recommend_config.py", "pipeline_genrec.py",
 }  # fmt: skip
 CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_ranking.py"}
+DENSE = {"genrec_dense.py", "genrec_item_loss.py"}
 PARALLEL = {"genrec_parallel.py", "genrec_item_graph.py", "genrec_rank_codes.py"} | CODES
 UPLOADS = {
-    "latte": SHARED | CODES | {"genrec_generate.py", "genrec_rank_beams.py"},
+    "latte": SHARED | CODES | DENSE | {"genrec_generate.py", "genrec_rank_beams.py"},
     "rpg": SHARED | PARALLEL,
     "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
-    "sasrec": SHARED,
+    "sasrec": SHARED | {"genrec_item_loss.py"},
 }
 UPLOADS = {name: files | {f"configuration_{name}.py", f"modeling_{name}.py"} for name, files in UPLOADS.items()}
 CODE_FILES = UPLOADS["latte"]

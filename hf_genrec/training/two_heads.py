@@ -1,0 +1,112 @@
+"""
+What training adds for models with a dense head beside the one that predicts codes: the weight decay of the items' own
+rows, and the weight of the dense head in lists, chosen on validation users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hf_genrec.evaluation.metrics import ndcg_at_k
+
+
+DENSE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+_MOST_REPEATS = 0.01  # share of targets that stand in their history; above it seen items stay in the lists
+
+
+def set_weight_decays(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
+    """
+    Move the parameters whose weight decay is the model's own into groups with that decay.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`): The optimizer of all parameters.
+        model (`torch.nn.Module`): A model; without `weight_decays` nothing changes.
+    """
+    decays: Mapping[str, float] = getattr(model, "weight_decays", {})
+    own = {name: parameter for name, parameter in model.named_parameters() if name in decays}
+    moved = {id(parameter) for parameter in own.values()}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]
+    for name, parameter in own.items():
+        optimizer.add_param_group({"params": [parameter], "weight_decay": decays[name]})
+
+
+def choose_dense_weight(
+    model: Any,
+    batches: Iterable[dict[str, torch.Tensor]],
+    *,
+    num_beams: int = 50,
+    latent_aggregation: str = "max",
+    weights: Sequence[float] = DENSE_WEIGHTS,
+) -> dict[float, float]:
+    """
+    The ndcg@10 of lists by both heads for several weights of the dense one.
+
+    Candidates and their two scores are computed once. Items of the history are left out where (almost) no target
+    stands in its history, as serving does by default.
+
+    Args:
+        model: A model with a dense head.
+        batches (`Iterable[dict]`): `input_ids`, `attention_mask` and `labels`, one target per row: its last label.
+        num_beams (`int`, *optional*, defaults to 50): Width of the search.
+        latent_aggregation (`str`, *optional*, defaults to `"max"`): Score of an item over latents.
+        weights (`Sequence[float]`, *optional*): What to try.
+
+    Returns:
+        `dict[float, float]`: ndcg@10 of each weight; put the best one into `model.recommend_config.dense_weight`.
+    """
+    batches = list(batches)
+    ranks: dict[float, list[torch.Tensor]] = {weight: [] for weight in weights}
+    leaves_out = _share_of_repeats(model, batches) <= _MOST_REPEATS
+    for batch in batches:
+        input_ids, mask = batch["input_ids"], batch["attention_mask"]
+        both = model.score_both(
+            input_ids,
+            mask,
+            allowed=_unseen(model, input_ids, mask) if leaves_out else None,
+            num_beams=num_beams,
+            latent_aggregation=latent_aggregation,
+        )
+        targets = batch["labels"].amax(dim=1, keepdim=True) - model.config.first_item_token
+        for weight in weights:
+            ranks[weight].append(_ranks(both.generated + weight * both.dense, targets))
+    return {weight: ndcg_at_k(torch.cat(parts).cpu().numpy(), k=10) for weight, parts in ranks.items()}
+
+
+def best_weight(figures: Mapping[float, float]) -> float:
+    """
+    The weight with the largest figure, of equal ones the smallest.
+
+    Args:
+        figures (`dict[float, float]`): What [`choose_dense_weight`] returns.
+    """
+    return max(sorted(figures), key=lambda weight: figures[weight])
+
+
+def _share_of_repeats(model: Any, batches: Sequence[dict[str, torch.Tensor]]) -> float:
+    """The share of targets that stand in their own history."""
+    repeats = [torch.zeros(0, dtype=torch.bool)]
+    for batch in batches:
+        is_item = model.is_item(batch["input_ids"], batch["attention_mask"])
+        targets = batch["labels"].amax(dim=1, keepdim=True)
+        repeats.append(((batch["input_ids"] == targets) & is_item).any(1).cpu())
+    return float(torch.cat(repeats).double().mean())
+
+
+def _unseen(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Which items do not stand in the history of each row, `(B, N)`."""
+    num_items = model.config.num_items
+    is_item = model.is_item(input_ids, attention_mask)
+    seen = (input_ids - model.config.first_item_token).masked_fill(~is_item, num_items)
+    is_open = torch.ones(len(input_ids), num_items + 1, dtype=torch.bool, device=input_ids.device)
+    return is_open.scatter_(1, seen, False)[:, :num_items]
+
+
+def _ranks(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """0-based rank of each row's target `(B, 1)` among scores `(B, N)`; -1 where it is no candidate."""
+    mine = scores.gather(1, targets)
+    ranks = (scores > mine).sum(1)
+    return ranks.masked_fill(mine[:, 0] == -float("inf"), -1)

@@ -1,0 +1,309 @@
+"""
+A second head on the same history: a vector for each item, with which histories are read and the next item is scored.
+
+Codes say what an item is like; which of its siblings it is they hardly say, and beams seldom reach rare items. The
+vector of an item is the sum of up to three parts: the embeddings of its codes, a projection of its text vector, and a
+row of its own. The encoder reads these vectors, and its last state is compared with all of them in one product.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .genrec_beams import HistoryOutput, beam_search
+from .genrec_item_loss import item_loss, sampled_item_loss
+from .genrec_lists import first_of_the_best
+from .genrec_ranking import id_of_items, list_items, rank_ids
+from .genrec_recommend import Ranking, RankRequest, UserBatch, evaluation_mode
+from .genrec_recommend_config import RecommendConfig
+
+
+SCORE_BYTES = 32  # per item and user: the two scores, what is ranked, and its place while the best are found
+
+
+@dataclass
+class TwoScores:
+    """
+    What both heads say of the candidates of each user.
+
+    - `generated` `(batch_size, num_items)`: log-probability of the item's semantic ID; `-inf` for items that are no
+      candidates.
+    - `dense` (same shape): log-probability of the item, of all items.
+    """
+
+    generated: torch.FloatTensor
+    dense: torch.FloatTensor
+
+
+class ItemTable(nn.Module):
+    """The parts of the items' vectors beside their codes: own rows and projected text vectors."""
+
+    text_vectors: torch.Tensor  # a buffer, where there is a projection
+
+    def __init__(self, config):
+        super().__init__()
+        self.rows = nn.Embedding(config.num_items, config.d_model) if config.dense_rows else None
+        self.row_dropout = nn.Dropout(config.dense_row_dropout)
+        self.text_projection = None
+        if config.dense_text_dim:
+            self.text_projection = nn.Linear(config.dense_text_dim, config.d_model, bias=False)
+            self.register_buffer(
+                "text_vectors", torch.zeros(config.num_items, config.dense_text_dim, dtype=torch.float16)
+            )
+
+    @torch.no_grad()
+    def init_weights(self, std: float) -> None:
+        """Both parts at the start on the scale of the code embeddings, rows at half of it."""
+        if self.rows is not None:
+            init.normal_(self.rows.weight, mean=0.0, std=std / 2)
+        if self.text_projection is not None:
+            init.normal_(self.text_projection.weight, mean=0.0, std=std)
+
+    def forward(self, items: torch.LongTensor | None, code_vectors: torch.Tensor | None) -> torch.Tensor:
+        """
+        The whole vectors of `items` `(n,)`, `None` for all in their order; `code_vectors` `(n, d_model)` is the part
+        of the codes, `None` for none. Returns `(n, d_model)`; in training mode some numbers of own rows are dropped.
+        """
+        parts = [] if code_vectors is None else [code_vectors]
+        if self.rows is not None:
+            parts.append(self.row_dropout(self.rows.weight if items is None else self.rows(items)))
+        if self.text_projection is not None:
+            texts = self.text_vectors if items is None else self.text_vectors[items]
+            parts.append(self.text_projection(texts.to(self.text_projection.weight.dtype)))
+        return sum(parts[1:], parts[0])
+
+
+class DenseHeadMixin:
+    """
+    The second head of a model that writes semantic IDs, where `config.dense_head` is set.
+
+    A model calls `register_item_table()` in its `__init__` and supplies `code_vectors` (the part of the codes in an
+    item's vector) beside what [`BeamRankingMixin`] needs.
+
+    Source: ours; generated and dense retrieval in one network also in Yang et al. 2024, LIGER
+    (https://huggingface.co/papers/2411.18814).
+    """
+
+    item_table: ItemTable | None
+
+    def register_item_table(self) -> None:
+        """Make the table, or none; before `post_init()`. With it, lists are by both heads until a weight is chosen."""
+        self.item_table = None
+        if self.config.dense_head:
+            self.item_table = ItemTable(self.config)
+            self.recommend_config = RecommendConfig(dense_weight=1.0)
+
+    def code_vectors(self, items: torch.LongTensor | None = None) -> torch.Tensor:
+        """The part of the codes in the vectors of `items` `(n,)`, `None` for all: `(n, d_model)`."""
+        raise NotImplementedError
+
+    def item_vectors(self, items: torch.LongTensor | None = None) -> torch.Tensor:
+        """
+        What the last state of a history is compared with.
+
+        Args:
+            items (`torch.LongTensor` of shape `(n,)`, *optional*): Item indices, from 0; `None` for all.
+
+        Returns:
+            `torch.Tensor` of shape `(n, d_model)`
+        """
+        if self.item_table is None:
+            raise ValueError(f"This {type(self).__name__} has no dense head: its config says `dense_head=False`.")
+        return self.item_table(items, self.code_vectors(items) if self.config.dense_codes else None)
+
+    def set_text_vectors(self, vectors) -> None:
+        """
+        Write the vectors that the table projects into the model; they travel in the checkpoint.
+
+        Args:
+            vectors (`torch.Tensor` or `np.ndarray` of shape `(num_items, dense_text_dim)`):
+                Of texts, or of anything else that is known of the items.
+
+        Raises:
+            ValueError: If the model has no such part or the shape differs.
+        """
+        wanted = (self.config.num_items, self.config.dense_text_dim)
+        if self.item_table is None or not self.config.dense_text_dim:
+            raise ValueError("The model reads no text vectors: set `dense_head` and `dense_text_dim` in its config.")
+        if tuple(vectors.shape) != wanted:
+            raise ValueError(
+                f"`vectors` must have shape (num_items, dense_text_dim) = {wanted}, got {tuple(vectors.shape)}."
+            )
+        self.item_table.text_vectors.copy_(torch.as_tensor(vectors))
+
+    @property
+    def weight_decays(self) -> dict[str, float]:
+        """`dict[str, float]`: parameters whose weight decay is the model's, not that of the training arguments."""
+        if self.item_table is None or self.item_table.rows is None:
+            return {}
+        return {"item_table.rows.weight": self.config.dense_row_weight_decay}
+
+    # --- scores --------------------------------------------------------------------------------------------------
+
+    def dense_log_probs(self, history: HistoryOutput) -> torch.FloatTensor:
+        """
+        Log-probability of every item to follow each history, by the dense head.
+
+        Args:
+            history ([`HistoryOutput`]): Encoded histories, one row per user.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_items)`: float32; their exponentials sum to one.
+        """
+        last = history.attention_mask.sum(1) - 1
+        states = history.last_hidden_state[torch.arange(len(last), device=last.device), last]
+        with torch.autocast(states.device.type, enabled=False):
+            return torch.matmul(states.float(), self.item_vectors().float().t()).log_softmax(-1)
+
+    @torch.no_grad()
+    def dense_scores(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        Log-probability of every item by the dense head, as `score_items` gives that of the generator.
+
+        Args:
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_items)`
+        """
+        with evaluation_mode(self):
+            return self.dense_log_probs(self.encode_history(input_ids, attention_mask))
+
+    def dense_loss(self, states: torch.Tensor, items: torch.LongTensor) -> torch.Tensor:
+        """
+        Cross-entropy of the next items, summed; of a large catalog with a sample of the other items.
+
+        Takes `states` `(num_targets, d_model)`, `items` `(num_targets,)`. Returns a scalar.
+        """
+        config = self.config
+        if config.num_items <= config.dense_negatives:
+            return item_loss(states, self.item_vectors(), items)
+        drawn = torch.randperm(config.num_items, device=items.device)[: config.dense_negatives]
+        return sampled_item_loss(
+            states, self.item_vectors(items), self.item_vectors(drawn), items, drawn, num_items=config.num_items
+        )
+
+    @torch.no_grad()
+    def score_both(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        allowed: torch.BoolTensor | None = None,
+        num_beams: int = 50,
+        latent_aggregation: str = "max",
+    ) -> TwoScores:
+        """
+        What `recommend()` adds up: both scores of the items that the beams or the dense head propose.
+
+        Args:
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
+            allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*):
+                Items that may be proposed; `None` for all.
+            num_beams (`int`, defaults to 50): Width of the search, and number of the dense head's proposals.
+            latent_aggregation (`str`, defaults to `"max"`): As in `score_items`.
+
+        Returns:
+            [`TwoScores`]
+        """
+        num_beams = min(num_beams, self.config.num_paths)
+        with evaluation_mode(self):
+            history = self.encode_history(input_ids, attention_mask)
+            beams = beam_search(self, history, num_beams=num_beams, allowed_items=allowed)
+            ids = rank_ids(beams, top_k=num_beams, latent_aggregation=latent_aggregation)
+            items, scores = list_items(self.catalog, *ids, top_k=num_beams, allowed=allowed)
+            return self.two_scores(
+                history,
+                items,
+                scores,
+                allowed=allowed,
+                num_candidates=num_beams,
+                latent_aggregation=latent_aggregation,
+            )
+
+    # --- ranking -------------------------------------------------------------------------------------------------
+
+    def two_scores(
+        self,
+        history: HistoryOutput,
+        items: torch.LongTensor,
+        scores: torch.FloatTensor,
+        *,
+        allowed: torch.BoolTensor | None,
+        num_candidates: int,
+        latent_aggregation: str,
+        chunk_size: int = 1024,
+    ) -> TwoScores:
+        """
+        Unites what the beams found with the dense head's best items, whose semantic IDs are scored exactly.
+
+        Takes `history` ([`HistoryOutput`]).
+        - `items` `(batch_size, n)`: items that the beams found; -1 for none.
+        - `scores` (same shape): their log-probabilities.
+        - `allowed` `(batch_size or 1, num_items)`: items that may be candidates; `None` for all.
+        - `num_candidates`: how many of the dense head's best items become candidates.
+        - `latent_aggregation`, `chunk_size`: as in `score_candidates`.
+        """
+        infinity = float("inf")
+        dense = self.dense_log_probs(history)
+        num_items = dense.shape[1]
+        generated = dense.new_full((len(dense), num_items + 1), -infinity)  # one place more: for no item
+        generated = generated.scatter_(1, items.masked_fill(items < 0, num_items), scores.to(dense.dtype))
+        generated = generated[:, :num_items]
+        ranked = dense if allowed is None else dense.masked_fill(~allowed, -infinity)
+        best = first_of_the_best(ranked, num_candidates)
+        exact = self.score_candidates(history, best, latent_aggregation=latent_aggregation, chunk_size=chunk_size)
+        exact = exact.masked_fill(ranked.gather(1, best) == -infinity, -infinity)
+        return TwoScores(generated.scatter(1, best, exact), dense)
+
+    def rank_both(self, history, leaves, scores, allowed, request: RankRequest, num_beams: int):
+        """
+        Ids that the beams found, with their scores, to items and scores `(batch_size, top_k)` by both heads; -1 and
+        `-inf` where there are fewer candidates.
+        """
+        items, scores = list_items(self.catalog, leaves, scores, top_k=num_beams, allowed=allowed)
+        path_bytes = self.config.num_decoding_steps * request.bytes_per_beam
+        both = self.two_scores(
+            history,
+            items,
+            scores,
+            allowed=allowed,
+            num_candidates=num_beams,
+            latent_aggregation=request.options.latent_aggregation,
+            chunk_size=max(1, request.options.memory_budget // (path_bytes * max(1, len(leaves)))),
+        )
+        scores = both.generated + request.options.dense_weight * both.dense
+        return self._best_listed(scores, request, top_k=request.num_pooled(num_beams))
+
+    def rank_dense(self, users: UserBatch, request: RankRequest) -> Ranking:
+        """The dense head alone: every item is scored, so nothing is searched for."""
+        if not len(users.input_ids):
+            scores = torch.zeros(0, self.config.num_items, device=users.input_ids.device)
+        else:
+            scores = self.dense_log_probs(self.encode_history(users.input_ids, users.attention_mask))
+        if users.allowed is not None:
+            scores = scores.masked_fill(~users.allowed, -float("inf"))
+        items, scores = self._best_listed(scores, request, top_k=request.num_pooled())
+        num_found = torch.zeros(len(items), dtype=torch.long, device=items.device)
+        nothing: list | None = [[] for _ in items] if request.return_paths else None
+        return Ranking(items, scores, paths=nothing, pruned=nothing, num_distinct=num_found)
+
+    def _best_listed(self, scores, request: RankRequest, *, top_k: int):
+        """The best of all items by `scores` `(B, N)`, `-inf` where an item may not be listed; or a diverse list."""
+        infinity = float("inf")
+        ranked = scores
+        if request.penalty is not None:
+            ranked = scores - request.penalty[-1][id_of_items(self.catalog)]
+        items = first_of_the_best(ranked, top_k)
+        scores, ranked = scores.gather(1, items), ranked.gather(1, items)
+        items = items.masked_fill(scores == -infinity, -1)
+        return request.picked(items, scores, ranked, item_codes=self.item_codes)
+
+
+__all__ = ["DenseHeadMixin", "ItemTable", "TwoScores"]
