@@ -35,7 +35,16 @@ def _evaluate(
     search_words: SearchOptions = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Users decoded at a time.")] = 64,
     max_users: Annotated[int | None, typer.Option(min=1, help="A sample of this many users.")] = None,
-    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out items of the history.")] = False,
+    seen: Annotated[
+        str,
+        typer.Option(
+            callback=one_of("allowed", "excluded", "auto"),
+            metavar="allowed|excluded|auto",
+            help="Items of the history in the first column, which has all figures: papers allow them; auto excludes "
+            "them where the data has almost no repeats. The other column is measured too.",
+        ),
+    ] = "allowed",
+    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="The same as --seen excluded.")] = False,
     no_baselines: Annotated[bool, typer.Option("--no-baselines", help="Without popularity and item-kNN.")] = False,
     exact_sample: Annotated[
         int, typer.Option(min=0, help="Score all items exactly for this many users: what does the search miss?")
@@ -65,7 +74,7 @@ def _evaluate(
         from hf_genrec.data.checks import check_trained_on
         from hf_genrec.data.prepared import PreparedDataset
         from hf_genrec.evaluation.baselines import save_neighbors
-        from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
+        from hf_genrec.evaluation.evaluate import EvaluationRecord, EvaluationSettings, evaluate
         from hf_genrec.evaluation.record import evaluation_run, read_training, users_path, write_users
         from hf_genrec.files import write_json
         from hf_genrec.serving.recommender import Recommender, check_model_name
@@ -85,7 +94,7 @@ def _evaluate(
             split=split,
             max_users=max_users,
             seed=seed,
-            exclude_seen=exclude_seen,
+            exclude_seen=True if exclude_seen else {"allowed": False, "excluded": True, "auto": "auto"}[seen],
             exact_sample=exact_sample,
             show_progress=True,
         )
@@ -97,12 +106,20 @@ def _evaluate(
             decoding=recommender.decoding,
         ) | {"search_options": options}
         baselines: dict[str, Any] | None = {} if no_baselines else None
-        record = evaluate(recommender, prepared, settings, baselines=baselines, run=run)
-        if output is not None:
-            write_json(record, output)
-            write_users(record.users, users_path(output))
-        if split == "test" and max_users is None and not exclude_seen and Path(model).is_dir():
-            write_evaluation(model, recommender.model.config, record, users=record.users)
+        is_kept = (
+            split == "test" and max_users is None and seen == "allowed" and not exclude_seen and Path(model).is_dir()
+        )
+
+        def write(record: EvaluationRecord) -> None:
+            """After the model and after each baseline: what comes later cannot lose it."""
+            if output is not None:
+                write_json(record, output)
+                write_users(record.users, users_path(output))
+            if is_kept:
+                write_evaluation(model, recommender.model.config, record, users=record.users)
+
+        record = evaluate(recommender, prepared, settings, baselines=baselines, run=run, on_result=write)
+        if is_kept:
             save_neighbors(prepared, model)
         notes = []
         if split == "validation" and baselines is None:

@@ -10,12 +10,13 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from hf_genrec.evaluation.systems import StoredEvaluation, System, baseline_systems, model_systems
-from hf_genrec.evaluation.tables import PUBLISHED_ENCODERS, evidence_tables, metric_cell
+from hf_genrec.evaluation.record import COLUMNS
+from hf_genrec.evaluation.systems import StoredEvaluation, System, baseline_systems, in_column, model_systems
+from hf_genrec.evaluation.tables import NONE, PUBLISHED_ENCODERS, evidence_tables, metric_cell
 
 
 PUBLISHED_ENCODER = "sentence-t5-base"
-_METRICS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10")
+_METRICS = ("recall@5", "recall@10", "ndcg@10", "mrr@10")
 _MEASURES = {"text": ("texts", ".3f"), "co_purchase": ("users", ".4f"), "lift": ("lift", ".1f")}
 
 
@@ -69,8 +70,11 @@ def preparation_notes(metadata: Mapping[str, Any]) -> list[str]:
     Returns:
         `list[str]`
     """
+    repeats = metadata.get("repeat_rate")
     splits = ", ".join(f"{name} {size:,}" for name, size in metadata["splits"].items())
     notes = [f"users per split: {splits}; training targets: {metadata['num_train_targets']:,}"]
+    if repeats is not None:
+        notes.append(f"repeats: {100 * repeats:.1f} % of the training targets had been taken before by that user")
     skipped = metadata["skipped"]
     notes += [f"skipped, {name}: {count:,}" for name, count in skipped.items() if isinstance(count, int) and count]
     notes += [f"first of the {name}: {text}" for name, text in skipped.items() if isinstance(text, str) and text]
@@ -208,15 +212,21 @@ def _measures(report: Mapping[str, Any], values: Mapping[str, float | None]) -> 
 
 def metrics_table(record: Mapping[str, Any]) -> Table:
     """
-    An evaluation record, baselines first and the model last, intervals in brackets.
+    An evaluation record, baselines first and the model last, with seen items allowed and with seen items excluded.
 
     Args:
         record (`dict`): What [`evaluate`] returned.
 
     Returns:
-        `rich.table.Table`: recall and ndcg at 5 and 10 and mrr at 10; below it the share of invalid lists.
+        `rich.table.Table`: recall at 5 and 10, ndcg and mrr at 10 of the record's first column, recall and ndcg at
+        10 of the other one, with intervals of 95 % (or what the record says) in brackets.
     """
-    columns = [name for name in _METRICS if name in record["model"]]
+    first = bool(record["exclude_seen"])
+    names = [name for name in _METRICS if name in record["model"]]
+    columns = [(first, name) for name in names]
+    if COLUMNS[not first] in record["model"]:
+        columns += [(not first, name) for name in names if name in ("recall@10", "ndcg@10")]
+    systems = {seen: {own.name: own for own in _systems(record, exclude_seen=seen)} for seen in (False, True)}
     title = (
         f"{record['protocol']}, {record['split']} split, {record['num_users']:,} users, {record['num_items']:,} items"
     )
@@ -224,29 +234,38 @@ def metrics_table(record: Mapping[str, Any]) -> Table:
         f"in brackets: {100 * record['confidence']:g} % bootstrap intervals over users; "
         f"invalid lists of the model: {100 * record['model']['invalid_rate']:.2f} %"
     )
-    rows = [[system.name, *(metric_cell(system, name) for name in columns)] for system in _systems(record)]
-    return rows_table([["system", *columns], *rows], title=title, caption=caption)
+    header = ["system", *(f"{name} {COLUMNS[seen].replace('_', ' ')}" for seen, name in columns)]
+    rows = [
+        [
+            system,
+            *(metric_cell(systems[seen][system], name) if system in systems[seen] else NONE for seen, name in columns),
+        ]
+        for system in systems[first]
+    ]
+    return rows_table([header, *rows], title=title, caption=caption)
 
 
-def _systems(record: Mapping[str, Any]) -> list[System]:
-    stored = [StoredEvaluation("model", "", record)]
-    return [*baseline_systems(stored), *model_systems(stored)]
+def _systems(record: Mapping[str, Any], *, exclude_seen: bool) -> list[System]:
+    found = in_column(StoredEvaluation("model", "", record), exclude_seen=exclude_seen)
+    return [] if found is None else [*baseline_systems([found]), *model_systems([found])]
 
 
 def evaluation_tables(record: Mapping[str, Any]) -> list[Table | str]:
     """
     All that a reader of an evaluation should see.
 
-    Args:
-        record (`dict`): What [`evaluate`] returned.
+    Args: what [`evaluate`] returned.
 
     Returns:
         `list[rich.table.Table | str]`: [`metrics_table`], the tables of [`evidence_tables`] about the baselines and
-        the model, and a line about the text encoder behind the ids where it is known.
+        the model, and lines about baselines that failed and the text encoder behind the ids where it is known.
     """
     shown: list[Table | str] = [metrics_table(record)]
-    for table in evidence_tables(_systems(record)):
+    for table in evidence_tables(_systems(record, exclude_seen=bool(record["exclude_seen"]))):
         shown.append(rows_table(table.rows, title=table.title, caption=table.note))
+    for name, settings in record.get("baseline_settings", {}).items():
+        if "error" in settings:
+            shown.append(f"{name} failed and is left out: {settings['error']}")
     encoder = record.get("run", {}).get("encoder")
     if encoder:
         note = "" if PUBLISHED_ENCODER in encoder else f"; {PUBLISHED_ENCODERS}: compare with care"
@@ -343,10 +362,6 @@ def rows_table(rows: Sequence[Sequence[str]], *, title: str, caption: str = "") 
 
 
 def _lines_of(cell: str) -> str:
-    """`0.0375 ± 0.0010 [0.0354, 0.0393]` on three short lines."""
-    if cell.startswith("< 0."):
-        return f"<{cell[3:]}"
-    value, _, interval = cell.partition(" [")
-    decimals = 4 if interval.startswith(("+", "-")) else 3  # a difference is small
-    bounds = [f"{float(bound):.{decimals}f}".replace("0.", ".") for bound in interval.rstrip("]").split(", ") if bound]
-    return value.replace(" ±", "\n±") + (f"\n[{' '.join(bounds)}]" if bounds else "")
+    """`0.0375 ± 0.0010 [0.0354, 0.0393]` on four short lines."""
+    lines = cell.replace(" ±", "\n±").replace(" [", "\n[")
+    return lines.replace(", ", ",\n")

@@ -25,7 +25,14 @@ import pyarrow.parquet as pq
 from hf_genrec.data import steps
 from hf_genrec.data.item_readers import read_items
 from hf_genrec.data.items import default_fields
-from hf_genrec.data.prepared import COLD_NAME, FORMAT_VERSION, PreparedDataset, fingerprint_of, replaced_folder
+from hf_genrec.data.prepared import (
+    COLD_NAME,
+    FORMAT_VERSION,
+    PreparedDataset,
+    fingerprint_of,
+    repeat_rate,
+    replaced_folder,
+)
 from hf_genrec.data.protocols import PROTOCOLS, Protocol
 from hf_genrec.data.readers import ReadTable, read_interactions, read_sequences
 from hf_genrec.data.splits import first_few, write_split
@@ -352,6 +359,7 @@ def _write_splits(folder: Path, filtered: _Filtered, cold_items: float) -> dict[
         "steps": filtered.steps,
         "splits": {split: len(kept) for split, (kept, *_) in rows.items()},
         "num_train_targets": int(np.maximum(warm_lengths - 1, 0).sum()),
+        "repeat_rate": repeat_rate(folder / "train.parquet"),
         "cold_items": held_out,
     }
 

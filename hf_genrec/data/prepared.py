@@ -125,7 +125,7 @@ class PreparedDataset:
     def repeat_rate(self) -> float:
         """`float`: share of the training targets that the user had taken before; of older folders it is counted."""
         if "repeat_rate" not in self.metadata:
-            return repeat_rate(pq.read_table(self.folder / "train.parquet"), self.item_ids)
+            return repeat_rate(self.folder / "train.parquet")
         return self.metadata["repeat_rate"]
 
     @property
@@ -175,18 +175,18 @@ class PreparedDataset:
         self.__dict__["is_checked"] = True
 
 
-def repeat_rate(train: pa.Table, item_ids: Sequence[str]) -> float:
+def repeat_rate(path: str | os.PathLike[str]) -> float:
     """
     Share of the training targets, which are all items of a user but the first, that the user had taken before.
 
-    Args: the rows of the training part, and the catalog.
+    Args: the Parquet file of the training part.
     """
-    items, offsets = flat_sequences(train, item_ids)
-    lengths = np.diff(offsets)
-    users = np.repeat(np.arange(len(lengths)), lengths)
-    num_first = len(np.unique(users * len(item_ids) + items))
-    num_targets = len(items) - int(np.count_nonzero(lengths))
-    return (len(items) - num_first) / max(1, num_targets)
+    num_targets = num_repeats = 0
+    for batch in pq.ParquetFile(path).iter_batches(columns=["history", "target"]):
+        for history, target in zip(batch["history"].to_pylist(), batch["target"].to_pylist(), strict=True):
+            num_targets += len(history)
+            num_repeats += len(history) + 1 - len({*history, target})
+    return num_repeats / max(1, num_targets)
 
 
 def fingerprint_of(folder: str | os.PathLike[str]) -> str:

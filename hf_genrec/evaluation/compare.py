@@ -31,6 +31,7 @@ from hf_genrec.evaluation.systems import (
     System,
     baseline_systems,
     group_of,
+    in_column,
     merge_baselines,
     model_systems,
     user_values,
@@ -109,7 +110,8 @@ def compare_evaluations(
         seed (`int`, *optional*, defaults to 0): Seed of the resamples.
 
     Returns:
-        `list[Comparison]`: one, or with `grouped` one per group in the order of the evaluations.
+        `list[Comparison]`: with seen items allowed and with seen items excluded, as far as records have both; with
+        `grouped` these for each group in the order of the evaluations.
 
     Raises:
         ValueError: If records are not comparable, an evaluation is given twice, the reference is unknown, or the
@@ -122,11 +124,14 @@ def compare_evaluations(
     repeated = sorted({source for source in sources if sources.count(source) > 1})
     if repeated:
         raise ValueError(f"Each evaluation may be given once; given more often: {', '.join(repeated)}.")
-    groups: dict[tuple[str, ...], list[StoredEvaluation]] = {}
-    for evaluation in evaluations:
-        groups.setdefault(group_of(evaluation.record), []).append(evaluation)
+    columns = [[in_column(own, exclude_seen=exclude_seen) for own in evaluations] for exclude_seen in (False, True)]
     if not grouped:
-        check_comparable(evaluations)
+        check_comparable(next((column for column in columns if None not in column), evaluations))
+    groups: dict[tuple[str, ...], list[StoredEvaluation]] = {}
+    for both in zip(*columns, strict=True):
+        for evaluation in both:
+            if evaluation is not None:
+                groups.setdefault(group_of(evaluation.record), []).append(evaluation)
     return [_compare(group, metric, against, num_resamples, seed) for group in groups.values()]
 
 
@@ -237,6 +242,7 @@ def comparison_note(comparison: Comparison) -> str:
     encoders = sorted({system.encoder for system in comparison.systems if system.encoder is not None})
     notes = [
         f"{shared['num_users']:,} users, {shared['num_items']:,} items, data fingerprint `{shared['fingerprint']}`.",
+        f"Items of the history are {'left out of' if shared['exclude_seen'] else 'allowed in'} all lists.",
         f"In brackets {100 * shared['confidence']:g} % bootstrap intervals over users; ± is the standard deviation "
         "between seeds.",
         f"Differences are paired, user by user, against {comparison.against}; p is that of the sign-flip permutation "
@@ -308,7 +314,8 @@ def difference_cells(found: Differences) -> list[str]:
 def _title_of(comparison: Comparison) -> str:
     """Data set, protocol and split."""
     names = [comparison.conditions[name] for name in ("dataset", "protocol")]
-    return ", ".join([*(name for name in names if name), f"{comparison.conditions['split']} split"])
+    seen = ["seen items excluded"] if comparison.conditions["exclude_seen"] else []
+    return ", ".join([*(name for name in names if name), f"{comparison.conditions['split']} split", *seen])
 
 
 def _compare(

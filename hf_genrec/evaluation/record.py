@@ -69,9 +69,9 @@ def write_users(users: pa.Table, path: str | os.PathLike[str], *, keep_names: bo
 
 def record_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = None) -> list[list[str]]:
     """
-    A record as a table of strings: the header, the baselines, and the model last.
+    A record as a table of strings: the header, the baselines, and the model last; both columns where it has them.
 
-    Args: what [`evaluate`] returned, and the columns.
+    Args: what [`evaluate`] returned, and the metrics.
 
     >>> values = {"recall@5": 0.5, "invalid_rate": 0.0, "intervals": {"recall@5": [0.25, 0.75]}}
     >>> record = {"model": values, "baselines": {"popularity": values}}
@@ -81,10 +81,17 @@ def record_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = N
     ['popularity', '0.5000 [0.2500, 0.7500]', '0.0000']
     ['model', '0.5000 [0.2500, 0.7500]', '0.0000']
     """
-    columns = [*record["model"]["intervals"], "invalid_rate"] if metrics is None else list(metrics)
+    metrics = [*record["model"]["intervals"], "invalid_rate"] if metrics is None else list(metrics)
     systems = {**record["baselines"], "model": record["model"]}
-    rows = [[name, *(_cell(values, column) for column in columns)] for name, values in systems.items()]
-    return [["system", *columns], *rows]
+    rows = [[name, *(_cell(values, metric) for metric in metrics)] for name, values in systems.items()]
+    header = ["system", *metrics]
+    for column in COLUMNS.values():
+        if column in record["model"]:
+            others = [metric for metric in metrics if metric in record["model"][column]["intervals"]]
+            header += [f"{metric}, {column.replace('_', ' ')}" for metric in others]
+            for row, values in zip(rows, systems.values(), strict=True):
+                row += [_cell(values[column], metric) if column in values else "–" for metric in others]
+    return [header, *rows]
 
 
 def shown_cut(names: Iterable[str], *, metric: str) -> int:

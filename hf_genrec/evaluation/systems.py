@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from hf_genrec.evaluation.metrics import PER_USER, bootstrap_interval
-from hf_genrec.evaluation.record import named_path, users_path
+from hf_genrec.evaluation.record import COLUMNS, named_path, users_path
 from hf_genrec.evaluation.shared_ids import corrected_ndcg_per_user, corrected_recall_per_user
 
 
@@ -116,6 +116,25 @@ def load_evaluation(word: str | os.PathLike[str]) -> StoredEvaluation:
         raise ValueError(f"{path} is no evaluation record: it lacks {', '.join(f'`{key}`' for key in missing)}.")
     users = load_users(users_path(path), num_users=record["num_users"])
     return StoredEvaluation(name, os.fspath(path), record, users)
+
+
+def in_column(evaluation: StoredEvaluation, *, exclude_seen: bool) -> StoredEvaluation | None:
+    """
+    The evaluation as it is with seen items allowed, or with seen items excluded; `None` where that was not measured.
+
+    Args: an evaluation, and which of the two.
+    """
+    record, users, column = evaluation.record, evaluation.users, COLUMNS[exclude_seen]
+    if bool(record["exclude_seen"]) == exclude_seen:
+        return evaluation
+    if column not in record["model"]:
+        return None
+    baselines = {name: values[column] for name, values in record["baselines"].items() if column in values}
+    if users is not None:
+        own = {name: name.removeprefix(f"{column}_") for name in users if name.startswith(f"{column}_")}
+        users = users.filter(["num_train", "history_length", *own]).rename(columns=own) if own else None
+    record = {**record, "exclude_seen": exclude_seen, "model": record["model"][column], "baselines": baselines}
+    return replace(evaluation, record=record, users=users)
 
 
 def load_users(path: str | os.PathLike[str], *, num_users: int) -> pd.DataFrame | None:

@@ -1,10 +1,14 @@
 """The prepared folder: atomic, loadable by others, named by its content."""
 
+import json
+
 import datasets
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hf_genrec.cli.tables import preparation_notes
 from hf_genrec.data.prepare import prepare
 from hf_genrec.data.prepared import PreparedDataset, replaced_folder
 
@@ -122,3 +126,22 @@ def test_a_failed_preparation_leaves_nothing(tmp_path):
         prepare(tmp_path / "data", interactions=LOG, items=ITEMS, k_core=9)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_repeat_rate_of_the_training_part_is_recorded_and_counted_for_older_folders(tmp_path):
+    log = {"u": "abaacd", "v": "bcda"}  # trained on are a b a a, two of three targets a repeat, and b c
+    rows = [(user, item, place) for user, items in log.items() for place, item in enumerate(items)]
+    table = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+    prepared = prepare(
+        tmp_path / "data", interactions=table, items=[{"item_id": item, "title": item} for item in "abcd"]
+    )
+    file = prepared.folder / "dataset.json"
+    older = {name: value for name, value in json.loads(file.read_text()).items() if name != "repeat_rate"}
+
+    file.write_text(json.dumps(older))
+
+    assert (prepared.metadata["repeat_rate"], prepared.has_repeats) == (2 / 4, True)
+    assert PreparedDataset.load(prepared.folder).repeat_rate == 2 / 4
+    assert "repeats: 50.0 % of the training targets had been taken before by that user" in preparation_notes(
+        prepared.metadata
+    )

@@ -430,3 +430,36 @@ def test_plot_is_the_same_for_the_same_comparison(tmp_path):
 
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert paths[0].read_bytes().startswith(b"\x89PNG")
+
+
+def with_excluded(evaluation, ranks):
+    """The same evaluation with the other column: seen items excluded."""
+    record = evaluation.record
+    record["model"]["seen_excluded"] = metrics_of(ranks)
+    record["baselines"]["item_knn"]["seen_excluded"] = metrics_of([0, 0, 0, -1, -1])
+    evaluation.users["seen_excluded_rank"] = ranks
+    evaluation.users["seen_excluded_rank_item_knn"] = [0, 0, 0, -1, -1]
+    return evaluation
+
+
+def test_records_with_both_columns_are_compared_in_both():
+    evaluations = [with_excluded(make_evaluation("psid"), [0, 0, 0, 0, -1]), make_evaluation("latte")]
+
+    allowed, excluded = compare_evaluations(evaluations, against="item_knn", num_resamples=9)
+
+    assert [system.name for system in allowed.systems] == ["latte", "item-kNN", "psid", "Popularity"]
+    assert [system.name for system in excluded.systems] == ["psid", "item-kNN"]
+    assert excluded.differences["psid"].users.difference == pytest.approx(1 / 5)
+    page = comparison_page([allowed, excluded])
+    assert "## amazon2018, test split\n" in page
+    assert "## amazon2018, test split, seen items excluded\n" in page
+    assert "Items of the history are left out of all lists." in page
+
+
+def test_record_whose_first_column_excludes_seen_items_joins_the_others_in_the_column_that_both_have():
+    other = make_evaluation("latte", exclude_seen=True, baselines={})
+
+    (allowed, excluded) = compare_evaluations([with_excluded(make_evaluation("psid"), [0, 0, 0, 0, 0]), other])
+
+    assert [len(comparison.systems) for comparison in (allowed, excluded)] == [3, 3]
+    assert {"psid", "latte"} < {system.name for system in excluded.systems}

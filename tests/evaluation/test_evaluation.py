@@ -179,10 +179,24 @@ def test_record_with_a_nan_is_refused_and_the_old_one_kept(tmp_path):
 def test_table_lists_the_model_last_with_chosen_columns(prepared):
     record = evaluated(Scripted(ANSWERS), prepared, ks=(1, 2))
 
+    del record["baselines"]["popularity"]["seen_excluded"]
+
     table = record_table(record, metrics=["recall@1", "invalid_rate"])
 
-    assert [row[0] for row in table] == ["system", "popularity", "item_knn", "model"]
-    assert table[-1] == ["model", "0.3333 [0.0000, 1.0000]", "0.3333"]
+    assert table[0] == ["system", "recall@1", "invalid_rate", "recall@1, seen excluded"]
+    assert [row[0] for row in table[1:]] == ["popularity", "item_knn", "model"]
+    assert table[1][-1] == "–"
+    assert table[-1] == ["model", "0.3333 [0.0000, 1.0000]", "0.3333", "0.3333 [0.0000, 1.0000]"]
+
+
+def test_terminal_shows_both_columns_and_intervals_with_leading_zeros(prepared):
+    page = shown(evaluated(Popularity.fit(prepared), prepared, baselines={"same": Popularity.fit(prepared)}))
+
+    lines = [line.split() for line in page.splitlines()]
+    assert ["recall@5", "recall@10", "ndcg@10", "mrr@10", "recall@10", "ndcg@10"] in lines
+    assert ["system", "allowed", "allowed", "allowed", "allowed", "excluded", "excluded"] in lines
+    assert "[0.0000," in page
+    assert "[." not in page
 
 
 # The training part is a, b; b, c; and a, e: two times a and b, once c and e, never d.
