@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +23,10 @@ from hf_genrec.cli.command_line import (
     one_of,
     output_on,
 )
+
+
+if TYPE_CHECKING:
+    from hf_genrec.evaluation.evaluate import EvaluationRecord
 
 
 @app.command("evaluate")
@@ -74,12 +79,10 @@ def _evaluate(
         from hf_genrec.data.checks import check_trained_on
         from hf_genrec.data.prepared import PreparedDataset
         from hf_genrec.evaluation.baselines import save_neighbors
-        from hf_genrec.evaluation.evaluate import EvaluationRecord, EvaluationSettings, evaluate
-        from hf_genrec.evaluation.record import evaluation_run, read_training, users_path, write_users
-        from hf_genrec.files import write_json
+        from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
+        from hf_genrec.evaluation.record import evaluation_run, read_training
         from hf_genrec.serving.recommender import Recommender, check_model_name
         from hf_genrec.training.initial import check_same_catalog
-        from hf_genrec.training.runs import write_evaluation
 
         check_model_name(model)
         prepared = PreparedDataset.load(prepared_folder)
@@ -94,7 +97,7 @@ def _evaluate(
             split=split,
             max_users=max_users,
             seed=seed,
-            exclude_seen=True if exclude_seen else {"allowed": False, "excluded": True, "auto": "auto"}[seen],
+            exclude_seen=True if exclude_seen else _SEEN[seen],
             exact_sample=exact_sample,
             show_progress=True,
         )
@@ -109,15 +112,7 @@ def _evaluate(
         is_kept = (
             split == "test" and max_users is None and seen == "allowed" and not exclude_seen and Path(model).is_dir()
         )
-
-        def write(record: EvaluationRecord) -> None:
-            """After the model and after each baseline: what comes later cannot lose it."""
-            if output is not None:
-                write_json(record, output)
-                write_users(record.users, users_path(output))
-            if is_kept:
-                write_evaluation(model, recommender.model.config, record, users=record.users)
-
+        write = partial(_write, output=output, run=Path(model) if is_kept else None, config=recommender.model.config)
         record = evaluate(recommender, prepared, settings, baselines=baselines, run=run, on_result=write)
         if is_kept:
             save_neighbors(prepared, model)
@@ -125,3 +120,19 @@ def _evaluate(
         if split == "validation" and baselines is None:
             notes.append("item_knn was tuned on users of this split: its numbers here are higher than they should be.")
         show(*evaluation_tables(record), *notes, result=record)
+
+
+_SEEN: dict[str, Literal["auto"] | bool] = {"allowed": False, "excluded": True, "auto": "auto"}
+
+
+def _write(record: EvaluationRecord, *, output: str | None, run: Path | None, config: Any) -> None:
+    """After the model and after each baseline: what comes later cannot lose it."""
+    from hf_genrec.evaluation.record import users_path, write_users
+    from hf_genrec.files import write_json
+    from hf_genrec.training.runs import write_evaluation
+
+    if output is not None:
+        write_json(record, output)
+        write_users(record.users, users_path(output))
+    if run is not None:
+        write_evaluation(run, config, record, users=record.users)

@@ -124,14 +124,13 @@ def compare_evaluations(
     repeated = sorted({source for source in sources if sources.count(source) > 1})
     if repeated:
         raise ValueError(f"Each evaluation may be given once; given more often: {', '.join(repeated)}.")
-    columns = [[in_column(own, exclude_seen=exclude_seen) for own in evaluations] for exclude_seen in (False, True)]
+    columns = [[in_column(own, exclude_seen=exclude_seen) for exclude_seen in (False, True)] for own in evaluations]
+    known = [[own for own in column if own is not None] for column in zip(*columns, strict=True)]
     if not grouped:
-        check_comparable(next((column for column in columns if None not in column), evaluations))
+        check_comparable(next((column for column in known if len(column) == len(evaluations)), evaluations))
     groups: dict[tuple[str, ...], list[StoredEvaluation]] = {}
-    for both in zip(*columns, strict=True):
-        for evaluation in both:
-            if evaluation is not None:
-                groups.setdefault(group_of(evaluation.record), []).append(evaluation)
+    for evaluation in [own for both in columns for own in both if own is not None]:
+        groups.setdefault(group_of(evaluation.record), []).append(evaluation)
     return [_compare(group, metric, against, num_resamples, seed) for group in groups.values()]
 
 

@@ -177,22 +177,8 @@ def evaluate(
         settings = replace(settings, exclude_seen=not data.has_repeats)
     task = _Task.of(data, settings)
     both = (False, True)
-    model, columns = _evaluate(dict.fromkeys(both, recommender), task, settings)
-    cold = data.metadata.get("cold_items")
-    kept = ("split", "max_history_length", "max_users", "seed", "exclude_seen", "confidence")
-    record = {
-        "protocol": data.metadata["protocol"],
-        "num_users": len(task.targets),
-        "num_items": len(task.item_ids),
-        "fingerprint": data.fingerprint,
-        "repeat_rate": data.repeat_rate,
-        "cold_items": cold and {name: cold[name] for name in ("share", "num_items")},
-        "top_k": max(settings.ks),
-        **{name: getattr(settings, name) for name in kept},
-        "model": model,
-        "baselines": {},
-        "baseline_settings": {},
-    } | ({} if run is None else {"run": dict(run)})
+    record = _head(task, data, settings) | ({} if run is None else {"run": dict(run)})
+    record["model"], columns = _evaluate(dict.fromkeys(both, recommender), task, settings)
     names = {"user_id": task.user_ids, "target": task.target_ids}
     others = replace(settings, batch_size=4096, exact_sample=0, show_progress=False)
     for name in [None, *(BASELINES if baselines is None else baselines)]:
@@ -214,6 +200,25 @@ def evaluate(
         if on_result is not None:
             on_result(result)
     return result
+
+
+def _head(task: _Task, data: PreparedDataset, settings: EvaluationSettings) -> dict[str, Any]:
+    """A record before anything was measured."""
+    cold = data.metadata.get("cold_items")
+    kept = ("split", "max_history_length", "max_users", "seed", "exclude_seen", "confidence")
+    return {
+        "protocol": data.metadata["protocol"],
+        "num_users": len(task.targets),
+        "num_items": len(task.item_ids),
+        "fingerprint": data.fingerprint,
+        "repeat_rate": data.repeat_rate,
+        "cold_items": cold and {name: cold[name] for name in ("share", "num_items")},
+        "top_k": max(settings.ks),
+        **{name: getattr(settings, name) for name in kept},
+        "model": {},
+        "baselines": {},
+        "baseline_settings": {},
+    }
 
 
 def _settings_of(name: str, systems: Mapping[bool, Any], exclude_seen: bool) -> dict[str, Any]:

@@ -40,7 +40,12 @@ def test_sample_of_users_does_not_replace_the_evaluation(shop, tmp_path):
     for shown in ("coverage", "recall@10 by", "overlap@10", "published rows use", "sentence-t5-base"):
         assert shown in result.stdout
     users = pq.read_table(tmp_path / "record_users.parquet")
-    assert users.column_names == ["rank", "num_train", "history_length"]  # nothing that names a user
+    assert users.column_names == [
+        "rank",
+        "num_train",
+        "history_length",
+        "seen_excluded_rank",
+    ]  # nothing that names a user
 
 
 def test_fewer_beams_than_the_lists_have_items_are_an_error(shop):
