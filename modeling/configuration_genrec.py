@@ -222,6 +222,16 @@ class HistoryConfig(GenRecConfig):
         if self.d_model % self.num_heads:
             raise ValueError(f"`num_heads` must divide `d_model` {self.d_model}, got {self.num_heads}.")
         self._check_least(0, "initializer_range", "position_std")
+        if self.num_latent_tokens:
+            raise ValueError(
+                f"`num_latent_tokens` must be 0, got {self.num_latent_tokens}: a model that predicts all at once has "
+                "no path to write a latent token into."
+            )
+        if self.normalization != "vocabulary":
+            raise ValueError(
+                f"`normalization` must be 'vocabulary', got {self.normalization!r}: the softmax runs over the codes "
+                "of a level, whatever the other levels say, or over the items, so no prefix could restrict it."
+            )
         super().__post_init__(**kwargs)
 
     @property

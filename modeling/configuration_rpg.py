@@ -101,16 +101,6 @@ class RPGConfig(HistoryConfig):
             raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
         self._check_choice("item_pooling", "mean", "max")
         self._check_choice("projection", "separate", "shared", "none")
-        if self.num_latent_tokens:
-            raise ValueError(
-                f"`num_latent_tokens` must be 0, got {self.num_latent_tokens}: a model that predicts all codes at "
-                "once has no path to write a latent token into."
-            )
-        if self.normalization != "vocabulary":
-            raise ValueError(
-                f"`normalization` must be 'vocabulary', got {self.normalization!r}: each level has a softmax over its "
-                "codes that knows nothing of the other levels, so no prefix could restrict it."
-            )
         super().__post_init__(**kwargs)
 
     @property

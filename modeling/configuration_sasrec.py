@@ -96,14 +96,9 @@ class SASRecConfig(HistoryConfig):
         if self.d_ff is None:
             self.d_ff = 4 * self.d_model
         self._check_share("dropout_rate")
-        for name in ("num_levels", "codebook_size", "num_latent_tokens"):
+        for name in ("num_levels", "codebook_size"):
             if getattr(self, name):
                 raise ValueError(f"`{name}` must be 0, got {getattr(self, name)}: items of SASRec have no codes.")
-        if self.normalization != "vocabulary":
-            raise ValueError(
-                f"`normalization` must be 'vocabulary', got {self.normalization!r}: the softmax runs over the items, "
-                "and there are no codes that a catalog could restrict."
-            )
         super().__post_init__(**kwargs)
 
     @property

@@ -89,11 +89,8 @@ class Beams:
         self, last: TraceStep | None = None, *, num_steps: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        The ways to the leaves, or to what was pruned.
-
-        - `last`: where the ways end; `None` for the leaves.
-        - `num_steps`: number of steps up to and with `last`.
-        Returns tokens and cumulative scores, `(batch_size, n, num_steps)`.
+        The ways to the leaves, or to what was pruned at the step `last`, which is step number `num_steps`: tokens and
+        cumulative scores, `(batch_size, n, num_steps)`.
         """
         num_steps = len(self.trace) if num_steps is None else num_steps
         last = self.trace[num_steps - 1] if last is None else last
@@ -107,10 +104,8 @@ class Beams:
 
 def token_range(config, step: int) -> tuple[int, int, int]:
     """
-    What may be written at a decoding step.
-
-    `step`: number of the step, from 0. Returns first token, number of tokens, and depth in the trie before the step
-    (-1 for a latent).
+    What may be written at a decoding step, counted from 0: first token, number of tokens, and depth in the trie before
+    the step (-1 for a latent).
     """
     if config.num_latent_tokens and step == 0:
         return config.first_latent_token, config.num_latent_tokens, -1
@@ -127,13 +122,10 @@ def token_log_probs(
     is_legal: torch.BoolTensor | None = None,
 ) -> torch.FloatTensor:
     """
-    Log-probabilities of the tokens of a decoding step, over the whole vocabulary or over the legal tokens
-    (`config.normalization`).
+    Log-probabilities `(..., n)` of the tokens of a decoding step, over the whole vocabulary or over the legal tokens
+    (`config.normalization`); float32, those of illegal tokens mean nothing.
 
-    Takes `states` `(..., d_model)`, `is_legal` `(..., n)`.
-    - `step`: number of the step, from 0.
-    - `codes` `(..., n)`: the tokens wanted, counted from the first of the step.
-    Returns `(..., n)`: float32; those of illegal tokens mean nothing.
+    `codes` `(..., n)`: the tokens wanted, counted from the first of the step; `is_legal` (same shape).
     """
     config = model.config
     start, width, _ = token_range(config, step)
@@ -148,20 +140,7 @@ def token_log_probs(
 
 
 def best_candidates(candidates: torch.FloatTensor, num_beams: int, step: SearchStep) -> torch.LongTensor:
-    """
-    The plain selection: the best candidates of a user, best first.
-
-    Takes `candidates` `(B, W, K)`. Returns `(B, min(num_beams, W * K))`: flat positions.
-
-    Example:
-
-    ```python
-    >>> candidates = torch.tensor([[[-3.0, -1.0, -9.0], [-2.0, -8.0, -7.0]]])
-    >>> best_candidates(candidates, 3, None).tolist()
-    [[1, 3, 0]]
-
-    ```
-    """
+    """The plain [`Selection`]: the best candidates of a user, best first."""
     flat = candidates.flatten(1)
     return flat.topk(min(num_beams, flat.shape[1])).indices
 
@@ -256,13 +235,13 @@ def beam_search(
         if num_pruned:
             rest = ranked.flatten(1).scatter(1, index, -float("inf"))
             num_left = max(0, rest.shape[1] - index.shape[1])  # a selection may take a position more than once
-            rest = rest.topk(min(num_pruned, num_left)).indices
-            pruned.append(options.traced(candidates, rest))
+            pruned.append(options.traced(candidates, rest.topk(min(num_pruned, num_left)).indices))
         if options.depth < 0:
             latents = kept.tokens - config.first_latent_token
         elif latents is not None:
             latents = latents.gather(1, kept.parents)
         if step + 1 < config.num_decoding_steps:
+            # rows of the decoder are user * W + beam; `kept.parents` counts within a user
             cache.self_attention_cache.reorder_cache((first_row * nodes.shape[1] + kept.parents).flatten())
         tokens, scores = kept.tokens, kept.scores
         nodes = options.children(index).masked_fill(scores == -float("inf"), -1)

@@ -37,10 +37,8 @@ class Catalog:
     Args:
         item_codes (`torch.Tensor` of shape `(num_items, num_levels)`):
             Code of each item at each level, in `[0, codebook_size)`. Items may share all their codes.
-        codebook_size (`int`):
-            Number of codes per level.
-        max_dense_entries (`int`, defaults to 2**25):
-            Levels whose table of legal codes has at most this many entries are kept dense too.
+        codebook_size (`int`): Number of codes per level.
+        max_dense_entries (`int`, defaults to 2**25): Levels with at most so many entries are kept dense too.
 
     Raises:
         ValueError: If a code is out of range.
@@ -83,6 +81,7 @@ class Catalog:
         node = torch.zeros(self.num_items, dtype=torch.int32, device=self.device)  # of each item, at this depth
         for level in range(self.num_levels):
             column = codes[:, level]
+            # once two neighbours differ they stay apart on all deeper levels, hence `|=`
             is_first[1:] |= column[1:] != column[:-1]
             child = is_first.cumsum(0, dtype=torch.int32).sub_(1)
             child_starts = is_first.nonzero()[:, 0]
@@ -286,7 +285,7 @@ def _lexicographic_order(codes: torch.Tensor, codebook_size: int) -> torch.LongT
         for level in range(max(0, stop - levels_per_key), stop):
             key.bitwise_left_shift_(num_bits).bitwise_or_(codes[:, level])
         if order is not None:
-            key = key[order]
+            key = key[order]  # sorted by the groups behind it; the sort below is stable, so these break its ties
         places = key.sort(stable=True).indices
         order = places if order is None else order[places]
     return order

@@ -51,23 +51,14 @@ class PackedHistories:
         return self.lengths.cumsum(0) - 1
 
     def to_rows(self, packed: torch.Tensor) -> torch.Tensor:
-        """
-        Padded with zeros behind the items.
-
-        Takes `packed` `(num_packed, ...)`. Returns `(batch_size, width, ...)`.
-        """
+        """From `(num_packed, ...)` to `(batch_size, width, ...)`, with zeros behind the items."""
         shape = (len(self.lengths), self.width, *packed.shape[1:])
         if self.is_full:
             return packed.reshape(shape)
         return packed.new_zeros(shape).flatten(0, 1).index_copy(0, self.places, packed).view(shape)
 
     def from_rows(self, rows: torch.Tensor, anchors: torch.LongTensor | None = None) -> torch.Tensor:
-        """
-        The way back.
-
-        Takes `rows` `(batch_size, width, ...)`, `anchors` `(num_anchors,)`. Returns
-        `(num_packed or num_anchors, ...)`.
-        """
+        """The way back; only of the packed items `anchors` `(num_anchors,)` where these are given."""
         flat = rows.flatten(0, 1)
         if anchors is None and self.is_full:
             return flat
@@ -135,6 +126,7 @@ class BlockEncoder(nn.Module):
             queries, keys_values = self._project(block, normed, normed)
             mixed = self._attend(block, histories.to_rows(queries), histories.to_rows(keys_values), mask)
             states = _add(block, states, histories.from_rows(mixed))
+        # the last block computes queries only where states are read; keys and values it needs of all tokens
         block = blocks[-1]
         normed = block.ln_1(states)
         if anchors is None or torch.equal(anchors, histories.last):
@@ -146,6 +138,7 @@ class BlockEncoder(nn.Module):
             states = states[last, first_read:]
         else:
             queries, keys_values = self._project(block, normed[:, first_read:], normed)
+            # rows of the mask are queries: of each item those of the tokens that are read
             mask = mask.view(-1, self.tokens_per_item, mask.shape[-1])[:, first_read:].flatten(0, 1)
             mixed = self._attend(block, histories.to_rows(queries), histories.to_rows(keys_values), mask)
             mixed, states = histories.from_rows(mixed, anchors), states[:, first_read:].index_select(0, anchors)

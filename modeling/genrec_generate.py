@@ -24,10 +24,8 @@ class CatalogLogitsProcessor(LogitsProcessor):
     finite again.
 
     Args:
-        catalog (`Catalog`):
-            The semantic IDs of all items, which may share them: what is written are ids.
-        config (`GenRecConfig`):
-            The token layout.
+        catalog ([`Catalog`]): The semantic IDs of all items, which may share them: what is written are ids.
+        config ([`GenRecConfig`]): The token layout.
 
     Raises:
         ValueError: If the catalog does not fit the config.
@@ -56,9 +54,8 @@ class CatalogLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """
-        - `input_ids` `(num_rows, length)`: decoder tokens so far, the start token first.
-        - `scores` `(num_rows, vocab_size)`: logits or log-probabilities of the next one.
-        Returns the same shape: a copy of `scores` with `-inf` at every illegal token.
+        A copy of `scores` `(num_rows, vocab_size)` with `-inf` at every illegal token; `input_ids` are the decoder
+        tokens so far, `(num_rows, length)`, the start token first.
         """
         config = self.config
         codes = input_ids[:, 1 + (1 if config.num_latent_tokens else 0) :]
@@ -97,11 +94,7 @@ class SharedHistoryCache(EncoderDecoderCache):
     """
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """
-        Let the beams' own keys and values follow the beams.
-
-        `beam_idx` `(num_rows,)`: the row each new row continues; of the same user.
-        """
+        """Let the beams' own keys and values follow the beams; `beam_idx`: the row each new row continues."""
         self.self_attention_cache.reorder_cache(beam_idx)
 
 

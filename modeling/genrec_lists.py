@@ -20,10 +20,7 @@ def item_penalties(item_prior: torch.Tensor, prior_correction: float, *, num_ite
     What a prior correction subtracts from the score of each item in ranking: `prior_penalties` of the leaves, for
     catalogs without a trie.
 
-    - `item_prior` `(num_items,)`: positive weights; normalised here.
-    - `prior_correction`: share of the log-prior.
-    Returns `(num_items,)`: `prior_correction` times the log of each prior.
-    Raises `ValueError` if the prior has another shape or is not positive and finite.
+    `item_prior` `(num_items,)` holds positive weights, which are normalised here.
 
     Example:
 
@@ -82,9 +79,8 @@ def check_rule(name: str, rule: torch.Tensor | None, *, config, batch_size: int)
         is_item = (rule >= config.first_item_token) & (rule < config.first_item_token + config.num_items)
         wrong = rule[~(is_special | is_item)]
         if len(wrong):
-            shown = ", ".join(map(str, wrong[:5].tolist())) + (
-                f", ... ({len(wrong)} in all)" if len(wrong) > 5 else ""
-            )
+            shown = ", ".join(map(str, wrong[:5].tolist()))
+            shown += f", ... ({len(wrong)} in all)" if len(wrong) > 5 else ""
             raise ValueError(
                 f"`{name}` must hold item tokens in [{config.first_item_token}, "
                 f"{config.first_item_token + config.num_items}), padded with the pad token; got {shown}."
@@ -108,11 +104,7 @@ def item_mask(rule: torch.Tensor, *, config, device: torch.device) -> torch.Bool
 
 
 def allowed_items(
-    config,
-    exclude_items: torch.Tensor | None,
-    allow_items: torch.Tensor | None,
-    *,
-    device: torch.device,
+    config, exclude_items: torch.Tensor | None, allow_items: torch.Tensor | None, *, device: torch.device
 ) -> torch.BoolTensor | None:
     """
     Both rules as one mask: allowed is what `allow_items` names (everything without it) and `exclude_items` does not.
@@ -150,14 +142,12 @@ def mmr(scores: torch.Tensor, similarity: torch.Tensor, *, top_k: int, diversity
 
     The next item is the one with the largest `(1 - diversity) * relevance - diversity * (similarity to the most
     similar item picked)`; relevance is the item's probability divided by that of the user's best item, so it lies in
-    [0, 1] like the similarity. Equal ones are taken in the order of their scores, then of the pool. For variety in a
-    list whose candidates are known; it cannot bring in an item that is not in the pool, so make the pool several times
-    `top_k`. Costs `top_k` passes over the pool and no pass of the model.
+    [0, 1] like the similarity. Equal ones are taken in the order of their scores, then of the pool. It cannot bring in
+    an item that is not in the pool, so make the pool several times `top_k`.
 
     - `scores` `(batch_size, num_pooled)`: log-probabilities; `-inf` where there is no item.
     - `similarity` `(batch_size, num_pooled, num_pooled)`: at most 1, which means the same; see `code_overlap` and
       `embedding_similarity`.
-    - `top_k`: number of items to pick, at most `num_pooled`.
     - `diversity`: from 0, the order of the scores, to 1, the best item and then the least similar ones.
     Returns `(batch_size, top_k)`: positions in the pool, first picked first; places without an item come last.
     Raises `ValueError` if an argument is out of range or shapes do not fit together.
@@ -392,10 +382,8 @@ def user_keys(seed: int, users: torch.LongTensor) -> torch.LongTensor:
 
 def gumbel_noise(keys: torch.LongTensor, items: torch.LongTensor) -> torch.FloatTensor:
     """
-    Standard Gumbel noise. Added to log-probabilities, it makes the items with the largest sums a sample without
-    replacement, in the order drawn.
-
-    Takes `items` `(n,)`. `keys` `(num_users,)`: result of `user_keys`. Returns `(num_users, n)`.
+    Standard Gumbel noise `(num_users, n)` from `user_keys` `(num_users,)` and items `(n,)`. Added to scores, it makes
+    the items with the largest sums a sample without replacement, in the order drawn.
 
     Source: Kool et al. 2019, section 2.2 (https://huggingface.co/papers/1903.06059).
 
@@ -414,19 +402,7 @@ def gumbel_noise(keys: torch.LongTensor, items: torch.LongTensor) -> torch.Float
 
 
 def random_items(keys: torch.LongTensor, num_draws: int, *, num_items: int) -> torch.LongTensor:
-    """
-    Items drawn uniformly with replacement.
-
-    `keys` `(num_users,)`: result of `user_keys`. Returns `(num_users, num_draws)`: item indices.
-
-    Example:
-
-    ```python
-    >>> random_items(user_keys(0, torch.arange(3)), 4, num_items=1).tolist()
-    [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-
-    ```
-    """
+    """Items `(num_users, num_draws)` drawn uniformly with replacement, from `user_keys` `(num_users,)`."""
     draws = torch.arange(1, num_draws + 1, device=keys.device)
     return _shifted(hashed(keys.unsqueeze(-1) + draws * GOLDEN), 1) % num_items
 

@@ -306,15 +306,7 @@ def code_loss(
         return _loss(*inputs, codes, temperature, dtype)
 
 
-def _loss(
-    states: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    table: torch.Tensor,
-    codes: torch.Tensor,
-    temperature: float,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def _loss(states, weight, bias, table, codes, temperature: float, dtype: torch.dtype) -> torch.Tensor:
     """The loss alone."""
     wide = torch.promote_types(dtype, torch.float32)
     states = states.to(dtype)
@@ -378,13 +370,7 @@ class _CodeLoss(torch.autograd.Function):
 
 
 def _loss_and_gradients(
-    states: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    table: torch.Tensor,
-    codes: torch.Tensor,
-    temperature: float,
-    dtype: torch.dtype,
+    states, weight, bias, table, codes, temperature: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """
     The loss, and `num_levels * temperature` times its gradients with respect to states, weight, bias and table, in

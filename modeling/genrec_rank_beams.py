@@ -41,8 +41,123 @@ from .genrec_recommend_config import check_latent_aggregation
 PATHS_AT_A_TIME = 1 << 13  # rows of the decoder that `score_paths` holds, of all users of a chunk
 
 
-class ScoringMixin:
-    """`score_items()`, and the log-probability of every way to write an item."""
+class BeamRankingMixin(RecommendMixin):
+    """
+    `recommend()` and `score_items()` for models that generate semantic IDs token by token.
+
+    Source: Hou et al. 2026, section 4.2 (https://huggingface.co/papers/2605.06331); the search is ours.
+    """
+
+    decodings = ("beam",)
+    search_options = ("num_rescored", "num_groups", "group_penalty")
+    has_paths = True
+
+    def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
+        return self.decoding_bytes(history_length)
+
+    def _penalties(self, request: RankRequest) -> list[torch.Tensor]:
+        return prior_penalties(self.catalog, request.item_prior, request.options.prior_correction)
+
+    def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
+        """Search, then search again with twice the beams for the users whose lists are still short."""
+        batch_size, device = len(users.input_ids), users.input_ids.device
+        if request.options.decoding == "dense":
+            return self.rank_dense(users, request)
+        output = _empty_ranking(batch_size, request, device=device)
+        if not batch_size:
+            return output
+        history = self.encode_history(users.input_ids, users.attention_mask)
+        wanted = torch.full((batch_size,), request.options.top_k, device=device)
+        if users.allowed is not None:
+            wanted = wanted.minimum(users.allowed.sum(1))
+        pending = [(torch.arange(batch_size, device=device), request.num_beams)]
+        while pending:
+            rows, num_beams = pending.pop()
+            chunks = request.chunks(len(rows), num_beams)
+            if len(chunks) > 1:  # wider beams: fewer users at a time
+                pending += [(rows[part], num_beams) for part in chunks]
+                continue
+            is_all = len(rows) == batch_size
+            part = history if is_all else _of_users(history, rows)
+            allowed = users.allowed if is_all else rule_rows(users.allowed, rows)
+            items, scores, beams = self._search_once(part, allowed, request, num_beams)
+            is_short = (scores > -float("inf")).sum(1) < wanted[rows]
+            is_done = ~is_short if num_beams < request.most_beams else torch.ones_like(is_short)
+            done = rows[is_done]
+            output.items[done], output.scores[done] = items[is_done], scores[is_done]
+            output.num_distinct[done] = num_distinct_items(self.catalog, beams)[is_done]
+            if request.return_paths:
+                paths, pruned = describe_paths(self.config, self.catalog, beams, items)
+                for row in is_done.nonzero()[:, 0].tolist():
+                    output.paths[int(rows[row])], output.pruned[int(rows[row])] = paths[row], pruned[row]
+            if len(done) < len(rows):
+                pending.append((rows[~is_done], min(2 * num_beams, request.most_beams)))
+        return output
+
+    def _search_once(self, history, allowed, request, num_beams) -> tuple[torch.Tensor, torch.Tensor, Beams]:
+        """Items and scores `(B, top_k)` by one search of this width, short where it found too few; and its beams."""
+        config, options, selection = self.config, request.options, _selection(request)
+        beams = beam_search(
+            self,
+            history,
+            num_beams=num_beams,
+            selection=selection,
+            allowed_items=allowed,
+            penalties=request.penalty,
+            num_pruned=num_beams if request.return_paths else 0,
+        )
+        if isinstance(selection, DiverseGroups):
+            beams = reordered(beams, selection.order, num_latents=config.num_latent_tokens)
+        if isinstance(selection, GumbelTopK) and not self.catalog.is_unique:
+            items, scores = sampled_items(
+                self.catalog,
+                beams,
+                selection,
+                top_k=options.top_k,
+                num_latents=config.num_latent_tokens,
+                latent_aggregation=options.latent_aggregation,
+                allowed=allowed,
+            )
+            return items, scores, beams
+        is_fused = options.dense_weight > 0
+        leaves, scores = rank_ids(
+            beams,
+            top_k=num_beams if is_fused else request.num_pooled(num_beams),
+            latent_aggregation=options.latent_aggregation,
+            penalty=None if request.penalty is None else request.penalty[-1],
+            by_place=isinstance(selection, DiverseGroups | GumbelTopK),
+        )
+        if is_fused:
+            return *self.rank_both(history, leaves, scores, allowed, request, num_beams), beams
+        if options.num_rescored and config.num_latent_tokens:
+            leaves, scores = self._rescored(history, leaves, scores, request)
+        return *self._listed(leaves, scores, allowed, request), beams
+
+    def _rescored(self, history, leaves, scores, request) -> tuple[torch.LongTensor, torch.FloatTensor]:
+        """Ids (B, n), -1 where there is none, in the order of exact scores: all for a diverse list, or `top_k`."""
+        path_bytes = self.config.num_decoding_steps * request.bytes_per_beam
+        scores = self.score_candidates(
+            history,
+            self.catalog.item_at(leaves).clamp_min(0),
+            latent_aggregation=request.options.latent_aggregation,
+            chunk_size=max(1, request.options.memory_budget // (path_bytes * max(1, len(leaves)))),
+        ).masked_fill(leaves < 0, -float("inf"))
+        ranked = _corrected(leaves, scores, request)
+        if request.options.diversity:
+            order = ranked.sort(dim=1, descending=True, stable=True).indices
+        else:
+            order = ranked.topk(request.options.top_k).indices
+        return leaves.gather(1, order), scores.gather(1, order)
+
+    def _listed(self, leaves, scores, allowed, request) -> tuple[torch.LongTensor, torch.FloatTensor]:
+        """The `top_k` items, -1 where there is none, of ranked ids (B, n): the first ones, or a diverse list."""
+        if not request.options.diversity:
+            return list_items(self.catalog, leaves, scores, top_k=request.options.top_k, allowed=allowed)
+        ranked, width = _corrected(leaves, scores, request), leaves.shape[1]
+        items, scores, ranked = list_items(self.catalog, leaves, scores, ranked, top_k=width, allowed=allowed)
+        return request.picked(items, scores, ranked, item_codes=self.item_codes)
+
+    # --- exact scores by teacher forcing: what a search approximates -------------------------------------------------
 
     @torch.no_grad()
     def score_items(
@@ -196,123 +311,6 @@ class _AllOfLatent:
         return positions.expand(len(candidates), -1)
 
 
-class BeamRankingMixin(RecommendMixin, ScoringMixin):
-    """
-    `recommend()` and `score_items()` for models that generate semantic IDs token by token.
-
-    Source: Hou et al. 2026, section 4.2 (https://huggingface.co/papers/2605.06331); the search is ours.
-    """
-
-    decodings = ("beam",)
-    search_options = ("num_rescored", "num_groups", "group_penalty")
-    has_paths = True
-
-    def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
-        return self.decoding_bytes(history_length)
-
-    def _penalties(self, request: RankRequest) -> list[torch.Tensor]:
-        return prior_penalties(self.catalog, request.item_prior, request.options.prior_correction)
-
-    def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
-        """Search, then search again with twice the beams for the users whose lists are still short."""
-        batch_size, device = len(users.input_ids), users.input_ids.device
-        if request.options.decoding == "dense":
-            return self.rank_dense(users, request)
-        output = _empty_ranking(batch_size, request, device=device)
-        if not batch_size:
-            return output
-        history = self.encode_history(users.input_ids, users.attention_mask)
-        wanted = torch.full((batch_size,), request.options.top_k, device=device)
-        if users.allowed is not None:
-            wanted = wanted.minimum(users.allowed.sum(1))
-        pending = [(torch.arange(batch_size, device=device), request.num_beams)]
-        while pending:
-            rows, num_beams = pending.pop()
-            chunks = request.chunks(len(rows), num_beams)
-            if len(chunks) > 1:  # wider beams: fewer users at a time
-                pending += [(rows[part], num_beams) for part in chunks]
-                continue
-            is_all = len(rows) == batch_size
-            part = history if is_all else _of_users(history, rows)
-            allowed = users.allowed if is_all else rule_rows(users.allowed, rows)
-            items, scores, beams = self._search_once(part, allowed, request, num_beams)
-            is_short = (scores > -float("inf")).sum(1) < wanted[rows]
-            is_done = ~is_short if num_beams < request.most_beams else torch.ones_like(is_short)
-            done = rows[is_done]
-            output.items[done], output.scores[done] = items[is_done], scores[is_done]
-            output.num_distinct[done] = num_distinct_items(self.catalog, beams)[is_done]
-            if request.return_paths:
-                paths, pruned = describe_paths(self.config, self.catalog, beams, items)
-                for row in is_done.nonzero()[:, 0].tolist():
-                    output.paths[int(rows[row])], output.pruned[int(rows[row])] = paths[row], pruned[row]
-            if len(done) < len(rows):
-                pending.append((rows[~is_done], min(2 * num_beams, request.most_beams)))
-        return output
-
-    def _search_once(self, history, allowed, request, num_beams) -> tuple[torch.Tensor, torch.Tensor, Beams]:
-        """Items and scores `(B, top_k)` by one search of this width, short where it found too few; and its beams."""
-        config, options, selection = self.config, request.options, _selection(request)
-        beams = beam_search(
-            self,
-            history,
-            num_beams=num_beams,
-            selection=selection,
-            allowed_items=allowed,
-            penalties=request.penalty,
-            num_pruned=num_beams if request.return_paths else 0,
-        )
-        if isinstance(selection, DiverseGroups):
-            beams = reordered(beams, selection.order, num_latents=config.num_latent_tokens)
-        if isinstance(selection, GumbelTopK) and not self.catalog.is_unique:
-            items, scores = sampled_items(
-                self.catalog,
-                beams,
-                selection,
-                top_k=options.top_k,
-                num_latents=config.num_latent_tokens,
-                latent_aggregation=options.latent_aggregation,
-                allowed=allowed,
-            )
-            return items, scores, beams
-        is_fused = options.dense_weight > 0
-        leaves, scores = rank_ids(
-            beams,
-            top_k=num_beams if is_fused else request.num_pooled(num_beams),
-            latent_aggregation=options.latent_aggregation,
-            penalty=None if request.penalty is None else request.penalty[-1],
-            by_place=isinstance(selection, DiverseGroups | GumbelTopK),
-        )
-        if is_fused:
-            return *self.rank_both(history, leaves, scores, allowed, request, num_beams), beams
-        if options.num_rescored and config.num_latent_tokens:
-            leaves, scores = self._rescored(history, leaves, scores, request)
-        return *self._listed(leaves, scores, allowed, request), beams
-
-    def _rescored(self, history, leaves, scores, request) -> tuple[torch.LongTensor, torch.FloatTensor]:
-        """Ids (B, n), -1 where there is none, in the order of exact scores: all for a diverse list, or `top_k`."""
-        path_bytes = self.config.num_decoding_steps * request.bytes_per_beam
-        scores = self.score_candidates(
-            history,
-            self.catalog.item_at(leaves).clamp_min(0),
-            latent_aggregation=request.options.latent_aggregation,
-            chunk_size=max(1, request.options.memory_budget // (path_bytes * max(1, len(leaves)))),
-        ).masked_fill(leaves < 0, -float("inf"))
-        ranked = _corrected(leaves, scores, request)
-        if request.options.diversity:
-            order = ranked.sort(dim=1, descending=True, stable=True).indices
-        else:
-            order = ranked.topk(request.options.top_k).indices
-        return leaves.gather(1, order), scores.gather(1, order)
-
-    def _listed(self, leaves, scores, allowed, request) -> tuple[torch.LongTensor, torch.FloatTensor]:
-        """The `top_k` items, -1 where there is none, of ranked ids (B, n): the first ones, or a diverse list."""
-        if not request.options.diversity:
-            return list_items(self.catalog, leaves, scores, top_k=request.options.top_k, allowed=allowed)
-        ranked, width = _corrected(leaves, scores, request), leaves.shape[1]
-        items, scores, ranked = list_items(self.catalog, leaves, scores, ranked, top_k=width, allowed=allowed)
-        return request.picked(items, scores, ranked, item_codes=self.item_codes)
-
-
 def _selection(request: RankRequest) -> Selection:
     """One for one search: it may keep a state."""
     if request.generator is not None:
@@ -342,4 +340,4 @@ def _empty_ranking(batch_size: int, request: RankRequest, *, device: torch.devic
     )
 
 
-__all__ = ["BeamRankingMixin", "ScoringMixin"]
+__all__ = ["BeamRankingMixin"]

@@ -6,6 +6,7 @@ score of an item is the sum of the log-probabilities of its codes: a log-probabi
 Two items may have the same codes; they have the same score and the one with the lower index stands first.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from .genrec_beams import Beams, HistoryOutput, beam_search
 from .genrec_catalog import Catalog
 from .genrec_item_graph import ItemGraphMixin, graph_search, search_bytes
-from .genrec_lists import best_of, gumbel_noise, rule_rows, user_keys
+from .genrec_lists import best_of, gumbel_noise, rule_rows
 from .genrec_parallel import best_items, candidate_scores, code_scores, item_scores, users_per_table
 from .genrec_ranking import describe_paths, items_of_ids, prior_penalties
 from .genrec_recommend import BeamPath, Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
@@ -99,10 +100,14 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
 
     def _find_exact(self, log_probs: torch.FloatTensor, users: UserBatch, request: RankRequest) -> Ranking:
         """All items are scored."""
-        num_items, seed, device, noise = self.config.num_items, request.options.sample_seed, log_probs.device, None
+        num_items, seed, device = self.config.num_items, request.options.sample_seed, log_probs.device
+        noise: Callable[[slice, slice], torch.Tensor] | None = None
         if seed is not None:
-            numbers = torch.arange(users.first_user, users.first_user + len(log_probs), device=device)
-            noise = _SampleNoise(user_keys(seed, numbers), torch.arange(num_items, device=device))
+            keys, catalog = users.keys(seed), torch.arange(num_items, device=device)
+
+            def noise(some_users: slice, some_items: slice) -> torch.FloatTensor:
+                return gumbel_noise(keys[some_users], catalog[some_items])
+
         items, scores = best_items(
             log_probs,
             self.item_codes,
@@ -187,17 +192,6 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
 
 
 @dataclass
-class _SampleNoise:
-    """The noise of a sample, for `best_items`."""
-
-    keys: torch.LongTensor
-    catalog: torch.LongTensor
-
-    def __call__(self, users: slice, items: slice) -> torch.FloatTensor:
-        return gumbel_noise(self.keys[users], self.catalog[items])
-
-
-@dataclass
 class _LevelConfig:
     """What `beam_search` reads of a config. The logits of a step hold one level, so its codes begin at token 0."""
 
@@ -251,11 +245,8 @@ def search_codes(
     decoder that has nothing to compute. It finds less than exact scores at the same cost or more: with long ids the
     best prefixes are rarely those of the best items. It is here because papers compare with it.
 
-    Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `allowed` `(batch_size or 1, num_items)`.
-    - `first_code_token`: token of code 0 of level 0, for the tokens of the trace.
-    - `penalties`: result of `prior_penalties`.
-    - `num_pruned`: how many discarded continuations to remember per level.
-    The leaves are those of `catalog`.
+    Takes `log_probs` `(batch_size, num_levels, codebook_size)`; the leaves are those of `catalog`, other options those
+    of `beam_search`. `first_code_token`: token of code 0 of level 0, for the tokens of the trace.
     """
     beams = beam_search(
         _LevelDecoder(catalog),

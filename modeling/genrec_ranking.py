@@ -73,6 +73,7 @@ def items_of_ids(
     counts = users.bincount(minlength=len(leaves))
     if width is None:
         width = max(leaves.shape[1], int(counts.max())) if len(leaves) else leaves.shape[1]
+    # entries of a user are adjacent: the place in the list is the running number less those of the users before
     columns = torch.arange(len(users), device=users.device) - (counts.cumsum(0) - counts)[users]
     is_kept = columns < width
     at = users[is_kept], columns[is_kept]
@@ -90,11 +91,15 @@ def id_places(catalog: Catalog, leaves: torch.LongTensor) -> tuple[torch.LongTen
     `leaves` `(batch_size, n)`: ids as leaves; -1 for none. Returns item indices in ascending order, and which places
     are taken, both `(batch_size, n, most items of any of the ids)`, one place at least.
     """
-    first = catalog.first_item(catalog.num_levels)
-    sizes = first.diff()[leaves.clamp_min(0)].masked_fill(leaves < 0, 0)
+    first, sizes = catalog.first_item(catalog.num_levels), _sizes(catalog, leaves)
     offsets = torch.arange(max(1, int(sizes.max())) if sizes.numel() else 1, device=leaves.device)
     places = (first[leaves.clamp_min(0)].unsqueeze(-1) + offsets).clamp_max(catalog.num_items - 1)
     return catalog.items_in_order[places], offsets < sizes.unsqueeze(-1)
+
+
+def _sizes(catalog: Catalog, leaves: torch.LongTensor) -> torch.LongTensor:
+    """How many items each id has; 0 for -1."""
+    return catalog.first_item(catalog.num_levels).diff()[leaves.clamp_min(0)].masked_fill(leaves < 0, 0)
 
 
 def _flat(
@@ -102,7 +107,7 @@ def _flat(
 ) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
     """All items of all ids in a row: the user, the place of the id, the item; at most `most` of an id."""
     first = catalog.first_item(catalog.num_levels)
-    counts = first.diff()[leaves.clamp_min(0)].masked_fill(leaves < 0, 0).flatten()
+    counts = _sizes(catalog, leaves).flatten()
     if most is not None:
         counts = counts.clamp_max(most)
     ids = torch.arange(len(counts), device=leaves.device).repeat_interleave(counts)
@@ -115,11 +120,8 @@ def prior_penalties(catalog: Catalog, item_prior: torch.Tensor, prior_correction
     """
     What a prior correction subtracts from the score of each node of the trie in ranking.
 
-    - `item_prior` `(num_items,)`: positive weights; normalised here.
-    - `prior_correction`: share of the log-prior.
     Returns for each depth from 0 to `num_levels` `prior_correction` times the log of the sum of the priors below each
-    node, `(num_nodes[depth],)`. Items that share an id have its prior together.
-    Raises `ValueError` if the prior has another shape or is not positive and finite.
+    node, `(num_nodes[depth],)`; the prior is as in `item_penalties`. Items that share an id have its prior together.
 
     Example:
 
@@ -180,6 +182,7 @@ def _by_id(beams: Beams, latent_aggregation: str) -> tuple[torch.Tensor, torch.T
     group = torch.nn.functional.pad((leaves[:, 1:] != leaves[:, :-1]).long().cumsum(1), (1, 0))
     best = torch.full_like(scores, -infinity).scatter_reduce(1, group, scores, "amax")
     if latent_aggregation == "sum":
+        # log-sum-exp per group, relative to the best: that one adds exactly 1, hence the clamp, and none overflows
         excess = (scores - best.gather(1, group)).nan_to_num(nan=-infinity, neginf=-infinity)
         best = best + torch.zeros_like(scores).scatter_add(1, group, excess.exp()).clamp_min(1).log()
     group_leaf = torch.full_like(leaves, -1).scatter(1, group, leaves)
@@ -256,11 +259,7 @@ def num_distinct_items(catalog: Catalog, beams: Beams) -> torch.LongTensor:
     """
     leaves = beams.leaves.masked_fill(beams.scores == -float("inf"), -1).sort(dim=1).values
     is_first = torch.nn.functional.pad(leaves[:, 1:] != leaves[:, :-1], (1, 0), value=True)
-    is_counted = is_first & (leaves >= 0)
-    if catalog.is_unique:
-        return is_counted.sum(1)
-    sizes = catalog.first_item(catalog.num_levels).diff()
-    return sizes[leaves.clamp_min(0)].masked_fill(~is_counted, 0).sum(1)
+    return _sizes(catalog, leaves.masked_fill(~is_first, -1)).sum(1)
 
 
 def reordered(beams: Beams, order: torch.Tensor, *, num_latents: int) -> Beams:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from transformers.utils import ModelOutput
 
-from .genrec_lists import allowed_items, check_rule, diversify, item_penalties, rule_rows
+from .genrec_lists import allowed_items, check_rule, diversify, item_penalties, rule_rows, user_keys
 from .genrec_recommend_config import RecommendConfig, check_names
 
 
@@ -92,6 +92,11 @@ class UserBatch:
     attention_mask: torch.Tensor | None
     allowed: torch.BoolTensor | None
     first_user: int
+
+    def keys(self, seed: int) -> torch.LongTensor:
+        """What the random numbers of a sample are made from, see `user_keys`: the seed and each user's number."""
+        last = self.first_user + len(self.input_ids)
+        return user_keys(seed, torch.arange(self.first_user, last, device=self.input_ids.device))
 
 
 @dataclass

@@ -22,23 +22,9 @@ from .genrec_generate import CatalogGenerationMixin
 from .genrec_rank_beams import BeamRankingMixin
 
 
-class LattePreTrainedModel(CatalogMixin, T5PreTrainedModel):
-    """T5's initialisation; the catalog is in the checkpoint."""
-
-    config: LatteConfig
-    config_class = LatteConfig
-    base_model_prefix = "transformer"
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, LatteForConditionalGeneration):
-            init.normal_(module.shared.weight, mean=0.0, std=self.config.embedding_std)
-        elif isinstance(module, ItemTable):
-            module.init_weights(self.config.embedding_std)
-
-
-class LatteForConditionalGeneration(DenseHeadMixin, BeamRankingMixin, LattePreTrainedModel, CatalogGenerationMixin):
+class LatteForConditionalGeneration(
+    DenseHeadMixin, BeamRankingMixin, CatalogMixin, T5PreTrainedModel, CatalogGenerationMixin
+):
     """
     Encoder-decoder over a catalog: item tokens in, semantic-ID tokens out, only real items.
 
@@ -65,6 +51,9 @@ class LatteForConditionalGeneration(DenseHeadMixin, BeamRankingMixin, LattePreTr
     ```
     """
 
+    config: LatteConfig
+    config_class = LatteConfig
+    base_model_prefix = "transformer"
     _auto_class = "AutoModelForSeq2SeqLM"  # saving takes the code along
     _tied_weights_keys = {
         "encoder.embed_tokens.weight": "shared.weight",
@@ -93,6 +82,15 @@ class LatteForConditionalGeneration(DenseHeadMixin, BeamRankingMixin, LattePreTr
                 module.inplace = True  # nothing else reads its input; saves a tensor as wide as `d_ff`
         self.register_catalog()
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """T5's initialisation, but for the embeddings."""
+        super()._init_weights(module)
+        if module is self:
+            init.normal_(self.shared.weight, mean=0.0, std=self.config.embedding_std)
+        elif isinstance(module, ItemTable):
+            module.init_weights(self.config.embedding_std)
 
     @property
     def decodings(self) -> tuple[str, ...]:
@@ -128,15 +126,11 @@ class LatteForConditionalGeneration(DenseHeadMixin, BeamRankingMixin, LattePreTr
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.LongTensor, torch.BoolTensor]:
         """
-        What the encoder reads: the user token, the codes of the items in order and (bidirectional) an end token.
-
-        Padding, unknown and special tokens are dropped, wherever they stand, so padding on the left or on the right
-        gives the same tokens.
+        What the encoder reads, with its mask, `(batch_size, num_history_tokens)`: the user token, the codes of the
+        items in order and (bidirectional) an end token. Padding, unknown and special tokens are dropped, wherever they
+        stand, so padding on the left or on the right gives the same tokens.
 
         Args: see [`ItemTokensMixin.is_item`].
-
-        Returns:
-            `tuple[torch.LongTensor, torch.BoolTensor]`: tokens and mask, both `(batch_size, num_history_tokens)`.
         """
         config = self.config
         items, is_item = self._items_in_front(input_ids, attention_mask)
@@ -160,13 +154,10 @@ class LatteForConditionalGeneration(DenseHeadMixin, BeamRankingMixin, LattePreTr
 
     def encode_history(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> HistoryOutput:
         """
-        Run the encoder once per user.
+        Run the encoder once per user: states of the tokens of `history_tokens`; with `history_unit="item"` of the user
+        token and the items.
 
         Args: see [`ItemTokensMixin.is_item`].
-
-        Returns:
-            [`HistoryOutput`]: states of the tokens of `history_tokens`; with `history_unit="item"` of the user token
-            and the items.
         """
         tokens, mask = self.history_tokens(input_ids, attention_mask)
         embeddings = self.shared(tokens)
@@ -256,32 +247,20 @@ class LatteForConditionalGeneration(DenseHeadMixin, BeamRankingMixin, LattePreTr
 
     def decode_states(self, tokens: torch.LongTensor, history: HistoryOutput, cache: Cache) -> torch.FloatTensor:
         """
-        One step of a search: decoder states after the last token of each beam.
-
-        Takes `tokens` `(batch_size, num_beams)`. `cache`: its self-attention part has a row per beam, its
-        cross-attention part per user. Returns `(batch_size, num_beams, d_model)`.
+        One step of a search: decoder states `(batch_size, num_beams, d_model)` after the last token of each beam. The
+        self-attention part of `cache` has a row per beam, its cross-attention part per user.
         """
         states, _ = self._decode(tokens.reshape(-1, 1), history, past_key_values=cache, use_cache=True)
         return states.reshape(*tokens.shape, -1)
 
     def path_states(self, tokens: torch.LongTensor, history: HistoryOutput) -> torch.FloatTensor:
-        """
-        Decoder states before each token of given paths.
-
-        Takes `tokens` `(batch_size, num_paths, num_decoding_steps)`. Returns
-        `(batch_size, num_paths, num_decoding_steps, d_model)`.
-        """
+        """Decoder states before each token of given paths `(batch_size, num_paths, num_decoding_steps)`."""
         inputs = nn.functional.pad(tokens[..., :-1], (1, 0), value=self.config.decoder_start_token_id)
         states, _ = self._decode(inputs.flatten(0, 1), history)
         return states.reshape(*tokens.shape, -1)
 
     def score_tokens(self, states: torch.FloatTensor, start: int = 0, width: int | None = None) -> torch.FloatTensor:
-        """
-        The output head over one block of the vocabulary.
-
-        Takes `states` `(..., d_model)`. `width`: number of tokens; `None` for all from `start` on. Returns
-        `(..., width)`: float32 logits.
-        """
+        """Logits, float32, of `width` tokens (`None` for all) from `start` on."""
         end = self.config.vocab_size if width is None else start + width
         if type(self.lm_head) is not nn.Linear:  # quantised or adapted: its weight alone is not what it computes
             return self._logits(states)[..., start:end].float()
@@ -290,14 +269,12 @@ class LatteForConditionalGeneration(DenseHeadMixin, BeamRankingMixin, LattePreTr
 
     def decoding_bytes(self, history_length: int) -> tuple[int, int]:
         """
-        What decoding takes, for the size of a chunk of users.
+        What decoding takes, for the size of a chunk of users: bytes per user and bytes per beam.
 
         Per user: the states, keys and values of one encoder layer and its feed-forward layer, its attention scores,
         and the cross-attention keys and values of all decoder layers. Per beam: its own keys and values of all
         steps (twice while beams are re-ordered), one decoder layer with its cross-attention scores, and float32
         candidates (logits, log-probabilities, what is ranked) beside the codes and nodes of its children.
-
-        Returns bytes per user and bytes per beam.
         """
         config, size = self.config, self.shared.weight.dtype.itemsize
         num_history_tokens = 2 + history_length * config.history_tokens_per_item
@@ -351,13 +328,8 @@ class LatteForConditionalGeneration(DenseHeadMixin, BeamRankingMixin, LattePreTr
     def _legal_tokens(self, item_tokens: torch.LongTensor) -> torch.BoolTensor:
         """Which tokens the catalog allows on the way to each item: `(..., num_decoding_steps, vocab_size)`."""
         config, catalog = self.config, self.catalog
-        legal = torch.zeros(
-            *item_tokens.shape,
-            config.num_decoding_steps,
-            config.vocab_size,
-            dtype=torch.bool,
-            device=item_tokens.device,
-        )
+        shape = (*item_tokens.shape, config.num_decoding_steps, config.vocab_size)
+        legal = torch.zeros(shape, dtype=torch.bool, device=item_tokens.device)
         codes = self.item_codes[item_tokens - config.first_item_token].long()
         nodes = torch.zeros_like(item_tokens)
         for step in range(config.num_decoding_steps):
@@ -389,19 +361,14 @@ class LatteForConditionalGeneration(DenseHeadMixin, BeamRankingMixin, LattePreTr
             loss = loss + config.dense_loss_weight * dense_loss / num_targets
         return loss, logits
 
-    def _path_log_probs(self, history, targets, num_visible):
-        """Log-probability of each way to write each target `(num_latents or 1, B, G)`; the logits of the last way."""
-        paths = []
+    def _evaluation_loss(self, history, targets, num_visible):
+        """Negative log-likelihood per code with the latents summed out exactly; no label smoothing."""
+        paths = []  # log-probability of each way to write each target, (B, G)
         for latent in range(max(1, self.config.num_latent_tokens)):
             latents = torch.full_like(targets, latent) if self.config.num_latent_tokens else None
             logits, tokens = self._target_logits(history, targets, num_visible, latents)
             paths.append(logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1).sum(-1))
-        return torch.stack(paths), logits
-
-    def _evaluation_loss(self, history, targets, num_visible):
-        """Negative log-likelihood per code with the latents summed out exactly; no label smoothing."""
-        paths, logits = self._path_log_probs(history, targets, num_visible)
-        return -paths.logsumexp(0)[targets != -100].mean() / self.config.num_levels, logits
+        return -torch.stack(paths).logsumexp(0)[targets != -100].mean() / self.config.num_levels, logits
 
     def forward(
         self,
@@ -471,4 +438,4 @@ class LatteForConditionalGeneration(DenseHeadMixin, BeamRankingMixin, LattePreTr
         )
 
 
-__all__ = ["LatteForConditionalGeneration", "LattePreTrainedModel"]
+__all__ = ["LatteForConditionalGeneration"]

@@ -5,7 +5,7 @@ import torch
 from .configuration_sasrec import SASRecConfig
 from .genrec_encoder import HistoryPreTrainedModel, PackedHistories
 from .genrec_item_loss import item_loss
-from .genrec_lists import first_of_the_best, gumbel_noise, user_keys
+from .genrec_lists import first_of_the_best, gumbel_noise
 from .genrec_recommend import Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
 
 
@@ -107,9 +107,8 @@ class SASRecForItemGeneration(RecommendMixin, HistoryPreTrainedModel):
         log_probs, infinity = self.item_log_probs(users.input_ids, users.attention_mask), float("inf")
         ranked = log_probs if request.penalty is None else log_probs - request.penalty
         if request.options.sample_seed is not None:
-            numbers = torch.arange(users.first_user, users.first_user + len(log_probs), device=log_probs.device)
             catalog = torch.arange(self.config.num_items, device=log_probs.device)
-            ranked = ranked + gumbel_noise(user_keys(request.options.sample_seed, numbers), catalog)
+            ranked = ranked + gumbel_noise(users.keys(request.options.sample_seed), catalog)
         if users.allowed is not None:
             ranked = ranked.masked_fill(~users.allowed, -infinity)
         items = first_of_the_best(ranked, request.num_pooled())
