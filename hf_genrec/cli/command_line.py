@@ -88,9 +88,7 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     """
     A message of the library in the words of the command line: arguments in backticks become options.
 
-    Args:
-        message (`str`): What the library says, such as "Pass `overwrite=True`.".
-        options (`Mapping[str, str]`): The options of the verb by the names of its parameters.
+    Args: `options` are those of the verb, by the names of its parameters.
 
     Example:
 
@@ -122,12 +120,7 @@ app = typer.Typer(
 
 
 def one_of(*choices: str) -> Callable[[str | None], str | None]:
-    """
-    A callback for options with a few values.
-
-    Args:
-        *choices (`str`): The values; any other is refused.
-    """
+    """A callback for options with a few values: any other is refused. Args: the values."""
 
     def check(value: str | None) -> str | None:
         if value is not None and value not in choices:
@@ -138,12 +131,7 @@ def one_of(*choices: str) -> Callable[[str | None], str | None]:
 
 
 def ending_in(*endings: str) -> Callable[[typer.CallbackParam, str | None], str | None]:
-    """
-    A callback for options that name a file to write.
-
-    Args:
-        *endings (`str`): The endings that are known, such as `".png"`; any other is refused.
-    """
+    """A callback for options that name a file to write: other endings are refused. Args: such as `".png"`."""
 
     def check(param: typer.CallbackParam, value: str | None) -> str | None:
         if value is not None and Path(value).suffix not in endings:
@@ -154,12 +142,7 @@ def ending_in(*endings: str) -> Callable[[typer.CallbackParam, str | None], str 
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Options that were given.
-
-    Args:
-        values (`Mapping[str, Any]`): Values by name; `None` where an option was left out.
-    """
+    """Options that were given. Args: values by name, `None` where an option was left out."""
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -244,9 +227,7 @@ def plain_console(file: TextIO | None = None, *, width: int | None = None) -> Co
     """
     A console that shows what users wrote as they wrote it: `[b]` is no markup and `:smile:` no picture.
 
-    Args:
-        file (`TextIO`, *optional*): Where it writes; `None` for stdout.
-        width (`int`, *optional*): Columns; `None` for those of the terminal.
+    Args: `None` writes to stdout, as wide as the terminal is.
     """
     return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
 
@@ -256,11 +237,8 @@ def output_on(as_json: bool) -> Iterator[Callable[..., None]]:
     """
     Keeps stdout clean: what others write there meanwhile goes to stderr if a program reads stdout.
 
-    Args:
-        as_json (`bool`): Whether stdout shall hold one JSON object instead of tables.
-
-    Yields:
-        `Callable`: shows tables and lines, or with `result=` the JSON object.
+    Args: `as_json` asks for one JSON object instead of tables. Yields a function that shows tables and lines, or with
+        `result=` the object.
     """
     stdout = sys.stdout
     if not logging.getLogger("hf_genrec").isEnabledFor(logging.DEBUG):
@@ -286,12 +264,7 @@ def name_values(option: str, words: list[str]) -> dict[str, Any]:
     """
     Settings as a dictionary; values are JSON or else strings.
 
-    Args:
-        option (`str`): The option they were given with, for the error.
-        words (`list[str]`): `NAME=VALUE` each.
-
-    Raises:
-        ValueError: If a word is no `NAME=VALUE`.
+    Args: the option they were given with, for the error, and `NAME=VALUE` words.
 
     Example:
 

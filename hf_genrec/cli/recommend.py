@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,22 +25,31 @@ from hf_genrec.cli.command_line import (
 
 
 class _ManyItems(TyperCommand):
-    """Lets `--history a b c` stand for `--history a --history b --history c`, and so `--exclude` and `--allow`."""
+    """
+    Lets `--history a b c` stand for `--history a --history b --history c`, and so `--exclude` and `--allow`.
+
+    Ids may begin with dashes: after one of these options, a word is another option only if it is one or nearly one.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {"--help", *(name for param in self.params for name in (*param.opts, *param.secondary_opts))}
         expanded: list[str] = []
+        empty: list[str] = []  # options of ids without any
         option = None  # of ids, to which the next words belong
-        for position, word in enumerate(args):
-            if word.startswith("--"):
-                option = word if word in ("--history", "--exclude", "--allow") else None
-                is_last = position + 1 == len(args) or args[position + 1].startswith("--")
-                if option == "--history" and is_last:
-                    expanded += ["--history", ""]  # an empty history
-                elif option is None or is_last:
-                    expanded.append(word)
+        for word in args:
+            name = word.partition("=")[0]
+            is_mistyped = word.startswith("--") and difflib.get_close_matches(name, known, cutoff=0.8)
+            if option is not None and name not in known and not is_mistyped:
+                expanded.append(f"{option}={word}")
+                empty = [other for other in empty if other != option]
             else:
-                expanded += [word] if option is None else [option, word]
-        return super().parse_args(ctx, expanded)
+                option = name if name in ("--history", "--exclude", "--allow") else None
+                if option is None or word != name:
+                    expanded.append(word)
+                elif not any(other.startswith(f"{option}=") for other in expanded):
+                    empty.append(option)
+        # an empty history is a history; the parser refuses the others at the end of a line
+        return super().parse_args(ctx, expanded + ["--history=" if name == "--history" else name for name in empty])
 
 
 @app.command("recommend", cls=_ManyItems)

@@ -24,14 +24,7 @@ def numbers_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str
     """
     A table of a name and numbers, or of numbers only.
 
-    Args:
-        title (`str`): The heading.
-        header (`Sequence[str]`): The columns; the first one is on the left, all others on the right.
-        rows (`Iterable[Sequence[str]]`): The cells.
-        caption (`str`, *optional*): What stands below.
-
-    Returns:
-        `rich.table.Table`
+    Args: `header` names the columns, the first one on the left, all others on the right; `caption` stands below.
     """
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column, name in enumerate(header):
@@ -45,11 +38,7 @@ def statistics_table(metadata: Mapping[str, Any]) -> Table:
     """
     How a data set shrank from step to step; the first row is the log as it was read.
 
-    Args:
-        metadata (`dict`): The content of a prepared folder's `dataset.json`.
-
-    Returns:
-        `rich.table.Table`
+    Args: `metadata` is the content of a prepared folder's `dataset.json`.
     """
     sizes = ("num_users", "num_items", "num_interactions")
     rows = [
@@ -64,11 +53,7 @@ def preparation_notes(metadata: Mapping[str, Any]) -> list[str]:
     """
     Sizes of the splits, what was skipped, items held out of training, and the published statistics.
 
-    Args:
-        metadata (`dict`): The content of `dataset.json`.
-
-    Returns:
-        `list[str]`
+    Args: as for [`statistics_table`].
     """
     repeats = metadata.get("repeat_rate")
     splits = ", ".join(f"{name} {size:,}" for name, size in metadata["splits"].items())
@@ -109,11 +94,7 @@ def collision_table(statistics: Mapping[str, Any]) -> Table:
     """
     Collisions before and after the policy.
 
-    Args:
-        statistics (`dict`): What [`SemanticIds.statistics`] returned.
-
-    Returns:
-        `rich.table.Table`
+    Args: what [`SemanticIds.statistics`] returned.
     """
     rows = []
     for name in ("before", "after"):
@@ -134,9 +115,6 @@ def usage_table(statistics: Mapping[str, Any], *, fit: Mapping[str, Any] | None 
         fit (`dict`, *optional*):
             `fit` of a `tokenizer.json`: the column `error` is the squared error of the levels up to this one over the
             variance, of the items that were learned from, and `others` that of the other items.
-
-    Returns:
-        `rich.table.Table`
     """
     errors = _errors(fit)
     rows = [[str(level + 1), *_usage(values, level, errors)] for level, values in enumerate(statistics["levels"])]
@@ -160,11 +138,7 @@ def prefix_table(report: Mapping[str, Any]) -> Table:
     """
     How the items part and how alike they get, the more first codes they share; the first row is chance.
 
-    Args:
-        report (`dict`): What [`id_report`] returned.
-
-    Returns:
-        `rich.table.Table`
+    Args: what [`id_report`] returned.
     """
     rows = []
     for entry in report["prefixes"]:
@@ -180,11 +154,7 @@ def position_table(report: Mapping[str, Any]) -> Table:
     """
     How each code is used, and how alike items are that share it; the last row is chance.
 
-    Args:
-        report (`dict`): What [`id_report`] returned.
-
-    Returns:
-        `rich.table.Table`
+    Args: what [`id_report`] returned.
     """
     errors = _errors(report.get("fit"))
     rows = [
@@ -214,12 +184,7 @@ def metrics_table(record: Mapping[str, Any]) -> Table:
     """
     An evaluation record, baselines first and the model last, with seen items allowed and with seen items excluded.
 
-    Args:
-        record (`dict`): What [`evaluate`] returned.
-
-    Returns:
-        `rich.table.Table`: recall at 5 and 10, ndcg and mrr at 10 of the record's first column, recall and ndcg at
-        10 of the other one, with intervals of 95 % (or what the record says) in brackets.
+    Args: what [`evaluate`] returned.
     """
     first = bool(record["exclude_seen"])
     names = [name for name in _METRICS if name in record["model"]]
@@ -252,13 +217,9 @@ def _systems(record: Mapping[str, Any], *, exclude_seen: bool) -> list[System]:
 
 def evaluation_tables(record: Mapping[str, Any]) -> list[Table | str]:
     """
-    All that a reader of an evaluation should see.
+    All that a reader of an evaluation should see: metrics, evidence, and the text encoder where it is known.
 
     Args: what [`evaluate`] returned.
-
-    Returns:
-        `list[rich.table.Table | str]`: [`metrics_table`], the tables of [`evidence_tables`] about the baselines and
-        the model, and lines about baselines that failed and the text encoder behind the ids where it is known.
     """
     shown: list[Table | str] = [metrics_table(record)]
     for table in evidence_tables(_systems(record, exclude_seen=bool(record["exclude_seen"]))):
@@ -281,9 +242,6 @@ def recommendations_table(entry: Mapping[str, Any], *, title: str, shown_history
         entry (`dict`): One of [`recommendation_entries`].
         title (`str`): The heading.
         shown_history (`int`, *optional*, defaults to 20): Latest items of the history that are listed.
-
-    Returns:
-        `rich.table.Table`
     """
     table = Table("", title=title, title_justify="left")
     table.add_column("title", overflow="fold")
@@ -345,9 +303,6 @@ def rows_table(rows: Sequence[Sequence[str]], *, title: str, caption: str = "") 
         rows (`list[list[str]]`): The header first, then the rows; the first column holds names.
         title (`str`): The heading.
         caption (`str`, *optional*, defaults to `""`): What stands below.
-
-    Returns:
-        `rich.table.Table`
     """
     look: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
     table = Table(title=title, caption=caption, caption_justify="left", **look)

@@ -111,6 +111,9 @@ def _train(
         float | None, typer.Option(help="Steps (below 1: share of all) between validations; else one per epoch.")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32.", show_default="auto")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads on a CPU.", show_default="by the size of the model")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, batches and latents.", show_default="42")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -179,6 +182,7 @@ _SHAPE = {
 _SCHEDULE = {
     "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size", "learning_rate": "learning_rate",
     "beams": "eval_num_beams", "latent_aggregation": "latent_aggregation", "precision": "precision", "seed": "seed",
+    "threads": "threads",
     "early_stopping": "early_stopping_patience",
 }  # fmt: skip
 
@@ -256,4 +260,13 @@ def _check_finished(prepared: PreparedDataset, asked: SimpleNamespace, kind: Any
     if asked.origin is None:  # else ids and architecture are the checkpoint's
         fingerprint = None if asked.ids is None else load_tokenized(asked.ids)[0].fingerprint
         expected |= {"semantic_ids_fingerprint": fingerprint, "architecture": kind.model_type}
-    check_same_run(asked.output, expected | {"seed": _arguments(asked, kind).seed})
+    args = _arguments(asked, kind)
+    words = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in asked.words if word.startswith("--")}
+    shape = kind.paper_shape if asked.paper else {}
+    schedule = set(asked.schedule) | words | set(kind.paper_schedule if asked.paper else {})
+    check_same_run(
+        asked.output,
+        expected | {"seed": args.seed, "targets": asked.targets},
+        training={name: getattr(args, name) for name in sorted(schedule) if name != "seed"},
+        model=shape | asked.shape,
+    )

@@ -61,6 +61,9 @@ class GenRecTrainingArguments(TrainingArguments):
     num_eval_users: int | None = field(
         default=2000, metadata={"help": "Validation users decoded per evaluation, a fixed sample; -1 for all."}
     )
+    threads: int | None = field(
+        default=None, metadata={"help": "Threads of a training on a CPU; by the size of the model if not given."}
+    )
     window_stride: int | None = field(
         default=None, metadata={"help": "Items between two windows of a long history; half the history if not given."}
     )
@@ -88,6 +91,8 @@ class GenRecTrainingArguments(TrainingArguments):
     def _check_evaluation(self) -> None:
         if self.latent_aggregation not in ("max", "sum"):
             raise ValueError(f"`latent_aggregation` must be 'max' or 'sum', got {self.latent_aggregation!r}.")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"`threads` must be at least 1, got {self.threads}.")
         if self.window_stride is not None and self.window_stride < 1:
             raise ValueError(f"`window_stride` must be at least 1, got {self.window_stride}.")
         if self.eval_num_beams < 1:

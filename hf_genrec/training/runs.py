@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
+from transformers import CONFIG_MAPPING
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import HubStrategy
 
@@ -98,7 +98,7 @@ def train_run(
         "data": {"category": prepared.metadata.get("category")},
         "semantic_ids": _shape_of_ids(starting),
         **stopwatch.read(),
-        "num_threads": torch.get_num_threads(),
+        "num_threads": trainer.num_threads,
         "resumed_from": checkpoint and Path(checkpoint).name,
         "num_parameters": sum(parameter.numel() for parameter in starting.model.parameters()),
         "num_train_targets": int(sum(trainer.train_dataset.targets_per_row)),  # type: ignore[union-attr]
@@ -149,22 +149,37 @@ def run_settings(
     } | ({"trained_on": seen} if starting.trained_on else {})
 
 
-def check_same_run(folder: str | os.PathLike[str], expected: Mapping[str, Any]) -> None:
+def check_same_run(
+    folder: str | os.PathLike[str],
+    expected: Mapping[str, Any],
+    *,
+    training: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+) -> None:
     """
     Whether a finished run is the one that is asked for: its folder may hold what an earlier command made.
 
     Args:
         folder (`str` or `Path`): The folder of a finished run.
         expected (`dict`): Settings to be compared, by their names in [`run_settings`]; and `architecture`.
+        training (`dict`, *optional*): Fields of [`GenRecTrainingArguments`] to be compared.
+        model (`dict`, *optional*): Fields of the model's config to be compared.
 
     Raises:
         ValueError: If a setting differs; the message names it and both values.
     """
     settings = read_training(folder)["settings"]
-    shown = _differences(settings | {"architecture": settings["model"].get("model_type")}, expected)
-    if shown:
+    kind = settings["model"].get("model_type")
+    shown = [_differences(settings | {"architecture": kind}, expected)]
+    if training:  # a record holds what differs from the defaults
+        defaults = json.loads(GenRecTrainingArguments(output_dir=os.fspath(folder)).to_json_string())
+        shown.append(_differences(defaults | settings["training"], training))
+    if model and expected.get("architecture", kind) == kind:
+        shown.append(_differences(CONFIG_MAPPING[kind].from_dict(settings["model"]).to_dict(), model))
+    found = "; ".join(filter(None, shown))
+    if found:
         raise ValueError(
-            f"The run in {folder} is finished and is another one than asked for: {shown}. Repeat its settings, or "
+            f"The run in {folder} is finished and is another one than asked for: {found}. Repeat its settings, or "
             "choose another folder."
         )
 
@@ -240,7 +255,7 @@ _SECONDS_BETWEEN_LINES = 10
 _PROGRESS = 25  # between INFO and WARNING: shown unless somebody asks for silence
 
 
-_NO_SETTINGS = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "seed", "use_cpu"}
+_NO_SETTINGS = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "seed", "use_cpu", "threads"}
 _NO_SETTINGS |= {"push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision", "hub_strategy"}
 _NO_SHAPE = {"transformers_version", "architectures", "dtype", "auto_map", "_name_or_path"}
 

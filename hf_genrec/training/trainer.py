@@ -28,6 +28,7 @@ from hf_genrec.evaluation.metrics import ndcg_at_k, recall_at_k
 from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.training.arguments import GenRecTrainingArguments
 from hf_genrec.training.sampler import TargetBatchSampler
+from hf_genrec.training.threads import num_threads_for, threads
 from hf_genrec.training.two_heads import best_weight, choose_dense_weight, set_weight_decays
 
 
@@ -64,24 +65,57 @@ class GenRecTrainer(Trainer):
     args: GenRecTrainingArguments
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; on a CPU the process keeps the memory it frees (see [`keep_freed_memory`])."""
+        """
+        As in transformers; on a CPU the process keeps the memory it frees (see [`keep_freed_memory`]), and has as many
+        threads as the size of the model asks for (see [`num_threads_for`]).
+        """
         if self.args.use_cpu:
             keep_freed_memory()
-        output = super().train(*args, **kwargs)
-        self._choose_dense_weight()
+        with threads(self.num_threads):
+            output = super().train(*args, **kwargs)
+            self._check_weights()
+            self._choose_dense_weight()
         return output
 
+    @property
+    def num_threads(self) -> int:
+        """Threads of a training on a CPU."""
+        available = torch.get_num_threads()
+        if self.args.threads is not None or not self.args.use_cpu:
+            return self.args.threads or available
+        config: Any = self.accelerator.unwrap_model(self.model).config
+        targets = self.args.per_device_train_batch_size
+        return num_threads_for(config, targets_per_step=targets, available=available)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in transformers; a loss that is no number ends the training (fp16 skips such steps by itself)."""
+        loss = super().training_step(*args, **kwargs)
+        if not self.args.fp16 and not torch.isfinite(loss):
+            raise self._diverged(f"The loss is {loss.item()}")
+        return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._check_weights()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _check_weights(self) -> None:
+        for name, weight in self.accelerator.unwrap_model(self.model).named_parameters():
+            if not torch.isfinite(weight).all():
+                raise self._diverged(f"The weights {name} hold values that are no finite numbers")
+
+    def _diverged(self, reason: str) -> ValueError:
+        """What to do about a training that diverged; transformers itself would go on and show a loss of 0."""
+        step = self.state.global_step
+        kept = sorted(Path(self.args.output_dir or "").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+        return ValueError(
+            f"{reason} at step {step} of {self.state.max_steps}: training has diverged. Lower `learning_rate` (it is "
+            f"{self.args.learning_rate:g}) or clip gradients with `max_grad_norm` (it is {self.args.max_grad_norm:g}) "
+            "and train into another folder. "
+            + (f"The last good checkpoint is {kept[-1]}." if kept else "There was no checkpoint yet.")
+        )
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """
-        As in transformers; parameters with a weight decay of their own (see `weight_decays` of a model) keep it.
-
-        Args:
-            *args: See `Trainer.create_optimizer`.
-            **kwargs: See `Trainer.create_optimizer`.
-
-        Returns:
-            `torch.optim.Optimizer`
-        """
+        """As in transformers; parameters with a weight decay of their own (see `weight_decays` of a model) keep it."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if is_new:
@@ -146,6 +180,7 @@ class GenRecTrainer(Trainer):
             per code with latents summed out.
         """
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        self._check_weights()
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()

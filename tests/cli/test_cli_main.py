@@ -53,6 +53,22 @@ def test_wrong_calls_end_with_one_line(words, message, tmp_path, monkeypatch):
     assert message in error_of(*words)
 
 
+def test_unexpected_errors_are_one_line_unless_the_traceback_is_asked_for(shop, monkeypatch):
+    words = ["recommend", "--model", shop / "run", "--history", "i3"]
+
+    def broken(*_, **__):
+        raise KeyError("weights")
+
+    monkeypatch.setattr("hf_genrec.serving.recommender.Recommender.from_pretrained", broken)
+    short, long = run(*words), run("--traceback", *words)
+
+    assert short.exit_code == long.exit_code == 1
+    assert short.stderr.startswith("Error: KeyError: 'weights'. ")
+    assert len(short.stderr.splitlines()) == 1
+    assert long.stderr.startswith("Traceback")
+    assert "--traceback" not in run("--help").stdout
+
+
 @pytest.mark.parametrize("verb", ["prepare", "embed", "tokenize", "train", "evaluate", "recommend", "demo"])
 def test_help_has_examples_and_json(verb):
     result = run(verb, "--help")

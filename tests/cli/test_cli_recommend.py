@@ -4,8 +4,9 @@ import json
 import shutil
 
 import pytest
-from cli_shop import error_of, result_of, run
+from cli_shop import SASREC, error_of, result_of, run
 
+from hf_genrec.data.prepare import prepare
 from hf_genrec.serving.recommender import Recommender
 
 
@@ -33,6 +34,26 @@ def test_options_saved_with_a_model_hold_unless_the_command_line_names_others(sh
     assert len(found["recommendations"]) == 3
 
 
+def test_titles_and_ids_are_shown_as_they_are(tmp_path):
+    titles = ["Abbey Road [vinyl]", "closing [/b] tag", "a :smile:", "[red]50% [off]"]
+    items = [{"item_id": f"[i{n}]", "title": title} for n, title in enumerate(titles)]
+    folder = prepare(tmp_path / "data[old]", sequences=write_sequences(tmp_path, items), items=items).folder
+    result_of("train", folder, *SASREC, "--epochs", 1, "--output", tmp_path / "run")
+
+    shown = run("recommend", "--model", tmp_path / "run", "--history", "[i0]", "[b]")
+
+    assert shown.exit_code == 0, shown.stderr
+    for word in (*titles, "[i0]", "[i3]", "[b]"):
+        assert word in shown.stdout
+
+
+def write_sequences(folder, items):
+    ids = [item["item_id"] for item in items]
+    lines = [f"u{user}\t{' '.join((ids * 2)[user % 4 : user % 4 + 4])}\n" for user in range(8)]
+    (folder / "log.tsv").write_text("".join(lines), encoding="utf-8")
+    return folder / "log.tsv"
+
+
 def test_recommend_reads_a_file_of_histories_and_an_empty_history(shop, tmp_path):
     (tmp_path / "histories.txt").write_text("i3 i4\n\ni5\n", encoding="utf-8")
 
@@ -44,6 +65,17 @@ def test_recommend_reads_a_file_of_histories_and_an_empty_history(shop, tmp_path
     assert [[item["item_id"] for item in user["recommendations"]] for user in (nobody, many["users"][1])] == [
         [item["item_id"] for item in nobody["recommendations"]]
     ] * 2
+
+
+def test_ids_that_begin_with_dashes_are_ids_and_mistyped_options_are_not(shop):
+    words = ["recommend", "--model", shop / "run", "--history", "--7zmmkVg", "i3", "-x"]
+
+    found = result_of(*words, "--exclude", "--9dashes", "i5", "--top-k", 2)
+
+    assert found["unknown"] == ["--7zmmkVg", "-x"]
+    assert [item["item_id"] for item in found["history"]] == ["i3"]
+    assert len(found["recommendations"]) == 2
+    assert "--top-k" in error_of(*words, "--topk", 2)
 
 
 def test_recommend_leaves_out_seen_items(shop):

@@ -98,6 +98,16 @@ def test_interrupted_run_resumes_to_the_same_recommendations(shop, tmp_path):
     assert Recommender.from_pretrained(tmp_path / "run").recommend(["i1", "i2"], top_k=5) == whole
 
 
+def test_training_that_diverges_stops_with_the_step_and_what_to_do(shop, tmp_path):
+    words = ["train", shop / "data", *SASREC, "--output", tmp_path / "run", "--learning-rate", 1e20]
+
+    message = error_of(*words, "--max-grad-norm", 0)
+
+    assert "The loss is nan at step" in message
+    assert "Lower `--learning-rate` (it is 1e+20)" in message
+    assert not (tmp_path / "run" / "training.json").exists()
+
+
 def test_ctrl_c_keeps_the_last_checkpoint_and_shows_the_command_that_goes_on(shop, tmp_path, monkeypatch):
     words = ["train", shop / "data", "--ids", shop / "ids", *TRAIN, "--epochs", "2", "--output", tmp_path / "run"]
     words = [str(word) for word in words]
@@ -252,6 +262,10 @@ def test_finished_run_is_another_one_where_what_is_asked_for_differs(shop, sasre
     result_of("prepare", *log, "--items", shop / "items.jsonl", "--output", tmp_path / "data")
 
     assert result_of("train", data, *words)["folder"] == str(run_folder)
+    assert result_of("train", data, *words, "--epochs", 30)["folder"] == str(run_folder)
+    assert "num_train_epochs was 30.0, is 5.0. Repeat" in error_of("train", data, *words, "--epochs", 5)
+    assert "d_model was 16, is 8. Repeat" in error_of("train", data, *words, "--d-model", 8)
+    assert "weight_decay was " in error_of("train", data, *words, "--weight-decay", 0.75)
     assert "finished and is another one than asked for: seed was 42, is 7." in error_of(
         "train", data, *words, "--seed", 7
     )

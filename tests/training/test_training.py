@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from hf_genrec import (
     GenRecTrainingArguments,
@@ -270,6 +270,7 @@ def test_accumulated_steps_train_like_one_large_step(circle, tmp_path):
         ({"latent_aggregation": "mean"}, "`latent_aggregation` must be 'max' or 'sum', got 'mean'"),
         ({"eval_num_beams": 0}, "`eval_num_beams` must be at least 1, got 0"),
         ({"num_eval_users": 0}, "`num_eval_users` must be"),
+        ({"threads": 0}, "`threads` must be at least 1, got 0"),
         ({"window_stride": 0}, "`window_stride` must be at least 1, got 0"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing` of the model's config"),
         ({"early_stopping_patience": 2}, "`early_stopping_patience` needs"),
@@ -321,6 +322,22 @@ def test_data_set_without_validation_users_trains_only_without_evaluation(make_p
     make_trainer(model, prepared, arguments(tmp_path, num_train_epochs=1)).train()
     with pytest.raises(ValueError, match="no validation users"):
         make_trainer(model, prepared, arguments(tmp_path, eval_strategy="epoch"))
+
+
+def test_weights_that_are_no_numbers_are_neither_saved_nor_evaluated(circle, tmp_path):
+    changes = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 5}
+    trainer = make_trainer(circle_model(), circle, arguments(tmp_path, **changes))
+
+    class Spoiler(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 10:  # in a row that no later step would read
+                trainer.model.shared.weight.data[-1, 0] = float("inf")
+
+    trainer.add_callback(Spoiler())
+    with pytest.raises(ValueError, match=r"shared.weight .* at step 10 of .*The last good checkpoint is .*point-5\."):
+        trainer.train()
+
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
 
 
 def resumable_trainer(prepared, output):
