@@ -68,6 +68,14 @@ def _train(
     latents: Annotated[
         int | None, typer.Option(min=0, help="Latent tokens: 8; 0 is TIGER or PSID.", show_default="8")
     ] = None,
+    dense_head: Annotated[
+        bool | None,
+        typer.Option(
+            "--dense-head/--no-dense-head",
+            help="A second head that scores items, beside the one that writes their codes (default: the recipe's).",
+            show_default=False,
+        ),
+    ] = None,
     history_attention: Annotated[
         str | None,
         typer.Option(callback=one_of("causal", "bidirectional"), help="causal (fast) or bidirectional (paper)."),
@@ -164,9 +172,11 @@ def _train(
         if record is None:
             return
         best = record["best_metric"]
+        weights = [entry["dense_weight"] for entry in record["log_history"] if "dense_weight" in entry]
         show(
             f"{record['num_parameters']:,} parameters, {record['minutes']:.1f} minutes, "
             + ("not validated" if best is None else f"best validation ndcg@10: {best:.4f}"),
+            *(f"weight of the dense head in lists, by the validation users: {weight:g}" for weight in weights),
             f"written to {output}; next: hf-genrec evaluate {output} {prepared_folder}",
             result={"folder": output} | record,
         )
@@ -174,7 +184,8 @@ def _train(
 
 # Names of the options above and the fields of the config and of the training arguments that they set.
 _SHAPE = {
-    "latents": "num_latent_tokens", "history_attention": "history_attention", "history_unit": "history_unit",
+    "latents": "num_latent_tokens", "dense_head": "dense_head",
+    "history_attention": "history_attention", "history_unit": "history_unit",
     "normalization": "normalization", "d_model": "d_model", "d_ff": "d_ff", "d_kv": "d_kv", "heads": "num_heads",
     "layers": "num_layers", "decoder_layers": "num_decoder_layers", "dropout": "dropout_rate",
     "label_smoothing": "label_smoothing", "max_history": "max_history_length",
@@ -229,6 +240,8 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
         shape = kind.paper_shape if asked.paper else kind.default_shape
         if asked.shape.get("history_attention") == "bidirectional":  # reads codes; `--history-unit item` is refused
             shape = shape | {"history_unit": "code"}
+        if "code" in (asked.shape.get("history_unit"), shape.get("history_unit")):  # the dense head reads items
+            shape = shape | {"dense_head": False}
         starting = start_fresh(
             prepared, asked.ids, shape=shape | asked.shape, seed=args.seed, architecture=kind.model_type
         )

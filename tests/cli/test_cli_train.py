@@ -42,6 +42,19 @@ def test_bidirectional_attention_reads_codes_unless_items_are_asked_for(shop, tm
     assert "`--history-unit item` needs `--history-attention causal`" in error_of(*words, "--history-unit", "item")
 
 
+def test_second_head_is_trained_where_it_is_asked_for_and_its_weight_is_saved(shop, tmp_path):
+    words = ["train", shop / "data", "--ids", shop / "ids", *TRAIN, "--epochs", "1", "--output", tmp_path / "run"]
+
+    record = result_of(*words, "--dense-head")
+
+    weight = json.loads((tmp_path / "run" / "recommend_config.json").read_text(encoding="utf-8"))["dense_weight"]
+    assert record["settings"]["model"]["dense_head"] is True
+    assert [entry["dense_weight"] for entry in record["log_history"] if "dense_weight" in entry] == [weight]
+    assert "`--dense-head` needs `--history-unit item`" in error_of(
+        *words[:-1], tmp_path / "other", "--dense-head", "--history-unit", "code"
+    )
+
+
 def test_unknown_and_wrong_training_options_are_named(shop, tmp_path):
     words = ["train", shop / "data", "--ids", shop / "ids", "--output", tmp_path / "run"]
 
