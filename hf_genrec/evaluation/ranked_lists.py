@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 _LONGEST = 200  # items of a history up to which both kinds of lists come from one pass
 # Options of `recommend()` that rank by something else than `score_items()`, with the values that turn them off.
 _OTHER_ORDERS: dict[str, Any] = {
-    "prior_correction": 0, "item_prior": None, "diversity": 0, "num_groups": 1, "sample_seed": None
+    "prior_correction": 0, "item_prior": None, "diversity": 0, "num_groups": 1, "sample_seed": None, "dense_weight": 0
 }  # fmt: skip
 # Options under which the first items of a longer list need not be those of a shorter one.
 _BY_LENGTH: dict[str, Any] = {"diversity": 0, "num_rescored": 0, "num_groups": 1, "sample_seed": None}
@@ -128,7 +128,7 @@ def length_for_shared_ids(recommender: Any, top_k: int) -> int:
 
 def _is_exact(recommender: Any) -> bool:
     """Whether the first items of a longer list are the shorter list, and left-out items change nothing else."""
-    return getattr(recommender, "decoding", None) == "exact" and not _set_of(_BY_LENGTH, recommender)
+    return getattr(recommender, "decoding", None) in ("exact", "dense") and not _set_of(_BY_LENGTH, recommender)
 
 
 def _num_beams(recommender: Any) -> int | None:
