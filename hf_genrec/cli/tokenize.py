@@ -34,25 +34,28 @@ def _tokenize(
     quantizer: Annotated[
         str | None,
         typer.Option(
-            callback=one_of("residual-kmeans", "rqvae", "hierarchical-kmeans", "opq", "pq", "random"),
-            help="residual-kmeans (Latte, PSID, TIGER), rqvae (TIGER's own), hierarchical-kmeans, opq (RPG, ACERec), "
-            "pq (no rotation) or random (a control).",
+            callback=one_of("residual-kmeans", "rqvae", "hierarchical-kmeans", "gaoq", "opq", "pq", "random"),
+            help="residual-kmeans (Latte, PSID, TIGER), rqvae (TIGER's own), hierarchical-kmeans, gaoq (its balanced "
+            "form with aligned codes), opq (RPG, ACERec), pq (no rotation) or random (a control).",
             show_default="residual-kmeans",
         ),
     ] = None,
     levels: Annotated[
-        int | None, typer.Option(min=1, help="Codes per item.", show_default="3; 32 for opq, pq and random")
+        int | None,
+        typer.Option(min=1, help="Codes per item.", show_default="3; 2 for gaoq, 32 for opq, pq and random"),
     ] = None,
     codebook_size: Annotated[
         int | None,
         typer.Option(
-            help="Codes per level, a power of two.", show_default="256; by the number of items for hierarchical-kmeans"
+            help="Codes per level, a power of two.",
+            show_default="256; fewer for small catalogs, hierarchical-kmeans and gaoq",
         ),
     ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
-            help="Collisions: widen, append, candidates, rematch or keep.", show_default="widen; keep beyond 8 levels"
+            help="Collisions: widen, append, candidates, rematch or keep.",
+            show_default="widen, or append for trees; keep beyond 8 levels",
         ),
     ] = None,
     whiten: Annotated[
@@ -60,7 +63,7 @@ def _tokenize(
         typer.Option(
             min=0,
             help="Whitened principal components; 0 for none.",
-            show_default="192 for residual-kmeans, 128 for opq and pq, else 0",
+            show_default="192 for residual-kmeans, 128 for opq and pq, else and with behaviour 0",
         ),
     ] = None,
     fit_on: Annotated[

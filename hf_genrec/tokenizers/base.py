@@ -25,9 +25,10 @@ from hf_genrec.tokenizers.semantic_ids import MAX_CODEBOOK_SIZE, CollisionPolicy
 
 PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
 
-_MODULES = ("residual_kmeans", "rqvae", "hierarchical_kmeans", "product", "random_codes")
+_MODULES = ("residual_kmeans", "rqvae", "hierarchical_kmeans", "gaoq", "product", "random_codes")
 _CONFIG_NAME = "config.json"
 _WEIGHTS_NAME = "quantizer.safetensors"
+_FULL_CODEBOOK, _ROWS_OF_FULL_CODEBOOKS = 256, 288
 LONGEST_UNIQUE = 8  # codes; longer ids hardly collide, and too many tuples lie near each of them to be tried
 
 
@@ -115,12 +116,22 @@ class Quantizer(ABC):
         return self.codebook_size
 
     @classmethod
-    def default_codebook_size(cls, *, num_levels: int, num_items: int) -> int:
+    def default_codebook_size(cls, *, num_levels: int, num_items: int, num_rows: int) -> int:
         """
-        Codes per level if none are given: 256. For hierarchical k-means the smallest power of two whose tuples are at
-        least eight times as many as the items, so that collisions are few and every level has something to separate.
+        Codes per level if none are given: 256. With fewer than 288 items to learn from (an RQ-VAE holds a tenth out)
+        the largest power of two up to a quarter of them, so that codes are shared, or more if the catalog needs more.
+        For hierarchical k-means the smallest power of two whose tuples are at least eight times as many as the items.
         """
-        return 256
+        if num_rows >= _ROWS_OF_FULL_CODEBOOKS:
+            return _FULL_CODEBOOK
+        sizes = [2**bits for bits in range(1, 9) if 2**bits <= max(2, num_rows)]
+        shared = [size for size in sizes if 4 * size <= num_rows and size**num_levels >= num_items]
+        enough = [size for size in sizes if size**num_levels >= num_items]
+        return shared[-1] if shared else enough[0] if enough else sizes[-1]
+
+    def usable_columns(self, dim: int) -> int:
+        """How many of `dim` columns it can take: all, but for product quantization a multiple of the levels."""
+        return dim
 
     # What all share
 
@@ -248,6 +259,7 @@ class Quantizer(ABC):
         name: str,
         *,
         num_items: int,
+        num_rows: int | None = None,
         num_levels: int | None = None,
         codebook_size: int | None = None,
         seed: int = 1234,
@@ -260,6 +272,7 @@ class Quantizer(ABC):
         Args:
             name (`str`): One of the `names` of the quantizers.
             num_items (`int`): Items of the catalog, for [`Quantizer.default_codebook_size`].
+            num_rows (`int`, *optional*): Those to learn from; `None` for all.
             num_levels (`int`, *optional*): Codes per item.
             codebook_size (`int`, *optional*): Codes per level.
             seed (`int`, *optional*, defaults to 1234): Seed of everything that is drawn.
@@ -272,7 +285,8 @@ class Quantizer(ABC):
         options, implied, defaults = options or {}, found.names[name], found._defaults()
         num_levels = defaults["num_levels"] if num_levels is None else num_levels
         if codebook_size is None:
-            codebook_size = found.default_codebook_size(num_levels=num_levels, num_items=num_items)
+            counts = {"num_items": num_items, "num_rows": num_items if num_rows is None else num_rows}
+            codebook_size = found.default_codebook_size(num_levels=num_levels, **counts)
         fixed = {"num_levels": num_levels, "codebook_size": codebook_size, "seed": seed, **implied}
         allowed = [option for option in defaults if option not in fixed]
         unknown = [option for option in options if option not in allowed]

@@ -6,7 +6,6 @@ A prepared data set in, one vector per item out, in the order of the items. Of t
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from hf_genrec.modeling.modeling_sasrec import SASRecForItemGeneration
 from hf_genrec.tokenizers.base import as_rows, one_thread
 from hf_genrec.tokenizers.embeddings import Whitening
 
-
-logger = logging.getLogger(__name__)
 
 _RIDGE = 10.0  # of the regression for cold items, in units of the squared length of a text vector, which is 1
 
@@ -137,7 +134,6 @@ def fuse_vectors(
             gram = known[warm].T @ known[warm] + _RIDGE * np.eye(known.shape[1])
             learned = scipy.linalg.solve(gram, known[warm].T @ wanted, assume_a="pos")
         filled[cold] = unit_rows(known[cold] @ learned + usual)
-        logger.info("%d items without training interactions: their behaviour is predicted from texts.", len(cold))
     return np.hstack([filled, weight * words]).astype(np.float32)
 
 

@@ -164,9 +164,12 @@ class Whitening:
             variances, vectors = (part.numpy() for part in torch.linalg.eigh(covariance))  # ascending
         variances, components = variances[::-1][:num_components], vectors.T[::-1][:num_components]
         num_usable = int((variances > 1e-12 * variances[0]).sum())
-        if num_usable < num_components and not (take_fewer and num_usable):
+        if not num_usable:
+            raise ValueError("All embeddings are equal: nothing in them tells the items apart.")
+        if num_usable < num_components and not take_fewer:
             raise ValueError(f"`num_components` is {num_components}, but only {num_usable} directions have variance.")
-        variances, components = variances[:num_usable], components[:num_usable]
+        num_components = min(num_components, num_usable)
+        variances, components = variances[:num_components], components[:num_components]
         largest = np.abs(components).argmax(axis=1)
         components = components * np.sign(components[np.arange(num_components), largest])[:, None]
         return cls(*(np.ascontiguousarray(part, np.float32) for part in (mean, components, np.sqrt(variances))))
@@ -182,6 +185,10 @@ class Whitening:
         with one_thread():
             projected = torch.from_numpy(rows - self.mean) @ torch.from_numpy(self.components.T)
         return projected.numpy() / self.scale
+
+    def first(self, num_components: int) -> "Whitening":
+        """The same with the first components alone."""
+        return Whitening(self.mean, self.components[:num_components], self.scale[:num_components])
 
     def save(self, path: str | Path) -> None:
         """Write the three arrays to a `.safetensors` file."""

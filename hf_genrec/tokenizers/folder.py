@@ -15,6 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,6 +84,8 @@ def embed_items(
         num_cold = int((~vectors.any(axis=1)).sum())
         if num_cold and not embeddings.shape[1]:
             logger.warning("%d items are in no training history and have no texts: they all get one vector.", num_cold)
+        elif num_cold:
+            logger.warning("%d items are in no training history: behaviour is predicted from their texts.", num_cold)
         embeddings = fuse_vectors(embeddings, vectors, weight=weight) if embeddings.shape[1] else vectors
     with replaced(path) as partial:
         save_file({"embeddings": embeddings}, partial, metadata=encoder)
@@ -158,7 +161,7 @@ def tokenize_items(
         codebook_size (`int`, *optional*): Codes per level. `None` is [`Quantizer.default_codebook_size`].
         policy (`str`, *optional*): See [`SemanticIds.from_codes`]. `None` is [`Quantizer.default_policy`].
         num_whitened (`int`, *optional*):
-            Principal components to whiten to, at most what dimensions and items allow; 0 for the plain embeddings.
+            Principal components to whiten to, at most what embeddings and items allow; 0 for the plain embeddings.
             `None` is [`Quantizer.default_whitened`], and 0 for embeddings that hold behaviour.
         fit_on (`"train"` or `"all"`, *optional*, defaults to `"train"`):
             Which items whitening and quantizer learn from: those of the training part, or all as the paper does.
@@ -170,28 +173,34 @@ def tokenize_items(
     """
     if fit_on not in ("train", "all"):
         raise ValueError(f'`fit_on` must be "train" or "all", got {fit_on!r}.')
-    sizes: dict[str, Any] = {"num_levels": num_levels, "codebook_size": codebook_size}
-    learner = Quantizer.named(quantizer, num_items=len(prepared.item_ids), **sizes, seed=seed, options=options)
-    policy = policy or learner.default_policy
     matrix, encoder = read_embeddings(embeddings, prepared)
-    if num_whitened is None:  # whitening would undo the weights of behaviour and texts
-        num_whitened = 0 if "behavior" in encoder else learner.default_whitened
-    if num_whitened < 0:
+    rows = np.flatnonzero(prepared.train_item_counts() > 0) if fit_on == "train" else np.arange(len(matrix))
+    counts = {"num_items": len(matrix), "num_rows": len(rows)}
+    named = partial(Quantizer.named, quantizer, **counts, codebook_size=codebook_size, seed=seed, options=options)
+    learner = named(num_levels=num_levels)
+    if num_whitened is not None and num_whitened < 0:
         raise ValueError(f"`num_whitened` must be at least 0, got {num_whitened}.")
+    wanted = learner.default_whitened if num_whitened is None else num_whitened
+    if num_whitened is None and "behavior" in encoder:  # whitening would undo the weights of behaviour and texts
+        wanted = 0
+    whitening = Whitening.fit(matrix, num_components=wanted, fit_on=rows, take_fewer=True) if wanted else None
+    if whitening is not None and num_whitened is None:  # no more than chosen here: as many as can be cut into pieces
+        found = len(whitening.scale)
+        if not learner.usable_columns(found) and num_levels is None:
+            learner = named(num_levels=found)
+        whitening = whitening.first(learner.usable_columns(found) or found)
+    _say_what_was_picked(learner, whitening, wanted=wanted, num_rows=len(rows), is_picked=codebook_size is None)
+    policy = policy or learner.default_policy
     settings = {
         "quantizer": quantizer, "num_levels": learner.num_levels, "codebook_size": learner.codebook_size,
-        "policy": policy, "num_whitened": num_whitened, "fit_on": fit_on, "num_candidates": num_candidates,
+        "policy": policy, "num_whitened": wanted, "fit_on": fit_on, "num_candidates": num_candidates,
         "seed": seed,
     } | ({"options": dict(options)} if options else {})  # fmt: skip
-    rows = np.flatnonzero(prepared.train_item_counts() > 0) if fit_on == "train" else np.arange(len(matrix))
     with replaced_folder(output_dir, marker=RECORD_NAME, overwrite=overwrite) as folder:
         (folder / QUANTIZER_NAME).mkdir()
-        num_components = min(num_whitened, matrix.shape[1], len(rows) - 1)
-        points = matrix
-        if num_components > 0:
-            whitening = Whitening.fit(matrix, num_components=num_components, fit_on=rows)
+        points = matrix if whitening is None else whitening.transform(matrix)
+        if whitening is not None:
             whitening.save(folder / QUANTIZER_NAME / "whitening.safetensors")
-            points = whitening.transform(matrix)
         learner.fit(points[rows], show_progress=show_progress).save(folder / QUANTIZER_NAME)
         source = {name: encoder.get(name) or None for name in ("model", "revision", "identity")}
         source |= {name: encoder[name] for name in ("behavior", "weight") if name in encoder}
@@ -247,6 +256,18 @@ def load_tokenized(folder: str | os.PathLike[str]) -> tuple[SemanticIds, dict[st
         raise FileNotFoundError(f"{folder} is no tokenized folder (no {RECORD_NAME}). Run `hf-genrec tokenize`.")
     record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
     return SemanticIds.load(folder / IDS_NAME), record
+
+
+def _say_what_was_picked(
+    learner: Quantizer, whitening: Whitening | None, *, wanted: int, num_rows: int, is_picked: bool
+) -> None:
+    """A warning where a small catalog or few texts do not allow what the quantizer usually takes."""
+    if is_picked and learner.has_codebooks and learner.codebook_size < 256:
+        sizes = f"{learner.num_levels} x {learner.codebook_size}"
+        logger.warning("Only %d items to learn from: %s codes instead of levels of 256.", num_rows, sizes)
+    if whitening is not None and len(whitening.scale) < min(wanted, len(whitening.mean), num_rows - 1):
+        found = len(whitening.scale)
+        logger.warning("The embeddings differ in few directions: %d whitened components, not %d.", found, wanted)
 
 
 def _fit_report(quantizer: Quantizer, points: np.ndarray, codes: np.ndarray, *, fitted: np.ndarray) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class HierarchicalKMeans(Quantizer):
         self._levels: list[_Level] = []
 
     @classmethod
-    def default_codebook_size(cls, *, num_levels: int, num_items: int) -> int:
+    def default_codebook_size(cls, *, num_levels: int, num_items: int, num_rows: int) -> int:
         """See [`Quantizer.default_codebook_size`]."""
         fitting = (2**bits for bits in range(1, 15) if 2 ** (bits * num_levels) >= _TUPLES_PER_ITEM * num_items)
         return next(fitting, 2**15)

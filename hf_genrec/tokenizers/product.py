@@ -19,10 +19,11 @@ class ProductQuantizer(Quantizer):
     Optimized product quantization: a learned rotation, and k-means in each of `num_levels` subspaces.
 
     The rotation spreads what the codes lose evenly over the subspaces: 50 rounds of k-means and Procrustes, learned
-    from 65,536 rows at most. Codes are those of faiss' `OPQ{num_levels},IVF1,PQ{num_levels}x{bits}np` with the inner
-    product (`np`: without a search for code numbers whose bits mean something, which takes faiss longer than all the
-    rest and only renames the codes of a level). 12,000 rows of 128 columns and 32 x 256 centroids take about a minute
-    and a half.
+    from 65,536 rows at most. From 256 codes up, codes are those of faiss'
+    `OPQ{num_levels},IVF1,PQ{num_levels}x{bits}np` with the inner product (`np`: without a search for code numbers
+    whose bits mean something, which takes faiss longer than all the rest and only renames the codes of a level). With
+    fewer codes they are not: faiss learns the rotation for 256 centroids whatever the index has, here it is learned
+    for as many as there are, as in the paper.
 
     Args:
         num_levels (`int`, *optional*, defaults to 32): See [`Quantizer`]; it must divide the number of columns.
@@ -63,6 +64,10 @@ class ProductQuantizer(Quantizer):
         self._rotation = np.empty((0, 0), np.float32)  # (D, D): rotated = rows @ rotation.T
         self._center = np.empty(0, np.float32)  # (D,), taken off after the rotation
         self._centroids = np.empty((num_levels, codebook_size, 0), np.float32)  # (L, K, D / L)
+
+    def usable_columns(self, dim: int) -> int:
+        """See [`Quantizer.usable_columns`]."""
+        return dim - dim % self.num_levels
 
     @property
     def codebooks(self) -> np.ndarray:
@@ -121,7 +126,8 @@ class ProductQuantizer(Quantizer):
         first.init(self.seed)
         rotation = faiss.OPQMatrix(dim, self.num_levels, dim)
         rotation.A = first.A
-        quantizer = faiss.ProductQuantizer(dim, self.num_levels, min(8, self._num_bits))  # faiss takes 8 bits here
+        # faiss takes 8 bits here for any index; for fewer codes that rotation would suit others than those in use.
+        quantizer = faiss.ProductQuantizer(dim, self.num_levels, min(8, self._num_bits))
         self._quieten(quantizer.cp)
         rotation.pq = quantizer
         rotation.niter = 1

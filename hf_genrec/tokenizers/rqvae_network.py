@@ -217,18 +217,28 @@ class RQVAEModel(PreTrainedModel):
 
 def balanced_codes(distances: torch.Tensor, *, epsilon: float, num_iterations: int = 50) -> torch.Tensor:
     """
-    Codes of a batch such that every code is chosen about equally often, at little cost in distance.
+    Codes of a batch such that every code is chosen about equally often, at little cost in distance. The code of a row
+    depends on the rest of its batch, so only training uses it. Args: see [`balancing_shifts`].
+    """
+    shifts = balancing_shifts(distances, epsilon=epsilon, num_iterations=num_iterations)
+    return (distances.double() - shifts).argmin(dim=1)
 
-    Sinkhorn's algorithm finds the soft assignment whose rows and columns have equal sums; each row takes its largest
-    entry. The code of a row depends on the rest of its batch, so only training uses it. Source: LC-Rec, arXiv
-    2311.09049, section 3.2. Args: see [`RQVAEConfig`]; distances `(batch, codebook_size)` are squared.
+
+def balancing_shifts(distances: torch.Tensor, *, epsilon: float, num_iterations: int = 50) -> torch.Tensor:
+    """
+    What to take off the distance to each code, `(codebook_size,)`, so that all codes are nearest about equally often.
+
+    Sinkhorn's algorithm finds the soft assignment whose rows and columns have equal sums; the factors of its columns
+    are these shifts. Source: LC-Rec, arXiv 2311.09049, section 3.2. Args: see [`RQVAEConfig`]; distances `(batch,
+    codebook_size)` are squared.
     """
     # The soft assignment is diag(rows) @ kernel @ diag(columns), with both factors such that rows sum to 1 / num_rows
     # and columns to 1 / num_codes; the two lines of the loop set each in turn. The trap is the range: with epsilon
     # 0.003 the exponents reach -667, so everything is float64, each row is shifted so that its nearest code has
     # exponent 0, and sums that still underflow are clamped.
     low, high = distances.min(), distances.max()
-    scaled = (2 * (distances.double() - low) / (high - low).clamp_min(1e-12) - 1) / epsilon
+    unit = (high - low).double().clamp_min(1e-12) * epsilon / 2
+    scaled = (distances.double() - low) / unit
     kernel = torch.exp(scaled.amin(dim=1, keepdim=True) - scaled)  # (B, K)
     num_rows, num_codes = kernel.shape
     columns = torch.ones(num_codes, dtype=kernel.dtype, device=kernel.device)
@@ -236,7 +246,7 @@ def balanced_codes(distances: torch.Tensor, *, epsilon: float, num_iterations: i
     for _ in range(num_iterations):
         rows = 1 / (num_rows * (kernel @ columns).clamp_min(tiny))
         columns = 1 / (num_codes * (rows @ kernel).clamp_min(tiny))
-    return (columns.log() - scaled).argmax(dim=1)  # a row's own factor does not change which entry is largest
+    return columns.log() * unit  # a row's own factor does not change which code is nearest
 
 
 def _perceptron(sizes: list[int], *, dropout: float) -> nn.Sequential:

@@ -178,3 +178,17 @@ class TestProductQuantizerWithoutARotation(QuantizerInvariants):
     QUANTIZER = ProductQuantizer
     ARGUMENTS = {"rotate": False}
     OTHER_SIZE = "codebook_size"
+
+
+def test_with_few_codes_the_rotation_suits_them_and_loses_no_more_than_that_of_faiss(one_thread):
+    rows = np.random.default_rng(3).normal(size=(523, 8)) @ np.random.default_rng(4).normal(size=(8, 8))
+    rows = rows.astype(np.float32)
+    quantizer = ProductQuantizer(num_levels=2, codebook_size=16).fit(rows)
+
+    faiss_rotation = faiss.OPQMatrix(8, 2, 8)
+    faiss_rotation.train(rows)
+    rotated = faiss_rotation.apply(rows)
+    other = ProductQuantizer(num_levels=2, codebook_size=16, rotate=False).fit(rotated)
+
+    own = quantizer.relative_errors(rows, quantizer.encode(rows))[-1]
+    assert own <= other.relative_errors(rotated, other.encode(rotated))[-1]

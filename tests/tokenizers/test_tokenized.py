@@ -10,11 +10,12 @@ from hf_genrec.cli.main import app
 from hf_genrec.tokenizers.base import Quantizer
 from hf_genrec.tokenizers.embeddings import Whitening
 from hf_genrec.tokenizers.folder import import_ids, load_tokenized, tokenize_items
+from hf_genrec.tokenizers.residual_kmeans import ResidualKMeans
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
 
 
 NUM_ITEMS, DIM = 47, 14
-QUANTIZERS = ["residual-kmeans", "rqvae", "hierarchical-kmeans", "opq", "pq", "random"]
+QUANTIZERS = ["residual-kmeans", "rqvae", "hierarchical-kmeans", "gaoq", "opq", "pq", "random"]
 QUICK = {"rqvae": {"epochs": 2, "hidden_sizes": [9], "latent_dim": 4}}
 
 
@@ -66,6 +67,7 @@ def test_saved_folder_gives_new_items_the_codes_of_the_table(prepared, matrix, t
         ("residual-kmeans", {}, (3, 192, "widen")),
         ("rqvae", {"options": QUICK["rqvae"]}, (3, 0, "widen")),
         ("hierarchical-kmeans", {}, (3, 0, "append")),
+        ("gaoq", {}, (2, 0, "append")),
         ("opq", {"num_levels": 2}, (2, 128, "widen")),
         ("pq", {"num_levels": 14, "num_whitened": 0}, (14, 0, "keep")),
         ("random", {"num_levels": 8}, (8, 0, "append")),
@@ -130,15 +132,69 @@ def test_product_codes_learn_from_the_items_of_training_unless_told_otherwise(pr
 
 def test_columns_that_cannot_be_cut_leave_no_folder(prepared, matrix, tmp_path):
     with pytest.raises(ValueError, match="4 does not divide 14. Whiten to 12 or 16 components"):
-        tokenize_items(prepared, matrix, tmp_path / "ids", quantizer="opq", num_levels=4, codebook_size=8)
+        tokenize_items(
+            prepared, matrix, tmp_path / "ids", quantizer="opq", num_levels=4, codebook_size=8, num_whitened=14
+        )
 
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
+    ("quantizer", "sizes"),
+    [("residual-kmeans", (3, 8)), ("rqvae", (3, 8)), ("opq", (14, 8)), ("random", (32, 8))],
+)
+def test_a_small_catalog_gets_levels_that_fit_and_is_told_so(prepared, matrix, tmp_path, caplog, quantizer, sizes):
+    ids = tokenize_items(prepared, matrix, tmp_path / "ids", quantizer=quantizer, options=QUICK.get(quantizer))
+
+    assert (ids.num_levels, ids.codebook_size) == sizes
+    if quantizer != "random":
+        assert "Only 43 items to learn from: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("num_levels", "num_items", "num_rows", "size"),
+    [
+        (3, 5000, 288, 256),
+        (3, 287, 287, 64),
+        (3, 40, 32, 8),
+        (3, 40, 8, 4),
+        (2, 40, 32, 8),
+        (1, 40, 64, 64),
+        (3, 5, 3, 2),
+    ],
+)
+def test_levels_are_a_quarter_of_the_items_to_learn_from_where_these_are_few(num_levels, num_items, num_rows, size):
+    found = ResidualKMeans.default_codebook_size(num_levels=num_levels, num_items=num_items, num_rows=num_rows)
+
+    assert found == size
+
+
+def test_few_distinct_texts_are_whitened_to_the_directions_that_they_have(prepared, tmp_path, caplog):
+    kinds = np.random.default_rng(3).normal(size=(5, 14)).astype(np.float32)
+    np.save(tmp_path / "few.npy", kinds[np.arange(47) % 5])
+
+    for quantizer, num_levels in (("residual-kmeans", 3), ("opq", 4)):
+        caplog.clear()
+        ids = tokenize_items(
+            prepared, tmp_path / "few.npy", tmp_path / quantizer, quantizer=quantizer, codebook_size=4
+        )
+        assert (ids.num_levels, ids.is_unique) == (num_levels, True)
+        assert "differ in few directions: 4 whitened components" in caplog.text
+    np.save(tmp_path / "one.npy", np.ones((47, 14), np.float32))
+    with pytest.raises(ValueError, match="All embeddings are equal"):
+        tokenize_items(prepared, tmp_path / "one.npy", tmp_path / "ids")
+
+
+def test_columns_are_left_out_where_the_levels_do_not_divide_those_that_whitening_found(prepared, matrix, tmp_path):
+    tokenize_items(prepared, matrix, tmp_path / "ids", quantizer="opq", num_levels=4, codebook_size=8)
+
+    assert Quantizer.load(tmp_path / "ids" / "quantizer").dim == 12
+
+
+@pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"quantizer": "vq"}, "one of residual-kmeans, rqvae, hierarchical-kmeans, opq, pq, random, got 'vq'"),
+        ({"quantizer": "vq"}, "one of residual-kmeans, rqvae, hierarchical-kmeans, gaoq, opq, pq, random, got 'vq'"),
         ({"quantizer": "rqvae", "options": {"epoch": 3}}, "no option 'epoch'; it has hidden_sizes, latent_dim"),
         ({"quantizer": "rqvae", "options": {"seed": 3}}, "no option 'seed'"),
         ({"options": {"beam_size": "x"}}, "wrong type"),
