@@ -27,8 +27,10 @@ _MODELS = {
     "rpg": ("RPGConfig", "RPGForItemGeneration", []),
     "acerec": ("ACERecConfig", "ACERecForItemGeneration", []),
     "sasrec": ("SASRecConfig", "SASRecForItemGeneration", []),
+    "item_to_item": ("ItemToItemConfig", "ItemToItemForItemGeneration", []),
 }
-ARCHITECTURES = tuple(_MODELS)
+_NOT_TRAINED = {"item_to_item"}  # made in closed form or of other models
+ARCHITECTURES = tuple(name for name in _MODELS if name not in _NOT_TRAINED)  # of `hf-genrec train`
 
 
 def register() -> None:

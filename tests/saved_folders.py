@@ -12,12 +12,12 @@ from hf_genrec import (
     SemanticIds,
     save_recommender,
 )
-from invariants.model import CODEBOOK_SIZE, NUM_ITEMS, make_model, random_codes, tiny_config
+from invariants.model import CODEBOOK_SIZE, NUM_ITEMS, make_item_to_item, make_model, random_codes, tiny_config
 
 
 ITEM_IDS = [f"i{number}" for number in range(NUM_ITEMS)]
 TITLES = [f"T{number}" for number in range(NUM_ITEMS)]
-ARCHITECTURES = ("latte", "rpg", "acerec", "sasrec")
+ARCHITECTURES = ("latte", "rpg", "acerec", "sasrec", "item_to_item")
 
 
 def model_of(architecture, *, seed=0):
@@ -31,6 +31,8 @@ def model_of(architecture, *, seed=0):
     if architecture == "acerec":
         config = ACERecConfig(**shape, **codes, num_merged_tokens=3)
         return make_model(config, model_class=ACERecForItemGeneration, seed=seed)
+    if architecture == "item_to_item":
+        return make_item_to_item(seed=seed)
     return make_model(SASRecConfig(**shape), model_class=SASRecForItemGeneration, seed=seed)
 
 

@@ -13,6 +13,7 @@ from hf_genrec.cli import (  # noqa: F401 (their verbs register themselves)
     diagnose,
     embed,
     evaluate,
+    fit,
     graph,
     prepare,
     push,

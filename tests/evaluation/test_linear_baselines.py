@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from hf_genrec.evaluation.baselines import Popularity, SequentialRidge, TextSimilarity
-from hf_genrec.evaluation.baselines.tuning import ValidationUsers
+from hf_genrec.evaluation.baselines import SequentialRidge, TextSimilarity
 
 
 # The last two items of each user are the validation and the test target; before them is the training part.
@@ -88,12 +87,15 @@ def test_settings_of_ridge_are_chosen_on_the_validation_split(make_prepared):
     assert (ridge.decay, ridge.regularization) == (0.01, 50.0)
 
 
-def test_settings_are_chosen_for_the_column_they_stand_in(make_prepared):
-    prepared = make_prepared({"u": ["a", "b", "z"], "v": ["a", "b", "z"]})  # counts rank a, which was seen, before b
-    popularity = Popularity.fit(prepared)
+def test_both_columns_get_the_settings_that_tuning_for_them_finds(make_prepared):
+    generator = np.random.default_rng(5)
+    prepared = make_prepared({f"u{n}": ["abcdefgh"[i] for i in generator.integers(8, size=6)] for n in range(30)})
 
-    assert ValidationUsers.of(prepared, exclude_seen=True).ndcg(popularity) == 1
-    assert ValidationUsers.of(prepared).ndcg(popularity) == pytest.approx(1 / np.log2(3))
+    both = SequentialRidge.for_columns(prepared)
+
+    for exclude_seen, ridge in both.items():
+        assert ridge.settings == SequentialRidge.tune(prepared, exclude_seen=exclude_seen).settings
+    assert both[False].settings != both[True].settings
 
 
 def test_bad_settings_of_ridge_are_named(make_prepared):
@@ -130,8 +132,8 @@ def test_text_scores_are_sums_of_cosines_of_centred_vectors(make_prepared):
 
 
 def test_decay_of_text_is_chosen_on_the_validation_split(make_prepared):
-    log = {f"u{n}": ["a", "b", "d", "z"] for n in range(3)}  # d reads like b
-    vectors = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.1], [1.0, 0.0]])
+    log = {f"u{n}": ["a", "a", "b", "z", "c"] for n in range(3)}  # z reads like b and c like a
+    vectors = np.array([[1.0, 0.0], [0.0, 1.0], [1.1, 0.0], [0.0, 1.1]])
 
     similar = TextSimilarity.tune(make_prepared(log), vectors, decays=(1.0, 0.5), exclude_seen=True)
 

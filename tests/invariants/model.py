@@ -11,7 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from hf_genrec import LatteConfig, LatteForConditionalGeneration, SASRecConfig, SASRecForItemGeneration
+from hf_genrec.modeling.configuration_item_to_item import ItemToItemConfig
 from hf_genrec.modeling.genrec_folder import catalog_fingerprint
+from hf_genrec.modeling.modeling_item_to_item import ItemToItemForItemGeneration
 
 
 NUM_ITEMS = 29
@@ -49,6 +51,19 @@ def tiny_sasrec_config(**changes):
 
 def make_sasrec(**changes):
     return make_model(tiny_sasrec_config(**changes), model_class=SASRecForItemGeneration)
+
+
+def make_item_to_item(config=None, *, seed=0):
+    """A random table and random vectors."""
+    config = config or ItemToItemConfig(num_items=NUM_ITEMS, num_weights=90, max_history_length=11)
+    generator = torch.Generator().manual_seed(seed)
+    model = ItemToItemForItemGeneration(config).eval()
+    places = torch.randperm(config.num_items**2, generator=generator)[: config.num_weights].sort().values
+    weights = torch.randn(config.num_weights, generator=generator)
+    model.set_weights(places // config.num_items, places % config.num_items, weights)
+    model.item_vectors.data.copy_(torch.randn(model.item_vectors.shape, generator=generator))
+    model.item_shares.copy_(torch.rand(config.num_items, generator=generator))
+    return model
 
 
 def histories_of(config, lengths=(5, 3, 1), *, padding_side="right", seed=0):

@@ -19,6 +19,8 @@ from hf_genrec import (
     SASRecForItemGeneration,
 )
 from hf_genrec.hub.files import code_files
+from hf_genrec.modeling.configuration_item_to_item import ItemToItemConfig
+from hf_genrec.modeling.modeling_item_to_item import ItemToItemForItemGeneration
 from hf_genrec.serving.item_graph import build_item_graph
 from invariants.model import histories_of, make_model, tiny_config
 
@@ -37,6 +39,7 @@ UPLOADS = {
     "rpg": SHARED | PARALLEL,
     "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
     "sasrec": SHARED | {"genrec_item_loss.py"},
+    "item_to_item": SHARED - {"genrec_encoder.py"} | {"genrec_scorer.py"},
 }
 UPLOADS = {name: files | {f"configuration_{name}.py", f"modeling_{name}.py"} for name, files in UPLOADS.items()}
 CODE_FILES = UPLOADS["latte"]
@@ -187,6 +190,7 @@ MODELS = {
     "rpg": (RPGForItemGeneration, RPGConfig(**SIZES)),
     "acerec": (ACERecForItemGeneration, ACERecConfig(**SIZES)),
     "sasrec": (SASRecForItemGeneration, SASRecConfig(**WIDTHS)),
+    "item_to_item": (ItemToItemForItemGeneration, ItemToItemConfig(num_items=29, vector_dim=5)),
 }
 BLOCKED = PROGRAM.partition("import torch\n")[0]
 QUESTIONS = """
@@ -210,6 +214,8 @@ def test_items_of_models_that_score_all_are_the_same_without_the_package(name, t
     model_class, config = MODELS[name]
     torch.manual_seed(0)
     model = model_class(config).eval()
+    if name == "item_to_item":  # which begins with zeros
+        torch.nn.init.normal_(model.item_vectors)
     histories = histories_of(config)[0]
     has_codes = config.has_codes
     if has_codes:

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import scipy.linalg
@@ -22,14 +21,15 @@ from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.splits import flat_sequences
-from hf_genrec.evaluation.baselines.base import CatalogRanker
-from hf_genrec.evaluation.baselines.tuning import ValidationUsers
+from hf_genrec.evaluation.baselines.base import CatalogRanker, validation_users
+from hf_genrec.evaluation.metrics import ndcg_at_k
 
 
 logger = logging.getLogger(__name__)
 
 MAX_WHOLE = 5_000  # items up to which all weights are solved for together: seconds, and 100 MB
 NUM_NEIGHBORS = 200
+REGULARIZATIONS, DECAYS = (100.0, 30.0, 300.0), (0.35, 0.5, 0.7, 0.85)  # that are tried, the former's first one first
 _LEAST_WEIGHT, _MOST_AGES = 1e-3, 100  # of a history item in `X`; what is older or weighs less is left out
 _ROWS_AT_ONCE = 1024
 
@@ -132,8 +132,8 @@ class SequentialRidge(CatalogRanker):
         cls,
         prepared: PreparedDataset,
         *,
-        regularizations: tuple[float, ...] = (100.0, 30.0, 300.0),
-        decays: tuple[float, ...] = (0.35, 0.5, 0.7, 0.85),
+        regularizations: tuple[float, ...] = REGULARIZATIONS,
+        decays: tuple[float, ...] = DECAYS,
         exclude_seen: bool = False,
         max_users: int | None = 20_000,
         seed: int = 0,
@@ -159,10 +159,19 @@ class SequentialRidge(CatalogRanker):
         """
         if not regularizations or not decays:
             raise ValueError("`tune` needs at least one regularization and one decay.")
-        users = ValidationUsers.of(prepared, exclude_seen=exclude_seen, max_users=max_users, seed=seed)
-        first, *others = regularizations
-        best = _best_of((cls(prepared, regularization=first, decay=decay) for decay in decays), users)
-        return _best_of(chain([best], map(best._with, others)), users)
+        validation = validation_users(prepared, max_users=max_users, seed=seed)
+        return _tuned(prepared, regularizations, decays, validation, columns=(exclude_seen,))[exclude_seen]
+
+    @classmethod
+    def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, CatalogRanker]:
+        """Tuned on the validation split for each of the two. Args: see [`CatalogRanker.for_columns`]."""
+        validation = validation_users(prepared, max_users=20_000, seed=seed)
+        return dict(_tuned(prepared, REGULARIZATIONS, DECAYS, validation, columns=(False, True)))
+
+    @property
+    def settings(self) -> dict[str, float | int]:
+        """See [`CatalogRanker`]."""
+        return {"regularization": self.regularization, "decay": self.decay}
 
     def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
         """Sum of the weights of the history items; 0 where nothing in the history has a weight for the item."""
@@ -184,17 +193,32 @@ class SequentialRidge(CatalogRanker):
         return _largest(_solve_neighbors(self._products, self.regularization, most), self.num_weights or num_items)
 
 
-def _best_of(ridges: Iterable[SequentialRidge], users: ValidationUsers) -> SequentialRidge:
-    """The one with the best ndcg@10, the first on a tie; two exist at a time."""
-    best, best_ndcg = None, -1.0
-    for ridge in ridges:
-        ndcg = users.ndcg(ridge)
-        logger.info("ridge, regularization %s, decay %s: ndcg@10 %.4f", ridge.regularization, ridge.decay, ndcg)
-        if best is None or ndcg > best_ndcg:
-            best, best_ndcg = ridge, ndcg
-    if best is None:
-        raise ValueError("There is no ridge to choose from.")
-    return best
+def _tuned(
+    prepared: PreparedDataset,
+    regularizations: Sequence[float],
+    decays: Sequence[float],
+    validation: tuple[list[list[str]], list[str]],
+    *,
+    columns: tuple[bool, ...],
+) -> dict[bool, SequentialRidge]:
+    """The best by ndcg@10 with seen items allowed (`False`) and excluded (`True`); the first one on a tie."""
+    best: dict[bool, tuple[float, SequentialRidge]] = {}
+
+    def consider(ridge: SequentialRidge, columns: tuple[bool, ...]) -> None:
+        found = [ndcg_at_k(ranks, k=10) for ranks in ridge.target_ranks(*validation)]
+        setting = ridge.regularization, ridge.decay
+        logger.info("ridge, regularization %s, decay %s: ndcg@10 %.4f, seen items excluded %.4f", *setting, *found)
+        for exclude_seen in columns:
+            if exclude_seen not in best or found[exclude_seen] > best[exclude_seen][0]:
+                best[exclude_seen] = found[exclude_seen], ridge
+
+    first, *others = regularizations
+    for decay in decays:
+        consider(SequentialRidge(prepared, regularization=first, decay=decay), columns)
+    for exclude_seen, (_, ridge) in list(best.items()):
+        for regularization in others:
+            consider(ridge._with(regularization), (exclude_seen,))
+    return {exclude_seen: chosen for exclude_seen, (_, chosen) in best.items()}
 
 
 @dataclass(frozen=True)

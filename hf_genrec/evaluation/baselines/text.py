@@ -10,11 +10,13 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
-from hf_genrec.evaluation.baselines.base import CatalogRanker
-from hf_genrec.evaluation.baselines.tuning import ValidationUsers
+from hf_genrec.evaluation.baselines.base import CatalogRanker, validation_users
+from hf_genrec.evaluation.metrics import ndcg_at_k
 
 
 logger = logging.getLogger(__name__)
+
+_MOST_DIRECTIONS = 256
 
 
 class TextSimilarity(CatalogRanker):
@@ -22,15 +24,15 @@ class TextSimilarity(CatalogRanker):
     Items with a text like the history's, whether anybody took them or not; no log is read but the histories.
 
     An item scores the sum of the cosines of its text vector and those of the history items, each times `decay ** age`
-    (age 0 is the latest item). Vectors are centred first, so that what all texts share does not count. Weak alone,
-    it knows what the log does not: items that occur rarely or never.
+    (age 0 is the latest item). Vectors are whitened first, so that what many texts share counts no more than what few
+    do. It knows what the log does not: items that occur rarely or never.
 
     Args:
         prepared ([`PreparedDataset`]): The data set.
         embeddings (`np.ndarray` of shape `(num_items, dimension)`):
             Text vectors in the order of the catalog, such as [`read_embeddings`] returns of what `hf-genrec embed`
             wrote.
-        decay (`float`, *optional*, defaults to 0.7):
+        decay (`float`, *optional*, defaults to 0.5):
             Weight of a history item relative to the one after it, in (0, 1].
 
     Raises:
@@ -54,7 +56,7 @@ class TextSimilarity(CatalogRanker):
     ```
     """
 
-    def __init__(self, prepared: PreparedDataset, embeddings: NDArray[np.floating], *, decay: float = 0.7) -> None:
+    def __init__(self, prepared: PreparedDataset, embeddings: NDArray[np.floating], *, decay: float = 0.5) -> None:
         if not 0 < decay <= 1:
             raise ValueError(f"`decay` must be in (0, 1], got {decay}.")
         num_items = len(prepared.item_ids)
@@ -65,10 +67,10 @@ class TextSimilarity(CatalogRanker):
             )
         super().__init__(prepared, decay=decay)
         rows = pd.Index(prepared.item_ids).get_indexer(self.item_ids)  # in the catalog, by popularity
-        self.item_vectors = unit_vectors(embeddings)[rows]
+        self.item_vectors = whitened(embeddings)[rows]
 
     @classmethod
-    def fit(cls, prepared: PreparedDataset, embeddings: NDArray[np.floating], *, decay: float = 0.7) -> TextSimilarity:
+    def fit(cls, prepared: PreparedDataset, embeddings: NDArray[np.floating], *, decay: float = 0.5) -> TextSimilarity:
         """
         Take the vectors as they are.
 
@@ -82,7 +84,7 @@ class TextSimilarity(CatalogRanker):
         prepared: PreparedDataset,
         embeddings: NDArray[np.floating],
         *,
-        decays: tuple[float, ...] = (0.5, 0.7, 0.85, 1.0),
+        decays: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9),
         exclude_seen: bool = False,
         max_users: int | None = 20_000,
         seed: int = 0,
@@ -108,31 +110,40 @@ class TextSimilarity(CatalogRanker):
         """
         if not decays:
             raise ValueError("`tune` needs at least one decay.")
-        users = ValidationUsers.of(prepared, exclude_seen=exclude_seen, max_users=max_users, seed=seed)
+        validation = validation_users(prepared, max_users=max_users, seed=seed)
         similar = cls(prepared, embeddings)
         ndcg = {}
         for decay in decays:
             similar.decay = decay
-            ndcg[decay] = users.ndcg(similar)
+            ndcg[decay] = ndcg_at_k(similar.target_ranks(*validation)[int(exclude_seen)], k=10)
             logger.info("text similarity, decay %s: ndcg@10 %.4f", decay, ndcg[decay])
         similar.decay = max(ndcg, key=ndcg.__getitem__)
         return similar
+
+    @property
+    def settings(self) -> dict[str, float | int]:
+        """See [`CatalogRanker`]."""
+        return {"decay": self.decay}
 
     def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
         """Sum of the weighted cosines to the history."""
         return ((weights @ self.item_vectors) @ self.item_vectors.T).astype(np.float64)
 
 
-def unit_vectors(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
+def whitened(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
     """
-    Text vectors less their mean, each of length 1; a vector that is the mean stays 0.
+    Text vectors with the same variance in each of their (at most 256) main directions, then of length 1.
 
     Args:
         embeddings (`np.ndarray` of shape `(num_items, dimension)`): A row for each item.
 
-    >>> unit_vectors(np.array([[3.0, 1.0], [1.0, 1.0], [2.0, 1.0]])).tolist()
-    [[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]
+    >>> np.abs(whitened(np.array([[3.0, 1.0], [1.0, 1.0], [2.0, 1.0]]))).tolist()  # all variance along one line
+    [[1.0], [1.0], [0.0]]
     """
-    centred = embeddings - embeddings.mean(axis=0, keepdims=True)
-    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.asarray(centred / np.where(lengths > 0, lengths, 1), dtype=np.float32)
+    centred = embeddings.astype(np.float64) - embeddings.mean(axis=0, keepdims=True)
+    variances, directions = np.linalg.eigh(centred.T @ centred)  # ascending
+    variances, directions = variances[::-1][:_MOST_DIRECTIONS], directions[:, ::-1][:, :_MOST_DIRECTIONS]
+    is_kept = variances > 1e-9 * max(variances[0], np.finfo(np.float64).tiny)
+    vectors = centred @ (directions[:, is_kept] / np.sqrt(variances[is_kept]))
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(lengths > 1e-12, lengths, 1), dtype=np.float32)

@@ -1,0 +1,219 @@
+"""
+A prepared data set in, an item-to-item model out, without a single training step: the ridge, item-kNN or text.
+
+Settings are chosen on the validation split, as everywhere; the run folder is like that of a trained model.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.optimize
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+
+from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.evaluation.baselines import ItemKNN, SequentialRidge, TextSimilarity
+from hf_genrec.evaluation.baselines.base import CatalogRanker, validation_users
+from hf_genrec.evaluation.metrics import ndcg_at_k, ranks_of_targets
+from hf_genrec.evaluation.record import TRAINING_NAME
+from hf_genrec.files import write_json
+from hf_genrec.hub.save import save_recommender
+from hf_genrec.modeling.configuration_item_to_item import METHODS, ItemToItemConfig
+from hf_genrec.modeling.modeling_item_to_item import ItemToItemForItemGeneration
+from hf_genrec.serving.recommender import Recommender
+from hf_genrec.training.runs import _NO_SHAPE
+
+
+logger = logging.getLogger(__name__)
+
+_KNN_NEIGHBORS = 100
+_CALIBRATION_USERS, _VALIDATION_USERS = 1_000, 2_000
+
+
+def fit_item_to_item(
+    prepared: PreparedDataset,
+    *,
+    method: str = "ridge",
+    embeddings: NDArray[np.floating] | None = None,
+    exclude_seen: bool = False,
+    seed: int = 0,
+) -> ItemToItemForItemGeneration:
+    """
+    Fit one of the baselines and hand it over as a model that is saved, served and published like any other.
+
+    [`SequentialRidge`], [`ItemKNN`] and [`TextSimilarity`] are the same systems for a comparison in memory. A factor
+    on all weights, chosen by likelihood on the validation split too, makes the softmax of the scores probabilities
+    that mean something; the order of the items does not depend on it.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set; weights come from its training part.
+        method (`str`, *optional*, defaults to `"ridge"`): `"ridge"`, `"item-knn"` or `"text"`.
+        embeddings (`np.ndarray` of shape `(num_items, dimension)`, *optional*): For `"text"`: the items' text vectors.
+        exclude_seen (`bool`, *optional*, defaults to `False`):
+            Choose settings for lists without items of the history.
+        seed (`int`, *optional*, defaults to 0): Of the sample of validation users, where there are very many.
+
+    Returns:
+        [`ItemToItemForItemGeneration`]: in evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: If the method is unknown, or `embeddings` are missing or of no use.
+    """
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
+    if (embeddings is not None) != (method == "text"):
+        raise ValueError("`embeddings` go with `method='text'` and with no other.")
+    options: dict[str, Any] = {"exclude_seen": exclude_seen, "seed": seed}
+    if embeddings is not None:
+        text = TextSimilarity.tune(prepared, embeddings, **options)
+        model = _model(prepared, text, method, vectors=text.item_vectors)
+    elif method == "ridge":
+        ridge = SequentialRidge.tune(prepared, **options)
+        model = _model(prepared, ridge, method, weights=ridge.item_weights)
+    else:
+        tuned = ItemKNN.tune(prepared, **options)
+        knn = ItemKNN(prepared, alpha=tuned.alpha, decay=tuned.decay, num_neighbors=_KNN_NEIGHBORS)
+        model = _model(prepared, knn, method, weights=knn.similarity)
+    _calibrate(model, *validation_users(prepared, max_users=_CALIBRATION_USERS, seed=seed), prepared.item_ids)
+    return model.eval()
+
+
+def fit_run(
+    prepared: PreparedDataset,
+    output_dir: str | os.PathLike[str],
+    *,
+    method: str = "ridge",
+    embeddings: NDArray[np.floating] | None = None,
+    exclude_seen: bool = False,
+    seed: int = 0,
+    command: str = "",
+) -> dict[str, Any]:
+    """
+    [`fit_item_to_item`], and the run folder.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set.
+        output_dir (`str` or `Path`): The run folder.
+        method (`str`, *optional*, defaults to `"ridge"`): See [`fit_item_to_item`].
+        embeddings (`np.ndarray`, *optional*): See [`fit_item_to_item`].
+        exclude_seen (`bool`, *optional*, defaults to `False`): See [`fit_item_to_item`].
+        seed (`int`, *optional*, defaults to 0): See [`fit_item_to_item`].
+        command (`str`, *optional*): What `training.json` shall name as the command.
+
+    Returns:
+        `dict`: the content of `training.json`.
+    """
+    start, cpu_start = time.perf_counter(), time.process_time()
+    model = fit_item_to_item(prepared, method=method, embeddings=embeddings, exclude_seen=exclude_seen, seed=seed)
+    seconds = {"minutes": time.perf_counter() - start, "cpu_minutes": time.process_time() - cpu_start}
+    return write_fitted(
+        prepared,
+        output_dir,
+        model,
+        {"targets": "all", "seed": seed, "training": {"method": method, "exclude_seen": exclude_seen}},
+        {"command": command} | {name: round(value / 60, 3) for name, value in seconds.items()},
+    )
+
+
+def write_fitted(
+    prepared: PreparedDataset,
+    output_dir: str | os.PathLike[str],
+    model: Any,
+    settings: dict[str, Any],
+    spent: dict[str, Any],
+) -> dict[str, Any]:
+    """
+    The run folder of a model that came about without training steps.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set.
+        output_dir (`str` or `Path`): The run folder.
+        model: The model.
+        settings (`dict`): What decided the result, beside the data and the model's config.
+        spent (`dict`): Command and minutes.
+
+    Returns:
+        `dict`: the content of `training.json`.
+    """
+    folder = Path(output_dir)
+    save_recommender(folder, model, None, prepared.items)
+    histories, targets = validation_users(prepared, max_users=_VALIDATION_USERS, seed=0)
+    exclude_seen = settings["training"]["exclude_seen"]
+    found = Recommender(model, prepared.items, batch_size=256).recommend(histories, exclude_seen=exclude_seen)
+    shape = {name: value for name, value in model.config.to_diff_dict().items() if name not in _NO_SHAPE}
+    record = {
+        "settings": {
+            "data_fingerprint": prepared.fingerprint,
+            "protocol": prepared.metadata["protocol"],
+            "semantic_ids_fingerprint": None,
+            "from": None,
+            "model": shape,
+        }
+        | settings,
+        "data": {"category": prepared.metadata.get("category")},
+        "semantic_ids": None,
+        "num_threads": torch.get_num_threads(),
+        "resumed_from": None,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "best_metric": ndcg_at_k(ranks_of_targets(found.item_ids, targets), k=10),
+        "log_history": [],
+    } | spent
+    write_json(record, folder / TRAINING_NAME)  # last: it says that the run is finished
+    return record
+
+
+def _model(
+    prepared: PreparedDataset,
+    ranker: CatalogRanker,
+    method: str,
+    *,
+    weights: sp.csr_array | None = None,
+    vectors: NDArray[np.float32] | None = None,
+) -> ItemToItemForItemGeneration:
+    """A baseline's weights or vectors, which are in order of popularity, in the order of the catalog."""
+    rows = pd.Index(prepared.item_ids).get_indexer(ranker.item_ids)
+    num_weights, dim = 0 if weights is None else weights.nnz, 0 if vectors is None else vectors.shape[1]
+    config = ItemToItemConfig.for_ids(
+        prepared.item_ids, method=method, decay=ranker.decay, num_weights=num_weights, vector_dim=dim
+    )
+    model = ItemToItemForItemGeneration(config)
+    if weights is not None:
+        entries = weights.tocoo()
+        items, targets = (rows[places] for places in entries.coords)
+        order = np.lexsort((targets, items))
+        columns: Any = map(torch.from_numpy, (items[order], targets[order], entries.data[order].astype(np.float32)))
+        model.set_weights(*columns)
+    if vectors is not None:
+        model.item_vectors.data[torch.from_numpy(rows)] = torch.from_numpy(vectors)
+    counts = torch.from_numpy(prepared.train_item_counts()).float()
+    model.item_shares.copy_(counts / counts.max().clamp_min(1))
+    return model
+
+
+@torch.no_grad()
+def _calibrate(
+    model: ItemToItemForItemGeneration, histories: list[list[str]], targets: list[str], item_ids: list[str]
+) -> None:
+    """Multiply all scores by the factor under which the validation targets are most likely."""
+    index = pd.Index(item_ids)
+    rows = [index.get_indexer(history[-model.config.max_history_length :]) for history in histories]
+    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row)] = torch.from_numpy(row) + model.config.first_item_token
+    places = torch.from_numpy(index.get_indexer(np.array(targets, dtype=object)))
+    logits = torch.cat([model.item_logits(part, None) for part in tokens.split(256)])
+
+    def loss(exponent: float) -> float:
+        return torch.nn.functional.cross_entropy(logits * float(np.exp(exponent)), places).item()
+
+    scale = float(np.exp(scipy.optimize.minimize_scalar(loss, bounds=(-5, 8), method="bounded").x))
+    model.weights.mul_(scale)
+    model.item_vectors.mul_(scale**0.5)

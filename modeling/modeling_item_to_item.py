@@ -1,0 +1,120 @@
+"""Item-to-item models: weights from the items of a history to the item that comes next, fitted in closed form."""
+
+import torch
+from torch import nn
+
+from .configuration_item_to_item import ItemToItemConfig
+from .genrec_scorer import ItemScorer
+
+
+_TIE = 1e-6  # what the most popular item has ahead of one that is never taken, where no weight speaks for either
+_PROJECTION = 64  # width of the vectors that stand for the rows of the table where lists shall be diverse
+
+
+class ItemToItemForItemGeneration(ItemScorer):
+    """
+    Item tokens in, the next item out: the sum of the history items' weights, each times `decay ** age`.
+
+    The strongest simple baseline, served like any other model. [`fit_item_to_item`] makes one from a log.
+
+    Args:
+        config ([`ItemToItemConfig`]): Sizes, token layout and the decay.
+
+    Example:
+
+    ```python
+    >>> config = ItemToItemConfig(num_items=3, num_weights=2, decay=0.5)
+    >>> model = ItemToItemForItemGeneration(config)
+    >>> model.set_weights(torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([0.75, 0.5]))
+    >>> model.recommend(torch.tensor([[4, 5]]), top_k=3).item_tokens.tolist()  # items 0 and 1 say 1 and 2
+    [[6, 5, 4]]
+
+    ```
+    """
+
+    config: ItemToItemConfig
+    config_class = ItemToItemConfig
+    targets: torch.Tensor
+    offsets: torch.Tensor
+    item_shares: torch.Tensor
+    items_digest: torch.Tensor
+
+    def __init__(self, config: ItemToItemConfig):
+        super().__init__(config)
+        self.weights = nn.Parameter(torch.zeros(config.num_weights), requires_grad=False)
+        self.item_vectors = nn.Parameter(torch.zeros(config.num_items, config.vector_dim), requires_grad=False)
+        self.register_buffer("targets", torch.zeros(config.num_weights, dtype=torch.int32))
+        self.register_buffer("offsets", torch.zeros(config.num_items + 1, dtype=torch.int64))
+        self.register_buffer("item_shares", torch.zeros(config.num_items))
+        # filled in when the model is saved: the ids of the items that the weights are about
+        self.register_buffer("items_digest", torch.zeros(8, dtype=torch.uint8))
+        self.post_init()
+
+    @torch.no_grad()
+    def set_weights(self, items: torch.LongTensor, targets: torch.LongTensor, weights: torch.FloatTensor) -> None:
+        """
+        Fill the table.
+
+        Args:
+            items: History item of each weight `(num_weights,)`, indices in ascending order.
+            targets: The item that it speaks for `(num_weights,)`, an index.
+            weights: The weights `(num_weights,)`.
+
+        Raises:
+            ValueError: If there are more or fewer than `config.num_weights`, or the items are not in order.
+        """
+        if not len(items) == len(targets) == len(weights) == self.config.num_weights:
+            raise ValueError(
+                f"The table holds {self.config.num_weights} weights, got {len(items)} items, {len(targets)} targets "
+                f"and {len(weights)} weights."
+            )
+        if bool((items.diff() < 0).any()):
+            raise ValueError("`items` must be in ascending order.")
+        self.offsets[1:] = torch.bincount(items, minlength=self.config.num_items).cumsum(0)
+        self.targets.copy_(targets)
+        self.weights.copy_(weights)
+
+    def item_logits(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, allowed: torch.BoolTensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        The sums; of items that no weight speaks for the more popular one has a trace more.
+
+        Args: see [`ItemScorer.item_logits`].
+        """
+        num_users, num_items = len(input_ids), self.config.num_items
+        is_item = self.is_item(input_ids, attention_mask)
+        ages = is_item.sum(1, keepdim=True) - is_item.long().cumsum(1)
+        is_read = is_item & (ages < self.config.max_history_length)
+        users, items = is_read.nonzero()[:, 0], input_ids[is_read] - self.config.first_item_token
+        shares = torch.pow(float(self.config.decay), ages[is_read].float())
+        logits = self.item_shares.float().mul(_TIE).repeat(num_users, 1)
+        if self.config.num_weights:
+            begin = self.offsets[items]
+            counts = self.offsets[items + 1] - begin
+            read = torch.arange(len(items), device=items.device).repeat_interleave(counts)
+            entries = begin[read] + torch.arange(len(read), device=items.device) - (counts.cumsum(0) - counts)[read]
+            places = users[read] * num_items + self.targets[entries]
+            logits.view(-1).index_add_(0, places, shares[read] * self.weights[entries].float())
+        if self.config.vector_dim:
+            vectors = self.item_vectors.float()
+            histories = torch.zeros(num_users, vectors.shape[1], device=vectors.device)
+            logits += histories.index_add_(0, users, shares.unsqueeze(1) * vectors[items]) @ vectors.t()
+        return logits
+
+    def item_embeddings(self) -> torch.Tensor:
+        """Text vectors, or random projections of the table's rows: items alike in what comes after them."""
+        if self.config.vector_dim:
+            return self.item_vectors.float()
+        generator = torch.Generator().manual_seed(0)
+        directions = torch.randn(self.config.num_items, _PROJECTION, generator=generator).to(self.offsets.device)
+        rows = torch.arange(self.config.num_items, device=self.offsets.device).repeat_interleave(self.offsets.diff())
+        projected = torch.zeros_like(directions)
+        return projected.index_add_(0, rows, self.weights.float().unsqueeze(1) * directions[self.targets.long()])
+
+    def _logits_bytes(self, history_length: int) -> int:
+        per_item = -(-self.config.num_weights // self.config.num_items)  # entries of a table's row, and their places
+        return min(history_length, self.config.max_history_length) * (32 * per_item + 4 * self.config.vector_dim)
+
+
+__all__ = ["ItemToItemForItemGeneration"]
