@@ -40,14 +40,14 @@ class DamagedFileError(ValueError):
 
 
 @contextmanager
-def reading(path: str | os.PathLike[str], kind: str, *, remedy: str = "Write or fetch it again.") -> Iterator[None]:
+def reading(path: str | os.PathLike[str], kind: str, *, keeps: type[Exception] | None = None) -> Iterator[None]:
     """
     Turn whatever a library raises over the bytes of a file into a [`DamagedFileError`]; errors of the system stay.
 
     Args:
         path (`str` or `Path`): The file or folder, for the message.
         kind (`str`): What it must be, such as `"JSON file"`.
-        remedy (`str`, *optional*): The last sentence of the message.
+        keeps (`type`, *optional*): A class of errors, not of its subclasses, that say enough and stay as they are.
 
     Example:
 
@@ -64,10 +64,12 @@ def reading(path: str | os.PathLike[str], kind: str, *, remedy: str = "Write or 
         yield
     except Exception as error:  # each format's library has kinds of its own, tokenizers raises the bare class
         is_of_system = isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError)
-        if is_of_system or isinstance(error, DamagedFileError):
+        if is_of_system or isinstance(error, DamagedFileError) or type(error) is keeps:
             raise
         found = (str(error) or type(error).__name__).rstrip(".")
-        raise DamagedFileError(f"{os.fspath(path)} is no readable {kind}: {found}. {remedy}") from error
+        raise DamagedFileError(
+            f"{os.fspath(path)} is no readable {kind}: {found}. Write or fetch it again."
+        ) from error
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.utils import cached_file
 
+from .genrec_manifest import check_finite, check_manifest, is_model_file
+
 
 if TYPE_CHECKING:  # not needed at run time: saving and loading follow this line and so carry the file of the pipeline
     from .pipeline_genrec import NextItemPipeline  # noqa: F401
 
-
+_HUB_ARGUMENTS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "proxies", "subfolder")
 TASK = "next-item-recommendation"
 # what `transformers.pipeline` reads in the config of a repository to find the class of a task that it does not know
 CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_genrec.NextItemPipeline", "pt": ["AutoModel"]}}
@@ -141,13 +143,21 @@ class CheckpointMixin:
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """
         As in transformers, with safetensors weights only, which must be those that the config describes: raises
-        `ValueError` if some are missing (which `ignore_mismatched_sizes` allows), left over or of other items.
+        `ValueError` if some are missing (which `ignore_mismatched_sizes` allows), left over, not finite or of other
+        items, or a file is not the one that `manifest.json` records (which `check_files=False` allows).
         """
         if kwargs.get("use_safetensors") is False:
             raise ValueError(
                 f"{cls.__name__} reads its weights from safetensors files only: other formats can run code. Leave out "
                 "`use_safetensors=False`, and save old weights again with `save_pretrained`."
             )
+        checks_files = kwargs.pop("check_files", True)
+        if checks_files and pretrained_model_name_or_path is not None:
+            where = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+            if getattr(kwargs.get("config"), "_commit_hash", None):  # the commit that the rest is of
+                where["revision"] = kwargs["config"]._commit_hash
+            has_code = cls.__module__.startswith("transformers_modules")
+            check_manifest(pretrained_model_name_or_path, lambda name: is_model_file(name, has_code=has_code), **where)
         wants_info = kwargs.pop("output_loading_info", False)
         own = {"use_safetensors": True, "output_loading_info": True}
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **(kwargs | own))
@@ -157,6 +167,8 @@ class CheckpointMixin:
             model, pretrained_model_name_or_path, info, may_differ=bool(kwargs.get("ignore_mismatched_sizes"))
         )
         _check_digest(model, pretrained_model_name_or_path)
+        check_finite(model, pretrained_model_name_or_path)
+        model._checks_files = checks_files  # for what is read later: titles, an item graph
         # where the table of titles is: the name of a repository alone does not say at which revision
         model._hub_arguments = {
             name: kwargs[name] for name in ("revision", "cache_dir", "local_files_only") if name in kwargs

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from .genrec_folder import optional_file
 from .genrec_lists import GOLDEN, best_of, hashed, random_items, user_keys
+from .genrec_manifest import check_manifest
 from .genrec_parallel import pair_scores
 
 
@@ -205,6 +206,10 @@ class ItemGraphMixin:
                 + (f"in {source}. " if source else "since this model was not loaded from a folder. ")
                 + "Build it with `hf_genrec.serving.item_graph.build_item_graph(model)` and save it beside the "
                 "checkpoint or pass it to `model.set_item_graph`."
+            )
+        if getattr(self, "_checks_files", False):
+            check_manifest(
+                source, lambda name: name == GRAPH_FILE, revision=getattr(self.config, "_commit_hash", None)
             )
         with safe_open(path, framework="pt") as file:
             neighbors, metadata = file.get_tensor("neighbors"), file.metadata() or {}

@@ -15,6 +15,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from .genrec_lists import allowed_items, check_rule, diversify, item_penalties, rule_rows, user_keys
+from .genrec_manifest import write_manifest
 from .genrec_recommend_config import RecommendConfig, check_names
 
 
@@ -234,10 +235,11 @@ class RecommendMixin:
         return found
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; also writes `recommend_config.json`."""
+        """As in transformers; also writes `recommend_config.json` and `manifest.json`."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             self.recommend_config.save(save_directory, known=self.recommend_options)
+            write_manifest(save_directory)
 
     @torch.no_grad()
     def recommend(

@@ -15,6 +15,8 @@ from typing import Any
 
 from .genrec_folder import optional_file
 
+from .genrec_manifest import MANIFEST_FILE, write_manifest
+
 
 RECOMMEND_CONFIG_FILE = "recommend_config.json"
 LATENT_AGGREGATIONS = ("max", "sum")
@@ -209,6 +211,8 @@ class RecommendConfig:
         kept = {name: value for name, value in asdict(self).items() if known is None or name in known}
         path = Path(folder) / RECOMMEND_CONFIG_FILE
         path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        if path.with_name(MANIFEST_FILE).is_file():
+            write_manifest(folder, [RECOMMEND_CONFIG_FILE])
         return path
 
     @classmethod

@@ -15,10 +15,13 @@ import torch
 from transformers import Pipeline
 
 from .genrec_folder import as_histories, item_ids_of, optional_file
+from .genrec_manifest import check_manifest
 from .genrec_recommend_config import check_names
 
 
 logger = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 class NextItemPipeline(Pipeline):
@@ -52,6 +55,8 @@ class NextItemPipeline(Pipeline):
     def __init__(self, model, tokenizer=None, *, batch_size: int = 64, local_files_only: bool = False, **kwargs):
         if tokenizer is None:
             raise ValueError("`tokenizer` is needed: it holds the item ids. Give the one of the model's folder.")
+        if tokenizer.name_or_path == model.name_or_path:
+            self._check_files(model, *_TOKENIZER_FILES)
         self._item_ids = item_ids_of(tokenizer, model.config)
         first = model.config.first_item_token
         self._token_of = {item_id: token for token, item_id in enumerate(self._item_ids, first)}
@@ -59,6 +64,12 @@ class NextItemPipeline(Pipeline):
         self._titles: list[str] | None = None
         self._has_looked_for_titles = False
         super().__init__(model=model, tokenizer=tokenizer, batch_size=batch_size, **kwargs)
+
+    @staticmethod
+    def _check_files(model, *names: str) -> None:
+        """Compare files with the manifest of the folder that a model was loaded from, unless it should not be."""
+        if getattr(model, "_checks_files", False):
+            check_manifest(model.name_or_path, names.__contains__, **model._hub_arguments)
 
     def __call__(self, histories, **options):
         """
@@ -196,6 +207,7 @@ class NextItemPipeline(Pipeline):
         return optional_file(self.model.name_or_path, "items.parquet", **arguments)
 
     def _titles_in(self, path: str) -> list[str] | None:
+        self._check_files(self.model, "items.parquet")
         # by name, since a plain import would make pyarrow a requirement of everybody who loads the model
         parquet = importlib.import_module("pyarrow.parquet")
         try:

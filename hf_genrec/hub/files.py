@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
+from hf_genrec.modeling.genrec_manifest import check_manifest
+
 
 Content = Path | bytes
 
@@ -61,7 +63,9 @@ def published_files(folder: str | os.PathLike[str], *, neighbors: bool = False) 
             f"There is no {NEIGHBORS_NAME} in {folder} that `neighbors=True` could publish. `hf-genrec evaluate RUN "
             "DATA` writes it."
         )
-    return {name: checked_content(folder / name, name) for name in names}
+    contents = {name: checked_content(folder / name, name) for name in names}
+    check_manifest(folder, contents.__contains__)
+    return contents
 
 
 def files_left_out(folder: str | os.PathLike[str], *, neighbors: bool = False) -> dict[str, tuple[int, str]]:
@@ -159,7 +163,7 @@ def checked_content(path: Path, name: str) -> Content:
 _PUBLISHED = (
     CARD_NAME, "LICENSE*", "config.json", "generation_config.json", "recommend_config.json", "model.safetensors",
     "model-*-of-*.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "items.parquet", "item_graph.safetensors", "evaluation.json",
+    "special_tokens_map.json", "items.parquet", "manifest.json", "item_graph.safetensors", "evaluation.json",
     "training.json",
 )  # fmt: skip
 _CODE = re.compile(r"(configuration|modeling|genrec)_\w+\.py|pipeline_genrec\.py")  # of any version

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from hf_genrec.files import updated_folder, write_table
 from hf_genrec.modeling.genrec_folder import check_parts, items_fingerprint
+from hf_genrec.modeling.genrec_manifest import check_finite, write_manifest
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 from hf_genrec.tokenizers.vocabulary import build_tokenizer
 
@@ -44,6 +45,7 @@ def write_parts(folder: Path, model: Any, table: pa.Table, *, quantizer: str | o
         quantizer (`str` or `Path`, *optional*): The folder of the quantizer, by which new items can get codes.
     """
     check_items(model, table)
+    check_finite(model, folder)
     item_ids = table["item_id"].to_pylist()
     model.config.items_fingerprint = items_fingerprint(item_ids)
     model.save_pretrained(folder)
@@ -52,6 +54,7 @@ def write_parts(folder: Path, model: Any, table: pa.Table, *, quantizer: str | o
     write_table(table, folder / ITEMS_NAME)
     if quantizer is not None:
         shutil.copytree(quantizer, folder / QUANTIZER_NAME)
+    write_manifest(folder, ["tokenizer*.json", "special_tokens_map.json", ITEMS_NAME, f"{QUANTIZER_NAME}/*"])
 
 
 def item_table(items: pa.Table, codes: Any = None) -> pa.Table:

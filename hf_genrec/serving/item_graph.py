@@ -23,7 +23,9 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoModel
 
+from hf_genrec.files import replaced
 from hf_genrec.modeling.genrec_item_graph import GRAPH_FILE, item_graph_fingerprint
+from hf_genrec.modeling.genrec_manifest import write_manifest
 from hf_genrec.modeling.genrec_parallel import best_items
 
 
@@ -59,7 +61,9 @@ class ItemGraph:
         """Write `item_graph.safetensors` into a folder of a checkpoint, where a model that is loaded finds it."""
         path = Path(folder) / GRAPH_FILE
         metadata = {"format": "pt", "fingerprint": self.fingerprint, "overlap": repr(self.overlap)}
-        save_file({"neighbors": self.neighbors.contiguous()}, path, metadata=metadata)
+        with replaced(path) as partial:
+            save_file({"neighbors": self.neighbors.contiguous()}, partial, metadata=metadata)
+        write_manifest(folder, [GRAPH_FILE])
         return path
 
     @classmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,8 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from hf_genrec.files import first_five
+from hf_genrec.files import first_five, read_table, reading, restored
+from hf_genrec.modeling.genrec_manifest import check_manifest
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
 from hf_genrec.serving.recommendations import Recommendations, as_histories
@@ -96,6 +98,7 @@ class Recommender:
         token: str | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 64,
+        check_files: bool = True,
         config: RecommendConfig | None = None,
         search_options: Mapping[str, Any] | None = None,
         **options: Any,
@@ -111,6 +114,9 @@ class Recommender:
             token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
             device (`str`, *optional*): Where the model runs; `None` for the GPU if there is one.
             batch_size (`int`, *optional*, defaults to 64): Users computed at a time.
+            check_files (`bool`, *optional*, defaults to `True`):
+                Whether the files must be those that were saved, by their digests in `manifest.json`. `False` is for
+                files that were edited on purpose.
             config ([`RecommendConfig`], *optional*): See [`Recommender`].
             search_options (`Mapping[str, Any]`, *optional*): Deprecated: the same as `**options`.
             **options: See [`Recommender`].
@@ -119,20 +125,22 @@ class Recommender:
             [`Recommender`]
 
         Raises:
-            ValueError: If weights, `items.parquet` and tokenizer do not belong together.
+            ValueError: If a file is damaged, or weights, `items.parquet` and tokenizer do not belong together.
             OSError: If a file is missing.
         """
         path = os.fspath(folder_or_repo)
+        restored(path)
         where: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         table = cached_file(path, ITEMS_NAME, revision=revision, **where)
         # The rest is of the same commit, even if somebody publishes another one meanwhile.
         where["revision"] = revision if Path(path).is_dir() else extract_commit_hash(table, None) or revision
-        model = AutoModel.from_pretrained(path, **where)
-        try:
-            items = pq.read_table(table)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{table} is no readable Parquet file: {error}. Write the folder again.") from error
-        check_items(model, items, tokenizer=AutoTokenizer.from_pretrained(path, **where))
+        if check_files:  # loading the model compares its own files
+            check_manifest(path, lambda name: name == ITEMS_NAME or bool(re.fullmatch(r"\w+\.json", name)), **where)
+        with reading(path, "folder of a recommender", keeps=ValueError):
+            model = AutoModel.from_pretrained(path, **where, **({} if check_files else {"check_files": False}))
+            tokenizer = AutoTokenizer.from_pretrained(path, **where)
+        items = read_table(table)
+        check_items(model, items, tokenizer=tokenizer)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         options |= _deprecated(search_options)

@@ -45,6 +45,7 @@ def test_folder_holds_everything_that_a_recommender_needs(tmp_path, model, seman
         "config.json",
         "generation_config.json",
         "items.parquet",
+        "manifest.json",
         "model.safetensors",
         "recommend_config.json",
         "tokenizer.json",

@@ -164,6 +164,7 @@ def test_saved_pipeline_is_found_again(folders, tmp_path, recommend):
 def test_titles_of_other_items_are_an_error(folders, tmp_path):
     folder = shutil.copytree(folders["sasrec"], tmp_path / "copy")
     pq.write_table(pa.table({"item_id": ITEM_IDS[::-1], "title": ITEM_IDS}), folder / "items.parquet")
+    (folder / "manifest.json").unlink()  # as in folders that were saved before there was one
 
     with pytest.raises(ValueError, match=r"items.parquet.* does not list the 29 items of the tokenizer"):
         pipeline(TASK, model=str(folder), device="cpu")(["i1"])

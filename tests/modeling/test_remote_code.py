@@ -28,8 +28,8 @@ from invariants.model import histories_of, make_model, tiny_config
 # What each architecture uploads: its modeling file and all that this imports. A new file belongs here only if saving
 # must copy it.
 SHARED = {
-    "configuration_genrec.py", "genrec_encoder.py", "genrec_folder.py", "genrec_lists.py", "genrec_recommend.py",
-    "genrec_recommend_config.py", "pipeline_genrec.py",
+    "configuration_genrec.py", "genrec_encoder.py", "genrec_folder.py", "genrec_lists.py", "genrec_manifest.py",
+    "genrec_recommend.py", "genrec_recommend_config.py", "pipeline_genrec.py",
 }  # fmt: skip
 CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_ranking.py"}
 DENSE = {"genrec_dense.py", "genrec_item_loss.py"}
@@ -154,6 +154,7 @@ def test_saving_a_model_loaded_as_remote_code_keeps_code_and_entries(answers):
         assert names_of(folder) == CODE_FILES | {
             "config.json",
             "generation_config.json",
+            "manifest.json",
             "model.safetensors",
             "recommend_config.json",
         }

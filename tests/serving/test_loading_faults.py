@@ -61,9 +61,9 @@ def swapped(*names):
     return damage
 
 
-def changed_config(**changes):
+def changed_config(name="config.json", **changes):
     def damage(folder, _):
-        path = folder / "config.json"
+        path = folder / name
         path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
     return damage
@@ -175,6 +175,9 @@ def test_fault_is_an_error_that_names_it(folders, tmp_path, architecture, damage
 
     damage(folder, other)
 
+    with pytest.raises((ValueError, OSError)):
+        load(folder)
+    (folder / "manifest.json").unlink()  # as in folders that were saved before there was one
     with pytest.raises(Exception, match=text):  # of transformers, safetensors or ours
         load(folder)
 
@@ -185,11 +188,98 @@ def test_folder_without_a_fault_loads_everywhere(folders, architecture):
         load(folders[architecture][0])
 
 
+def first(weights):
+    return next(tensor for tensor in weights.values() if tensor.is_floating_point())
+
+
+TABLE_EDITED = changed_table(lambda table: table.set_column(1, "title", pa.array(["another"] * table.num_rows)))
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "damage"),
+    [
+        (model, "model.safetensors", changed_weights(lambda weights: first(weights).add_(1e-3))),
+        (model, "config.json", changed_config(dropout_rate=0.7)),
+        (recommender, "items.parquet", TABLE_EDITED),
+        (next_items, "items.parquet", TABLE_EDITED),
+        (next_items, "tokenizer_config.json", changed_config("tokenizer_config.json", note="mine")),
+    ],
+)
+def test_any_change_of_a_saved_file_is_an_error_that_names_it_and_the_way_out(folders, tmp_path, load, name, damage):
+    folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
+
+    damage(folder, None)
+
+    with pytest.raises(ValueError, match=rf"{name} is not the file that was saved.*`check_files=False`"):
+        load(folder)
+    (folder / "manifest.json").unlink()
+    load(folder)
+
+
+def test_edited_files_are_read_where_that_is_asked_for(folders, tmp_path):
+    folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
+    changed_config(dropout_rate=0.7)(folder, None)
+
+    AutoModel.from_pretrained(folder, check_files=False)
+    pipeline("next-item-recommendation", model=str(folder), device="cpu", model_kwargs={"check_files": False})(["i1"])
+    assert Recommender.from_pretrained(folder, device="cpu", check_files=False).model.config.dropout_rate == 0.7
+
+
+def test_weights_of_another_run_over_the_same_catalog_are_refused(folders, tmp_path):
+    folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
+    other = make_folder(tmp_path / "other", "sasrec", seed=1)
+
+    shutil.copyfile(other / "model.safetensors", folder / "model.safetensors")
+
+    for load in (model, recommender, next_items):
+        with pytest.raises(ValueError, match=r"model\.safetensors is not the file that was saved"):
+            load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_loaded_nor_saved(folders, tmp_path, value):
+    folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
+    changed_weights(lambda weights: first(weights).fill_(value))(folder, None)
+    (folder / "manifest.json").unlink()
+    whole = Recommender.from_pretrained(folders["sasrec"][0], device="cpu")
+    next(whole.model.parameters()).data.flatten()[3] = value
+
+    for load in (model, recommender):
+        with pytest.raises(ValueError, match="must be finite; `.*` holds"):
+            load(folder)
+    with pytest.raises(ValueError, match="must be finite; `.*` holds 1 NaN"):
+        whole.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_settings_saved_later_enter_the_manifest(folders, tmp_path):
+    folder = shutil.copytree(folders["latte"][0], tmp_path / "folder")
+    loaded = AutoModel.from_pretrained(folder)
+
+    loaded.recommend_config.num_beams = 7
+    loaded.recommend_config.save(folder)
+    recommender(folder)
+    loaded.shared.weight.data += 1
+    loaded.save_pretrained(folder)
+    recommender(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[", '{"files": {}, "digest": ""}', '{"files": [], "digest": "x"}'])
+def test_damaged_manifest_is_an_error(folders, tmp_path, content):
+    folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
+    (folder / "manifest.json").write_text(content, encoding="utf-8")
+
+    for load in (model, recommender, next_items):
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+            load(folder)
+
+
 def test_weights_may_be_missing_only_where_that_is_asked_for(folders, tmp_path):
     folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
     changed_config(num_layers=3)(folder, None)
 
-    loaded, info = AutoModel.from_pretrained(folder, ignore_mismatched_sizes=True, output_loading_info=True)
+    options = {"ignore_mismatched_sizes": True, "output_loading_info": True, "check_files": False}
+    loaded, info = AutoModel.from_pretrained(folder, **options)
 
     assert len(loaded.encoder.blocks if hasattr(loaded.encoder, "blocks") else loaded.encoder.h) == 3
     assert info["missing_keys"]
@@ -200,7 +290,7 @@ def test_weights_saved_without_a_digest_of_the_items_are_read(folders, tmp_path)
 
     changed_weights(no_digest)(folder, None)
 
-    assert AutoModel.from_pretrained(folder).items_digest.tolist() == [0] * 8
+    assert AutoModel.from_pretrained(folder, check_files=False).items_digest.tolist() == [0] * 8
 
 
 def test_other_formats_than_safetensors_are_refused(folders):
