@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from .genrec_folder import optional_file
-
 from .genrec_manifest import MANIFEST_FILE, write_manifest
 
 

@@ -63,7 +63,7 @@ class ItemGraph:
         metadata = {"format": "pt", "fingerprint": self.fingerprint, "overlap": repr(self.overlap)}
         with replaced(path) as partial:
             save_file({"neighbors": self.neighbors.contiguous()}, partial, metadata=metadata)
-        write_manifest(folder, [GRAPH_FILE])
+        write_manifest(path.parent, [GRAPH_FILE])
         return path
 
     @classmethod

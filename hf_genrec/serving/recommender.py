@@ -139,7 +139,7 @@ class Recommender:
         with reading(path, "folder of a recommender", keeps=ValueError):
             model = AutoModel.from_pretrained(path, **where, **({} if check_files else {"check_files": False}))
             tokenizer = AutoTokenizer.from_pretrained(path, **where)
-        items = read_table(table)
+        items = read_table(str(table))
         check_items(model, items, tokenizer=tokenizer)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -152,14 +152,14 @@ FAULTS = {
     "tokenizer of another revision": (
         "sasrec", swapped("tokenizer.json"), next_items, r"tokenizer\.json.* are not those .*config\.json"
     ),
-    "exchanged tokens": ("latte", changed_vocabulary(exchanged_tokens), next_items, "`items_fingerprint`"),
+    "exchanged tokens": ("latte", changed_vocabulary(exchanged_tokens), next_items, r"tokenizer\.json, 29 items"),
     "exchanged tokens, recommender": ("sasrec", changed_vocabulary(exchanged_tokens), recommender, "tokenizer.json"),
     "one token more": ("latte", changed_vocabulary(one_token_more), next_items, r"holds 51 tokens.*config\.json\) 50"),
     "one token more, recommender": ("latte", changed_vocabulary(one_token_more), recommender, "tokenizer.json"),
     "truncated tokenizer": ("latte", truncated("tokenizer.json"), next_items, None),
     "permuted table": ("sasrec", changed_table(reversed_rows), recommender, "items.parquet.* are not those the model"),
     "permuted table, pipeline": ("sasrec", changed_table(reversed_rows), next_items, "does not list the 29 items"),
-    "one item more": ("rpg", changed_table(one_row_more), recommender, r"items\.parquet, 30 rows"),
+    "one item more": ("rpg", changed_table(one_row_more), recommender, r"items\.parquet, 30 items"),
     "one item more, pipeline": ("rpg", changed_table(one_row_more), next_items, "30 rows"),
     "edited codes": ("latte", changed_table(edited_codes), recommender, "codes of the item table"),
     "truncated table": ("latte", truncated("items.parquet"), recommender, "no readable Parquet file"),

@@ -228,7 +228,7 @@ def test_model_is_served_in_evaluation_mode(folder):
 def test_renamed_items_are_refused(older_folder):
     replace_items(older_folder, lambda table: table.set_column(0, "item_id", pa.array(["soap", *ITEM_IDS[1:]])))
 
-    with pytest.raises(ValueError, match=r"ids of the item table \(items.parquet, 29 rows, .*config.json, 29 items"):
+    with pytest.raises(ValueError, match=r"ids of the item table \(items.parquet, 29 items, .*config.json, 29 items"):
         Recommender.from_pretrained(older_folder)
 
 
@@ -242,7 +242,7 @@ def test_reordered_items_are_refused(older_folder):
 def test_missing_items_are_refused(older_folder):
     replace_items(older_folder, lambda table: table.slice(0, 28))
 
-    with pytest.raises(ValueError, match="items.parquet, 28 rows"):
+    with pytest.raises(ValueError, match="items.parquet, 28 items"):
         Recommender.from_pretrained(older_folder)
 
 
