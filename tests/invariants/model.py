@@ -10,7 +10,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from hf_genrec import LatteConfig, LatteForConditionalGeneration, SASRecConfig, SASRecForItemGeneration
+from hf_genrec import (
+    LatteConfig,
+    LatteForConditionalGeneration,
+    RPGConfig,
+    RPGForItemGeneration,
+    SASRecConfig,
+    SASRecForItemGeneration,
+)
 from hf_genrec.modeling.configuration_item_to_item import ItemToItemConfig
 from hf_genrec.modeling.genrec_folder import catalog_fingerprint
 from hf_genrec.modeling.modeling_item_to_item import ItemToItemForItemGeneration
@@ -64,6 +71,22 @@ def make_item_to_item(config=None, *, seed=0):
     model.item_vectors.data.copy_(torch.randn(model.item_vectors.shape, generator=generator))
     model.item_shares.copy_(torch.rand(config.num_items, generator=generator))
     return model
+
+
+def tiny_rpg_config(**changes):
+    sizes = {"num_items": 29, "num_levels": 7, "codebook_size": 5, "d_model": 18, "d_ff": 24, "num_heads": 3}
+    dropout = {"embedding_dropout": 0.0, "attention_dropout": 0.0}
+    return RPGConfig(**(sizes | dropout | {"max_history_length": 11} | changes))
+
+
+def make_rpg(**changes):
+    return make_model(tiny_rpg_config(**changes), model_class=RPGForItemGeneration)
+
+
+def next_items(config, input_ids, mask):
+    """A random label at every item."""
+    labels = torch.randint(config.num_items, input_ids.shape, generator=torch.Generator().manual_seed(9))
+    return (labels + config.first_item_token).masked_fill(mask == 0, -100)
 
 
 def histories_of(config, lengths=(5, 3, 1), *, padding_side="right", seed=0):

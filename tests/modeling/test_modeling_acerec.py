@@ -4,14 +4,13 @@ import math
 
 import pytest
 import torch
-from test_modeling_rpg import make_rpg, next_items
 from torch.nn.functional import cosine_similarity
 
 from hf_genrec import ACERecConfig, ACERecForItemGeneration
 from hf_genrec.modeling import modeling_acerec, modeling_rpg
 from hf_genrec.modeling.genrec_encoder import BlockEncoder, PackedHistories
 from hf_genrec.modeling.modeling_acerec import GroupMerger, Reconstruction
-from invariants.model import ModelInvariants, histories_of, make_model, solved_circle
+from invariants.model import ModelInvariants, histories_of, make_model, make_rpg, next_items, solved_circle
 
 
 WITHOUT_OTHER_LOSSES = {"alignment_weight": 0.0, "reconstruction_weight": 0.0}

@@ -7,23 +7,16 @@ import torch
 from transformers import GPT2Config, GPT2Model
 
 from hf_genrec import RPGConfig, RPGForItemGeneration
-from invariants.model import ModelInvariants, histories_of, losses_of_prefixes, make_model, solved_circle
-
-
-def tiny_rpg_config(**changes):
-    sizes = {"num_items": 29, "num_levels": 7, "codebook_size": 5, "d_model": 18, "d_ff": 24, "num_heads": 3}
-    dropout = {"embedding_dropout": 0.0, "attention_dropout": 0.0}
-    return RPGConfig(**(sizes | dropout | {"max_history_length": 11} | changes))
-
-
-def make_rpg(**changes):
-    return make_model(tiny_rpg_config(**changes), model_class=RPGForItemGeneration)
-
-
-def next_items(config, input_ids, mask):
-    """A random label at every item."""
-    labels = torch.randint(config.num_items, input_ids.shape, generator=torch.Generator().manual_seed(9))
-    return (labels + config.first_item_token).masked_fill(mask == 0, -100)
+from invariants.model import (
+    ModelInvariants,
+    histories_of,
+    losses_of_prefixes,
+    make_model,
+    make_rpg,
+    next_items,
+    solved_circle,
+    tiny_rpg_config,
+)
 
 
 class TestRPG(ModelInvariants):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -199,51 +200,61 @@ import torch
 from transformers import AutoModel
 
 torch.set_num_threads(1)
-folder, second, histories = sys.argv[1], sys.argv[2], torch.tensor(json.loads(sys.argv[3]))
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-model.save_pretrained(second)
-again = AutoModel.from_pretrained(second, trust_remote_code=True)
-exact, graph = (model.recommend(histories, decoding=name) for name in sys.argv[4:])
-other = again.recommend(histories)
-print(json.dumps([exact.item_tokens.tolist(), exact.scores.tolist(), graph.item_tokens.tolist(),
-                  other.item_tokens.tolist(), type(model).__module__.split(".")[0]]))
+answers = {}
+for name, (folder, histories, decodings) in json.loads(sys.argv[1]).items():
+    model, histories = AutoModel.from_pretrained(folder, trust_remote_code=True), torch.tensor(histories)
+    model.save_pretrained(folder + "-again")
+    again = AutoModel.from_pretrained(folder + "-again", trust_remote_code=True)
+    outputs = [model.recommend(histories, decoding=decoding) for decoding in decodings] + [again.recommend(histories)]
+    answers[name] = [type(model).__module__.split(".")[0], outputs[0].scores.tolist()]
+    answers[name].append([output.item_tokens.tolist() for output in outputs])
+print(json.dumps(answers))
 """
 
 
-@pytest.mark.parametrize("name", list(MODELS))
-def test_items_of_models_that_score_all_are_the_same_without_the_package(name, tmp_path):
-    model_class, config = MODELS[name]
-    torch.manual_seed(0)
-    model = model_class(config).eval()
-    if name == "item_to_item":  # which begins with zeros
-        torch.nn.init.normal_(model.item_vectors)
-    histories = histories_of(config)[0]
-    has_codes = config.has_codes
-    if has_codes:
-        model.set_catalog(torch.randint(0, 5, (29, 6)))
-    model.save_pretrained(tmp_path / "first")
-    if has_codes:
-        build_item_graph(model, num_neighbors=29).save(tmp_path / "first")
+@pytest.fixture(scope="module")
+def models_that_score_all(tmp_path_factory):
+    """Models, histories, and what one process without the package answers for all of them."""
+    root, questions, models = tmp_path_factory.mktemp("score_all"), {}, {}
+    for name, (model_class, config) in MODELS.items():
+        torch.manual_seed(0)
+        model, histories = model_class(config).eval(), histories_of(config)[0]
+        if name == "item_to_item":  # which begins with zeros
+            torch.nn.init.normal_(model.item_vectors)
+        if config.has_codes:
+            model.set_catalog(torch.randint(0, 5, (29, 6)))
+        model.save_pretrained(root / name)
+        if config.has_codes:
+            build_item_graph(model, num_neighbors=29).save(root / name)
+        questions[name] = str(root / name), histories.tolist(), ["exact", "graph"] if config.has_codes else ["exact"]
+        models[name] = model, histories, questions[name][0]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
-
+    environment["HF_MODULES_CACHE"] = str(root / "modules")
     process = subprocess.run(
-        [sys.executable, "-I", "-c", BLOCKED + QUESTIONS, tmp_path / "first", tmp_path / "second"]
-        + [json.dumps(histories.tolist()), "exact", "graph" if has_codes else "exact"],
+        [sys.executable, "-I", "-c", BLOCKED + QUESTIONS, json.dumps(questions)],
         capture_output=True,
         text=True,
         env=environment,
-        cwd=tmp_path,
+        cwd=root,
         timeout=120,
         check=False,
     )
-
     assert process.returncode == 0, process.stderr
-    exact, scores, by_graph, second, module = json.loads(process.stdout.splitlines()[-1])
+    return models, json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_items_of_models_that_score_all_are_the_same_without_the_package(name, models_that_score_all):
+    models, answers = models_that_score_all
+    model, histories, folder = models[name]
+    module, scores, items = answers[name]
+
     output = model.recommend(histories)
+
     assert module == "transformers_modules"
-    assert not (tmp_path / "second" / "generation_config.json").exists()
-    assert exact == by_graph == second == output.item_tokens.tolist()
+    assert not Path(folder + "-again", "generation_config.json").exists()
+    assert all(found == output.item_tokens.tolist() for found in items)
+    assert len(items) == (3 if model.config.has_codes else 2)  # exact, by the graph, and saved once more
     torch.testing.assert_close(torch.tensor(scores), output.scores, rtol=1e-5, atol=1e-5)
 
 
