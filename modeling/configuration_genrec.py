@@ -256,8 +256,9 @@ class TwoHeadConfig(GenRecConfig):
         dense_row_dropout (`float`, defaults to 0.3): Dropout on the own rows, in [0, 1).
         dense_row_weight_decay (`float`, defaults to 0.3): Weight decay of the own rows.
         dense_loss_weight (`float`, defaults to 1.0): Weight of the dense head's loss, per target, at least 0.
-        dense_negatives (`int`, defaults to 32768):
-            Catalogs of more items than this are compared with so many drawn ones per step, smaller ones in full.
+        dense_negatives (`int`, defaults to 16384):
+            Catalogs of more than twice as many items are compared with so many drawn ones per step, smaller ones in
+            full, which costs no more.
 
     Raises:
         ValueError: If an option is out of range.
@@ -270,7 +271,7 @@ class TwoHeadConfig(GenRecConfig):
     dense_row_dropout: float | int = 0.3
     dense_row_weight_decay: float | int = 0.3
     dense_loss_weight: float | int = 1.0
-    dense_negatives: int = 32768
+    dense_negatives: int = 16384
 
     def __post_init__(self, **kwargs):
         if self.dense_head and not (self.dense_codes or self.dense_rows or self.dense_text_dim):

@@ -181,7 +181,7 @@ class DenseHeadMixin:
         Takes `states` `(num_targets, d_model)`, `items` `(num_targets,)`. Returns a scalar.
         """
         config = self.config
-        if config.num_items <= config.dense_negatives:
+        if config.num_items <= 2 * config.dense_negatives:
             return item_loss(states, self.item_vectors(), items)
         drawn = torch.randperm(config.num_items, device=items.device)[: config.dense_negatives]
         return sampled_item_loss(

@@ -137,7 +137,7 @@ def evaluate(
         settings ([`EvaluationSettings`], *optional*): How; `None` for the defaults.
         baselines (`dict[str, Recommender]`, *optional*):
             Recommenders by name, `{}` for none. `None` fits popularity and item-kNN, the latter tuned on the
-            validation split for each of the two columns.
+            validation split for each of the two columns; and of a model that ranks with two heads each head alone.
         run (`dict`, *optional*): What else the record keeps, such as the command and the minutes of training.
         on_result (`Callable`, *optional*):
             Called with the record so far after the model and after each baseline, to write it down.
@@ -181,11 +181,14 @@ def evaluate(
     record["model"], columns = _evaluate(dict.fromkeys(both, recommender), task, settings)
     names = {"user_id": task.user_ids, "target": task.target_ids}
     others = replace(settings, batch_size=4096, exact_sample=0, show_progress=False)
-    for name in [None, *(BASELINES if baselines is None else baselines)]:
+    parts = _heads_of(recommender) if baselines is None else {}
+    for name in [None, *parts, *(BASELINES if baselines is None else baselines)]:
         if name is not None:
             try:
-                if baselines is None:
-                    systems: Mapping[bool, Any] = BASELINES[name].for_columns(data, seed=settings.seed)
+                if name in parts:
+                    systems: Mapping[bool, Any] = dict.fromkeys(both, parts[name])
+                elif baselines is None:
+                    systems = BASELINES[name].for_columns(data, seed=settings.seed)
                     record["baseline_settings"] |= _settings_of(name, systems, bool(settings.exclude_seen))
                 else:
                     systems = dict.fromkeys(both, baselines[name])
@@ -200,6 +203,18 @@ def evaluate(
         if on_result is not None:
             on_result(result)
     return result
+
+
+def _heads_of(recommender: Any) -> dict[str, Any]:
+    """Each head alone of a model whose lists are by both of them."""
+    config = getattr(recommender, "config", None)
+    if not getattr(config, "dense_weight", 0) or config.decoding == "dense":
+        return {}
+    options = {"generator": {"dense_weight": 0.0}, "dense_head": {"decoding": "dense"}}
+    return {
+        name: type(recommender)(recommender.model, recommender.items, config=config.updated(**changes))
+        for name, changes in options.items()
+    }
 
 
 def _head(task: _Task, data: PreparedDataset, settings: EvaluationSettings) -> dict[str, Any]:

@@ -94,3 +94,17 @@ def test_auto_excludes_seen_items_where_the_training_part_has_no_repeats(make_pr
     assert [record["repeat_rate"] for record in found] == [0, 2 / 4]
     with pytest.raises(ValueError, match="`exclude_seen` must be True, False or 'auto', got 'yes'"):
         EvaluationSettings(exclude_seen="yes")
+
+
+def test_each_head_of_a_model_with_two_has_a_row_beside_their_sum(long_log):
+    heads = {"history_attention": "causal", "history_unit": "item", "dense_head": True}
+    model = make_model(tiny_config(**heads))
+    both = Recommender(model, long_log.items, num_beams=29, dense_weight=2.0)
+
+    record = evaluated(both, long_log)
+
+    for name, options in {"generator": {"dense_weight": 0.0}, "dense_head": {"decoding": "dense"}}.items():
+        alone = evaluated(Recommender(model, long_log.items, num_beams=29, **options), long_log)
+        assert timeless(record["baselines"][name]) == timeless(alone["model"])
+        assert name not in alone["baselines"]
+    assert "rank_dense_head" in record.users.column_names
