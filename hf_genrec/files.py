@@ -83,17 +83,19 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def read_table(path: str | os.PathLike[str]) -> pa.Table:
+def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
     """
     What a Parquet file holds, its pages compared with their checksums where it has any.
 
     Args:
         path (`str` or `Path`): The file; a [`DamagedFileError`] if it is none or damaged.
+        columns (`Sequence[str]`, *optional*): The columns to read, which it must have; `None` reads all.
     """
     import pyarrow.parquet as pq
 
     with reading(path, "Parquet file"):
-        return pq.read_table(path, page_checksum_verification=True)
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        return table if columns is None else table.select(columns)
 
 
 def write_table(table: pa.Table, path: str | os.PathLike[str], *, compression: str = "snappy") -> None:

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 
 
 SPECIAL_TOKENS = "<pad>, <unk>, <eos>, <user>, <latent_0>, <code_0_0> and so on"  # a vocabulary has them besides items
-ID_RULE = f"is empty, holds whitespace or is a special token ({SPECIAL_TOKENS})"
+ID_RULE = f"is empty, holds whitespace or a broken character, or is a special token ({SPECIAL_TOKENS})"
 _TOKEN = re.compile(r"<(pad|unk|eos|user|latent_[0-9]+|code_[0-9]+_[0-9]+)>")
-_BAD_ID = rf"[\s\x0b\x1c-\x1f\x{{85}}\p{{Z}}]|^({_TOKEN.pattern})?$"  # RE2 knows only ASCII `\s`
+_BAD_ID = rf"[\s\x0b\x1c-\x1f\x{{85}}\x{{FFFD}}\p{{Z}}]|^({_TOKEN.pattern})?$"  # RE2 knows only ASCII `\s`
 _NUMBER = r"^\s*[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?\s*$"
 
 # Units of times, each in milliseconds. That of a column is the first whose bound its median is below.
@@ -80,12 +80,12 @@ def id_string(value: Any) -> str | None:
 
 def is_bad_id(value: str) -> bool:
     """
-    Whether an id cannot be used: it is empty, holds whitespace or is the name of another token.
+    Whether an id cannot be used: it is empty, holds whitespace or a broken character, or names another token.
 
     Args:
         value (`str`): A user's or an item's id.
     """
-    return value.split() != [value] or _TOKEN.fullmatch(value) is not None
+    return value.split() != [value] or "\ufffd" in value or _TOKEN.fullmatch(value) is not None
 
 
 def id_column(column: pa.ChunkedArray | pa.Array) -> pa.DictionaryArray:
@@ -147,7 +147,7 @@ def time_column(column: pa.ChunkedArray | pa.Array, date_format: str | None = No
     column = _plain(column)
     unreadable = (
         "is neither a number nor an ISO 8601 time such as 2020-12-24 18:30:00; for another form pass `date_format`, "
-        'such as `date_format="%d.%m.%Y %H:%M"`'
+        "such as '%d.%m.%Y %H:%M'"
     )
     problems: list[tuple[np.ndarray, str]] = []
     if date_format is not None and "%" not in date_format:

@@ -14,7 +14,6 @@ reads every one of them.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ import scipy.sparse as sp
 
 from hf_genrec.data.checks import check_splits
 from hf_genrec.data.splits import ROWS_AT_ONCE, SPLIT_SCHEMA, SPLITS, flat_sequences
-from hf_genrec.files import hidden_folder, put_in_place, restored
+from hf_genrec.files import hidden_folder, put_in_place, read_json, read_table, reading, restored
 
 
 COLD_NAME = "cold_items.parquet"
@@ -73,18 +72,22 @@ class PreparedDataset:
                 raise FileNotFoundError(
                     f"{folder} is not a prepared folder: it has no {name}. Run `hf-genrec prepare`."
                 )
-        metadata = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        version = metadata.get("format_version")
+        metadata = read_json(folder / "dataset.json")
+        with reading(folder / "dataset.json", "record of a prepared folder", remedy="Prepare again."):
+            version, fingerprint = metadata["format_version"], str(metadata["fingerprint"])
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"{folder} has format version {version}, this library reads {FORMAT_VERSION}: prepare again."
             )
-        return cls(folder, metadata, metadata["fingerprint"])
+        return cls(folder, metadata, fingerprint)
 
     @cached_property
     def items(self) -> pa.Table:
         """`pyarrow.Table`: `item_id`, `title`, `text` and the other fields; the row number is the item index."""
-        return pq.read_table(self.folder / "items.parquet")
+        table = read_table(self.folder / "items.parquet")
+        with reading(self.folder / "items.parquet", "items table"):
+            table.select(["item_id", "title", "text"])
+        return table
 
     @cached_property
     def item_ids(self) -> list[str]:
@@ -95,7 +98,7 @@ class PreparedDataset:
     def cold_item_ids(self) -> list[str]:
         """`list[str]`: the items of the catalog that were held out of training, the newest last; mostly none."""
         path = self.folder / COLD_NAME
-        return pq.read_table(path)["item_id"].to_pylist() if path.is_file() else []
+        return read_table(path, ["item_id"])["item_id"].to_pylist() if path.is_file() else []
 
     def split(self, name: str) -> datasets.Dataset:
         """
@@ -113,12 +116,12 @@ class PreparedDataset:
         if name not in SPLITS:
             raise ValueError(f"`name` must be one of {', '.join(SPLITS)}, got {name!r}.")
         self._check_files()
-        return datasets.Dataset(pq.read_table(self.folder / f"{name}.parquet"), split=datasets.NamedSplit(name))
+        return datasets.Dataset(read_table(self.folder / f"{name}.parquet"), split=datasets.NamedSplit(name))
 
     def train_item_counts(self) -> np.ndarray:
         """Occurrences of each item in the training part, int64 of shape `(num_items,)`; 0 for cold items."""
         self._check_files()
-        table = pq.read_table(self.folder / "train.parquet", columns=["history", "target"])
+        table = read_table(self.folder / "train.parquet", ["history", "target"])
         return np.bincount(flat_sequences(table, self.item_ids)[0], minlength=len(self.item_ids))
 
     @cached_property
@@ -168,8 +171,7 @@ class PreparedDataset:
                 f"dataset.json says {self.fingerprint}. Prepare the log again with `hf-genrec prepare`."
             )
         tables = {
-            name: pq.read_table(self.folder / f"{name}.parquet", columns=["user_id", "history", "target"])
-            for name in SPLITS
+            name: read_table(self.folder / f"{name}.parquet", ["user_id", "history", "target"]) for name in SPLITS
         }
         check_splits(tables, self.item_ids, cold_item_ids=self.cold_item_ids, owner=str(self.folder))
         self.__dict__["is_checked"] = True
@@ -196,15 +198,15 @@ def fingerprint_of(folder: str | os.PathLike[str]) -> str:
     Args:
         folder (`str` or `os.PathLike`): A folder with `items.parquet` and the splits.
     """
-    folder = Path(folder)
     whole = hashlib.sha256()
-    whole.update(_column_digest(pq.ParquetFile(folder / "items.parquet"), "item_id"))
-    for split in SPLITS:
-        file = pq.ParquetFile(folder / f"{split}.parquet")
-        for column in SPLIT_SCHEMA.names:
-            whole.update(_column_digest(file, column))
-    if (folder / COLD_NAME).is_file():
-        whole.update(_column_digest(pq.ParquetFile(folder / COLD_NAME), "item_id"))
+    columns = {"items.parquet": ["item_id"], **{f"{split}.parquet": SPLIT_SCHEMA.names for split in SPLITS}}
+    for name, names in (columns | {COLD_NAME: ["item_id"]}).items():
+        path = Path(folder) / name
+        if name in columns or path.is_file():
+            with reading(path, "Parquet file of a prepared folder"):
+                file = pq.ParquetFile(path, page_checksum_verification=True)
+                for column in names:
+                    whole.update(_column_digest(file, column))
     return whole.hexdigest()[:16]
 
 

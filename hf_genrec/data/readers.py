@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_genrec.data.columns import ID_RULE, bad_ids, id_column, id_string, number_column, text_of, time_column
-from hf_genrec.data.tables import Source, open_parquet, readable, table_of
-from hf_genrec.data.text_files import DELIMITERS, OnError, Record, Skips, TextFile, check_value, format_of
-from hf_genrec.files import first_five
+from hf_genrec.data.tables import Source, open_parquet, table_of
+from hf_genrec.data.text_files import DELIMITERS, OnError, Record, Skips, TextFile, format_of, writable
+from hf_genrec.files import first_five, reading
 
 
 _ROWS_AT_ONCE = 2**16  # of a text file, as Python strings
@@ -100,7 +100,7 @@ def read_interactions(
         found = opened.schema if isinstance(opened, pa.Table) else opened.schema_arrow
         _require_columns(found.names, columns, owner)
         wanted = list(columns.values())
-        with readable(owner):
+        with reading(owner, "table"):
             table = opened.select(wanted) if isinstance(opened, pa.Table) else opened.read(columns=wanted)
             table.validate(full=True)
         picked = pa.table({key: table[name] for key, name in columns.items()})
@@ -200,7 +200,7 @@ def records_of(rows: Iterable[Any]) -> Iterator[Record]:
     for number, values in enumerate(rows, start=1):
         error = None if isinstance(values, Mapping) else f"no dictionary of fields but {type(values).__name__}"
         try:
-            check_value(values)
+            values = writable(values)
         except ValueError as reason:
             error = str(reason)
         yield Record("", number, values if error is None else None, error, unit="row")

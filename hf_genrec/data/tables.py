@@ -7,8 +7,7 @@ A damaged Parquet file is a `ValueError` that names it, whichever error the read
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import datasets
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_genrec.data.text_files import ALWAYS_ALLOWED, MAX_EXPANSION, check_distinct
+from hf_genrec.files import reading
 
 
 # A file, a table in memory (`pyarrow`, `pandas`, `polars`, `datasets.Dataset`), or a list of dicts.
@@ -65,7 +65,7 @@ def open_parquet(path: str | os.PathLike[str], *, allow_huge: bool = False) -> p
         path (`str` or `os.PathLike`): The file.
         allow_huge (`bool`, *optional*, defaults to `False`): Whether it may unpack to more than 200 times its size.
     """
-    with readable(path):
+    with reading(path, "Parquet file"):
         file = pq.ParquetFile(path, page_checksum_verification=True)
         groups = range(file.metadata.num_row_groups)
         size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
@@ -79,19 +79,6 @@ def open_parquet(path: str | os.PathLike[str], *, allow_huge: bool = False) -> p
     return file
 
 
-def read_parquet(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
-    """
-    Reads a Parquet file that this library wrote.
-
-    Args:
-        path (`str` or `os.PathLike`): The file.
-        columns (`Sequence[str]`, *optional*): The columns; `None` reads all.
-    """
-    file = open_parquet(path, allow_huge=True)
-    with readable(path):
-        return file.read(columns=columns)
-
-
 def rows_of(source: pa.Table | pq.ParquetFile, owner: str) -> Iterator[dict[str, Any]]:
     """
     The rows one by one; of a file never more than a few are in memory.
@@ -100,22 +87,7 @@ def rows_of(source: pa.Table | pq.ParquetFile, owner: str) -> Iterator[dict[str,
         source (`pyarrow.Table` or `pyarrow.parquet.ParquetFile`): The table.
         owner (`str`): Its name for errors.
     """
-    with readable(owner):
+    with reading(owner, "table"):
         batches = source.to_batches(10_000) if isinstance(source, pa.Table) else source.iter_batches(10_000)
         for batch in batches:
             yield from batch.to_pylist()
-
-
-@contextmanager
-def readable(owner: str | os.PathLike[str]) -> Iterator[None]:
-    """
-    Turns what Arrow raises for a damaged file or an impossible value into a `ValueError` that says where.
-
-    Args:
-        owner (`str` or `os.PathLike`): The file or table.
-    """
-    try:
-        yield
-    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{owner} is damaged or no Parquet file ({reason}): fetch or write it again.") from error

@@ -357,7 +357,7 @@ def parse_json(text: str) -> Any:
         text (`str`): Anything.
 
     Raises:
-        ValueError: If it is no JSON, holds a key twice, or see [`check_value`]; the reason only.
+        ValueError: If it is no JSON, holds a key twice, or see [`writable`]; the reason only.
     """
     try:
         value = json.loads(text, object_pairs_hook=_with_distinct_keys)
@@ -369,19 +369,19 @@ def parse_json(text: str) -> Any:
         reason = str(error)
         raise ValueError("an integer of more than 4,300 digits" if "digits" in reason else reason) from error
     if _SURROGATE.search(text) or text.count("[") + text.count("{") > MAX_DEPTH:
-        check_value(value)
+        value = writable(value)
     return value
 
 
-def check_value(value: Any) -> None:
+def writable(value: Any) -> Any:
     """
-    Refuses a value of a record that could not be written.
+    The value of a record as it can be written: half a character, as in a title cut inside an emoji, becomes U+FFFD.
 
     Args:
         value: What JSON can hold, or objects that have a `str`.
 
     Raises:
-        ValueError: If it holds half a character or an integer of thousands of digits, or is nested too deeply.
+        ValueError: If it holds an integer of thousands of digits, or is nested too deeply.
     """
     level = [value]
     for _ in range(MAX_DEPTH):
@@ -390,11 +390,13 @@ def check_value(value: Any) -> None:
     if level:
         raise ValueError("nested too deeply")
     try:
-        json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"half a character, {error.object[error.start]!a}") from error
+        text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
+        text.encode()
+    except UnicodeEncodeError:
+        return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     except ValueError as error:
         raise ValueError("an integer of more than 4,300 digits") from error
+    return value
 
 
 def _with_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

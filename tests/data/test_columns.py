@@ -60,7 +60,21 @@ def test_ids_are_read_from_more_than_two_gibibytes_of_characters():
 
 @pytest.mark.parametrize(
     "value",
-    ["", "a b", " a", "a\u00a0", "\u2003", "a\x85b", "<pad>", "<unk>", "<eos>", "<user>", "<latent_3>", "<code_0_12>"],
+    [
+        "",
+        "a b",
+        " a",
+        "a\u00a0",
+        "\u2003",
+        "a\x85b",
+        "a\ufffd",
+        "<pad>",
+        "<unk>",
+        "<eos>",
+        "<user>",
+        "<latent_3>",
+        "<code_0_12>",
+    ],
 )
 def test_an_id_that_cannot_be_a_token_is_bad_alone_and_in_a_column(value):
     assert is_bad_id(value)

@@ -106,3 +106,53 @@ def test_mixed_and_huge_values_become_strings():
 
     assert table["a"].to_pylist() == ["n/a", "3.5"]
     assert table["b"].to_pylist() == [str(2**70), "1"]
+
+
+@pytest.mark.parametrize("title", [1984, 1984.0, "1984", ["1984"], [[1984]]])
+def test_titles_that_are_numbers_or_lists_are_titles(title):
+    assert read_items([{"item_id": 1, "title": title}]).table["title"].to_pylist() == ["1984"]
+
+
+def test_an_object_of_objects_has_its_keys_as_ids(tmp_path):
+    (tmp_path / "items.json").write_text('{"10": {"title": "Cup"}, "11": {"title": "Ball"}}')
+
+    table = read_items(tmp_path / "items.json", item="sku").table
+
+    assert table.select(["item_id", "title"]).to_pylist() == [
+        {"item_id": "10", "title": "Cup"},
+        {"item_id": "11", "title": "Ball"},
+    ]
+
+
+def test_half_a_character_in_a_title_is_replaced_and_in_an_id_refused():
+    read = read_items([{"item_id": "a", "title": "Cup \ud83d"}, {"item_id": "b\ud83d"}], on_error="skip")
+
+    assert read.table["title"].to_pylist() == ["Cup \ufffd"]
+    assert read.first_skipped.startswith("row 2: item id 'b\ufffd' is empty, holds whitespace or a broken character")
+
+
+def test_texts_that_lose_most_of_their_letters_are_counted(caplog):
+    records = [{"item_id": 1, "title": "\u6ecb\u5473\u6210\u90fd 2"}, {"item_id": 2, "title": "Pok\u00e9mon"}]
+
+    assert read_items(records).table["text"].to_pylist() == ["\u6ecb\u5473\u6210\u90fd 2", "Pok\u00e9mon"]
+    assert caplog.messages == []
+    assert read_items(records, ascii_only=True).table["text"].to_pylist() == ["2", "Pok mon"]
+    assert caplog.messages[0].startswith("The texts of 1 items lost most of their characters")
+
+
+def test_an_error_about_many_fields_is_short(tmp_path):
+    (tmp_path / "items.jsonl").write_text("{" + ", ".join(f'"{field}": 1' for field in range(12_000)) + "}\n")
+
+    with pytest.raises(ValueError, match=r"no id in the field 'item_id'; .*\(12,000 in all\)") as raised:
+        read_items(tmp_path / "items.jsonl")
+    assert len(str(raised.value)) < 700
+
+
+def test_integers_of_thousands_of_digits_and_deep_lists_are_named():
+    deep: list = []
+    for _ in range(2000):
+        deep = [deep]
+    read = read_items([{"item_id": 1, "a": 10**5000}, {"item_id": 2, "a": deep}, {"item_id": 3}], on_error="skip")
+
+    assert (read.table["item_id"].to_pylist(), read.num_skipped) == (["3"], 2)
+    assert read.first_skipped == "row 1: an integer of more than 4,300 digits."

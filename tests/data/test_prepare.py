@@ -199,6 +199,31 @@ def test_skipped_lines_of_both_files_are_reported(tmp_path, caplog):
     assert "1 lines of the log were skipped" in caplog.text
 
 
+def test_rows_that_are_there_twice_are_counted_in_a_warning(tmp_path, caplog):
+    twice = pa.concat_tables([LOG, LOG.slice(0, 2)])
+
+    prepare(tmp_path / "kept", interactions=twice, items=ITEMS)
+    prepare(tmp_path / "dropped", interactions=twice, items=ITEMS, deduplicate=True)
+    prepare(tmp_path / "once", interactions=LOG, items=ITEMS)
+
+    found = [message for message in caplog.messages if "same user, item and time" in message]
+    assert [message.split(".")[0] for message in found] == [
+        "2 interactions are there before, with the same user, item and time"
+    ]
+
+
+def test_texts_keep_every_script_unless_the_protocol_is_a_papers(tmp_path):
+    items = [item | {"title": f"caf\u00e9 {item['item_id']}"} for item in ITEMS]
+
+    ours = prepare(tmp_path / "ours", interactions=LOG, items=items)
+    papers = prepare(tmp_path / "papers", interactions=LOG, items=items, protocol="amazon2014", k_core=0)
+    wanted = prepare(tmp_path / "wanted", interactions=LOG, items=items, ascii_only=True)
+
+    assert ours.items["text"][0].as_py() == "caf\u00e9 d"
+    assert papers.items["text"][0].as_py() == wanted.items["text"][0].as_py() == "caf d"
+    assert [data.metadata["options"]["ascii_only"] for data in (ours, papers, wanted)] == [False, True, True]
+
+
 def test_a_protocol_decides_the_filters_and_can_be_overruled(tmp_path):
     assert PROTOCOLS["amazon2023"].deduplicate
     assert [PROTOCOLS[name].k_core for name in ("amazon2014", "amazon2018", "amazon2023", "movielens")] == [5] * 4

@@ -145,3 +145,22 @@ def test_repeat_rate_of_the_training_part_is_recorded_and_counted_for_older_fold
     assert "repeats: 50.0 % of the training targets had been taken before by that user" in preparation_notes(
         prepared.metadata
     )
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format_version": 1}', "\udcff", "[" * 5000])
+def test_a_damaged_record_is_named(prepared, content):
+    (prepared.folder / "dataset.json").write_bytes(content.encode(errors="surrogateescape"))
+
+    with pytest.raises(ValueError, match=r"dataset.json is no readable"):
+        PreparedDataset.load(prepared.folder)
+
+
+@pytest.mark.parametrize("name", ["items", "train", "validation", "test"])
+def test_damaged_tables_are_named(prepared, name):
+    path = prepared.folder / f"{name}.parquet"
+    content = bytearray(path.read_bytes())
+    content[20] ^= 0xFF  # in the first page, which has a checksum
+    path.write_bytes(content)
+
+    with pytest.raises(ValueError, match=rf"{name}.parquet is no readable Parquet file"):
+        PreparedDataset.load(prepared.folder).split("test")

@@ -3,11 +3,13 @@
 import gzip
 import json
 
+import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hf_genrec.data import tables
 from hf_genrec.data.readers import read_interactions, read_sequences
 
 
@@ -47,6 +49,118 @@ def test_tables_in_memory_are_read_like_files():
 
     assert read_interactions(frame, **NAMES).table.to_pylist() == EXPECTED
     assert read_interactions(pa.Table.from_pandas(frame), **NAMES).table.to_pylist() == EXPECTED
+
+
+VIEWS = pa.schema([("who", pa.string_view()), ("what", pa.large_string()), ("at", pa.int64())])
+
+
+class Frame:
+    """What polars and others have: columns for whoever asks for them."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        datasets.Dataset.from_list,
+        lambda rows: datasets.Dataset.from_list([*rows, rows[0]]).select(range(len(rows))),
+        list,
+        lambda rows: pd.DataFrame(rows).astype(object),
+        lambda rows: Frame(pa.Table.from_pylist(rows).cast(VIEWS)),
+    ],
+)  # fmt: skip
+def test_whatever_holds_rows_in_memory_is_read(make):
+    rows = [dict(zip(("who", "what", "at"), row, strict=True)) for row in ROWS]
+
+    assert read_interactions(make(rows), **NAMES).table.to_pylist() == EXPECTED
+
+
+def test_columns_of_a_frame_may_mix_numbers_and_strings():
+    frame = pd.DataFrame(
+        {"user_id": [7, "u", 8.0], "item_id": ["a", 3, None], "timestamp": [1, "2", 3.0]}, dtype=object
+    )
+
+    read = read_interactions(frame, on_error="skip")
+
+    assert read.table.to_pylist() == [
+        {"user_id": "7", "item_id": "a", "timestamp": 1000},
+        {"user_id": "u", "item_id": "3", "timestamp": 2000},
+    ]
+    assert read.first_skipped.startswith("row 3: item id None is empty")
+
+
+@pytest.mark.parametrize("source", [datasets.DatasetDict(), 7, {"user_id": ["u"]}])
+def test_what_holds_no_rows_is_refused_with_what_is_read(source):
+    with pytest.raises(
+        TypeError, match="is no source: pass a path, a table of pyarrow, pandas or polars, one split of"
+    ):
+        read_interactions(source)
+
+
+@pytest.mark.parametrize("first", ["null", "[", "1", "{}", '"', "\x00", '{"user_id": null}'])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".json"])
+def test_a_first_line_that_is_none_stops_or_is_skipped_and_never_kills(tmp_path, first, suffix):
+    path = tmp_path / f"log{suffix}"
+    path.write_text(f'{first}\n{{"user_id": "u", "item_id": "a"}}\n')
+
+    with pytest.raises(ValueError, match=f"log{suffix}"):
+        read_interactions(path, timestamp=None)
+    if suffix.startswith(".json"):
+        read = read_interactions(path, timestamp=None, on_error="skip")
+        assert (read.table["item_id"].to_pylist(), read.num_skipped) == (["a"], 1)
+
+
+def test_float_ids_are_whole_numbers_or_named(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"user_id": 1.0, "item_id": 10001.0}\n{"user_id": 2, "item_id": 1.5}\n')
+
+    read = read_interactions(path, timestamp=None, on_error="skip")
+
+    assert read.table.select(["user_id", "item_id"]).to_pylist() == [{"user_id": "1", "item_id": "10001"}]
+    assert "item id 1.5 is no string and no number" in read.first_skipped
+
+
+def test_when_no_line_can_be_read_the_first_says_why(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp\nu,a,9/13/2020 12:26\nu,b,9/13/2020 12:27\n")
+
+    with pytest.raises(
+        ValueError, match=r"no interactions that can be read: 2 were skipped, the first: .*line 2 .*'%d"
+    ):
+        read_interactions(path, on_error="skip")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-9], lambda content: b"PAR1" + b"x" * 50 + b"PAR1", lambda _: b""]
+)
+def test_a_damaged_parquet_file_is_named(tmp_path, damage):
+    path = write(tmp_path, ".parquet")
+    path.write_bytes(damage(path.read_bytes()))
+
+    with pytest.raises(ValueError, match=r"log\.parquet is no readable Parquet file"):
+        read_interactions(path, **NAMES)
+
+
+def test_a_parquet_file_that_unpacks_to_far_more_than_its_size_is_refused_unless_it_is_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ALWAYS_ALLOWED", 100_000)
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({name: ["a"] * 100_000 for name in ("user_id", "item_id")}), path)
+
+    with pytest.raises(ValueError, match=r"log.parquet unpacks to 1,600,000 bytes.*`allow_huge=True`"):
+        read_interactions(path, timestamp=None)
+    assert read_interactions(path, timestamp=None, allow_huge=True).table.num_rows == 100_000
+
+
+def test_columns_that_come_twice_are_refused():
+    table = pa.table([["u"], ["a"], ["b"]], names=["user_id", "item_id", "item_id"])
+
+    with pytest.raises(ValueError, match="the table has several columns called 'item_id'"):
+        read_interactions(table, timestamp=None)
 
 
 def test_integer_ids_become_strings_in_every_format(tmp_path):
@@ -217,7 +331,7 @@ def test_a_json_id_that_looks_like_a_date_stays_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
 def test_a_missing_column_is_named_with_those_there_are(tmp_path, suffix):
-    with pytest.raises(ValueError, match="no column 'buyer'; it has .*who"):
+    with pytest.raises(ValueError, match="no column 'buyer'; it has .*who.*Name the column with `user`"):
         read_interactions(write(tmp_path, suffix), user="buyer", item="what", timestamp="at")
 
 

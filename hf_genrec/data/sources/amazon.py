@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -400,17 +401,24 @@ def _parse_literal(text: str) -> Any:
         return parse_json(_LITERAL.sub(_as_json, text))
 
 
-_LITERAL = re.compile(r"""[uU]?'((?:[^'\\]|\\.)*+)'|[uU]?"((?:[^"\\]|\\.)*+)"|\b(?:True|False|None)\b""")
+# Strings and words of Python. A string that nothing closes is one, too: else each quotation mark in it would be tried.
+_LITERAL = re.compile(
+    r"""[uU]?'(?P<single>(?:[^'\\]|\\.)*+)(?P<end>'?)|[uU]?"(?P<double>(?:[^"\\]|\\.)*+)(?P<stop>"?)"""
+    r"""|\b(?:True|False|None)\b"""
+)
 
 
 def _as_json(found: re.Match[str]) -> str:
     """A string or a word of Python in JSON."""
-    text = found[1] if found[1] is not None else found[2]
+    text = found["single"] if found["single"] is not None else found["double"]
     if text is None:
         return {"True": "true", "False": "false", "None": "null"}[found[0]]
+    if not (found["end"] or found["stop"]):
+        raise ValueError("a string that nothing closes")
     if "\\" in text:
         try:
-            text = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+            with warnings.catch_warnings(action="ignore"):  # "\/" is no escape, and stays as it is
+                text = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
         except UnicodeDecodeError as error:
             raise ValueError(f"a string cannot be read: {error.reason}") from error
     return json.dumps(text)

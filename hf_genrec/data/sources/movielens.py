@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -73,24 +74,34 @@ def read_movielens(source: str | os.PathLike[str]) -> tuple[pa.Table, list[dict[
         source (`str` or `os.PathLike`): See [`prepare_movielens`].
     """
     # `u.data` is tab-separated without a header; `u.item` has bars, is Latin-1 and has one flag per genre.
-    columns = zip(*(line.split("\t") for line in _text_of(source, "u.data").splitlines()), strict=True)
-    user_id, item_id, rating, timestamp = (pa.array(column, pa.string()) for column in columns)
-    log = pa.table({"user_id": user_id, "item_id": item_id, "rating": rating, "timestamp": timestamp})
+    columns = zip(*_lines_of(source, "u.data", "\t", 4), strict=True)
+    log = dict(zip(("user_id", "item_id", "rating", "timestamp"), columns, strict=True))
     items = []
-    for line in _text_of(source, "u.item").splitlines():
-        fields = line.split("|")
+    for fields in _lines_of(source, "u.item", "|", 5 + len(GENRES)):
         title, year = _title_and_year(fields[1])
         genres = [genre for genre, flag in zip(GENRES, fields[5:], strict=True) if flag == "1" and genre != "unknown"]
         items.append({"item_id": fields[0], "title": title, "genres": genres, "year": year})
-    return log, items
+    return pa.table({name: pa.array(column, pa.string()) for name, column in log.items()}), items
+
+
+def _lines_of(source: str | os.PathLike[str], name: str, delimiter: str, num_fields: int) -> list[list[str]]:
+    lines = [line.split(delimiter) for line in _text_of(source, name).splitlines()]
+    wrong = next((number for number, fields in enumerate(lines, start=1) if len(fields) != num_fields), None)
+    if wrong is not None or not lines:
+        place = f"line {wrong}" if lines else "empty"
+        raise ValueError(f"{source}: {name} is damaged ({place}, expected {num_fields} fields): fetch it again.")
+    return lines
 
 
 def _text_of(source: str | os.PathLike[str], name: str) -> str:
     path = Path(source)
     if path.is_file() and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if f"ml-100k/{name}" in archive.namelist():
-                return archive.read(f"ml-100k/{name}").decode("latin-1")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if f"ml-100k/{name}" in archive.namelist():
+                    return archive.read(f"ml-100k/{name}").decode("latin-1")
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"{path} is a damaged archive ({error}): fetch it again.") from error
     for folder in (path, path / "ml-100k"):
         if (folder / name).is_file():
             return (folder / name).read_text(encoding="latin-1")

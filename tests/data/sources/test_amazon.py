@@ -2,10 +2,12 @@
 
 import gzip
 import shutil
+import time
 
 import pytest
 
 from hf_genrec.data.prepare import prepare
+from hf_genrec.data.sources import amazon
 from hf_genrec.data.sources.amazon import AmazonReviews2014, AmazonReviews2023, prepare_amazon
 
 
@@ -65,6 +67,74 @@ def test_a_malformed_line_is_shown_with_its_number(fixtures, tmp_path):
 
     with pytest.raises(ValueError, match=r"""line 3 \('\{"asin": "X"\}'\): there is no 'reviewerID'"""):
         build(AmazonReviews2014, "reviews_Digital_Music", folder, tmp_path)
+
+
+GOOD = "{'asin': 'A', 'title': 'Cup'}"
+
+
+@pytest.mark.parametrize(
+    ("line", "row"),
+    [
+        ("{'asin': 'B', 'title': None, 'price': 2}", {"price": 2.0}),
+        ('{"asin": "B", "title": null}', {"title": None}),
+        ("{'asin': 'B', 'categories': ['Toys', 'Cups']}", {"categories": [["Toys", "Cups"]]}),
+        ("{'asin': 'B', 'description': ['one', ['two']]}", {"description": "one two"}),
+        ("{'asin': 'B', 'title': 1984}", {"title": "1984"}),
+        (
+            r"""{'asin': 'B', 'title': "It's \x41\n\ud83d\ude00 \\ \/ 'True'"}""",
+            {"title": "It's A\n\U0001f600 \\ \\/ 'True'"},
+        ),
+        ("{'asin': u'B', 'title': ''}", {"title": ""}),
+    ],
+)
+def test_metadata_of_2014_are_read_as_literals_or_json(tmp_path, line, row):
+    (tmp_path / "meta_Beauty.json").write_text(f"{GOOD}\n{line}\n", encoding="utf-8")
+
+    items = build(AmazonReviews2014, "meta_Beauty", tmp_path, tmp_path)["train"]
+
+    empty = {"item_id": "B", "title": None, "categories": None, "description": None, "brand": None, "price": None}
+    assert items[1] == empty | row
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{'asin': " + "1+" * 100_000 + "1}",
+        "{'asin': " + "-" * 100_000 + "1}",
+        "{'asin': " + "[" * 100_000,
+        "{'asin': 'B', 'price': '$2'}",
+        "{'asin': 'B', 'price': Infinity, 'title': 'x' 'y'}",
+        "{'asin': 'B', 'price': " + "9" * 5000 + "}",
+        r"{'asin': 'B', 'title': '\x4'}",
+        "{'asin': 'B', 'asin': 'C'}",
+        "{'asin': ['B']}",
+        "{'title': '" + "\\'" * 100_000,
+        "null",
+        "",
+    ],
+)
+def test_a_line_of_metadata_that_cannot_be_read_is_skipped_at_once(tmp_path, line):
+    (tmp_path / "meta_Beauty.json").write_text(f"{GOOD}\n{line}\n{GOOD}\n", encoding="utf-8")
+    start = time.process_time()
+
+    records = list(amazon._records(tmp_path / "meta_Beauty.json", "meta", "skip"))
+
+    assert [record["item_id"] for record in records] == ["A", "A"]
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("time_of_review", ["Infinity", "1e400", '"soon"', "null", "NaN", "[1]", "9" * 5000])
+def test_a_review_whose_time_is_none_is_shown_or_skipped(tmp_path, time_of_review):
+    good, bad = (
+        f'{{"reviewerID": "{user}", "asin": "A", "overall": 5.0, "unixReviewTime": {value}}}\n'
+        for user, value in (("u", "7"), ("v", time_of_review))
+    )
+    (tmp_path / "reviews_Beauty_5.json").write_text(good + bad)
+
+    with pytest.raises(ValueError, match=r"reviews_Beauty_5.json: line 2"):
+        build(AmazonReviews2014, "reviews_Beauty", tmp_path, tmp_path)
+    skipped = build(AmazonReviews2014, "reviews_Beauty", tmp_path, tmp_path, on_error="skip")["train"]
+    assert skipped["user_id"][:] == ["u"]
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -110,6 +110,27 @@ def test_an_incomplete_data_set_is_refused_and_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["ml-100k.zip"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [("u.data", "1\t2\t3\t4\n1\t2\n", "line 2"), ("u.data", "", "empty"), ("u.item", "1|Film\n", "line 1")],
+)
+def test_a_damaged_file_is_named_with_the_line(tmp_path, name, content, place):
+    zipfile.ZipFile(io.BytesIO(grouplens_archive())).extractall(tmp_path)
+    (tmp_path / "ml-100k" / name).write_text(content, encoding="latin-1")
+
+    with pytest.raises(ValueError, match=f"{name} is damaged .{place}, expected (4|24) fields.: fetch it again"):
+        read_movielens(tmp_path)
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    content = bytearray(grouplens_archive())
+    content[40:60] = b"x" * 20
+    (tmp_path / "ml-100k.zip").write_bytes(content)
+
+    with pytest.raises(ValueError, match=r"ml-100k.zip is a damaged archive"):
+        read_movielens(tmp_path / "ml-100k.zip")
+
+
 def test_another_archive_than_the_known_one_is_refused(script):
     right = hashlib.sha256(b"films").hexdigest()
 
