@@ -73,7 +73,7 @@ class PreparedDataset:
                     f"{folder} is not a prepared folder: it has no {name}. Run `hf-genrec prepare`."
                 )
         metadata = read_json(folder / "dataset.json")
-        with reading(folder / "dataset.json", "record of a prepared folder", remedy="Prepare again."):
+        with reading(folder / "dataset.json", "record of a prepared folder"):
             version, fingerprint = metadata["format_version"], str(metadata["fingerprint"])
         if version != FORMAT_VERSION:
             raise ValueError(
