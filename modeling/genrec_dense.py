@@ -229,6 +229,11 @@ class DenseHeadMixin:
 
     # --- ranking -------------------------------------------------------------------------------------------------
 
+    def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
+        per_user, per_beam = super()._ranking_bytes(request, history_length)
+        is_dense = request.options.dense_weight > 0 or request.options.decoding == "dense"
+        return per_user + (SCORE_BYTES * self.config.num_items if is_dense else 0), per_beam
+
     def two_scores(
         self,
         history: HistoryOutput,

@@ -207,10 +207,10 @@ def evaluate(
 
 def _heads_of(recommender: Any) -> dict[str, Any]:
     """Each head alone of a model whose lists are by both of them."""
-    config = getattr(recommender, "config", None)
+    config: Any = getattr(recommender, "config", None)
     if not getattr(config, "dense_weight", 0) or config.decoding == "dense":
         return {}
-    options = {"generator": {"dense_weight": 0.0}, "dense_head": {"decoding": "dense"}}
+    options: dict[str, dict[str, Any]] = {"generator": {"dense_weight": 0.0}, "dense_head": {"decoding": "dense"}}
     return {
         name: type(recommender)(recommender.model, recommender.items, config=config.updated(**changes))
         for name, changes in options.items()
