@@ -42,6 +42,13 @@ def _train(
     prepared_folder: Prepared,
     output: Annotated[str, typer.Option("--output", help="The run folder to write.", show_default=False)],
     ids: Annotated[str | None, typer.Option(help="Folder that `hf-genrec tokenize` wrote; sasrec needs none.")] = None,
+    embeddings: Annotated[
+        str | None,
+        typer.Option(
+            help="Without --ids, --from and --architecture: what `hf-genrec embed` wrote, to make ids of.",
+            show_default="the behaviour in the log",
+        ),
+    ] = None,
     origin: Annotated[
         str | None, typer.Option("--from", help="Fine-tune this run folder or Hub repository on the prepared log.")
     ] = None,
@@ -128,11 +135,15 @@ def _train(
     """
     Train a model and write a run folder, which is also the folder for the Hub.
 
+    Without --ids, --from and --architecture, ids, network and schedule follow from the size of the data; what was
+    chosen is shown, and single options change it.
+
     Any further option is one of transformers.TrainingArguments, such as --weight-decay 0.1; PREPARED then stands
     first.
 
     \b
     Examples:
+      hf-genrec train data --output run
       hf-genrec train data --ids ids --output run
       hf-genrec train data --ids ids --output run --epochs 10 --weight-decay 0.1 --seed 7
       hf-genrec train data --ids ids --output run --resume
@@ -149,13 +160,17 @@ def _train(
 
     kind: Any = CONFIG_MAPPING[architecture or "latte"]
     is_new = ids is not None or (origin is None and not kind.has_codes)
-    if is_new == (origin is not None):
+    chooses = ids is None and origin is None and architecture is None and not paper
+    if is_new == (origin is not None) and not chooses:
         raise ValueError("Give either `--ids` (a new model) or `--from` (a checkpoint to fine-tune).")
+    if embeddings is not None and not chooses:
+        raise ValueError("`--embeddings` are for a training that makes its ids: leave out the other options or it.")
     if ids is not None and not kind.has_codes:
         raise ValueError(f"{kind.display_name} has no semantic IDs: leave out `--ids`.")
     asked = SimpleNamespace(
         **ctx.params,
         words=ctx.args,
+        chooses=chooses,
         own_options=[option for parameter in ctx.command.params for option in parameter.opts],
         shape=given({field: ctx.params[option] for option, field in _SHAPE.items()}),
         schedule=given({field: ctx.params[option] for option, field in _SCHEDULE.items()}),
@@ -228,6 +243,8 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
         wrong = ", ".join(sorted(asked.shape)) or ("--paper" if asked.paper else "--architecture")
         raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {wrong}.")
     kind: Any = CONFIG_MAPPING[asked.architecture or "latte"]
+    if asked.chooses:
+        _choose(prepared, asked)
     if is_finished(asked.output) and asked.resume:
         _check_finished(prepared, asked, kind)
         typer.echo(f"The run in {asked.output} is finished; nothing to resume.", err=True)
@@ -253,6 +270,22 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
         typer.echo(_after_interruption(asked.output, asked.resume), err=True)
         raise typer.Exit(INTERRUPTED) from None
     return record if args.process_index == 0 else None
+
+
+def _choose(prepared: PreparedDataset, asked: SimpleNamespace) -> None:
+    """Makes ids for the data, and completes what is asked for by what fits its size."""
+    from hf_genrec.tokenizers.folder import embed_items, tokenize_items
+    from hf_genrec.training.arguments import CHECKPOINTS_NAME
+    from hf_genrec.training.choice import choose
+
+    choice, folder = choose(prepared), Path(asked.output) / CHECKPOINTS_NAME
+    typer.echo(choice.reason, err=True)
+    asked.ids = str(folder / "ids")
+    if not (folder / "ids" / "tokenizer.json").is_file():
+        made = folder / "behavior.safetensors"
+        vectors = asked.embeddings or embed_items(prepared, made, behavior="svd", weight=0.0)
+        tokenize_items(prepared, vectors, asked.ids, **choice.tokenizer)
+    asked.shape, asked.schedule = choice.shape | asked.shape, choice.schedule | asked.schedule
 
 
 def _after_interruption(output: str, resume: bool) -> str:

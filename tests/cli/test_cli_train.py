@@ -55,6 +55,21 @@ def test_second_head_is_trained_where_it_is_asked_for_and_its_weight_is_saved(sh
     )
 
 
+def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(shop, tmp_path):
+    words = ["train", shop / "data", "--output", tmp_path / "run", "--epochs", 1, "--d-model", 16, "--d-ff", 24]
+
+    told = run(*words, "--precision", "fp32").stderr
+    record = result_of(*words, "--resume")
+
+    assert f"{NUM_ITEMS} items, " in told
+    assert "ids of 2 x 8 codes; PSID with two heads" in told
+    assert record["semantic_ids"] == {"policy": "widen", "num_levels": 2, "codebook_size": 8}
+    model = record["settings"]["model"]
+    assert (model["d_model"], model["dense_head"]) == (16, True)
+    found = result_of("recommend", "--model", tmp_path / "run", "--history", "i3", "i4", "--top-k", 5)
+    assert len(found["recommendations"]) == 5
+
+
 def test_unknown_and_wrong_training_options_are_named(shop, tmp_path):
     words = ["train", shop / "data", "--ids", shop / "ids", "--output", tmp_path / "run"]
 
@@ -293,7 +308,7 @@ def test_what_needs_codes_is_refused(sasrec, tmp_path):
     assert "SASRec has no semantic IDs: leave out `--ids`" in error_of(
         *train, "--architecture", "sasrec", "--ids", tmp_path
     )
-    assert "Give either `--ids`" in error_of(*train)
+    assert "Give either `--ids`" in error_of(*train, "--architecture", "latte")
     assert "Give either `--ids`" in error_of(*train, "--architecture", "rpg")
     assert "does not go with --architecture" in error_of(*train, "--from", run_folder, "--architecture", "sasrec")
     assert "The architecture sasrec has no `--decoder-layers`" in error_of(

@@ -151,7 +151,8 @@ def test_toy_world_is_solved(circle, tmp_path, mode, num_latent_tokens):
     options = {"history_attention": mode, "num_latent_tokens": num_latent_tokens}
     model = circle_model(**options, max_history_length=3, d_model=32)
 
-    make_trainer(model, circle, arguments(tmp_path, num_train_epochs=15)).train()
+    steps = {"num_train_epochs": 12, "per_device_train_batch_size": 96, "learning_rate": 2e-2}
+    make_trainer(model, circle, arguments(tmp_path, **steps)).train()
 
     recommender = Recommender(model.eval(), circle.items, num_beams=8)
     record = evaluate(recommender, circle, EvaluationSettings(split="test", ks=(1,)), baselines={})

@@ -1,0 +1,61 @@
+"""
+What a training does that was given no model: the size of a data set in, semantic IDs, network and schedule out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hf_genrec.data.prepared import PreparedDataset
+
+
+_MANY_ITEMS, _MANY_TARGETS = 2_000, 1_000_000
+_TARGETS_IN_ALL = 1_500_000  # of all epochs of a small network: minutes of one core
+
+
+@dataclass(frozen=True)
+class Choice:
+    """
+    A model for a data set: two heads on one history (see `LatteConfig.dense_head`) over ids that fit the catalog.
+
+    Attributes:
+        tokenizer (`dict`): Arguments of `tokenize_items`.
+        shape (`dict`): Fields of the config of a Latte model.
+        schedule (`dict`): Fields of `GenRecTrainingArguments`.
+        reason (`str`): The sizes and what follows from them, for people.
+    """
+
+    tokenizer: dict[str, Any]
+    shape: dict[str, Any]
+    schedule: dict[str, Any]
+    reason: str
+
+
+def choose(prepared: PreparedDataset) -> Choice:
+    """
+    Settings by the numbers of items and targets, found on validation users of MovieLens-100K and Amazon Scientific.
+
+    Args: the data set; only its sizes are read.
+    """
+    num_items, num_targets = len(prepared.item_ids), int(prepared.metadata["num_train_targets"])
+    levels, codes = (2, 64) if num_items <= _MANY_ITEMS else (3, 256)
+    while codes > 2 and levels == 2 and (codes // 2) ** 2 >= 2 * num_items:  # half the tuples stay free
+        codes //= 2
+    width = 64 if num_targets <= _MANY_TARGETS else 128
+    epochs = min(30, max(3, round(_TARGETS_IN_ALL / max(1, num_targets))))
+    length = 50 if num_targets > 20 * prepared.metadata["statistics"]["num_users"] else 20
+    batch_size = 512 if num_targets > 60_000 else 256
+    return Choice(
+        tokenizer={"num_levels": levels, "codebook_size": codes},
+        shape={
+            "num_latent_tokens": 0, "d_model": width, "d_ff": 4 * width, "d_kv": 32, "num_heads": width // 32,
+            "max_history_length": length, "dense_head": True, "dropout_rate": 0.3,
+        },
+        schedule={
+            "num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "learning_rate": 3e-3,
+            "eval_strategy": "steps", "eval_steps": 0.25, "save_strategy": "steps", "save_steps": 0.25,
+        },
+        reason=f"{num_items:,} items, {num_targets:,} targets: ids of {levels} x {codes} codes; PSID with two heads, "
+        f"width {width}, the latest {length} items of a history; {epochs} epochs in batches of {batch_size} targets",
+    )  # fmt: skip
