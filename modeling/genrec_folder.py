@@ -220,37 +220,49 @@ def _shown(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
 
 
-def as_histories(histories: Sequence[Sequence[str]] | Sequence[str]) -> list[list[str]]:
-    """
-    A batch of histories, whether one flat history or a batch was given.
+def as_histories(histories: Iterable, *, name: str = "histories") -> list[list[str]]:
+    """A batch of histories, whether one flat history or a batch was given; see [`batch_of`]."""
+    return batch_of(histories, name=name)[0]
 
-    `histories`: item ids, oldest first. An empty list is one user without a history. Returns one list per user. Raises
-    `TypeError` if `histories` is one string, mixes strings and lists, or holds ids that are no strings.
+
+def batch_of(histories: Iterable, *, name: str = "histories") -> tuple[list[list[str]], bool]:
+    """
+    A batch of lists of item ids, and whether one flat list was given.
+
+    `histories`: item ids, oldest first, or such lists; tuples, arrays and generators are read as lists. An empty list
+    is a batch of no users; one user without a history is `[[]]`. `name`: of the argument, for errors. Raises
+    `TypeError` for a string, which would be read letter by letter, a set or dictionary, which has no order, a mixture
+    of ids and lists, and ids that are no strings.
 
     Example:
 
     ```python
-    >>> as_histories(["soap", "brush"])
-    [['soap', 'brush']]
-    >>> as_histories([["soap"], []]), as_histories([])
-    ([['soap'], []], [[]])
+    >>> batch_of(["soap", "brush"]), batch_of([["soap"], []])
+    (([['soap', 'brush']], True), ([['soap'], []], False))
+    >>> batch_of(item_id for item_id in ["soap"]), batch_of([])
+    (([['soap']], True), ([], False))
 
     ```
     """
-    if isinstance(histories, str):
-        raise TypeError(
-            f"`histories` must be a list of item ids or a list of such lists, got the string {histories!r}."
-        )
-    is_string = [isinstance(entry, str) for entry in histories]
+    entries = _listed(histories, name)
+    is_string = [isinstance(entry, str) for entry in entries]
     if any(is_string) and not all(is_string):
-        raise TypeError("`histories` must be a list of item ids or a list of such lists, got a mixture of both.")
-    if all(is_string):
-        return [[str(item_id) for item_id in histories]]
-    for history in histories:
-        wrong = [item_id for item_id in history if not isinstance(item_id, str)]
-        if wrong:
-            raise TypeError(f"Item ids must be strings, got {wrong[0]!r} of type {type(wrong[0]).__name__}.")
-    return [list(history) for history in histories]
+        raise TypeError(f"`{name}` must be a list of item ids or a list of such lists, got a mixture of both.")
+    if entries and all(is_string):
+        return [[str(item_id) for item_id in entries]], True
+    rows = [_listed(entry, name) for entry in entries]
+    for wrong in (item_id for row in rows for item_id in row if not isinstance(item_id, str)):
+        raise TypeError(f"Item ids in `{name}` must be strings, got {wrong!r} of type {type(wrong).__name__}.")
+    return rows, False
+
+
+def _listed(entries, name: str) -> list:
+    if isinstance(entries, str | bytes | dict | set | frozenset) or not isinstance(entries, Iterable):
+        raise TypeError(
+            f"`{name}` must be a list of item ids or a list of such lists, got {entries!r} of type "
+            f"{type(entries).__name__}."
+        )
+    return list(entries)
 
 
 class ItemTokensMixin:
@@ -297,6 +309,7 @@ __all__ = [
     "CheckpointMixin",
     "ItemTokensMixin",
     "as_histories",
+    "batch_of",
     "catalog_fingerprint",
     "check_parts",
     "item_ids_of",

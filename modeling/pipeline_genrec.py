@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from .genrec_folder import as_histories, item_ids_of, optional_file
+from .genrec_folder import batch_of, item_ids_of, optional_file
 from .genrec_manifest import check_manifest
 from .genrec_recommend_config import check_names
 
@@ -77,9 +77,9 @@ class NextItemPipeline(Pipeline):
 
         Args:
             histories (`list[str]` or `list[list[str]]`):
-                Item ids, oldest first. A list of strings is one history, an empty one included; a list of lists is a
-                batch. Also a generator of histories or a `torch.utils.data.Dataset`, answered one by one. Unknown ids
-                are left out and counted in a warning; a history without any known id is an empty one.
+                Item ids, oldest first. A list of strings is one history; a list of lists is a batch, an empty one of
+                no users. Also a generator of histories or a `torch.utils.data.Dataset`, answered one by one. Unknown
+                ids are left out and counted in a warning; a history without any known id is an empty one.
             **options: See the class; `batch_size` too.
 
         Returns:
@@ -92,8 +92,9 @@ class NextItemPipeline(Pipeline):
         """
         if isinstance(histories, types.GeneratorType | torch.utils.data.Dataset):
             return super().__call__(histories, **options)
-        batch = as_histories(histories)
-        is_one = all(isinstance(entry, str) for entry in histories)
+        batch, is_one = batch_of(histories)
+        if not batch:
+            return []
         answers = super().__call__(self._known(batch), **options)
         return answers[0] if is_one else answers
 
@@ -152,7 +153,10 @@ class NextItemPipeline(Pipeline):
         Returns:
             `dict[str, torch.LongTensor]`: `input_ids` `(1, history_length)`, the latest items, at least a pad token.
         """
-        (known,) = self._known(as_histories(list(history)))
+        batch, is_flat = batch_of([history])
+        if is_flat:
+            raise TypeError(f"A generator or data set must hold histories, lists of item ids, got {history!r}.")
+        (known,) = self._known(batch)
         pad = self.model.config.pad_token_id
         tokens = torch.tensor([[self._token_of[item_id] for item_id in known] or [pad]], dtype=torch.long)
         inputs = {"input_ids": tokens[:, -self.model.config.max_history_length :]}

@@ -14,6 +14,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_genrec.files import first_five, read_table, reading, restored
+from hf_genrec.modeling.genrec_folder import batch_of
 from hf_genrec.modeling.genrec_manifest import check_manifest
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
-from hf_genrec.serving.recommendations import Recommendations, as_histories
+from hf_genrec.serving.recommendations import Recommendations
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 
 
@@ -256,8 +258,8 @@ class Recommender:
 
         Args:
             histories (`list[str]` or `list[list[str]]`):
-                Item ids, oldest first. A list of ids is one history, also an empty one, and is answered by flat
-                lists; a list of lists is a batch, answered by a list for each. The model reads the latest
+                Item ids, oldest first. A list of ids is one history, answered by flat lists; a list of lists is a
+                batch, answered by a list for each; an empty list is a batch of no users. The model reads the latest
                 `config.max_history_length`. Unknown ids are left out, counted and logged.
             exclude_seen (`bool`, *optional*, defaults to `True`):
                 Whether items of the history (all of it) may not be recommended: shops rarely recommend what somebody
@@ -296,10 +298,10 @@ class Recommender:
         ```
         """
         asked, tensors = self._asked(config, options | _deprecated(search_options))
-        if asked.top_k < 1:
-            raise ValueError(f"`top_k` must be at least 1, got {asked.top_k}.")
+        if isinstance(asked.top_k, bool) or not isinstance(asked.top_k, Integral) or asked.top_k < 1:
+            raise ValueError(f"`top_k` must be a whole number of at least 1, got {asked.top_k!r}.")
         asked = asked.updated(top_k=min(asked.top_k, len(self.item_ids)))
-        batch = as_histories(histories)
+        batch, is_one = batch_of(histories)
         excluded = self._rule("exclude_items", exclude_items, num_users=len(batch))
         allowed = self._rule("allow_items", allow_items, num_users=len(batch))
         indices, num_unknown = self._look_up(batch)
@@ -308,7 +310,7 @@ class Recommender:
             excluded = indices if shared is None else [[*a, *b] for a, b in zip(indices, shared, strict=True)]
         lists = self._in_batches(indices, excluded, allowed, asked, tensors)
         found = Recommendations(num_unknown=num_unknown, **lists)
-        return found.of_one_user() if all(isinstance(entry, str) for entry in histories) else found
+        return found.of_one_user() if is_one else found
 
     def _in_batches(
         self,
@@ -369,21 +371,21 @@ class Recommender:
         options = {}
         if "latent_aggregation" in inspect.signature(self.model.score_items).parameters:
             options["latent_aggregation"] = self.config.latent_aggregation
-        indices, _ = self._look_up(as_histories(histories))
+        indices, _ = self._look_up(batch_of(histories)[0])
         length = self.model.config.max_history_length
         parts = []
         for start in range(0, len(indices), self.batch_size):
             tokens = self._tokens([history[-length:] for history in indices[start : start + self.batch_size]])
             parts.append(self.model.score_items(tokens, **options).float().cpu().numpy())
-        return np.concatenate(parts)
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.item_ids)), dtype=np.float32)
 
     def _rule(self, name: str, item_ids: ItemRule, *, num_users: int) -> list[list[int]] | None:
         """Item indices of a rule: one list for all users, or one for each."""
         if item_ids is None:
             return None
-        item_ids = list(item_ids)
-        is_shared = all(isinstance(entry, str) for entry in item_ids)
-        rows = as_histories(item_ids)
+        rows, is_shared = batch_of(item_ids, name=name)
+        if not rows:  # no ids, for all users
+            rows, is_shared = [[]], True
         if not is_shared and len(rows) != num_users:
             raise ValueError(f"`{name}` must be one list of ids or one per user ({num_users}), got {len(rows)} lists.")
         known = [[self._index_of[item_id] for item_id in row if item_id in self._index_of] for row in rows]

@@ -56,14 +56,20 @@ def test_list_of_strings_is_one_history_and_a_list_of_lists_a_batch(recommend):
     assert all(entry["title"] == entry["item_id"].replace("i", "T") for entry in one)
 
 
-def test_empty_list_is_one_empty_history(recommend):
-    assert ids_of([recommend([])]) == ids_of(recommend([[]]))
+def test_empty_list_is_a_batch_of_no_users(recommend):
+    assert recommend([]) == []
+    assert len(recommend([[]])) == 1
+
+
+def test_generator_of_ids_is_refused(recommend):
+    with pytest.raises(TypeError, match="must hold histories, lists of item ids, got 'i1'"):
+        list(recommend(item_id for item_id in ["i1", "i2"]))
 
 
 def test_size_of_a_batch_changes_no_list(recommend):
     histories = [ITEM_IDS[start : start + length] for start, length in ((0, 25), (3, 1), (5, 4), (0, 0), (9, 2))]
 
-    assert ids_of(recommend(histories, batch_size=2)) == ids_of([recommend(history) for history in histories])
+    assert ids_of(recommend(histories, batch_size=2)) == ids_of([recommend([history])[0] for history in histories])
 
 
 def test_unknown_ids_are_counted_once_and_left_out(recommend, caplog):

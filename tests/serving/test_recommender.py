@@ -210,7 +210,7 @@ def test_anything_but_lists_of_strings_is_refused(recommender, histories):
 
 
 def test_lists_of_no_items_are_refused(recommender):
-    with pytest.raises(ValueError, match="`top_k` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`top_k` must be a whole number of at least 1, got 0"):
         recommender.recommend(["item 1"], top_k=0)
 
 
@@ -357,7 +357,39 @@ def test_one_history_answers_flat_lists_and_indexing_as_before_warns(recommender
     assert len(one) == len(batch) == 1
     with pytest.warns(FutureWarning, match="One history is answered by a flat list"):
         assert one.item_ids[0] == batch.item_ids[0]
-    assert len(recommender.recommend([]).item_ids) == 10  # one empty history
+
+
+def test_batch_of_no_users_is_answered_by_none(recommender):
+    assert recommender.recommend([]).item_ids == []
+    assert recommender.score_items([]).shape == (0, 29)
+    assert len(recommender.recommend([[]]).item_ids) == 1
+
+
+def test_generators_are_read_as_lists(recommender):
+    history = ["item 1", "item 4"]
+
+    assert list(recommender.recommend(item for item in history).item_ids) == list(
+        recommender.recommend(history).item_ids
+    )
+    found = recommender.recommend((item for item in ids) for ids in [history, []])
+    assert found.item_ids == recommender.recommend([history, []]).item_ids
+
+
+@pytest.mark.parametrize(
+    "wrong", ["item 1", b"item 1", None, 7, {"item 1"}, {"item 1": 2}, [1, 2], ["item 1", ["item 2"]]]
+)
+def test_what_is_no_list_of_ids_is_refused_as_history_and_as_rule(recommender, wrong):
+    with pytest.raises(TypeError, match="`histories`"):
+        recommender.recommend(wrong)
+    for name in ("exclude_items", "allow_items") if wrong is not None else ():
+        with pytest.raises(TypeError, match=f"`{name}`"):
+            recommender.recommend(["item 1"], **{name: wrong})
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 2.5, True, "3"])
+def test_length_of_the_lists_is_a_whole_number(recommender, top_k):
+    with pytest.raises(ValueError, match="`top_k` must be a whole number of at least 1"):
+        recommender.recommend(["item 1"], top_k=top_k)
 
 
 def test_rules_may_come_from_an_iterator_and_may_be_empty(recommender):

@@ -16,7 +16,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
-from hf_genrec.serving.recommendations import Recommendations, as_histories
+from hf_genrec.modeling.genrec_folder import batch_of
+from hf_genrec.serving.recommendations import Recommendations
 
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class CatalogRanker(ABC):
         """
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
-        history_lists = as_histories(histories)
+        history_lists, is_one = batch_of(histories)
         num_chunk_users = max(1, _CHUNK_CELLS // len(self.item_ids))
         item_ids: list[list[str]] = []
         scores: list[list[float]] = []
@@ -96,7 +97,7 @@ class CatalogRanker(ABC):
         if num_unknown:
             logger.warning("%d history entries are no items of the catalog and were ignored.", num_unknown)
         found = Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown)
-        return found.of_one_user() if all(isinstance(entry, str) for entry in histories) else found
+        return found.of_one_user() if is_one else found
 
     def target_ranks(self, histories: Sequence[Sequence[str]], targets: Sequence[str]) -> NDArray[np.int64]:
         """
