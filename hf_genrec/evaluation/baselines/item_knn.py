@@ -153,17 +153,24 @@ class ItemKNN(CatalogRanker):
         starts = [0, *(np.flatnonzero(np.diff(block_of)) + 1), len(block_of)]
         blocks = []
         for start, end in itertools.pairwise(starts):
-            common = (self._users_of[start:end] @ self._taken).tocoo()
-            rows, columns = common.coords
-            is_other = columns != rows + start
-            rows, columns, data = rows[is_other], columns[is_other], common.data[is_other]
-            data /= (num_users[rows + start] * num_users[columns]) ** alpha
-            if self.num_neighbors is not None:
-                order = np.lexsort((columns, -data, rows))
-                order = order[np.arange(len(rows)) - np.searchsorted(rows[order], rows[order]) < self.num_neighbors]
-                rows, columns, data = rows[order], columns[order], data[order]
-            blocks.append(sp.coo_array((data, (rows, columns)), shape=common.shape).tocsr())
+            common = (self._users_of[start:end] @ self._taken).tocsr()
+            common.sort_indices()  # of equally similar items the more popular ones are kept
+            rows, columns = np.repeat(np.arange(start, end), np.diff(common.indptr)), common.indices
+            common.data *= columns != rows
+            common.data /= (num_users[rows] * num_users[columns]) ** alpha
+            for row in np.flatnonzero(np.diff(common.indptr) > (self.num_neighbors or np.inf)):
+                _keep_largest(common.data[common.indptr[row] : common.indptr[row + 1]], self.num_neighbors)
+            common.eliminate_zeros()
+            blocks.append(common)
         return sp.vstack(blocks, format="csr")
+
+
+def _keep_largest(values: NDArray[np.float64], number: int) -> None:
+    """Sets all others to 0, of equal ones the last."""
+    least = np.partition(values, -number)[-number]
+    is_equal = values == least
+    num_above = np.count_nonzero(values > least)
+    values[(values < least) | (is_equal & (np.cumsum(is_equal) > number - num_above))] = 0
 
 
 def _tuned(
