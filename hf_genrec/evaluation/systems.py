@@ -17,13 +17,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from hf_genrec.evaluation.baselines import BASELINES as RANKERS
 from hf_genrec.evaluation.metrics import PER_USER, bootstrap_interval
 from hf_genrec.evaluation.record import COLUMNS, named_path, users_path
 from hf_genrec.evaluation.shared_ids import corrected_ndcg_per_user, corrected_recall_per_user
 
 
 EVALUATION_NAME = "evaluation.json"
-BASELINES = {"popularity": "Popularity", "item_knn": "item-kNN", "sasrec": "SASRec"}
+BASELINES = {name: ranker.title for name, ranker in RANKERS.items()} | {"sasrec": "SASRec"}  # as tables call them
 # Results that differ in one of these are not comparable.
 GROUP_FIELDS = (
     "protocol", "split", "fingerprint", "num_users", "num_items", "max_history_length", "max_users", "exclude_seen",

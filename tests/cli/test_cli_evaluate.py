@@ -62,7 +62,7 @@ def test_run_is_evaluated_beside_the_baselines_by_exact_scores(parallel, name, s
     assert record["run"]["decoding"] == "exact"
     assert "num_beams" not in record["run"]
     assert record["model"]["invalid_rate"] == 0
-    assert set(record["baselines"]) == {"popularity", "item_knn"}
+    assert set(record["baselines"]) == {"popularity", "item_knn", "ridge"}
     assert f"# An {system} recommender" in card
     assert "predicts all codes" in card
 

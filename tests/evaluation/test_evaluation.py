@@ -134,7 +134,7 @@ def test_record_holds_the_protocol_the_model_and_the_baselines(prepared):
     assert (record["protocol"], record["split"], record["num_users"], record["num_items"]) == ("custom", "test", 3, 5)
     assert record["fingerprint"] == prepared.fingerprint
     assert record["top_k"] == 2
-    assert list(record["baselines"]) == ["popularity", "item_knn"]
+    assert list(record["baselines"]) == ["popularity", "item_knn", "ridge"]
     assert set(record["baselines"]["item_knn"]) == set(record["model"])
     assert set(record["baseline_settings"]["item_knn"]) == {"alpha", "decay", "tuned_on", "seen_excluded"}
     assert record["baseline_settings"]["item_knn"]["tuned_on"] == "validation"
@@ -182,7 +182,7 @@ def test_table_lists_the_model_last_with_chosen_columns(prepared):
     table = record_table(record, metrics=["recall@1", "invalid_rate"])
 
     assert table[0] == ["system", "recall@1", "invalid_rate", "recall@1, seen excluded"]
-    assert [row[0] for row in table[1:]] == ["popularity", "item_knn", "model"]
+    assert [row[0] for row in table[1:]] == ["popularity", "item_knn", "ridge", "model"]
     assert table[1][-1] == "–"
     assert table[-1] == ["model", "0.3333 [0.0000, 1.0000]", "0.3333", "0.3333 [0.0000, 1.0000]"]
 

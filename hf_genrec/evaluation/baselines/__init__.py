@@ -12,6 +12,7 @@ from hf_genrec.evaluation.baselines.text import TextSimilarity
 BASELINES: dict[str, type[CatalogRanker]] = {
     "popularity": Popularity,
     "item_knn": ItemKNN,
+    "ridge": SequentialRidge,
 }
 
 __all__ = [

@@ -158,8 +158,9 @@ class ItemKNN(CatalogRanker):
             rows, columns = np.repeat(np.arange(start, end), np.diff(common.indptr)), common.indices
             common.data *= columns != rows
             common.data /= (num_users[rows] * num_users[columns]) ** alpha
-            for row in np.flatnonzero(np.diff(common.indptr) > (self.num_neighbors or np.inf)):
-                _keep_largest(common.data[common.indptr[row] : common.indptr[row + 1]], self.num_neighbors)
+            most = self.num_neighbors or len(self.item_ids)
+            for row in np.flatnonzero(np.diff(common.indptr) > most):
+                _keep_largest(common.data[common.indptr[row] : common.indptr[row + 1]], most)
             common.eliminate_zeros()
             blocks.append(common)
         return sp.vstack(blocks, format="csr")

@@ -56,6 +56,8 @@ class TextSimilarity(CatalogRanker):
     ```
     """
 
+    title = "text similarity"
+
     def __init__(self, prepared: PreparedDataset, embeddings: NDArray[np.floating], *, decay: float = 0.5) -> None:
         if not 0 < decay <= 1:
             raise ValueError(f"`decay` must be in (0, 1], got {decay}.")
