@@ -45,7 +45,7 @@ def _train(
     embeddings: Annotated[
         str | None,
         typer.Option(
-            help="Without --ids, --from and --architecture: what `hf-genrec embed` wrote, to make ids of.",
+            help="What `hf-genrec embed` wrote: for ids where none are given, and for the vectors of a dense head.",
             show_default="the behaviour in the log",
         ),
     ] = None,
@@ -163,8 +163,8 @@ def _train(
     chooses = ids is None and origin is None and architecture is None and not paper
     if is_new == (origin is not None) and not chooses:
         raise ValueError("Give either `--ids` (a new model) or `--from` (a checkpoint to fine-tune).")
-    if embeddings is not None and not chooses:
-        raise ValueError("`--embeddings` are for a training that makes its ids: leave out the other options or it.")
+    if embeddings is not None and not (chooses or dense_head):
+        raise ValueError("`--embeddings` are for a training that makes its ids, or for `--dense-head`: leave it out.")
     if ids is not None and not kind.has_codes:
         raise ValueError(f"{kind.display_name} has no semantic IDs: leave out `--ids`.")
     asked = SimpleNamespace(
@@ -236,6 +236,7 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
     from transformers import CONFIG_MAPPING
 
     from hf_genrec.evaluation.record import is_finished, read_training
+    from hf_genrec.tokenizers.folder import embeddings_path, read_embeddings
     from hf_genrec.training.initial import start_fresh, start_from
     from hf_genrec.training.runs import train_run
 
@@ -259,8 +260,11 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
             shape = shape | {"history_unit": "code"}
         if "code" in (asked.shape.get("history_unit"), shape.get("history_unit")):  # the dense head reads items
             shape = shape | {"dense_head": False}
+        shape, vectors = shape | asked.shape, None
+        if asked.embeddings is not None and shape.get("dense_head"):
+            vectors, _ = read_embeddings(embeddings_path(asked.embeddings), prepared)
         starting = start_fresh(
-            prepared, asked.ids, shape=shape | asked.shape, seed=args.seed, architecture=kind.model_type
+            prepared, asked.ids, shape=shape, seed=args.seed, architecture=kind.model_type, vectors=vectors
         )
     try:
         record = train_run(

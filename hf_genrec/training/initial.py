@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from huggingface_hub import snapshot_download
@@ -58,6 +59,7 @@ def start_fresh(
     shape: Mapping[str, Any],
     seed: int,
     architecture: str = "latte",
+    vectors: np.ndarray | None = None,
 ) -> Starting:
     """
     A new model over a tokenized folder, or over the items alone.
@@ -69,6 +71,8 @@ def start_fresh(
         shape (`dict`): Fields of the architecture's config; sizes of the catalog come from the folder.
         seed (`int`): Seed of the weights.
         architecture (`str`, *optional*, defaults to `"latte"`): A model type that the Auto classes know.
+        vectors (`np.ndarray` of shape `(num_items, dim)`, *optional*):
+            What a dense head projects, see [`read_embeddings`]; scaled to a mean length of 1.
 
     Raises:
         ValueError: If the folder is about other items, missing or of no use, or `shape` has an unknown or wrong field.
@@ -82,6 +86,10 @@ def start_fresh(
         semantic_ids, made = load_tokenized(tokenized)
         check_same_catalog(semantic_ids.item_ids, prepared, owner=f"The tokenized folder {tokenized}")
         check_learned_on(made, prepared.metadata, owner=f"the tokenized folder {tokenized}")
+    if vectors is not None:
+        if not shape.get("dense_head"):
+            raise ValueError("`vectors` are read by the dense head: set `dense_head` in `shape`, or leave them out.")
+        shape = {**shape, "dense_text_dim": vectors.shape[1]}
     known = {field.name for field in dataclasses.fields(config_class)} - _NOT_TO_SET
     unknown = set(shape) - (known - {field.name for field in dataclasses.fields(PreTrainedConfig)})
     if unknown:
@@ -99,6 +107,8 @@ def start_fresh(
     if semantic_ids is None or tokenized is None:
         return Starting(model, None, None)
     model.set_catalog(semantic_ids.codes)
+    if vectors is not None:
+        model.set_text_vectors(torch.from_numpy(vectors / np.linalg.norm(vectors, axis=1).mean()))
     quantizer = Path(tokenized) / QUANTIZER_NAME
     return Starting(model, semantic_ids, quantizer if quantizer.is_dir() else None)
 

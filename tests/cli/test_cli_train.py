@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from cli_shop import COLUMNS, NUM_ITEMS, SASREC, TINY, TRAIN, error_of, result_of, run, write_log
+from safetensors.numpy import load_file
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.hub.save import save_recommender
@@ -45,14 +46,20 @@ def test_bidirectional_attention_reads_codes_unless_items_are_asked_for(shop, tm
 def test_second_head_is_trained_where_it_is_asked_for_and_its_weight_is_saved(shop, tmp_path):
     words = ["train", shop / "data", "--ids", shop / "ids", *TRAIN, "--epochs", "1", "--output", tmp_path / "run"]
 
-    record = result_of(*words, "--dense-head")
+    record = result_of(*words, "--dense-head", "--embeddings", shop / "emb")
 
+    vectors = load_file(shop / "emb" / "embeddings.safetensors")["embeddings"]
+    kept = load_file(tmp_path / "run" / "model.safetensors")["item_table.text_vectors"].astype("float64")
+    assert record["settings"]["model"]["dense_text_dim"] == vectors.shape[1]
+    np.testing.assert_allclose(np.linalg.norm(kept, axis=1).mean(), 1, rtol=1e-3)
+    np.testing.assert_allclose(kept * np.linalg.norm(vectors, axis=1).mean(), vectors, atol=1e-3)
     weight = json.loads((tmp_path / "run" / "recommend_config.json").read_text(encoding="utf-8"))["dense_weight"]
     assert record["settings"]["model"]["dense_head"] is True
     assert [entry["dense_weight"] for entry in record["log_history"] if "dense_weight" in entry] == [weight]
     assert "`--dense-head` needs `--history-unit item`" in error_of(
         *words[:-1], tmp_path / "other", "--dense-head", "--history-unit", "code"
     )
+    assert "or for `--dense-head`: leave it out" in error_of(*words, "--embeddings", shop / "emb")
 
 
 def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(shop, tmp_path):
