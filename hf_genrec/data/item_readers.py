@@ -20,8 +20,7 @@ from hf_genrec.data.columns import ID_RULE, id_string, is_bad_id, text_of
 from hf_genrec.data.items import default_fields, item_text, plain_text
 from hf_genrec.data.readers import ReadTable, open_source, records_of
 from hf_genrec.data.tables import Source, rows_of
-from hf_genrec.data.text_files import OnError, Record, Skips, TextFile
-from hf_genrec.files import first_five
+from hf_genrec.data.text_files import OnError, Record, Skips, TextFile, first_names
 
 
 logger = logging.getLogger(__name__)
@@ -115,7 +114,7 @@ def _problem_of(values: Mapping[str, Any], item: str, item_id: str | None, place
     if item_id is None:
         if values.get(item) is not None:
             return f"the field {item!r} holds {str(values[item])[:200]!r}; ids are strings or whole numbers"
-        return f"no id in the field {item!r}; the fields are {first_five(list(values))}"
+        return f"no id in the field {item!r}; the fields are {first_names(values)}"
     if item_id in places:
         return f"item id {item_id!r} has a record already ({places[item_id]})"
     return f"item id {item_id!r} {ID_RULE}" if is_bad_id(item_id) else None

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from hf_genrec.data.columns import ID_RULE, bad_ids, id_column, id_string, number_column, text_of, time_column
 from hf_genrec.data.tables import Source, open_parquet, table_of
-from hf_genrec.data.text_files import DELIMITERS, OnError, Record, Skips, TextFile, format_of, writable
-from hf_genrec.files import first_five, reading
+from hf_genrec.data.text_files import DELIMITERS, OnError, Record, Skips, TextFile, first_names, format_of, writable
+from hf_genrec.files import reading
 
 
 _ROWS_AT_ONCE = 2**16  # of a text file, as Python strings
@@ -224,7 +224,7 @@ def _require_columns(found: list[str], columns: dict[str, str], owner: str) -> N
         options = ", ".join(f"`{key}`" for key in missing)
         hint = " Pass `timestamp=None` if there are no times." if "timestamp" in missing else ""
         raise ValueError(
-            f"{owner} has no column {', '.join(map(repr, missing.values()))}; it has {first_five(found)}. Name the "
+            f"{owner} has no column {', '.join(map(repr, missing.values()))}; it has {first_names(found)}. Name the "
             f"column with {options}.{hint}"
         )
 

@@ -17,7 +17,7 @@ import os
 import re
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
@@ -35,7 +35,7 @@ MAX_DOCUMENT = 2**30  # characters of a file that is one JSON array or object
 MAX_EXPANSION, ALWAYS_ALLOWED = 200, 2**28  # text packs to a third or a tenth; only bombs to less than 1 / 200
 DELIMITERS = {"csv": ",", "tsv": "\t", "jsonl": None}  # of each text format
 MAX_DEPTH = 100  # lists in lists
-_SHOWN = 200  # characters of a malformed line in a message
+_SHOWN, _SHOWN_NAME = 200, 60  # characters of a malformed line and of a name in a message
 _LOOK_AHEAD = 10_000  # lines that may be read in vain for the end of a quoted field, beside one for each line read
 _FORMATS = {
     ".csv": "csv",
@@ -217,7 +217,7 @@ class TextFile:
         if isinstance(document, dict):
             if key is None or not all(isinstance(value, dict) for value in document.values()):
                 raise ValueError(
-                    f"{owner} holds one JSON object with the keys {first_five(list(document))}; expected is one "
+                    f"{owner} holds one JSON object with the keys {first_names(document)}; expected is one "
                     "object per line, or one array of objects."
                 )
             document = [{key: name, **value} for name, value in document.items()]
@@ -335,6 +335,16 @@ def format_of(path: Path, delimiter: str | None = None) -> str:
     if suffix not in _FORMATS and delimiter is None:
         raise ValueError(f"{path}: the name must end in one of {', '.join(_FORMATS)} (text also followed by .gz).")
     return _FORMATS.get(suffix, "csv")
+
+
+def first_names(names: Iterable[Any]) -> str:
+    """
+    Names of a file for a message, the first five and of each the beginning: they may be anything.
+
+    Args:
+        names (`Iterable[str]`): Columns or keys.
+    """
+    return first_five([str(name)[:_SHOWN_NAME] for name in names])
 
 
 def check_distinct(names: Sequence[str], owner: str) -> None:

@@ -31,8 +31,7 @@ from hf_genrec.data.prepare import MissingText, prepare
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.protocols import PROTOCOLS
 from hf_genrec.data.steps import Statistics, statistics_of
-from hf_genrec.data.text_files import OnError, Skips, TextFile, parse_json
-from hf_genrec.files import first_five
+from hf_genrec.data.text_files import OnError, Skips, TextFile, first_names, parse_json
 
 
 logger = logging.getLogger(__name__)
@@ -321,7 +320,7 @@ def _records(path: str, kind: str, on_error: OnError) -> Iterator[dict[str, Any]
     file = TextFile(path, delimiter="," if parse is None else None, parse=parse)
     missing = [name for name in ("user_id", "parent_asin", "rating", "timestamp") if name not in file.header]
     if parse is None and missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {first_five(file.header)}.")
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {first_names(file.header)}.")
     skips = Skips(on_error)
     for record in file.records():
         try:
