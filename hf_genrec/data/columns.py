@@ -54,6 +54,8 @@ def text_of(value: Any) -> str | None:
     """
     if isinstance(value, str):
         return value
+    if type(value) is int and abs(value) < 2**63:  # the usual case, quick
+        return str(value)
     if value is None or isinstance(value, Mapping | Sequence | Set | np.ndarray) or pd.isna(value):
         return None
     if isinstance(value, float | np.floating | Decimal) and abs(float(value)) < 2**53 and value == int(value):

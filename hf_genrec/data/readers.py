@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from hf_genrec.data.columns import ID_RULE, bad_ids, id_column, id_string, number_column, text_of, time_column
@@ -93,7 +94,7 @@ def read_interactions(
     opened = open_source(source, delimiter, allow_huge=allow_huge)
     owner = str(source) if isinstance(source, str | os.PathLike) else "the table"
     if isinstance(opened, TextFile):
-        raw = _read_records(opened.records(), columns, skips, owner, opened)
+        raw = _read_plain(opened, columns, owner) or _read_records(opened.records(), columns, skips, owner, opened)
     elif isinstance(opened, list):
         raw = _read_records(records_of(opened), columns, skips, owner, None)
     else:
@@ -229,18 +230,50 @@ def _require_columns(found: list[str], columns: dict[str, str], owner: str) -> N
         )
 
 
+def _read_plain(file: TextFile, columns: dict[str, str], owner: str) -> _Raw | None:
+    """The quick way, for delimited files every line of which is a row of the right length; `None` at a doubt."""
+    if file.delimiter is None:
+        return None
+    _require_columns(file.header, columns, owner)
+    wanted = list(dict.fromkeys(columns.values()))
+    tables: list[pa.Table] = []
+    doubts: list[Any] = []
+
+    def leave_out(row: Any) -> str:
+        doubts.append(row)
+        return "skip"
+
+    for block in file.blocks():
+        if block is None:
+            return None
+        try:
+            table = pyarrow.csv.read_csv(
+                pa.BufferReader(block.encode()),
+                read_options=pyarrow.csv.ReadOptions(column_names=file.header, block_size=2 * len(block) + 2**20),
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=file.delimiter, quote_char=False, invalid_row_handler=leave_out
+                ),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    include_columns=wanted, column_types=dict.fromkeys(wanted, pa.large_string())
+                ),
+            )
+        except pa.ArrowInvalid:
+            return None
+        if doubts:
+            return None
+        tables.append(pa.table({key: table[name] for key, name in columns.items()}))
+    return _Raw(pa.concat_tables(tables), lambda row: file.place_of(row + 2)) if tables else None
+
+
 def _read_records(
     records: Iterator[Record], columns: dict[str, str], skips: Skips, owner: str, file: TextFile | None
 ) -> _Raw:
     """Collects the columns asked for as texts, a batch at a time, and the line of every row."""
-    if file is not None and file.delimiter is not None:
-        _require_columns(file.header, columns, owner)
     batches: dict[str, list[pa.Array]] = {key: [] for key in columns}
     values: dict[str, list[str | None]] = {key: [] for key in columns}
     numbers: list[int] = []
-    present: set[str] = set()
-    names: list[str] = []
-    unit = "line"
+    last: Mapping[str, Any] = {}
+    absent, unit = set(columns.values()), "line"
 
     def flush() -> None:
         for key, column in values.items():
@@ -259,16 +292,19 @@ def _read_records(
         if error is not None:
             skips.add(record.shown, error)
             continue
-        names, unit = list(record.values or {}), record.unit
-        present |= {name for name in columns.values() if record.values and name in record.values}
+        last, unit = record.values or {}, record.unit
+        if absent:
+            absent -= last.keys()
         numbers.append(record.number)
         for key, value in row.items():
             values[key].append(value)
         if len(numbers) % _ROWS_AT_ONCE == 0:
             flush()
     flush()
-    if numbers and len(present) < len(set(columns.values())):
-        _require_columns(list(dict.fromkeys([*present, *names])), columns, owner)
+    if numbers and absent:
+        _require_columns(
+            [name for name in {**dict.fromkeys(columns.values()), **last} if name not in absent], columns, owner
+        )
     places = np.array(numbers, dtype=np.int64)
 
     def place_of(row: int) -> str:

@@ -36,6 +36,7 @@ MAX_EXPANSION, ALWAYS_ALLOWED = 200, 2**28  # text packs to a third or a tenth; 
 DELIMITERS = {"csv": ",", "tsv": "\t", "jsonl": None}  # of each text format
 MAX_DEPTH = 100  # lists in lists
 _SHOWN, _SHOWN_NAME = 200, 60  # characters of a malformed line and of a name in a message
+_BLOCK = 2**22  # characters that are given to a parser at a time
 _LOOK_AHEAD = 10_000  # lines that may be read in vain for the end of a quoted field, beside one for each line read
 _FORMATS = {
     ".csv": "csv",
@@ -157,9 +158,6 @@ class TextFile:
         longest = -2 if self.allow_huge else MAX_LINE
         size, number = 0, 0
         with self._decoded() as file:
-            largest = float("inf")
-            if isinstance(file.buffer, gzip.GzipFile) and not self.allow_huge:
-                largest = max(ALWAYS_ALLOWED, MAX_EXPANSION * self.path.stat().st_size)
             while part := file.readline(longest + 1):
                 number += 1
                 text, error = part.rstrip("\n"), None
@@ -167,12 +165,12 @@ class TextFile:
                     error = f"longer than {longest:,} characters; pass `allow_huge=True` to read it"
                     while part and not part.endswith("\n"):
                         size += len(part)
-                        self._check_size(size, largest)
+                        self._check_size(size, file)
                         part = file.readline(longest)
                 elif not text.isascii():
                     error = _undecoded(text)
                 size += len(part)
-                self._check_size(size, largest)
+                self._check_size(size, file)
                 yield _Line(number, text, error)
 
     def records(self, *, key: str | None = None) -> Iterator[Record]:
@@ -192,6 +190,25 @@ class TextFile:
             else:
                 error = line.error or f"malformed, expected {len(self.header)} fields, found {len(fields or [])}"
                 yield Record(str(self.path), line.number, None, error, line.text)
+
+    def blocks(self) -> Iterator[str | None]:
+        """
+        The text of a delimited file below its header in pieces of whole lines, while every line can be taken for a
+        row: there is no quotation mark, no blank line and nothing undecoded. At the first doubt comes `None`.
+        """
+        size, header = 0, f"{(self.delimiter or '').join(self.header)}\n"
+        with self._decoded() as file:
+            is_plain = file.readline(MAX_LINE) == header
+            while is_plain and (block := file.read(_BLOCK)):
+                rest = file.readline(MAX_LINE)
+                block += rest
+                size += len(block)
+                self._check_size(size, file)
+                is_plain = len(rest) < MAX_LINE and '"' not in block and "\n\n" not in f"\n{block}"
+                is_plain = is_plain and (block.isascii() or _undecoded(block) is None)
+                yield block if is_plain else None
+            if not is_plain:
+                yield None
 
     def place_of(self, number: int) -> str:
         """The place of a line, with its beginning; slow, for messages."""
@@ -289,11 +306,13 @@ class TextFile:
                     line, fields = line._replace(error=error or _OPEN_QUOTE), None
                 yield line, fields
 
-    def _check_size(self, size: int, largest: float) -> None:
-        if size > largest:
+    def _check_size(self, size: int, file: io.TextIOWrapper) -> None:
+        if size <= ALWAYS_ALLOWED or self.allow_huge or not isinstance(file.buffer, gzip.GzipFile):
+            return
+        if size > MAX_EXPANSION * self.path.stat().st_size:
             raise ValueError(
-                f"{self.path} unpacks to more than {largest:,.0f} characters, {MAX_EXPANSION} times its size. If that "
-                "is right, pass `allow_huge=True`."
+                f"{self.path} unpacks to more than {size:,} characters, {MAX_EXPANSION} times its size. If that is "
+                "right, pass `allow_huge=True`."
             )
 
     @contextmanager
@@ -370,7 +389,9 @@ def parse_json(text: str) -> Any:
         ValueError: If it is no JSON, holds a key twice, or see [`writable`]; the reason only.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_with_distinct_keys)
+        value = json.loads(text)
+        if not isinstance(value, dict) or text.count(":") != len(value):  # else no key can be there twice
+            value = json.loads(text, object_pairs_hook=_with_distinct_keys)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON, {error}") from error
     except RecursionError as error:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_genrec.data import tables
+from hf_genrec.data import tables, text_files
 from hf_genrec.data.readers import read_interactions, read_sequences
 
 
@@ -161,6 +161,26 @@ def test_columns_that_come_twice_are_refused():
 
     with pytest.raises(ValueError, match="the table has several columns called 'item_id'"):
         read_interactions(table, timestamp=None)
+
+
+@pytest.mark.parametrize("doubt", ["", "\n", 'v,"b",4\n', "broken\n", "v,,4\n", "v,b,soon\n", "v,\u82b1,4\n", "v,\r"])
+def test_a_large_file_is_read_alike_with_and_without_a_doubt_at_its_end(tmp_path, monkeypatch, doubt):
+    monkeypatch.setattr(text_files, "_BLOCK", 100)
+    path = tmp_path / "log.csv"
+    rows = [(f"u{row}", f"i{row % 7}", row) for row in range(300)]
+    lines = [f"{user},{item},{time}\n" for user, item, time in rows]
+    path.write_text("user_id,item_id,timestamp\n" + "".join(lines) + doubt + "w,,4\n", encoding="utf-8")
+    number = 302 + len(doubt.splitlines())
+
+    read = read_interactions(path, on_error="skip")
+
+    assert read.table["user_id"].to_pylist()[:300] == [user for user, _, _ in rows]
+    assert read.table["timestamp"].to_pylist()[299] == 299_000
+    assert read.table.num_rows + read.num_skipped == 301 + len(doubt.split())
+    with pytest.raises(ValueError, match=r"line 30\d"):
+        read_interactions(path)
+    if read.num_skipped == 1:
+        assert f"line {number} ('w,,4')" in read.first_skipped
 
 
 def test_integer_ids_become_strings_in_every_format(tmp_path):
