@@ -34,8 +34,20 @@ def _tokenize(
     quantizer: Annotated[
         str | None,
         typer.Option(
-            callback=one_of("residual-kmeans", "rqvae", "hierarchical-kmeans", "gaoq", "opq", "pq", "random"),
-            help="residual-kmeans (Latte, PSID, TIGER), rqvae (TIGER's own), hierarchical-kmeans, gaoq (its balanced "
+            callback=one_of(
+                "residual-kmeans",
+                "rqvae",
+                "cosette",
+                "letter",
+                "cost",
+                "hierarchical-kmeans",
+                "gaoq",
+                "opq",
+                "pq",
+                "random",
+            ),
+            help="residual-kmeans (Latte, PSID, TIGER), rqvae (TIGER's own), cosette and letter (rqvae that "
+            "learns from the log too), cost (contrastive rqvae), hierarchical-kmeans, gaoq (its balanced "
             "form with aligned codes), opq (RPG, ACERec), pq (no rotation) or random (a control).",
             show_default="residual-kmeans",
         ),

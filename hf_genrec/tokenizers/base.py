@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 
 import faiss
 import numpy as np
+import scipy.sparse as sp
 import torch
 from safetensors.numpy import load_file, save_file
 
@@ -44,7 +45,7 @@ class Quantizer(ABC):
     What it is and what suits it are class attributes:
 
     - `quantizer_type`: its name in a saved `config.json`,
-    - `names`: what `tokenize_items` and the command line call it, with the arguments that the name stands for,
+    - `names`: what `tokenize_items` and the command line call it, with the defaults that the name stands for,
     - `default_whitened`: whitened components that its paper takes; 0 for the plain embeddings,
     - `has_codebooks`: whether all items share one set of centroids per level, which the collision policies
       `"candidates"`, `"widen"` and `"rematch"` need,
@@ -73,6 +74,7 @@ class Quantizer(ABC):
         self.seed = seed
         self.report: dict[str, Any] = {}  # how training went, where there is more to say than the errors
         self._dim: int | None = None
+        self._taken: sp.csr_array | None = None  # while it learns
 
     # What a subclass says
 
@@ -133,6 +135,11 @@ class Quantizer(ABC):
         """How many of `dim` columns it can take: all, but for product quantization a multiple of the levels."""
         return dim
 
+    @property
+    def reads_log(self) -> bool:
+        """Whether it learns from who took which item, too."""
+        return False
+
     # What all share
 
     @property
@@ -152,12 +159,14 @@ class Quantizer(ABC):
             return "keep"
         return "widen" if self.has_codebooks else "append"
 
-    def fit(self, embeddings: np.ndarray, *, show_progress: bool = True) -> Self:
+    def fit(self, embeddings: np.ndarray, *, taken: sp.csr_array | None = None, show_progress: bool = True) -> Self:
         """
         Learn the codes, on one thread.
 
         Args:
             embeddings (`np.ndarray` of shape `(num_rows, dim)`): Usually those of the items that occur in training.
+            taken (`scipy.sparse.csr_array` of shape `(num_users, num_rows)`, *optional*):
+                1 where a user took the item of a row; only where [`Quantizer.reads_log`].
             show_progress (`bool`, *optional*, defaults to `True`): Whether a bar is shown after two seconds.
 
         Returns:
@@ -167,8 +176,13 @@ class Quantizer(ABC):
             ValueError: If the shape is wrong, there are too few rows, or NaN or infinity is among them.
         """
         rows = as_rows(embeddings, at_least=self._least_rows)
+        if self.reads_log and (taken is None or taken.shape[1] != len(rows)):
+            found = "none" if taken is None else f"the shape {taken.shape}"
+            raise ValueError(f"`taken` must be of the shape (num_users, {len(rows)}): who took the rows; got {found}.")
+        self._taken = taken if self.reads_log else None
         with one_thread():
             self._fit(rows, show_progress=show_progress)
+        self._taken = None
         self._dim = rows.shape[1]
         return self
 
@@ -287,14 +301,14 @@ class Quantizer(ABC):
         if codebook_size is None:
             counts = {"num_items": num_items, "num_rows": num_items if num_rows is None else num_rows}
             codebook_size = found.default_codebook_size(num_levels=num_levels, **counts)
-        fixed = {"num_levels": num_levels, "codebook_size": codebook_size, "seed": seed, **implied}
+        fixed = {"num_levels": num_levels, "codebook_size": codebook_size, "seed": seed}
         allowed = [option for option in defaults if option not in fixed]
         unknown = [option for option in options if option not in allowed]
         if unknown:
             has = f"it has {', '.join(allowed)}" if allowed else "it has none"
             raise ValueError(f"The quantizer {name!r} has no option {', '.join(map(repr, unknown))}; {has}.")
         try:
-            return found(**fixed, **options)
+            return found(**fixed, **{**implied, **options})
         except TypeError as error:
             raise ValueError(f"An option of the quantizer {name!r} has the wrong type: {error}.") from error
 

@@ -75,7 +75,7 @@ def behavior_vectors(
     if not is_warm.any():
         raise ValueError("The training part of the log is empty: there is no behaviour to learn from.")
     if run is None:
-        vectors = _singular_vectors(taken, num_components=num_components, regularization=regularization)
+        vectors = singular_vectors(taken, num_components=num_components, regularization=regularization)
     else:
         vectors = _item_table(run, data)
     return unit_rows(vectors * is_warm[:, None])
@@ -143,7 +143,8 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
 
 
-def _singular_vectors(taken: sp.csr_array, *, num_components: int, regularization: float) -> np.ndarray:
+def singular_vectors(taken: sp.csr_array, *, num_components: int, regularization: float = 3.0) -> np.ndarray:
+    """[`behavior_vectors`] of a matrix `(num_users, num_items)`. Args: see there."""
     if num_components < 1 or regularization < 0:
         raise ValueError(
             "`num_components` must be at least 1 and `regularization` at least 0, got "
@@ -162,7 +163,7 @@ def _singular_vectors(taken: sp.csr_array, *, num_components: int, regularizatio
         _, values, rows = svds(scaled, k=num_components, v0=start)
         values, rows = values[::-1], rows[::-1]
     signs = np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)])
-    return (rows * (signs * values**2)[:, None]).T
+    return unit_rows((rows * (signs * values**2)[:, None]).T)
 
 
 def _item_table(run: str | os.PathLike[str], data: PreparedDataset) -> np.ndarray:

@@ -201,7 +201,8 @@ def tokenize_items(
         points = matrix if whitening is None else whitening.transform(matrix)
         if whitening is not None:
             whitening.save(folder / QUANTIZER_NAME / "whitening.safetensors")
-        learner.fit(points[rows], show_progress=show_progress).save(folder / QUANTIZER_NAME)
+        taken = prepared.interaction_matrix()[:, rows] if learner.reads_log else None
+        learner.fit(points[rows], taken=taken, show_progress=show_progress).save(folder / QUANTIZER_NAME)
         source = {name: encoder.get(name) or None for name in ("model", "revision", "identity")}
         source |= {name: encoder[name] for name in ("behavior", "weight") if name in encoder}
         write_json(source, folder / QUANTIZER_NAME / "encoder.json")

@@ -92,7 +92,9 @@ class GAOQ(Quantizer):
                 keys, centroids, shifts = [], [], []
                 nodes, members_of = _groups(parents)
                 for node, center, members in zip(nodes, around, members_of, strict=True):
-                    found, shift, own = self._cluster(rows[members], random)
+                    found, shift, own = balanced_clusters(
+                        rows[members], self.codebook_size, num_iterations=self.num_iterations, random=random
+                    )
                     codes = _aligned(found - center, directions)
                     parents[members] = node * self.codebook_size + codes[own]
                     order = np.argsort(codes)
@@ -104,27 +106,6 @@ class GAOQ(Quantizer):
                 self._centroids.append(np.concatenate(centroids).astype(np.float32))
                 self._shifts.append(np.concatenate(shifts).astype(np.float32))
                 around = self._centroids[-1][np.searchsorted(self._keys[-1], np.unique(parents))]
-
-    def _cluster(self, rows: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Centroids of clusters of about equal size, what to take off their distances, and the cluster of each row."""
-        distinct = np.unique(rows, axis=0)
-        if len(distinct) <= self.codebook_size:
-            own = _distances(rows, distinct).argmin(axis=1)
-            return distinct, np.zeros(len(distinct)), own
-        centroids = _far_apart(distinct, self.codebook_size, random)
-        for _ in range(self.num_iterations):
-            distances = _distances(rows, centroids)
-            table = torch.from_numpy(distances)
-            shifts = balancing_shifts(table, epsilon=_EPSILON, num_iterations=_ROUNDS).numpy()
-            own = (distances - shifts).argmin(axis=1)
-            sizes = np.bincount(own, minlength=len(centroids))
-            sums = np.zeros_like(centroids)
-            np.add.at(sums, own, rows)
-            centroids = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centroids)
-        # The centroids have moved once more: the rows of training must get what any row gets later.
-        own = (_distances(rows, centroids.astype(np.float32)) - shifts.astype(np.float32)).argmin(axis=1)
-        used, own = np.unique(own, return_inverse=True)
-        return centroids[used], shifts[used], own
 
     def _encode(self, rows: np.ndarray) -> np.ndarray:
         """From the root down to the nearest child, after the shifts."""
@@ -163,6 +144,31 @@ class GAOQ(Quantizer):
     def _restore(self, tensors: dict[str, np.ndarray]) -> None:  # type: ignore[override]
         for name, levels in (("keys", self._keys), ("centroids", self._centroids), ("shifts", self._shifts)):
             levels[:] = [tensors[f"{name}_{level}"] for level in range(self.num_levels)]
+
+
+def balanced_clusters(
+    rows: np.ndarray, num_clusters: int, *, num_iterations: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Clusters of about equal size: centroids, what to take off the squared distances to them, and the cluster of each
+    row. With no more distinct rows than `num_clusters` each is its own. Args: one row per item, and a generator.
+    """
+    distinct = np.unique(rows, axis=0)
+    if len(distinct) <= num_clusters:
+        return distinct, np.zeros(len(distinct)), _distances(rows, distinct).argmin(axis=1)
+    centroids = _far_apart(distinct, num_clusters, random)
+    for _ in range(num_iterations):
+        distances = _distances(rows, centroids)
+        shifts = balancing_shifts(torch.from_numpy(distances), epsilon=_EPSILON, num_iterations=_ROUNDS).numpy()
+        own = (distances - shifts).argmin(axis=1)
+        sizes = np.bincount(own, minlength=len(centroids))
+        sums = np.zeros_like(centroids)
+        np.add.at(sums, own, rows)
+        centroids = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centroids)
+    # The centroids have moved once more: the rows of training must get what any row gets later.
+    own = (_distances(rows, centroids.astype(np.float32)) - shifts.astype(np.float32)).argmin(axis=1)
+    used, own = np.unique(own, return_inverse=True)
+    return centroids[used], shifts[used], own
 
 
 def _far_apart(rows: np.ndarray, num_centroids: int, random: np.random.Generator) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import faiss
 import numpy as np
+import scipy.sparse as sp
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import nn
@@ -21,10 +22,12 @@ from transformers.utils import logging as transformers_logging
 
 from hf_genrec.files import write_json
 from hf_genrec.tokenizers.base import PROGRESS_DELAY, Quantizer, as_rows
+from hf_genrec.tokenizers.rqvae_losses import BehaviorTerms
 from hf_genrec.tokenizers.rqvae_network import RQVAEConfig, RQVAEModel
 
 
 _TRAINING_NAME = "training.json"
+_TERMS = ("cooccurrence", "collaborative", "diversity")
 
 
 class RQVAE(Quantizer):
@@ -35,6 +38,9 @@ class RQVAE(Quantizer):
     of random rows. A share of the rows is held out, and training ends when they are no longer reconstructed better;
     the best weights are kept. Codes are the nearest centroids, one level after the other.
 
+    Three terms teach it behaviour; each has the weight 0 until it is given one, and then `fit` needs `taken`. The
+    names `"cosette"`, `"letter"` and `"cost"` stand for the options of these papers.
+
     After `fit`, `report` says how training went: `num_rows`, `num_validation_rows`, `epochs`, `best_epoch`,
     `relative_error` (of the rows held out; squared error over their variance, `None` for a single row), `history` (a
     list of both at every evaluation) and `num_restarts` of dead codes.
@@ -43,8 +49,15 @@ class RQVAE(Quantizer):
         num_levels (`int`, *optional*, defaults to 3): See [`Quantizer`], as for the next two.
         codebook_size (`int`, *optional*, defaults to 256): A power of two.
         seed (`int`, *optional*, defaults to 1234): Of weights, k-means, batches, held-out rows and restarts.
-        hidden_sizes, latent_dim, commitment_weight, dropout, sinkhorn_epsilon, sinkhorn_iterations, sinkhorn_levels:
+        hidden_sizes, latent_dim, commitment_weight, reconstruction, dropout, sinkhorn_epsilon, sinkhorn_iterations,
+        sinkhorn_levels:
             See [`RQVAEConfig`], whose defaults they have.
+        cooccurrence_weight (`float`, *optional*, defaults to 0.0):
+            Of drawing quantized items together that the same users took, others apart (COSETTE).
+        collaborative_weight (`float`, *optional*, defaults to 0.0):
+            Of finding an item's collaborative vector, from the log, among those of the batch (LETTER).
+        diversity_weight (`float`, *optional*, defaults to 0.0):
+            Of drawing near centroids of a level together (LETTER).
         restart_dead_codes (`bool`, *optional*, defaults to `True`): Whether unused centroids are moved.
         epochs (`int`, *optional*, defaults to 100): Passes over the rows at most. TIGER takes 20,000.
         batch_size (`int`, *optional*, defaults to 256): Rows per step. TIGER takes 1,024 and far more epochs.
@@ -60,7 +73,9 @@ class RQVAE(Quantizer):
     Raises:
         ValueError: If an argument is out of range.
 
-    Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
+    Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065); COSETTE (2508.14910), LETTER
+    (2405.07314), CoST (2404.14774). Their weights belong to mean squared errors; here the error is summed over the
+    columns.
 
     Example:
 
@@ -75,7 +90,12 @@ class RQVAE(Quantizer):
     """
 
     quantizer_type = "rqvae"
-    names = {"rqvae": {}}
+    names = {
+        "rqvae": {},
+        "cosette": {"cooccurrence_weight": 0.1, "sinkhorn_epsilon": 0.003},
+        "letter": {"collaborative_weight": 1.0, "diversity_weight": 0.01},
+        "cost": {"reconstruction": "contrastive"},
+    }
     block_size = 4096
 
     def __init__(
@@ -87,10 +107,14 @@ class RQVAE(Quantizer):
         hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 128),
         latent_dim: int = 32,
         commitment_weight: float = 0.25,
+        reconstruction: str = "squared",
         dropout: float = 0.0,
         sinkhorn_epsilon: float = 0.0,
         sinkhorn_iterations: int = 50,
         sinkhorn_levels: int = 1,
+        cooccurrence_weight: float = 0.0,
+        collaborative_weight: float = 0.0,
+        diversity_weight: float = 0.0,
         restart_dead_codes: bool = True,
         epochs: int = 100,
         batch_size: int = 256,
@@ -105,14 +129,17 @@ class RQVAE(Quantizer):
         super().__init__(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
         self._shape: dict[str, Any] = {
             "num_levels": num_levels, "codebook_size": codebook_size, "hidden_sizes": list(hidden_sizes),
-            "latent_dim": latent_dim, "commitment_weight": float(commitment_weight), "dropout": float(dropout),
+            "latent_dim": latent_dim, "commitment_weight": float(commitment_weight), "reconstruction": reconstruction,
+            "dropout": float(dropout),
             "sinkhorn_epsilon": float(sinkhorn_epsilon), "sinkhorn_iterations": sinkhorn_iterations,
             "sinkhorn_levels": sinkhorn_levels,
         }  # fmt: skip
         self._schedule: dict[str, Any] = {
-            "seed": seed, "restart_dead_codes": restart_dead_codes, "epochs": epochs, "batch_size": batch_size,
-            "learning_rate": learning_rate, "optimizer": optimizer, "weight_decay": weight_decay,
-            "validation_share": validation_share, "evaluate_every": evaluate_every, "patience": patience,
+            "cooccurrence_weight": cooccurrence_weight, "collaborative_weight": collaborative_weight,
+            "diversity_weight": diversity_weight, "seed": seed, "restart_dead_codes": restart_dead_codes,
+            "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "optimizer": optimizer,
+            "weight_decay": weight_decay, "validation_share": validation_share, "evaluate_every": evaluate_every,
+            "patience": patience,
             "device": device,
         }  # fmt: skip
         try:
@@ -135,6 +162,11 @@ class RQVAE(Quantizer):
         return torch.cat(blocks).float().numpy()
 
     @property
+    def reads_log(self) -> bool:
+        """See [`Quantizer.reads_log`]: with any weight of behaviour."""
+        return any(self._schedule[f"{name}_weight"] > 0 for name in _TERMS)
+
+    @property
     def _least_rows(self) -> int:
         return 0  # checked below: what counts is how many are left without the rows held out
 
@@ -152,7 +184,8 @@ class RQVAE(Quantizer):
             _start_codebooks(model, train_rows, seed=self.seed)
             nn.Module.to(model, device)
             validation = torch.from_numpy(rows[held_out]).to(device)
-            self.report = self._train(model, train_rows.to(device), validation, show_progress=show_progress)
+            terms = None if self._taken is None else self._terms(self._taken[:, rest]).to(device)
+            self.report = self._train(model, terms, train_rows.to(device), validation, show_progress=show_progress)
         if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
             raise ValueError("Training diverged: weights are not finite. Use a smaller `learning_rate`.")
         self._set_model(model.cpu())
@@ -210,15 +243,27 @@ class RQVAE(Quantizer):
             raise ValueError("The quantizer is not fitted: call `fit` or `load` first.")
         return self._exact
 
+    def _terms(self, taken: sp.csr_array) -> BehaviorTerms:
+        weights: dict[str, Any] = {name: float(self._schedule[f"{name}_weight"]) for name in _TERMS}
+        sizes: dict[str, Any] = {"dim": self._shape["latent_dim"], "batch_size": self._schedule["batch_size"]}
+        return BehaviorTerms(taken, **sizes, **weights, seed=self.seed)
+
     def _train(
-        self, model: RQVAEModel, rows: torch.Tensor, held_out: torch.Tensor, *, show_progress: bool
+        self,
+        model: RQVAEModel,
+        terms: BehaviorTerms | None,
+        rows: torch.Tensor,
+        held_out: torch.Tensor,
+        *,
+        show_progress: bool,
     ) -> dict[str, Any]:
         """Trains in place, ends with the best weights, and returns the report."""
         plan = self._schedule
         batch_size, every = min(plan["batch_size"], len(rows)), min(plan["evaluate_every"], plan["epochs"])
         wanted = TrainingArguments(optim=plan["optimizer"], learning_rate=plan["learning_rate"], report_to="none")
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(wanted)
-        optimizer = optimizer_class(model.parameters(), **options | {"weight_decay": plan["weight_decay"]})
+        parameters = [*model.parameters(), *(() if terms is None else terms.parameters())]
+        optimizer = optimizer_class(parameters, **options | {"weight_decay": plan["weight_decay"]})
         num_steps = plan["epochs"] * math.ceil(len(rows) / batch_size)
         schedule = get_cosine_schedule_with_warmup(optimizer, 0, num_steps)
         generator = torch.Generator().manual_seed(self.seed)
@@ -230,9 +275,13 @@ class RQVAE(Quantizer):
         ) as bar:
             for epoch in range(1, plan["epochs"] + 1):
                 model.train()
+                if terms is not None:
+                    terms.begin_epoch(model)
                 for picked in torch.randperm(len(rows), generator=generator).split(batch_size):
                     optimizer.zero_grad()
-                    model(rows[picked]).loss.backward()
+                    output = model(rows[picked])
+                    added = 0.0 if terms is None else terms(model, rows, picked, output)
+                    (output.loss + added).backward()
                     optimizer.step()
                     schedule.step()
                 bar.update()
@@ -256,14 +305,21 @@ class RQVAE(Quantizer):
 
     @torch.no_grad()
     def _errors(self, model: RQVAEModel, rows: torch.Tensor) -> tuple[float, float | None]:
-        """The squared error of the rows held out, and that over their variance; a single row has none."""
-        blocks = [model(block).reconstruction - block for block in rows.split(self.block_size)]
-        error = float(torch.cat(blocks).double().square().sum())
+        """What training stops by, and the squared error over the variance of the rows; a single row has none."""
+        outputs = [model(block) for block in rows.split(self.block_size)]
+        reconstruction = torch.cat([output.reconstruction for output in outputs])
+        error = float((reconstruction - rows).double().square().sum())
         spread = float((rows - rows.mean(dim=0)).double().square().sum())
-        return error, error / spread if spread > 0 else None
+        relative = error / spread if spread > 0 else None
+        if self._shape["reconstruction"] == "contrastive":  # which leaves the length of a vector open
+            error = float(torch.stack([output.reconstruction_loss for output in outputs]).mean())
+        return error, relative
 
 
 def _check_schedule(schedule: dict[str, Any]) -> None:
+    for name in (f"{name}_weight" for name in _TERMS):
+        if not 0 <= schedule[name] < math.inf:
+            raise ValueError(f"`{name}` must be at least 0, got {schedule[name]}.")
     for name, least in (("seed", 0), ("epochs", 1), ("batch_size", 1), ("evaluate_every", 1), ("patience", 1)):
         if not isinstance(schedule[name], int) or schedule[name] < least:
             raise ValueError(f"`{name}` must be a whole number, at least {least}, got {schedule[name]!r}.")

@@ -29,6 +29,9 @@ class RQVAEConfig(PreTrainedConfig):
         num_levels (`int`, defaults to 3): Codebooks.
         codebook_size (`int`, defaults to 256): Centroids per codebook, a power of two.
         commitment_weight (`float`, defaults to 0.25): Weight of what draws latents towards their centroids.
+        reconstruction (`str`, defaults to `"squared"`):
+            Error of the decoded vector, or `"contrastive"`: among the vectors of the batch it must point at its own
+            (InfoNCE on cosines, temperature 0.1), which keeps what tells items apart. As in CoST.
         dropout (`float`, defaults to 0.0): Dropout after each hidden layer.
         sinkhorn_epsilon (`float`, defaults to 0.0):
             Above 0, training assigns the last `sinkhorn_levels` levels so that all codes are used about equally; the
@@ -40,11 +43,11 @@ class RQVAEConfig(PreTrainedConfig):
     Raises:
         ValueError: If a size or weight is out of range.
 
-    Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
+    Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065); CoST (2404.14774), section 3.
     """
 
     model_type = "rqvae"
-    keys_to_ignore_at_inference = ["latents", "reconstruction_loss", "codebook_loss", "commitment_loss"]
+    keys_to_ignore_at_inference = ["latents", "quantized", "reconstruction_loss", "codebook_loss", "commitment_loss"]
 
     input_dim: int = 192
     hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 128)
@@ -52,6 +55,7 @@ class RQVAEConfig(PreTrainedConfig):
     num_levels: int = 3
     codebook_size: int = 256
     commitment_weight: float = 0.25
+    reconstruction: str = "squared"
     dropout: float = 0.0
     sinkhorn_epsilon: float = 0.0
     sinkhorn_iterations: int = 50
@@ -68,6 +72,8 @@ class RQVAEConfig(PreTrainedConfig):
         for name in ("commitment_weight", "sinkhorn_epsilon"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        if self.reconstruction not in ("squared", "contrastive"):
+            raise ValueError(f'`reconstruction` must be "squared" or "contrastive", got {self.reconstruction!r}.')
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
         super().__post_init__(**kwargs)
@@ -81,6 +87,7 @@ class RQVAEOutput(ModelOutput):
     reconstruction: torch.Tensor | None = None  # (batch, input_dim), in the scale of the embeddings
     codes: torch.Tensor | None = None  # (batch, num_levels); balanced in training if so set
     latents: torch.Tensor | None = None  # (batch, latent_dim), what the codes approximate
+    quantized: torch.Tensor | None = None  # (batch, latent_dim), the sum of the centroids; straight-through
     # Squared error per row over the mean variance of a column, summed over columns.
     reconstruction_loss: torch.Tensor | None = None
     codebook_loss: torch.Tensor | None = None  # squared distance of centroids to residuals, summed over levels
@@ -136,7 +143,11 @@ class RQVAEModel(PreTrainedModel):
         # choosing a centroid has no gradient. Codebooks learn from the codebook loss alone.
         quantized = latents + (centroids.sum(dim=0) - latents).detach()
         decoded = self.decoder(quantized)
-        reconstruction_loss = (decoded - scaled).square().sum(dim=1).mean()
+        reconstruction_loss = (
+            (decoded - scaled).square().sum(dim=1).mean()
+            if self.config.reconstruction == "squared"
+            else _contrast(decoded, scaled)
+        )
         codebook_loss = (residuals.detach() - centroids).square().sum(dim=(0, 2)).mean()
         commitment_loss = (residuals - centroids.detach()).square().sum(dim=(0, 2)).mean()
         if self.training:
@@ -146,6 +157,7 @@ class RQVAEModel(PreTrainedModel):
             reconstruction=decoded * self.input_scale + self.input_mean,
             codes=codes,
             latents=latents,
+            quantized=quantized,
             reconstruction_loss=reconstruction_loss,
             codebook_loss=codebook_loss,
             commitment_loss=commitment_loss,
@@ -247,6 +259,11 @@ def balancing_shifts(distances: torch.Tensor, *, epsilon: float, num_iterations:
         rows = 1 / (num_rows * (kernel @ columns).clamp_min(tiny))
         columns = 1 / (num_codes * (rows @ kernel).clamp_min(tiny))
     return columns.log() * unit  # a row's own factor does not change which code is nearest
+
+
+def _contrast(decoded: torch.Tensor, scaled: torch.Tensor) -> torch.Tensor:
+    unit, wanted = nn.functional.normalize(decoded, dim=1), nn.functional.normalize(scaled, dim=1)
+    return nn.functional.cross_entropy(unit @ wanted.T / 0.1, torch.arange(len(unit), device=unit.device))
 
 
 def _perceptron(sizes: list[int], *, dropout: float) -> nn.Sequential:

@@ -13,6 +13,7 @@ import json
 import faiss
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from hf_genrec.tokenizers.base import Quantizer
@@ -32,6 +33,11 @@ def make_vectors() -> np.ndarray:
     return (centres[random.integers(23, size=NUM_ROWS)] + 0.1 * noise + 0.5).astype(np.float32)
 
 
+def make_log(num_rows: int) -> sp.csr_array:
+    """Nineteen users with rows of their own choice."""
+    return sp.csr_array((np.random.default_rng(9).random((19, num_rows)) < 0.2).astype(np.float64))
+
+
 class QuantizerInvariants:
     QUANTIZER: type[Quantizer]
     ARGUMENTS: dict = {}  # further ones than the sizes
@@ -44,6 +50,12 @@ class QuantizerInvariants:
     def new(cls, **changes) -> Quantizer:
         return cls.QUANTIZER(**{"num_levels": 3, "codebook_size": 8} | cls.ARGUMENTS | changes)
 
+    @classmethod
+    def fitted(cls, vectors, **changes) -> Quantizer:
+        quantizer = cls.new(**changes)
+        taken = make_log(len(vectors)) if quantizer.reads_log else None
+        return quantizer.fit(vectors, taken=taken, show_progress=False)
+
     @pytest.fixture(scope="class")
     @classmethod
     def vectors(cls):
@@ -52,7 +64,7 @@ class QuantizerInvariants:
     @pytest.fixture(scope="class")
     @classmethod
     def quantizer(cls, vectors):
-        return cls.new().fit(vectors, show_progress=False)
+        return cls.fitted(vectors)
 
     def test_codes_have_one_column_per_level_and_lie_below_the_codebook_size(self, vectors, quantizer):
         codes = quantizer.encode(vectors)
@@ -77,7 +89,7 @@ class QuantizerInvariants:
         faiss.omp_set_num_threads(3)
         torch.set_num_threads(3)
         try:
-            again = self.new().fit(vectors, show_progress=False)
+            again = self.fitted(vectors)
             during = faiss.omp_get_max_threads(), torch.get_num_threads()
         finally:
             faiss.omp_set_num_threads(before[0])
@@ -89,7 +101,7 @@ class QuantizerInvariants:
         assert during == (3, 3)  # restored
 
     def test_other_seed_gives_other_codes(self, vectors, quantizer):
-        other = self.new(seed=5).fit(vectors, show_progress=False)
+        other = self.fitted(vectors, seed=5)
 
         assert not np.array_equal(other.encode(vectors), quantizer.encode(vectors))
 
@@ -176,7 +188,7 @@ class QuantizerInvariants:
     def test_too_few_rows_to_learn_from_are_refused(self, vectors):
         if self.LEAST_ROWS:
             with pytest.raises(ValueError, match=f"{self.LEAST_ROWS - 1} rows, fewer than|at least one row"):
-                self.new().fit(vectors[: self.LEAST_ROWS - 1], show_progress=False)
+                self.fitted(vectors[: self.LEAST_ROWS - 1])
 
     def test_quantizer_that_is_not_fitted_says_so(self, vectors, tmp_path):
         fresh = self.new()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from hf_genrec.tokenizers.base import Quantizer
 from hf_genrec.tokenizers.collisions import reassign_by_candidates
 from hf_genrec.tokenizers.rqvae import RQVAE
+from hf_genrec.tokenizers.rqvae_losses import BehaviorTerms
 from hf_genrec.tokenizers.rqvae_network import RQVAEConfig, RQVAEModel, balanced_codes
-from tests.invariants.quantizer import QuantizerInvariants
+from tests.invariants.quantizer import QuantizerInvariants, make_log
 
 
 SIZES = {"num_levels": 2, "codebook_size": 8, "hidden_sizes": (11,), "latent_dim": 5}
@@ -271,7 +273,109 @@ class TestRQVAE(QuantizerInvariants):
 
     def test_too_few_rows_to_learn_from_are_refused(self, vectors):
         with pytest.raises(ValueError, match="7 rows, fewer than the 8 centroids"):
-            self.new().fit(vectors[:8], show_progress=False)
+            self.fitted(vectors[:8])
+
+
+class TestCOSETTE(TestRQVAE):
+    ARGUMENTS = SHORT | {"num_levels": 3, "epochs": 20, "cooccurrence_weight": 0.1, "sinkhorn_epsilon": 0.003}
+    WRONG = {"cooccurrence_weight": -1.0}
+
+    def test_log_of_other_rows_or_none_is_refused(self, vectors):
+        with pytest.raises(ValueError, match=r"shape \(num_users, 301\): who took the rows; got none"):
+            self.new().fit(vectors)
+        with pytest.raises(ValueError, match=r"got the shape \(19, 300\)"):
+            self.new().fit(vectors, taken=make_log(300))
+
+
+class TestLETTER(TestRQVAE):
+    ARGUMENTS = SHORT | {"num_levels": 3, "epochs": 20, "collaborative_weight": 1.0, "diversity_weight": 0.01}
+    WRONG = {"collaborative_weight": -1.0, "diversity_weight": float("inf")}
+
+
+class TestCoST(TestRQVAE):
+    ARGUMENTS = SHORT | {"num_levels": 3, "epochs": 20, "reconstruction": "contrastive"}
+    WRONG = {"reconstruction": "cubic"}
+
+    def test_codes_stand_for_embeddings_level_by_level(self, vectors, quantizer):
+        # The loss knows directions only: the decoded vectors point at their own, of any length.
+        decoded = quantizer.decode(quantizer.encode(vectors)) - vectors.mean(axis=0)
+        scaled = vectors - vectors.mean(axis=0)
+        unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (decoded, scaled)]
+        cosines = unit[0] @ unit[1].T
+        assert np.diag(cosines).mean() > cosines.mean() + 0.5
+
+
+def behavior_terms(taken, **weights) -> BehaviorTerms:
+    return BehaviorTerms(taken, dim=5, batch_size=64, seed=3, **weights)
+
+
+def test_cooccurrence_is_the_sigmoid_loss_of_all_pairs(model):
+    taken = sp.csr_array([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
+    rows = torch.randn(4, 13)
+    terms = behavior_terms(taken, cooccurrence=0.5)
+    terms.random = np.random.default_rng(0)  # whose users are both
+
+    added = terms(model, rows, torch.arange(4), model(rows))
+
+    unit = torch.nn.functional.normalize(model(rows).quantized, dim=1)
+    total = 0.0
+    for i in range(4):
+        for j in range(4):
+            logit = float((torch.e**2 * unit[i] @ unit[j] - 8).detach()) if i != j else None
+            if logit is not None:
+                total += np.log1p(np.exp(-logit if i // 2 == j // 2 else logit))
+    assert float(added) == pytest.approx(0.5 * total / 4, rel=1e-4)
+
+
+def test_collaborative_term_asks_each_item_for_its_own_vector(model):
+    taken = sp.csr_array((np.random.default_rng(5).random((31, 9)) < 0.4).astype(float))
+    terms = behavior_terms(taken, collaborative=2.0)
+    rows, picked = torch.randn(9, 13), torch.tensor([7, 2, 4])
+
+    output = model(rows[picked])
+
+    logits = output.quantized @ terms.vectors[picked].T
+    expected = -2 * logits.log_softmax(dim=1).diagonal().mean()
+    torch.testing.assert_close(terms(model, rows, picked, output), expected)
+    torch.testing.assert_close(terms.vectors.norm(dim=1), torch.full((9,), 5**0.5))
+
+
+def test_diversity_draws_the_chosen_centroid_to_one_of_its_cluster(model):
+    terms = behavior_terms(sp.csr_array(np.eye(3)), diversity=1.0)
+    with torch.no_grad():
+        model.codebooks[:] = torch.randn(2, 8, 5) + 9 * (torch.arange(8) % 2)[None, :, None]
+    terms.begin_epoch(model)
+    output = model(torch.randn(3, 13))
+
+    terms(model, torch.randn(3, 13), torch.arange(3), output).backward()
+
+    assert model.codebooks.grad.abs().sum() > 0
+    assert model.encoder[0].weight.grad is None
+    for clusters in terms._clusters:
+        assert len(set(clusters.tolist())) == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"collaborative_weight": 100.0},
+        pytest.param({"cooccurrence_weight": 10.0, "epochs": 200, "batch_size": 32}, marks=pytest.mark.slow),
+    ],
+)
+def test_items_that_the_same_users_took_get_the_same_first_code(options):
+    random = np.random.default_rng(3)
+    groups = np.arange(240) % 6  # a small part of what the vectors say
+    rows = np.hstack([3 * random.normal(size=(240, 7)), 0.5 * np.eye(6)[groups]]).astype(np.float32)
+    users = np.arange(90) % 6
+    taken = sp.csr_array(((users[:, None] == groups) & (random.random((90, 240)) < 0.2)).astype(float))
+
+    def share_alike(**options):
+        quantizer = RQVAE(**SHORT | {"epochs": 60, "validation_share": 0.0} | options)
+        first = quantizer.fit(rows, taken=taken, show_progress=False).encode(rows)[:, 0]
+        same = (first[:, None] == first) & ~np.eye(240, dtype=bool)
+        return ((groups[:, None] == groups) & same).sum() / same.sum()
+
+    assert share_alike(**options) > 2.5 * share_alike(epochs=3)  # without, one in six is chance
 
 
 @pytest.mark.parametrize("arguments", [{"epochs": "many"}, {"latent_dim": "wide"}])

@@ -15,8 +15,20 @@ from hf_genrec.tokenizers.semantic_ids import SemanticIds
 
 
 NUM_ITEMS, DIM = 47, 14
-QUANTIZERS = ["residual-kmeans", "rqvae", "hierarchical-kmeans", "gaoq", "opq", "pq", "random"]
-QUICK = {"rqvae": {"epochs": 2, "hidden_sizes": [9], "latent_dim": 4}}
+QUANTIZERS = [
+    "residual-kmeans",
+    "rqvae",
+    "cosette",
+    "letter",
+    "cost",
+    "hierarchical-kmeans",
+    "gaoq",
+    "opq",
+    "pq",
+    "random",
+]
+RQVAES = ["rqvae", "cosette", "letter", "cost"]
+QUICK = dict.fromkeys(RQVAES, {"epochs": 2, "hidden_sizes": [9], "latent_dim": 4})
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +206,10 @@ def test_columns_are_left_out_where_the_levels_do_not_divide_those_that_whitenin
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"quantizer": "vq"}, "one of residual-kmeans, rqvae, hierarchical-kmeans, gaoq, opq, pq, random, got 'vq'"),
+        (
+            {"quantizer": "vq"},
+            "one of residual-kmeans, rqvae, cosette, letter, cost, hierarchical-kmeans, gaoq, opq, pq, random, got 'vq'",
+        ),
         ({"quantizer": "rqvae", "options": {"epoch": 3}}, "no option 'epoch'; it has hidden_sizes, latent_dim"),
         ({"quantizer": "rqvae", "options": {"seed": 3}}, "no option 'seed'"),
         ({"options": {"beam_size": "x"}}, "wrong type"),
