@@ -56,7 +56,7 @@ class NextItemPipeline(Pipeline):
         if tokenizer is None:
             raise ValueError("`tokenizer` is needed: it holds the item ids. Give the one of the model's folder.")
         if tokenizer.name_or_path == model.name_or_path:
-            self._check_files(model, *_TOKENIZER_FILES)
+            _check_files(model, *_TOKENIZER_FILES)
         self._item_ids = item_ids_of(tokenizer, model.config)
         first = model.config.first_item_token
         self._token_of = {item_id: token for token, item_id in enumerate(self._item_ids, first)}
@@ -65,11 +65,14 @@ class NextItemPipeline(Pipeline):
         self._has_looked_for_titles = False
         super().__init__(model=model, tokenizer=tokenizer, batch_size=batch_size, **kwargs)
 
-    @staticmethod
-    def _check_files(model, *names: str) -> None:
-        """Compare files with the manifest of the folder that a model was loaded from, unless it should not be."""
-        if getattr(model, "_checks_files", False):
-            check_manifest(model.name_or_path, names.__contains__, **model._hub_arguments)
+    def check_files(self, *names: str) -> None:
+        """
+        Compare files with the manifest of the folder that the model was loaded from, as its own were then.
+
+        Args:
+            *names: Such as `"items.parquet"`; `ValueError` for one that is not the file that was saved.
+        """
+        _check_files(self.model, *names)
 
     def __call__(self, histories, **options):
         """
@@ -208,10 +211,12 @@ class NextItemPipeline(Pipeline):
             arguments["local_files_only"] = True
         if not self.model.name_or_path:  # made in this process
             return None
-        return optional_file(self.model.name_or_path, "items.parquet", **arguments)
+        path = optional_file(self.model.name_or_path, "items.parquet", **arguments)
+        if path is not None:
+            self.check_files("items.parquet")
+        return path
 
     def _titles_in(self, path: str) -> list[str] | None:
-        self._check_files(self.model, "items.parquet")
         # by name, since a plain import would make pyarrow a requirement of everybody who loads the model
         parquet = importlib.import_module("pyarrow.parquet")
         try:
@@ -225,6 +230,11 @@ class NextItemPipeline(Pipeline):
                 "weights."
             )
         return table["title"].to_pylist() if "title" in table.column_names else None
+
+
+def _check_files(model, *names: str) -> None:
+    if getattr(model, "_checks_files", False):
+        check_manifest(model.name_or_path, names.__contains__, **model._hub_arguments)
 
 
 def _shown(item_ids: list[str]) -> str:

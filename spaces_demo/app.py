@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from page_parts import about_html, examples_html, found_html, head_html, loading_html
 from page_style import COLORS, CSS, LISTEN
-from served_model import MAX_BEAMS, MAX_QUERY, MAX_RESULTS, ServedModel, load_model, repository
+from served_model import MAX_BEAMS, MAX_QUERY, MAX_RESULTS, ServedModel, load_model, pinned, repository
 from visit import changed, linked, shown
 
 
@@ -62,7 +62,7 @@ def build_demo(repo_or_folder: str | os.PathLike[str], page: "Future[Page] | Non
     """
     page = page or start_loading(repo_or_folder)
     with gr.Blocks(title="What comes next?", analytics_enabled=False) as demo:
-        head = _part(loading_html(os.fspath(repo_or_folder)), elem_id="head")
+        head = _part(loading_html(pinned(os.fspath(repo_or_folder))[0]), elem_id="head")
         with gr.Tab("Recommend"):
             parts = _recommend_tab(page)
         with gr.Tab("About"):

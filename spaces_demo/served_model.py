@@ -253,7 +253,8 @@ def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
     Load what the page serves, all of it from one commit.
 
     Args:
-        repo_or_folder (`str` or `Path`): Name of a Hub repository, or a folder with the same files.
+        repo_or_folder (`str` or `Path`):
+            Name of a Hub repository, `name@revision` to pin the code that is run, or a folder with the same files.
 
     Returns:
         [`ServedModel`]
@@ -262,10 +263,13 @@ def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
         ValueError: If weights, item table and tokenizer do not belong together.
     """
     source, is_folder = os.fspath(repo_or_folder), Path(repo_or_folder).is_dir()
-    config = AutoConfig.from_pretrained(source, trust_remote_code=True)
+    source, revision = (source, None) if is_folder else pinned(source)
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=True)
     revision = None if is_folder else getattr(config, "_commit_hash", None)
     # the pipeline refuses weights, code and tokenizer that are not of one recommender
     loaded = pipeline(TASK, model=source, revision=revision, trust_remote_code=True, device="cpu")
+    if hasattr(loaded, "check_files"):  # code published before has none
+        loaded.check_files("items.parquet")
     items = pq.read_table(_file(source, "items.parquet", revision))
     item_ids = items["item_id"].to_pylist()
     tokens = range(config.first_item_token, config.first_item_token + config.num_items)
@@ -283,6 +287,20 @@ def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
         neighbors and read_neighbors(neighbors, item_ids),
         is_on_hub=not is_folder,
     )
+
+
+def pinned(name: str) -> tuple[str, str | None]:
+    """
+    A repository and the revision that it is pinned to.
+
+    Args:
+        name (`str`): `user/name` or `user/name@revision`.
+
+    Returns:
+        `tuple[str, str | None]`
+    """
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
 
 
 def default_settings(evaluation: dict[str, Any] | None, saved: Any = None, *, num_items: int) -> Settings:

@@ -84,7 +84,7 @@ def model_card(
         collisions=_collisions(items),
         ids_made_by=_ids_made_by(quantizer or {}),
         data=data,
-        evaluation=evaluation,
+        evaluation=evaluation and {**evaluation, **_as_texts(evaluation, "protocol", "split")},
         versions=_versions(),
         **_measured(evaluation),
     )
@@ -161,13 +161,13 @@ def dataset_card(
         template_str=_template("dataset_card.md"),
         num_items=f"{table.num_rows:,}",
         num_levels=len(table["codes"][0]) if table.num_rows else 0,
-        columns=", ".join(f"`{name}`" for name in table.column_names),
+        columns=", ".join(map(code_text, table.column_names)),
         collisions=_collisions(table),
         repo=repo_id or "REPO",
         examples=_examples(table),
         statistics=record.get("statistics"),
         settings=", ".join(f"{name} {markdown_text(str(made[name]))}" for name in known),
-        fingerprint=record.get("data_fingerprint"),
+        fingerprint=code_text(str(record.get("data_fingerprint"))),
         versions=_versions(),
     )
     return marked(str(card))
@@ -250,7 +250,19 @@ def markdown_text(text: str) -> str:
     if len(line) > MAX_TEXT:
         line = line[: MAX_TEXT - 1].rstrip() + "…"
     line = re.sub(r"([\\`*_{}\[\]#|~!$])", r"\\\1", html.escape(line, quote=False))
-    return line.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
+    line = re.sub(r"(?<=\w):(?=\S)", "&#58;", line.replace("@", "&#64;"))  # https:, javascript:, mailto:
+    return re.sub(r"(?i)(www)\.", r"\1&#46;", line)
+
+
+def code_text(text: str) -> str:
+    """
+    A string of somebody else as code within a line of Markdown, where only a backtick or a new line means anything.
+
+    Args:
+        text (`str`): Any string.
+    """
+    line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable()).replace("`", "'")
+    return f"`{line[:MAX_TEXT] or ' '}`"
 
 
 def code_of_ids(item_ids: Sequence[str]) -> str:
@@ -296,6 +308,10 @@ def _digest(body: str) -> str:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _as_texts(record: Mapping[str, Any], *names: str) -> dict[str, str]:
+    return {name: markdown_text(str(record[name])) for name in names}
 
 
 def _quantizer_of(folder: Path) -> dict[str, Any]:
@@ -388,8 +404,8 @@ def _collisions(items: pa.Table | None) -> str:
 
 def _ids_made_by(quantizer: Mapping[str, Any]) -> str:
     kind, encoder = quantizer.get("quantizer_type"), quantizer.get("encoder")
-    parts = [f"semantic IDs by `{kind}`"] if kind else []
-    parts += [f"from texts read by {markdown_text(Path(encoder).name)}"] if encoder else []
+    parts = [f"semantic IDs by {code_text(str(kind))}"] if kind else []
+    parts += [f"from texts read by {markdown_text(Path(str(encoder)).name)}"] if encoder else []
     return " ".join(parts)
 
 
@@ -402,21 +418,21 @@ def _data_of(evaluation: Mapping[str, Any] | None, run: Mapping[str, Any] | None
         return {}
     label, page, licence, dataset = _DATA.get(protocol, _DATA["custom"])
     if prepared.get("category"):
-        label += f", {markdown_text(prepared['category'])}"
+        label += f", {markdown_text(str(prepared['category']))}"
     counts = (("num_train_targets", "training targets"), ("num_parameters", "parameters"))
     training = [f"{run[key]:,} {what}" for key, what in counts if run.get(key) is not None]
     training += [f"{run['minutes']:.0f} minutes"] if run.get("minutes") is not None else []
-    training += [f"seed {settings['seed']}"] if settings.get("seed") is not None else []
+    training += [f"seed {markdown_text(str(settings['seed']))}"] if settings.get("seed") is not None else []
     fingerprint = settings.get("data_fingerprint") or evaluation.get("fingerprint")
     return {
         "label": label,
         "page": page,
         "licence": licence,
         "dataset": dataset,
-        "protocol": protocol,
+        "protocol": code_text(str(protocol)),
         "k_core": PROTOCOLS[protocol].k_core if protocol in PROTOCOLS else 0,
         "training": ", ".join(training),
-        "fingerprint": fingerprint and markdown_text(str(fingerprint)),
+        "fingerprint": fingerprint and code_text(str(fingerprint)),
     }
 
 
@@ -432,11 +448,12 @@ def _measured(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
         rare, popular = buckets[0], buckets[-1]
         metric = next(name for name in rare if re.match(r"recall@\d+$", name))
         popularity = (
-            f"{metric} is {rare[metric]:.4f} for items with {rare['bucket']} interactions in training and "
-            f"{popular[metric]:.4f} for those with {popular['bucket']}."
+            f"{metric} is {rare[metric]:.4f} for items with {markdown_text(str(rare['bucket']))} interactions in "
+            f"training and {popular[metric]:.4f} for those with {markdown_text(str(popular['bucket']))}."
         )
+    rows = record_table(evaluation, metrics=[f"recall@{cut}", f"ndcg@{cut}", "invalid_rate"])
     return {
-        "metrics": _markdown_table(record_table(evaluation, metrics=[f"recall@{cut}", f"ndcg@{cut}", "invalid_rate"])),
+        "metrics": _markdown_table([(markdown_text(system), *cells) for system, *cells in rows]),
         "confidence": f"{100 * evaluation['confidence']:g} % " if "confidence" in evaluation else "",
         "popularity": popularity,
         "coverage": values.get("coverage@10"),

@@ -191,7 +191,8 @@ def push_space(
     Publish the demo as a Space that shows a recommender's repository.
 
     `repo` is the repository of the recommender, of which the Space cannot read a private one without a token of its
-    own; `space_id` is named as other repositories are.
+    own; `space_id` is named as other repositories are. The Space runs the code of the commit that the recommender has
+    now, and of a later one after the next push of the Space.
 
     Args: the others: see [`push_recommender`].
     """
@@ -206,7 +207,8 @@ def push_space(
     message = commit_message or "Upload demo"
     publication = target.push(lambda card_there: contents, message, private=private, replace_card=replace_card)
     if not dry_run:
-        HfApi(token=token).add_space_variable(target.repo_id, SPACE_VARIABLE, repo)
+        api = HfApi(token=token)
+        api.add_space_variable(target.repo_id, SPACE_VARIABLE, f"{repo}@{api.model_info(repo).sha}")
     return publication
 
 

@@ -1,6 +1,7 @@
 """Cards: complete for every architecture, readable for the Hub, safe against titles of strangers, known as ours."""
 
 import json
+import re
 
 import pyarrow as pa
 import pytest
@@ -184,6 +185,28 @@ def test_history_of_the_example_is_a_list_in_python(item_ids):
 
     assert 1 <= len(json.loads(code)) <= 2
     assert "`" not in code
+
+
+def test_everything_that_a_user_gave_is_text_and_never_markup():
+    evil = "`<b>|x|</b>\n# WWW.evil.org javascript:alert(1) https://evil.org"
+    evaluation = EVALUATION | {"protocol": evil, "split": evil, "baselines": {evil: METRICS | INTERVALS}}
+    run = {"settings": {"seed": evil, "data_fingerprint": evil}, "data": {"category": evil}}
+    ids = SemanticIds.from_codes(["a", "b"], [[1, 0], [0, 1]], codebook_size=3, policy="append")
+    made = {"statistics": ids.statistics(), "settings": {"seed": evil, "quantizer": evil}, "data_fingerprint": evil}
+    table = ids.to_table().append_column(evil, pa.array(["x", "y"]))
+    quantizer = {"quantizer_type": evil, "encoder": evil}
+    buckets = EVALUATION["model"] | {"by_popularity": [bucket | {"bucket": evil} for bucket in BUCKETS]}
+
+    for card in (
+        model_card(model_of("latte").config, evaluation | {"model": buckets}, run=run, quantizer=quantizer),
+        dataset_card(table, made),
+    ):
+        text = re.sub(
+            r"(?<!\\)`[^`\n]*`", "", card.split("---\n", 2)[2].partition("<!--")[0]
+        )  # code shows what it holds
+        assert "evil" in text
+        for markup in ("<b>", "|x|", "\n# WWW", "WWW.e", "javascript:", "https://evil"):
+            assert markup not in text
 
 
 def test_edited_card_is_known():

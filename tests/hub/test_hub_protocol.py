@@ -349,6 +349,7 @@ def test_ids_become_a_data_set_with_a_card(hub, run):
 def test_space_holds_the_demo_and_names_the_recommender(hub, run, repository):
     push_recommender(run, "toy")
     publication = push_space("me/toy", "toy-demo")
+    pinned = hub.model("me/toy").head()
     again = push_space("me/toy", "toy-demo")
 
     space = hub.repo("space", "me/toy-demo")
@@ -356,7 +357,7 @@ def test_space_holds_the_demo_and_names_the_recommender(hub, run, repository):
     assert files["app.py"] == (repository / "spaces_demo" / "app.py").read_bytes()
     assert ModelCard(files["README.md"].decode()).data["models"] == ["me/toy"]
     assert (space.private, space.settings["sdk"]) == (True, "gradio")
-    assert space.settings["set"] == {"HF_GENREC_REPO": "me/toy"}
+    assert space.settings["set"] == {"HF_GENREC_REPO": f"me/toy@{pinned}"}
     assert again.commit == publication.commit
     with pytest.raises(ValueError, match="is a folder"):
         push_space(str(run), "toy-demo")
