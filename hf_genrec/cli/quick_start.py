@@ -20,17 +20,19 @@ from rich.console import Console
 
 from hf_genrec.cli.tables import (
     collision_table,
-    metrics_table,
     preparation_notes,
     recommendation_entries,
     recommendations_table,
+    rows_table,
     statistics_table,
     usage_table,
 )
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sources.movielens import prepare_movielens
+from hf_genrec.evaluation.compare import compare_evaluations, comparison_note, comparison_tables
 from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
 from hf_genrec.evaluation.record import evaluation_run
+from hf_genrec.evaluation.systems import load_evaluation
 from hf_genrec.modeling.configuration_latte import LatteConfig
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.folder import embed_items, embeddings_path, load_tokenized, read_embeddings, tokenize_items
@@ -44,66 +46,38 @@ from hf_genrec.training.runs import (
     train_run,
     write_evaluation,
 )
+from hf_genrec.training.threads import threads
 
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+VECTORS: dict[str, Any] = {"behavior": "svd", "weight": 0.6}
 TOKENIZER: dict[str, Any] = {
-    "num_levels": 2,
-    "codebook_size": 64,
-    "policy": "widen",
-    "num_whitened": 64,
-    "fit_on": "train",
-    "num_candidates": 5,
-    "seed": 1234,
-}
-LATENT_AGGREGATION = "sum"
+    "num_levels": 2, "codebook_size": 64, "policy": "widen", "num_whitened": 0, "fit_on": "train",
+    "num_candidates": 5, "seed": 1234,
+}  # fmt: skip
 SHAPE: dict[str, Any] = LatteConfig.default_shape | {
-    "num_latent_tokens": 2,
-    "d_model": 64,
-    "d_ff": 256,
-    "d_kv": 32,
-    "num_heads": 2,
-    "max_history_length": 50,
-}
+    "num_latent_tokens": 0, "d_model": 64, "d_ff": 256, "d_kv": 32, "num_heads": 2, "max_history_length": 50,
+    "dense_head": True, "dropout_rate": 0.3,
+}  # fmt: skip
 SCHEDULE: dict[str, Any] = LatteConfig.default_schedule | {
-    "learning_rate": 3e-3,
-    "per_device_train_batch_size": 512,
-    "num_train_epochs": 36,
-    "eval_strategy": "steps",
-    "eval_steps": 0.125,
-    "save_strategy": "steps",
-    "save_steps": 0.125,
-    "num_eval_users": -1,
-    "latent_aggregation": LATENT_AGGREGATION,
-    "seed": 1,
-}
-TEST_BEAMS = 50
+    "learning_rate": 3e-3, "per_device_train_batch_size": 512, "num_train_epochs": 16, "eval_strategy": "steps",
+    "eval_steps": 0.25, "save_strategy": "steps", "save_steps": 0.25, "num_eval_users": -1,
+    "per_device_eval_batch_size": 256, "seed": 1,
+}  # fmt: skip
 EXCLUDE_SEEN = True  # a film is rated once: for the model and the baselines alike
 NUM_SHOWN_USERS = 3
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """
-    What the quick start does; the defaults are the constants above.
-
-    Attributes:
-        encoder (`str`): sentence-transformers model.
-        matrix (`str` or `None`): a ready embedding matrix instead.
-        tokenizer (`dict`): arguments of [`~tokenized.tokenize_items`].
-        shape (`dict`): fields of [`LatteConfig`].
-        schedule (`dict`): fields of [`GenRecTrainingArguments`].
-        test_beams (`int`): beams of the evaluation.
-        num_shown_users (`int`): users whose recommendations are shown.
-    """
+    """What the quick start does; the defaults are the constants above. `matrix` stands for the encoder's vectors."""
 
     encoder: str = ENCODER
     matrix: str | None = None
+    vectors: Mapping[str, Any] = field(default_factory=lambda: dict(VECTORS))
     tokenizer: Mapping[str, Any] = field(default_factory=lambda: dict(TOKENIZER))
     shape: Mapping[str, Any] = field(default_factory=lambda: dict(SHAPE))
     schedule: Mapping[str, Any] = field(default_factory=lambda: dict(SCHEDULE))
-    test_beams: int = TEST_BEAMS
-    num_shown_users: int = NUM_SHOWN_USERS
 
 
 def run_demo(
@@ -130,25 +104,20 @@ def run_demo(
 
     Returns:
         `dict`: `folder` of the model, `evaluation` (the record), `users` (recommendations) and `minutes`.
-
-    Raises:
-        FileNotFoundError: If the data set is not there.
     """
-    folder = Path(output_dir)
+    folder, start = Path(output_dir), time.perf_counter()
     if settings is None:
         fetched = folder / Path(ENCODER).name
         settings = DemoSettings(encoder=encoder or (str(fetched) if fetched.is_dir() else ENCODER))
-    start = time.perf_counter()
     prepared = prepared or _prepared(folder / "data", movielens or folder / "ml-100k", console)
     console.print(statistics_table(prepared.metadata), *preparation_notes(prepared.metadata), sep="\n")
-    _tokenized(folder, prepared, settings, console)
-    _trained(folder, prepared, settings, console)
-    recommender = Recommender.from_pretrained(
-        folder / "model", num_beams=settings.test_beams, latent_aggregation=LATENT_AGGREGATION
-    )
-    record = _evaluated(folder / "model", recommender, prepared, settings, console)
-    console.print(metrics_table(record))
-    users = _shown_users(recommender, prepared, settings, console)
+    walk = _Walk(folder, prepared, settings, console)
+    walk.make_ids()
+    walk.train()
+    with threads(1):  # products of this size gain nothing from a second one
+        recommender = Recommender.from_pretrained(folder / "model")
+        record = walk.evaluate(recommender)
+        users = walk.show_users(recommender)
     minutes = (time.perf_counter() - start) / 60
     ids = " ".join(prepared.split("test")[0]["history"][-3:])
     console.print(f"Done in {minutes:.1f} minutes. Everything is in {folder}.")
@@ -157,108 +126,118 @@ def run_demo(
 
 
 def _prepared(folder: Path, movielens: str | os.PathLike[str], console: Console) -> PreparedDataset:
-    _heading(console, "1. MovieLens-100K", (folder / "dataset.json").is_file())
-    if not (folder / "dataset.json").is_file():
-        return prepare_movielens(folder, movielens)
-    prepared = PreparedDataset.load(folder)
+    is_there = (folder / "dataset.json").is_file()
+    _heading(console, "1. MovieLens-100K", is_there)
+    prepared = PreparedDataset.load(folder) if is_there else prepare_movielens(folder, movielens)
     if prepared.metadata["protocol"] != "movielens":
         raise ValueError(f"{folder} holds another data set than MovieLens-100K. Choose another `--output`.")
     return prepared
 
 
-def _tokenized(folder: Path, prepared: PreparedDataset, settings: DemoSettings, console: Console) -> None:
-    """Embeddings and semantic IDs."""
-    path = embeddings_path(folder)
-    is_there = path.is_file() and _is_embedded(path, prepared, settings)
-    _heading(
-        console,
-        f"2. Item texts to embeddings: {Path(settings.matrix).name if settings.matrix else settings.encoder}",
-        is_there,
-    )
-    if not is_there:
-        embed_items(prepared, path, model_name=settings.encoder, matrix=settings.matrix)
-    embeddings, _ = read_embeddings(path, prepared)
-    console.print(f"{embeddings.shape[0]:,} items, {embeddings.shape[1]} dimensions")
-    target = folder / "semantic_ids"
-    digest = hashlib.sha256(embeddings.tobytes()).hexdigest()[:16]
-    wanted = dict(settings.tokenizer) | {"embeddings": digest}
-    is_there = False
-    if (target / "tokenizer.json").is_file():
-        made = load_tokenized(target)[1]
-        is_there = wanted.items() <= made["settings"].items() and made["data_fingerprint"] == prepared.fingerprint
-    _heading(console, "3. Embeddings to semantic IDs", is_there)
-    if not is_there:
-        tokenize_items(prepared, path, target, **settings.tokenizer, overwrite=True)
-    statistics = load_tokenized(target)[1]["statistics"]
-    console.print(collision_table(statistics), usage_table(statistics), sep="\n")
-
-
-def _is_embedded(path: Path, prepared: PreparedDataset, settings: DemoSettings) -> bool:
-    try:
-        _, encoder = read_embeddings(path, prepared)
-    except ValueError:  # of other items
-        return False
-    return settings.matrix is not None or Path(encoder.get("model", "")).name == Path(settings.encoder).name
-
-
-def _trained(folder: Path, prepared: PreparedDataset, settings: DemoSettings, console: Console) -> None:
-    target = folder / "model"
-    _heading(console, "4. Training", is_finished(target))
-    args = training_arguments(target, settings=settings.schedule)
-    starting = start_fresh(prepared, folder / "semantic_ids", shape=settings.shape, seed=args.seed)
-    if is_finished(target):
-        made, wanted = read_training(target)["settings"], run_settings(prepared, starting, args)
-        differing = [name for name in wanted if json.loads(json.dumps(wanted[name])) != made.get(name)]
-        if differing:
-            raise ValueError(
-                f"{target} holds a model trained with other settings ({', '.join(differing)}). "
-                "Choose another `--output`, or remove that folder."
-            )
-    else:
-        shape = starting.model.config
-        console.print(
-            f"Latte, {shape.num_layers}+{shape.num_decoder_layers} layers, width {shape.d_model}, "
-            f"{shape.num_latent_tokens} latents, {starting.model.num_parameters():,} parameters, "
-            f"{args.num_train_epochs:g} epochs; "
-            f"checkpoints in {target / CHECKPOINTS_NAME}"
-        )
-        train_run(prepared, starting, target, args, resume=True, command="hf-genrec demo")
-    training = read_training(target)
-    best = training["best_metric"]
-    console.print(
-        f"{training['minutes']:.1f} minutes" + ("" if best is None else f", best validation ndcg@10: {best:.4f}")
-    )
-
-
-def _evaluated(
-    target: Path, recommender: Recommender, prepared: PreparedDataset, settings: DemoSettings, console: Console
-) -> dict[str, Any]:
-    path = target / EVALUATION_NAME
-    run = evaluation_run(target, num_beams=settings.test_beams, latent_aggregation=LATENT_AGGREGATION)
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    is_there = record.get("run") == run and record.get("fingerprint") == prepared.fingerprint
-    _heading(console, "5. Evaluation on the test split, films seen before excluded", is_there)
-    if not is_there:
-        how = EvaluationSettings(exclude_seen=EXCLUDE_SEEN, show_progress=console.is_terminal)
-        record = evaluate(recommender, prepared, how, run=run)
-        write_evaluation(target, recommender.model.config, record, users=record.users)
-    return record
-
-
-def _shown_users(
-    recommender: Recommender, prepared: PreparedDataset, settings: DemoSettings, console: Console
-) -> list[dict[str, Any]]:
-    test = prepared.split("test")
-    rows = [test[row] for row in range(min(settings.num_shown_users, len(test)))]
-    _heading(console, f"6. Recommendations for {len(rows)} users", False)
-    histories = [row["history"] for row in rows]
-    entries = recommendation_entries(recommender, histories, options={"exclude_seen": EXCLUDE_SEEN})
-    for row, entry in zip(rows, entries, strict=True):
-        target = recommender.titles([row["target"]])[0]
-        title = f"User {row['user_id']}, whose next item was: {target}"
-        console.print(recommendations_table(entry, title=title, shown_history=5))
-    return entries
-
-
 def _heading(console: Console, text: str, is_there: bool) -> None:
     console.rule(text + (" (done before)" if is_there else ""), align="left")
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The stages after the data set, each one done if it was not done before."""
+
+    folder: Path
+    prepared: PreparedDataset
+    settings: DemoSettings
+    console: Console
+
+    def make_ids(self) -> None:
+        """Vectors of texts and behaviour, and semantic IDs."""
+        settings, prepared, path, ids = self.settings, self.prepared, embeddings_path(self.folder), self._ids
+        is_there = path.is_file() and self._is_embedded(path)
+        source = Path(settings.matrix).name if settings.matrix else settings.encoder
+        _heading(self.console, f"2. Item texts ({source}) and behaviour (the log) to vectors", is_there)
+        if not is_there:
+            embed_items(prepared, path, model_name=settings.encoder, matrix=settings.matrix, **settings.vectors)
+        vectors, _ = read_embeddings(path, prepared)
+        self.console.print(f"{vectors.shape[0]:,} items, {vectors.shape[1]} dimensions")
+        wanted = dict(settings.tokenizer) | {"embeddings": hashlib.sha256(vectors.tobytes()).hexdigest()[:16]}
+        is_there = False
+        if (ids / "tokenizer.json").is_file():
+            made = load_tokenized(ids)[1]
+            is_there = wanted.items() <= made["settings"].items() and made["data_fingerprint"] == prepared.fingerprint
+        _heading(self.console, "3. Vectors to semantic IDs", is_there)
+        if not is_there:
+            tokenize_items(prepared, path, ids, **settings.tokenizer, overwrite=True)
+        statistics = load_tokenized(ids)[1]["statistics"]
+        self.console.print(collision_table(statistics), usage_table(statistics), sep="\n")
+
+    @property
+    def _ids(self) -> Path:
+        return self.folder / "semantic_ids"
+
+    @property
+    def _model(self) -> Path:
+        return self.folder / "model"
+
+    def _is_embedded(self, path: Path) -> bool:
+        try:
+            _, made = read_embeddings(path, self.prepared)
+        except ValueError:  # of other items
+            return False
+        is_same = all(made.get(name) == str(value) for name, value in self.settings.vectors.items())
+        name = Path(self.settings.encoder).name
+        return is_same and (self.settings.matrix is not None or Path(made.get("model", "")).name == name)
+
+    def train(self) -> None:
+        """The run folder; one that was made with other settings is refused."""
+        _heading(self.console, "4. Training", is_finished(self._model))
+        args = training_arguments(self._model, settings=self.settings.schedule)
+        starting = start_fresh(self.prepared, self._ids, shape=self.settings.shape, seed=args.seed)
+        if is_finished(self._model):
+            made, wanted = read_training(self._model)["settings"], run_settings(self.prepared, starting, args)
+            differing = [name for name in wanted if json.loads(json.dumps(wanted[name])) != made.get(name)]
+            if differing:
+                raise ValueError(
+                    f"{self._model} holds a model trained with other settings ({', '.join(differing)}). "
+                    "Choose another `--output`, or remove that folder."
+                )
+        else:
+            shape = starting.model.config
+            self.console.print(
+                f"{shape.system_name}, {shape.num_layers}+{shape.num_decoder_layers} layers, width {shape.d_model}"
+                f"{', two heads' if shape.dense_head else ''}, {starting.model.num_parameters():,} parameters, "
+                f"{args.num_train_epochs:g} epochs; checkpoints in {self._model / CHECKPOINTS_NAME}"
+            )
+            train_run(self.prepared, starting, self._model, args, resume=True, command="hf-genrec demo")
+        training = read_training(self._model)
+        best = training["best_metric"]
+        found = "" if best is None else f", best validation ndcg@10: {best:.4f}"
+        self.console.print(f"{training['minutes']:.1f} minutes{found}")
+
+    def evaluate(self, recommender: Recommender) -> dict[str, Any]:
+        """The record on the test split; baselines are tuned on the validation split."""
+        path, prepared = self._model / EVALUATION_NAME, self.prepared
+        asked = recommender.config
+        run = evaluation_run(self._model, num_beams=asked.num_beams, latent_aggregation=asked.latent_aggregation)
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        is_there = record.get("run") == run and record.get("fingerprint") == prepared.fingerprint
+        _heading(self.console, "5. Evaluation on the test split, films seen before excluded", is_there)
+        if not is_there:
+            how = EvaluationSettings(exclude_seen=EXCLUDE_SEEN, show_progress=self.console.is_terminal)
+            record = evaluate(recommender, prepared, how, run=run)
+            write_evaluation(self._model, recommender.model.config, record, users=record.users)
+        name = recommender.model.config.system_name
+        *_, comparison = compare_evaluations([load_evaluation(f"{name}={self._model}")])
+        table = comparison_tables(comparison)[0]
+        self.console.print(rows_table(table.rows, title=table.title, caption=comparison_note(comparison)))
+        self.console.print(f"invalid lists of the model: {100 * record['model']['invalid_rate']:.2f} %")
+        return record
+
+    def show_users(self, recommender: Recommender) -> list[dict[str, Any]]:
+        """Recommendations for the first users of the test split."""
+        test = self.prepared.split("test")
+        rows = [test[row] for row in range(min(NUM_SHOWN_USERS, len(test)))]
+        _heading(self.console, f"6. Recommendations for {len(rows)} users", False)
+        histories = [row["history"] for row in rows]
+        entries = recommendation_entries(recommender, histories, options={"exclude_seen": EXCLUDE_SEEN})
+        for row, entry in zip(rows, entries, strict=True):
+            title = f"User {row['user_id']}, whose next item was: {recommender.titles([row['target']])[0]}"
+            self.console.print(recommendations_table(entry, title=title, shown_history=5))
+        return entries

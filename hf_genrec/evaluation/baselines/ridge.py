@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 MAX_WHOLE = 5_000  # items up to which all weights are solved for together: seconds, and 100 MB
 NUM_NEIGHBORS = 200
-REGULARIZATIONS, DECAYS = (100.0, 30.0, 300.0), (0.35, 0.5, 0.7, 0.85)  # that are tried, the former's first one first
+REGULARIZATIONS = (100.0, 30.0, 300.0)  # that are tried, the first one with all decays
+DECAYS = (0.35, 0.5, 0.7, 0.85, 0.95)
 _LEAST_WEIGHT, _MOST_AGES = 1e-3, 100  # of a history item in `X`; what is older or weighs less is left out
 _ROWS_AT_ONCE = 1024
 
