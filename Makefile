@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo space test test-slow style quality
+.PHONY: demo space test test-slow fuzz style quality
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/python scripts/fetch_movielens.py demo/ml-100k
@@ -24,6 +24,10 @@ test: $(VENV)/.dev-installed
 
 test-slow: $(VENV)/.dev-installed $(VENV)/.space-installed
 	$(BIN)/python -m pytest -q -m slow
+
+# About an hour: every reader of user data with other bytes in each run; EXAMPLES=n per test.
+fuzz: $(VENV)/.dev-installed
+	FUZZ_EXAMPLES=$(or $(EXAMPLES),15000) $(BIN)/python -m pytest -q tests/data/test_fuzz_readers.py
 
 style: $(VENV)/.dev-installed
 	$(BIN)/ruff check --fix .

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -128,40 +129,27 @@ def read_sequences(
     """
     skips = Skips(on_error)
     file = TextFile(path, delimiter="\t", header=["user", "items"], allow_huge=allow_huge)
-    users, lengths, numbers = [], [], []
-    chunks: list[pa.Array] = []
-    items: list[str] = []
-    for record in file.records():
-        if record.values is None:
-            skips.add(record.shown, record.error or "")
-            continue
-        taken = record.values["items"].strip().split(" ")
-        users.append(record.values["user"])
-        numbers.append(record.number)
-        lengths.append(len(taken))
-        items += taken
-        if len(items) >= _ROWS_AT_ONCE:
-            chunks.append(pa.array(items, pa.large_string()))
-            items = []
-    user_ids = id_column(pa.array(users, pa.large_string()))
-    item_ids = id_column(pa.chunked_array([*chunks, pa.array(items, pa.large_string())]))
-    rows = np.repeat(np.arange(len(users)), lengths)
+    columns = {"user_id": "user", "items": "items"}
+    raw = _read_plain(file, columns, str(path)) or _read_records(file.records(), columns, skips, str(path), file)
+    if not raw.table.num_rows:
+        raise skips.nothing_left(str(path), "sequences")
+    users = id_column(raw.table["user_id"])
+    lists = pc.split_pattern(pc.utf8_trim_whitespace(raw.table["items"]), " ")
+    rows, items = pc.list_parent_indices(lists).to_numpy(), id_column(pc.list_flatten(lists))
     reasons: dict[int, str] = {}
-    for row in np.setdiff1d(np.arange(len(users)), np.unique(user_ids.indices.to_numpy(), return_index=True)[1]):
-        reasons[int(row)] = f"user {users[row]!r} has a line already"
-    for index in np.flatnonzero(bad_ids(item_ids)):
-        reasons.setdefault(int(rows[index]), f"item id {item_ids[int(index)].as_py()!r} {ID_RULE}")
-    for row in np.flatnonzero(bad_ids(user_ids)):
-        reasons.setdefault(int(row), f"user id {users[row]!r} {ID_RULE}")
+    for row in np.setdiff1d(np.arange(len(users)), np.unique(users.indices.to_numpy(), return_index=True)[1]):
+        reasons[int(row)] = f"user {users[int(row)].as_py()!r:.200} has a line already"
+    for index in np.flatnonzero(bad_ids(items)):
+        reasons.setdefault(int(rows[index]), f"item id {items[int(index)].as_py()!r:.200} {ID_RULE}")
+    for row in np.flatnonzero(bad_ids(users)):
+        reasons.setdefault(int(row), f"user id {users[int(row)].as_py()!r:.200} {ID_RULE}")
     if reasons:
-        first = min(reasons)
-        skips.add(file.place_of(numbers[first]), reasons[first], number=len(reasons))
+        skips.add(raw.place_of(min(reasons)), reasons[min(reasons)], number=len(reasons))
     kept = ~np.isin(rows, np.fromiter(reasons, dtype=np.int64))
     if not kept.any():
         raise skips.nothing_left(str(path), "sequences")
-    columns = {"user_id": user_ids.take(pa.array(rows[kept])), "item_id": item_ids.filter(pa.array(kept))}
-    columns["timestamp"] = pa.nulls(int(kept.sum()), pa.int64())
-    return ReadTable(pa.table(columns), skips)
+    table = {"user_id": users.take(pa.array(rows[kept])), "item_id": items.filter(pa.array(kept))}
+    return ReadTable(pa.table(table | {"timestamp": pa.nulls(int(kept.sum()), pa.int64())}), skips)
 
 
 def open_source(
@@ -262,7 +250,7 @@ def _read_plain(file: TextFile, columns: dict[str, str], owner: str) -> _Raw | N
         if doubts:
             return None
         tables.append(pa.table({key: table[name] for key, name in columns.items()}))
-    return _Raw(pa.concat_tables(tables), lambda row: file.place_of(row + 2)) if tables else None
+    return _Raw(pa.concat_tables(tables), lambda row: file.place_of(row + 1 + file.has_header)) if tables else None
 
 
 def _read_records(

@@ -198,7 +198,7 @@ class TextFile:
         """
         size, header = 0, f"{(self.delimiter or '').join(self.header)}\n"
         with self._decoded() as file:
-            is_plain = file.readline(MAX_LINE) == header
+            is_plain = not self.has_header or file.readline(MAX_LINE) == header
             while is_plain and (block := file.read(_BLOCK)):
                 rest = file.readline(MAX_LINE)
                 block += rest
