@@ -105,8 +105,8 @@ def iterate_items(
     opened = open_source(source, delimiter, allow_huge=allow_huge)
     if isinstance(opened, TextFile):
         return opened.records(key=item)
-    owner = str(source) if isinstance(source, str | os.PathLike) else "the table"
-    return records_of(opened if isinstance(opened, list) else rows_of(opened, owner))
+    owner = str(source) if isinstance(source, str | os.PathLike) else ""
+    return records_of(opened if isinstance(opened, list) else rows_of(opened, owner or "the table"), owner)
 
 
 def _problem_of(values: Mapping[str, Any], item: str, item_id: str | None, places: dict[str, str]) -> str | None:

@@ -138,11 +138,11 @@ def read_sequences(
     rows, items = pc.list_parent_indices(lists).to_numpy(), id_column(pc.list_flatten(lists))
     reasons: dict[int, str] = {}
     for row in np.setdiff1d(np.arange(len(users)), np.unique(users.indices.to_numpy(), return_index=True)[1]):
-        reasons[int(row)] = f"user {users[int(row)].as_py()!r:.200} has a line already"
+        reasons[int(row)] = f"user {users[int(row)].as_py()!r} has a line already"
     for index in np.flatnonzero(bad_ids(items)):
-        reasons.setdefault(int(rows[index]), f"item id {items[int(index)].as_py()!r:.200} {ID_RULE}")
+        reasons.setdefault(int(rows[index]), f"item id {items[int(index)].as_py()!r} {ID_RULE}")
     for row in np.flatnonzero(bad_ids(users)):
-        reasons.setdefault(int(row), f"user id {users[int(row)].as_py()!r:.200} {ID_RULE}")
+        reasons.setdefault(int(row), f"user id {users[int(row)].as_py()!r} {ID_RULE}")
     if reasons:
         skips.add(raw.place_of(min(reasons)), reasons[min(reasons)], number=len(reasons))
     kept = ~np.isin(rows, np.fromiter(reasons, dtype=np.int64))
@@ -179,12 +179,13 @@ def open_source(
     return TextFile(path, delimiter=default, allow_huge=allow_huge)
 
 
-def records_of(rows: Iterable[Any]) -> Iterator[Record]:
+def records_of(rows: Iterable[Any], owner: str = "") -> Iterator[Record]:
     """
-    Rows in memory as records.
+    Rows of a table as records.
 
     Args:
         rows (`Iterable[dict]`): The rows.
+        owner (`str`, *optional*): The file, if they are of one.
     """
     for number, values in enumerate(rows, start=1):
         error = None if isinstance(values, Mapping) else f"no dictionary of fields but {type(values).__name__}"
@@ -192,7 +193,7 @@ def records_of(rows: Iterable[Any]) -> Iterator[Record]:
             values = writable(values)
         except ValueError as reason:
             error = str(reason)
-        yield Record("", number, values if error is None else None, error, unit="row")
+        yield Record(owner, number, values if error is None else None, error, unit="row")
 
 
 class _Raw(NamedTuple):
@@ -275,7 +276,7 @@ def _read_records(
             if not isinstance(value, str):
                 text = id_string(value) if key in ("user_id", "item_id") else text_of(value)
                 if text is None and value is not None:
-                    error = f"{_in_words(key)} {value!r:.200} is no string and no number"
+                    error = f"{_in_words(key)} {value!r} is no string and no number"
                 row[key] = text
         if error is not None:
             skips.add(record.shown, error)
@@ -329,7 +330,7 @@ def _checked(raw: _Raw, skips: Skips, owner: str, date_format: str | None) -> pa
     row = int(bad.argmax())
     key, reason = next((key, reason) for key, mask, reason in problems if mask[row])
     value = raw.table[key][row].as_py()
-    skips.add(raw.place_of(row), f"{_in_words(key)} {value!r:.200} {reason}", number=int(bad.sum()))
+    skips.add(raw.place_of(row), f"{_in_words(key)} {value!r} {reason}", number=int(bad.sum()))
     return table.filter(pa.array(~bad))
 
 

@@ -35,7 +35,7 @@ MAX_DOCUMENT = 2**30  # characters of a file that is one JSON array or object
 MAX_EXPANSION, ALWAYS_ALLOWED = 200, 2**28  # text packs to a third or a tenth; only bombs to less than 1 / 200
 DELIMITERS = {"csv": ",", "tsv": "\t", "jsonl": None}  # of each text format
 MAX_DEPTH = 100  # lists in lists
-_SHOWN, _SHOWN_NAME = 200, 60  # characters of a malformed line and of a name in a message
+_SHOWN, _SHOWN_NAME, _REASON = 200, 60, 500  # characters of a line, a name, a reason in a message
 _BLOCK = 2**22  # characters that are given to a parser at a time
 _LOOK_AHEAD = 10_000  # lines that may be read in vain for the end of a quoted field, beside one for each line read
 _FORMATS = {
@@ -74,7 +74,7 @@ class Skips:
 
     def add(self, place: str, reason: str, *, number: int = 1) -> None:
         """Counts bad lines, the first of which is at `place`, or raises `ValueError`."""
-        message = f"{place}: {reason}."
+        message = f"{place}: {reason[:_REASON]}."  # ids and fields may have any length
         if self.on_error == "raise":
             raise ValueError(f"{message} {SKIP_HINT}")
         self.count += number
@@ -113,7 +113,7 @@ class Record(NamedTuple):
     @property
     def shown(self) -> str:
         """The place, with the beginning of the line."""
-        return f"{self.place} ({self.line[:_SHOWN]!r})" if self.line else self.place
+        return f"{self.place} ({self.line[:_SHOWN]!r:.{_REASON}})" if self.line else self.place
 
 
 class _Line(NamedTuple):

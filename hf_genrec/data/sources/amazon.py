@@ -387,9 +387,11 @@ def _converted(value: Any, kind: Any, name: str) -> Any:
         return " ".join(leaves(value))
     try:
         number = float(value)
-        return number if kind == _FLOAT else int(number)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"{name!r} is {str(value)[:_SHOWN]!r}, expected is a number") from error
+        if kind == _FLOAT or abs(number) < 2**53:
+            return number if kind == _FLOAT else int(number)
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise ValueError(f"{name!r} is {str(value)[:_SHOWN]!r}, expected is a number")
 
 
 def _parse_literal(text: str) -> Any:

@@ -100,7 +100,7 @@ def _text_of(source: str | os.PathLike[str], name: str) -> str:
             with zipfile.ZipFile(path) as archive:
                 if f"ml-100k/{name}" in archive.namelist():
                     return archive.read(f"ml-100k/{name}").decode("latin-1")
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
             raise ValueError(f"{path} is a damaged archive ({error}): fetch it again.") from error
     for folder in (path, path / "ml-100k"):
         if (folder / name).is_file():
