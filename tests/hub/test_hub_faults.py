@@ -1,6 +1,10 @@
 """A Hub that breaks: nothing half-published, nothing half-loaded, and the next try works."""
 
+import os
 import shutil
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from huggingface_hub.errors import HTTPError
@@ -76,6 +80,54 @@ def test_push_on_top_of_a_commit_that_came_in_between(hub, run, monkeypatch):
 
     assert repo.messages[-2:] == ["faster", "Upload recommender"]
     assert repo.files()["notes.txt"] == b"mine"
+
+
+def test_two_pushes_at_once_leave_one_after_the_other(hub, run, tmp_path):
+    runs = [run, save_toy_run(tmp_path / "other", shift=0.5)]
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda folder: push_recommender(folder, "toy"), runs))
+
+    weights = [(folder / "model.safetensors").read_bytes() for folder in runs]
+    assert hub.model("me/toy").files()["model.safetensors"] in weights
+    assert hub.model("me/toy").messages == ["initial commit", "Upload recommender", "Upload recommender"]
+    answers("me/toy")
+
+
+def forked(act):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            act()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return pid
+
+
+def test_killed_push_leaves_the_old_commit_or_the_new_one(hub, run, tmp_path):
+    push_recommender(run, "toy")
+    other = save_toy_run(tmp_path / "other", shift=0.5)
+    wanted = [answers(run), answers(other)]
+
+    for seconds in (0.02, 0.06, 0.15):
+        pid = forked(lambda: [push_recommender(folder, "toy") for folder in (other, run) * 99])
+        threading.Event().wait(seconds)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert answers("me/toy") in wanted
+
+
+def test_two_processes_share_a_cache(hub, run):
+    push_recommender(run, "toy")
+    wanted = answers(run)
+
+    def load():
+        assert answers("me/toy") == wanted
+
+    pids = [forked(load) for _ in range(2)]
+
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
 
 
 def test_wrong_token_is_an_error_and_not_tried_again(hub, run, monkeypatch):
