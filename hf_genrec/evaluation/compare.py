@@ -76,9 +76,11 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as one JSON-ready object, without results of users."""
-        systems = [{**vars(system), "runs": len(system.runs)} for system in self.systems]
-        for system in systems:
-            del system["ranks"], system["groups"]
+        systems = []
+        for own in self.systems:
+            intervals = {name: own.interval(name) for name in own.values if own.interval(name) is not None}
+            facts = {name: value for name, value in vars(own).items() if name not in ("ranks", "groups", "confidence")}
+            systems.append(facts | {"runs": len(own.runs), "values": {**own.values, "intervals": intervals}})
         differences = {name: asdict(difference) for name, difference in self.differences.items()}
         return {**vars(self), "systems": systems, "differences": differences}
 
@@ -287,7 +289,10 @@ def plot_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[
     panels = [
         IntervalPanel(
             _title_of(comparison),
-            {own.name: (own.values[metric], *_interval_of(own, metric)) for own in comparison.systems},
+            {
+                own.name: (own.values[metric], *(own.interval(metric) or [own.values[metric]] * 2))
+                for own in comparison.systems
+            },
             runs={own.name: [run[metric] for run in own.runs] for own in comparison.systems if len(own.runs) > 1},
             faded=[own.name for own in comparison.systems if own.is_baseline],
             reference=comparison.against,
@@ -359,9 +364,3 @@ def _with_adjusted(differences: dict[str, Differences]) -> dict[str, Differences
     tested = {name: p_value for name, p_value in p_values.items() if p_value is not None}
     adjusted = dict(zip(tested, holm_adjusted(list(tested.values())), strict=True))
     return {name: replace(found, adjusted_p_value=adjusted.get(name)) for name, found in differences.items()}
-
-
-def _interval_of(system: System, metric: str) -> tuple[float, float]:
-    value = system.values[metric]
-    low, high = system.values.get("intervals", {}).get(metric, (value, value))
-    return low, high

@@ -56,6 +56,7 @@ class System:
     name: str
     values: Mapping[str, Any]  # metrics as in an evaluation record, the mean over the runs
     deviations: Mapping[str, float] = field(default_factory=dict)  # standard deviation between seeds, by metric
+    confidence: float | None = None  # of the intervals of several runs, which are computed when they are asked for
     seeds: Sequence[int] = ()
     sources: Sequence[str] = ()
     encoder: str | None = None
@@ -77,6 +78,15 @@ class System:
         return np.mean(
             [user_values(ranks, metric, group=group) for ranks, group in zip(self.ranks, groups, strict=True)], axis=0
         )
+
+    def interval(self, metric: str) -> list[float] | None:
+        """Lower and upper end over users: of one run as recorded, of the mean of several from their ranks."""
+        if len(self.runs) < 2 or self.confidence is None:
+            return self.values.get("intervals", {}).get(metric)
+        if not self.ranks or not _METRIC.fullmatch(metric):
+            return None
+        as_listed = replace(self, groups=[])  # `values` are those of the lists, and so are their intervals
+        return list(bootstrap_interval(as_listed.user_values(metric), confidence=self.confidence))
 
     def expected(self, metric: str) -> float:
         """What is compared: the mean over the runs of the `corrected` metric where a record has it."""
@@ -242,15 +252,8 @@ def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
     if len(group) == 1:
         return system
     values = _mean_of(runs)
-    confidence = group[0].record["confidence"]
-    as_listed = replace(system, groups=[])  # `values` are those of the lists, and so are their intervals
-    values["intervals"] = {
-        metric: list(bootstrap_interval(as_listed.user_values(metric), confidence=confidence))
-        for metric in values
-        if system.ranks and _METRIC.fullmatch(metric)
-    }
     deviations = {key: statistics.stdev(run[key] for run in runs) for key in values if isinstance(values[key], float)}
-    return replace(system, values=values, deviations=deviations)
+    return replace(system, values=values, deviations=deviations, confidence=group[0].record["confidence"])
 
 
 def baseline_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:

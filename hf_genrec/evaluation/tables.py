@@ -118,7 +118,7 @@ def metric_cell(system: System, name: str) -> str:
     if name not in system.values:
         return NONE
     deviation = f" ± {system.deviations[name]:.4f}" if name in system.deviations else ""
-    return number(system.values[name]) + deviation + interval_text(system.values.get("intervals", {}).get(name))
+    return number(system.values[name]) + deviation + interval_text(system.interval(name))
 
 
 def paired_cells(found: PairedDifference | None) -> list[str]:

@@ -12,22 +12,33 @@ from typing import Any
 
 from hf_genrec.evaluation.systems import seedless_key
 from hf_genrec.evaluation.tables import NONE, markdown_table, number
+from paired_results import baselines_of
 
 
-def overview_blocks(records: Sequence[Mapping[str, Any]], blocks: Sequence[str]) -> list[str]:
+def overview_blocks(
+    records: Sequence[Mapping[str, Any]], blocks: Sequence[str], baselines: Sequence[Mapping[str, Any]] = ()
+) -> list[str]:
     """
     The first screen of the page.
 
     Args:
         records (`list[dict]`): Result records, those of one data set together.
         blocks (`list[str]`): The other blocks of the page; those that begin with `## ` are listed with links.
+        baselines (`list[dict]`, *optional*): Records of baselines alone.
 
     Returns:
         `list[str]`: blocks of Markdown.
     """
     titles = [block.splitlines()[0].removeprefix("## ") for block in blocks if block.startswith("## ")]
     contents = "\n".join(f"- [{title}](#{heading_anchor(title)})" for title in titles)
-    best = [markdown_table(_best_rows(records), num_left=3), _best_note(records)] if records else []
+    found = {
+        dataset: _systems(
+            [one for one in records if one["run"]["dataset"] == dataset],
+            [one for one in baselines if one["run"]["dataset"] == dataset],
+        )
+        for dataset in dict.fromkeys(record["run"]["dataset"] for record in records)
+    }
+    best = [markdown_table(_best_rows(found), num_left=3), _best_note(found)] if records else []
     return [_WHAT, *best, _HOW, *([f"**Contents**\n\n{contents}"] if titles else [])]
 
 
@@ -58,9 +69,11 @@ _BEST_NOTE = """The best of several systems is picked by the numbers that stand 
 little; the tables below have all systems, with intervals. These are small trainings on a CPU: they compare systems
 with each other and do not repeat published trainings."""
 _HOW = """**How to read the page.** Recall, ndcg and mrr are shares in [0, 1], and users without a hit count. In
-brackets stand bootstrap intervals over users. `invalid` is the share of users whose list is short, repeats an item or
-holds a foreign id. `ids` is the collision policy of the semantic IDs, their levels and the codes per level. CPU
-minutes are the processor time of the training, so that a run that had to share its cores counts no more than it used.
+brackets stand bootstrap intervals over users. Items of the history may be listed, as in the papers' protocol; columns
+named `seen excluded` are of lists without them, with settings of the baselines that were chosen for such lists.
+`invalid` is the share of users whose list is short, repeats an item or holds a foreign id. `ids` is the collision
+policy of the semantic IDs, their levels and the codes per level. CPU minutes are the processor time of the training,
+so that a run that had to share its cores counts no more than it used.
 A dash stands where a record has no value.
 
 Items are counted, not ids. Where several items share an id (policy `keep`), the main table counts them in the order
@@ -74,40 +87,35 @@ This page is made by `python scripts/evidence/write_results.py` from the records
 neither by hand."""
 
 
-def _best_rows(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = [["data set", "kind", "system", "seeds", *_METRICS]]
-    for dataset in dict.fromkeys(record["run"]["dataset"] for record in records):
-        best: dict[str, tuple[str, int, list[float]]] = {}
-        for kind, name, seeds, values in _systems([one for one in records if one["run"]["dataset"] == dataset]):
-            if kind not in best or values[-1] > best[kind][2][-1]:
-                best[kind] = name, seeds, values
+def _best_rows(found: Mapping[str, Sequence[_System]]) -> list[list[str]]:
+    rows = [["data set", "kind", "system", "seeds", *_METRICS, "ndcg@10, seen excluded"]]
+    for dataset, systems in found.items():
         for kind in _KINDS:
-            if kind in best:
-                name, seeds, values = best[kind]
-                rows.append([dataset, kind, name, str(seeds or NONE), *map(number, values)])
+            best = max((own for own in systems if own[0] == kind), key=lambda own: own[3][1], default=None)
+            if best is not None:
+                rows.append([dataset, kind, best[1], str(best[2] or NONE), *map(number, best[3])])
     return rows
 
 
+# Kind, name, number of seeds, and recall, ndcg and ndcg with seen items excluded, which old records lack.
+_System = tuple[str, str, int, list[float | None]]
 _KINDS = ("not trained", "item ids", "semantic IDs, code by code", "semantic IDs, all codes at once")
 
 
-def _best_note(records: Sequence[Mapping[str, Any]]) -> str:
+def _best_note(found: Mapping[str, Sequence[_System]]) -> str:
     """How to take the table, and where a baseline without training is ahead of every model."""
     notes = []
-    for dataset in dict.fromkeys(record["run"]["dataset"] for record in records):
-        systems = _systems([record for record in records if record["run"]["dataset"] == dataset])
-        kind, name, *_ = max(systems, key=lambda system: system[-1][-1])
+    for dataset, systems in found.items():
+        kind, name, *_ = max(systems, key=lambda own: own[3][1])
         if kind == "not trained":
-            notes.append(f"**On {dataset} no model here is ahead of {name}, which is not trained at all.**")
+            notes.append(f"**On {dataset} no model here is ahead of {name}, which is counted or solved for.**")
     return " ".join([*notes, _BEST_NOTE])
 
 
-def _systems(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int, list[float]]]:
-    """Kind, name, number of seeds and the metrics of each system of a data set; runs of one system are averaged."""
-    baselines = records[0]["baselines"]
-    found = [
-        ("not trained", {"item_knn": "item-kNN", "popularity": "Popularity"}.get(name, name), 0, _values([values]))
-        for name, values in baselines.items()
+def _systems(records: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str, Any]]) -> list[_System]:
+    """The systems of a data set; runs of one system are averaged."""
+    found: list[_System] = [
+        ("not trained", own.name, 0, _values([own.values])) for own in baselines_of([*records, *baselines])
     ]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
@@ -124,5 +132,7 @@ def _systems(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int, 
     return found
 
 
-def _values(runs: Sequence[Mapping[str, Any]]) -> list[float]:
-    return [statistics.fmean(values[name] for values in runs) for name in _METRICS]
+def _values(runs: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    excluded = [values["seen_excluded"] for values in runs if "seen_excluded" in values]
+    values = [statistics.fmean(own[name] for own in runs) for name in _METRICS]
+    return [*values, statistics.fmean(own["ndcg@10"] for own in excluded) if len(excluded) == len(runs) else None]

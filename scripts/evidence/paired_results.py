@@ -37,18 +37,20 @@ def baselines_of(records: Iterable[Mapping[str, Any]]) -> list[System]:
     return merge_baselines(baseline_systems(_evaluations(records, {})))
 
 
-def evidence_blocks(records: Iterable[Mapping[str, Any]]) -> list[str]:
+def evidence_blocks(records: Iterable[Mapping[str, Any]], baselines: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """
     What records of one data set tell beyond the usual metrics.
 
     Args:
         records (`list[dict]`): Comparable result records, old ones among them.
+        baselines (`list[dict]`, *optional*): Records of baselines alone.
 
     Returns:
         `list[str]`: blocks of Markdown; empty where no record tells more.
     """
     evaluations = _evaluations(records, {})
-    systems = merge_baselines([*baseline_systems(evaluations), *model_systems(evaluations)])
+    others = baseline_systems(_evaluations(baselines, {}))
+    systems = merge_baselines([*baseline_systems(evaluations), *others, *model_systems(evaluations)])
     return table_blocks(evidence_tables(systems))
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from decoding_results import popularity_blocks, speed_blocks, sweep_blocks
+from hf_genrec.evaluation.record import interval_text
 from hf_genrec.evaluation.systems import GROUP_FIELDS, group_of, seedless_key
 from hf_genrec.evaluation.tables import NONE, markdown_table
 from hf_genrec.files import write_json
@@ -105,6 +106,7 @@ def write_result(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> P
 def results_page(
     records: Iterable[Mapping[str, Any]],
     *,
+    baselines: Sequence[Mapping[str, Any]] = (),
     users: Mapping[str, pd.DataFrame | None] | None = None,
     pairs: Sequence[Mapping[str, Any]] = (),
     sweeps: Sequence[Mapping[str, Any]] = (),
@@ -128,6 +130,8 @@ def results_page(
     Args:
         records (`list[dict]`):
             What [`load_records`] returned.
+        baselines (`list[dict]`, *optional*):
+            What `scripts/evidence/record_baselines.py` wrote: baselines that older records lack.
         users (`dict[str, pd.DataFrame]`, *optional*):
             Results per user by the name of the run, what [`~systems.load_users`] returned.
         pairs (`list[dict]`, *optional*):
@@ -167,7 +171,8 @@ def results_page(
     ordered = sorted(records, key=lambda record: (*_group_of(record), _order_of(record)))
     blocks: list[str] = []
     for _, group in itertools.groupby(ordered, key=_group_of):
-        blocks += _section(list(group))
+        records_there = list(group)
+        blocks += _section(records_there, [one for one in baselines if _group_of(one) == _group_of(records_there[0])])
     blocks += difference_blocks(pairs, ordered, users or {})
     blocks += tree_blocks(trees or {})
     blocks += synthetic_blocks(synthetic)
@@ -182,13 +187,14 @@ def results_page(
         blocks += [_run_block(record["run"]) for record in sorted(ordered, key=_order_of)]
     else:
         blocks.append("There are no results yet.")
-    return "\n\n".join([*overview_blocks(ordered, blocks), *blocks]) + "\n"
+    return "\n\n".join([*overview_blocks(ordered, blocks, baselines), *blocks]) + "\n"
 
 
 _METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 _WITH_INTERVAL = ("recall@10", "ndcg@10")
 _SHOWN = (*_METRICS, "mrr@10")
-_HEADER = ["system", *_SHOWN, "invalid", "encoder", "ids", "seed", "CPU minutes", "run"]
+_EXCLUDED = {f"{name}, seen excluded": name for name in _WITH_INTERVAL}
+_HEADER = ["system", *_SHOWN, *_EXCLUDED, "invalid", "encoder", "ids", "seed", "CPU minutes", "run"]
 
 
 def _check(record: Any, *, owner: str) -> None:
@@ -235,7 +241,7 @@ def _order_of(record: Mapping[str, Any]) -> tuple[str, str]:
     return record["run"]["system"].lower(), record["run"]["name"]
 
 
-def _section(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _section(records: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str, Any]]) -> list[str]:
     first = records[0]
     notes = [
         f"{first['num_users']:,} users",
@@ -251,14 +257,14 @@ def _section(records: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append("items of the history are not recommended")
     # Runs on the same data repeat its baselines: equal rows are one row.
     rows: dict[tuple[str, ...], None] = {}
-    rows |= {_row(baseline.name, baseline.values): None for baseline in baselines_of(records)}
+    rows |= {_row(baseline.name, baseline.values): None for baseline in baselines_of([*records, *baselines])}
     for record in records:
         rows |= {_published_row(values): None for values in record["run"].get("published", [])}
     rows |= {_model_row(record): None for record in records}
     heading = f"## {first['run']['dataset']}, {first['protocol']}, {first['split']} split"
     blocks = [heading, "; ".join(notes) + ".", _table_of_runs(rows)]
     blocks += _seeds_table(records)
-    blocks += evidence_blocks(records)
+    blocks += evidence_blocks(records, baselines)
     if any(record["run"].get("curve") for record in records):
         name = curves_name(first["run"]["dataset"])
         blocks.append(f"![ndcg@10 on validation users while training](scripts/evidence/records/curves/{name}.png)")
@@ -321,7 +327,11 @@ def _row(system: str, values: Mapping[str, Any], columns: Mapping[str, str] | No
     for name in _SHOWN:
         low_high = values["intervals"][name] if name in _WITH_INTERVAL and "intervals" in values else None
         cells[name] = NONE if name not in values else f"{values[name]:.4f}"
-        cells[name] += "" if low_high is None else f" [{low_high[0]:.4f}, {low_high[1]:.4f}]"
+        cells[name] += interval_text(low_high)
+    excluded = values.get("seen_excluded", {})
+    for title, name in _EXCLUDED.items():
+        if name in excluded:
+            cells[title] = f"{excluded[name]:.4f}{interval_text(excluded['intervals'].get(name))}"
     if "invalid_rate" in values:
         cells["invalid"] = f"{values['invalid_rate']:.4f}"
     return tuple(cells.get(name, NONE) for name in _HEADER)
@@ -360,4 +370,4 @@ def _run_block(run: Mapping[str, Any]) -> str:
 
 
 def _table_of_runs(rows: Iterable[Sequence[str]]) -> str:
-    return markdown_table([_HEADER, *rows], num_right=len(_SHOWN))
+    return markdown_table([_HEADER, *rows], num_right=len(_SHOWN) + len(_EXCLUDED))

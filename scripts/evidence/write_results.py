@@ -4,10 +4,10 @@ The results page from its records.
     python scripts/evidence/write_results.py
     python scripts/evidence/write_results.py --records scripts/evidence/records --output RESULTS.md
 
-Trained runs in `results/` (beside each record its results per user), pairs of runs to be compared in
-`comparisons.json`, reports of `hf-genrec diagnose` in `trees/`, the experiment in `synthetic_siblings.json`, beam
-sweeps in `beams/`, corrections of popularity in `popularity/`, and the benchmarks in files named `..._speed.json`;
-what does not exist is left out of the page.
+Trained runs in `results/` (beside each record its results per user), baselines of the same data in `baselines/`, pairs
+of runs to be compared in `comparisons.json`, reports of `hf-genrec diagnose` in `trees/`, the experiment in
+`synthetic_siblings.json`, beam sweeps in `beams/`, corrections of popularity in `popularity/`, and the benchmarks in
+files named `..._speed.json`; what does not exist is left out of the page.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def main() -> None:
     sweeps = load_sweeps(arguments.records / "beams")
     page = results_page(
         records,
+        baselines=[json.loads(path.read_text("utf-8")) for path in sorted(arguments.records.glob("baselines/*.json"))],
         users=read_users(records, arguments.records / "results"),
         pairs=load_pairs(arguments.records / "comparisons.json"),
         sweeps=sweeps,

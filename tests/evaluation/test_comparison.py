@@ -204,7 +204,7 @@ def test_runs_of_one_name_are_one_row_with_mean_and_deviation():
 
     (system,) = [system for system in comparison.systems if not system.is_baseline]
     values = [evaluation.record["model"]["ndcg@10"] for evaluation in evaluations]
-    low, high = system.values["intervals"]["ndcg@10"]
+    low, high = system.interval("ndcg@10")
     assert system.values["ndcg@10"] == pytest.approx(np.mean(values))
     assert system.deviations["ndcg@10"] == pytest.approx(np.std(values, ddof=1))
     assert low < system.values["ndcg@10"] < high
@@ -267,7 +267,7 @@ def test_each_seed_counts_with_its_own_ids():
     assert system.by_seed("ndcg@10") == {1: plain, 2: 0.125}
     assert system.expected("ndcg@10") == pytest.approx((plain + 0.125) / 2)
     assert system.values["ndcg@10"] == pytest.approx(plain)
-    low, high = system.values["intervals"]["ndcg@10"]  # of the lists, as the values
+    low, high = system.interval("ndcg@10")  # of the lists, as the values
     assert low < plain < high
     assert system.user_values("recall@1").tolist() == [0.75, 0.5, 0.0, 0.0, 0.0]
 
