@@ -4,11 +4,11 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_genrec import HistoryConfig
+from .configuration_genrec import HistoryConfig, TwoHeadConfig
 
 
 @strict
-class RPGConfig(HistoryConfig):
+class RPGConfig(HistoryConfig, TwoHeadConfig):
     """
     A causal transformer over items that predicts every code of the next item at once, one head per level.
 
@@ -34,6 +34,11 @@ class RPGConfig(HistoryConfig):
             Heads between the state and the codes: one per level, one `"shared"` by all levels, or `"none"`.
         num_levels (`int`, defaults to 32): Number of codes in a semantic ID.
         max_history_length (`int`, defaults to 50): Number of most recent items that are read, and of positions.
+        dense_head (`bool`, defaults to `False`):
+            A second head that scores items; the fields that belong to it are those of [`TwoHeadConfig`].
+        dense_codes (`bool`, defaults to `False`):
+            As in [`TwoHeadConfig`]; pooling the many codes of the whole catalog in each step takes longer than the
+            rest of it.
 
     Raises:
         ValueError: If an option is out of range, or of those of [`GenRecConfig`] one does not fit: there are no
@@ -94,6 +99,7 @@ class RPGConfig(HistoryConfig):
     projection: str = "separate"
     num_levels: int = 32
     max_history_length: int = 50
+    dense_codes: bool = False
 
     def __post_init__(self, **kwargs):
         self._check_share("embedding_dropout", "attention_dropout", "residual_dropout")
@@ -107,7 +113,8 @@ class RPGConfig(HistoryConfig):
     def description(self) -> list[str]:
         """`list[str]`: what is worth knowing about the network."""
         network = f"{self.num_layers} GPT-2 layers of width {self.d_model}, {self.projection} projection heads"
-        return [network, *super().description]
+        heads = ["a second head scores items by their own vectors"] if self.dense_head else []
+        return [network, *heads, *super().description]
 
 
 __all__ = ["RPGConfig"]

@@ -63,8 +63,9 @@ class ItemTable(nn.Module):
 
     def forward(self, items: torch.LongTensor | None, code_vectors: torch.Tensor | None) -> torch.Tensor:
         """
-        The whole vectors of `items` `(n,)`, `None` for all in their order; `code_vectors` `(n, d_model)` is the part
-        of the codes, `None` for none. Returns `(n, d_model)`; in training mode some numbers of own rows are dropped.
+        The whole vectors of `items` `(n,)`, `None` for all in their order; `code_vectors` `(n, ..., d_model)` is the
+        part of the codes, `None` for none. Returns its shape or `(n, d_model)`; in training mode some numbers of own
+        rows are dropped.
         """
         parts = [] if code_vectors is None else [code_vectors]
         if self.rows is not None:
@@ -75,15 +76,12 @@ class ItemTable(nn.Module):
         return sum(parts[1:], parts[0])
 
 
-class DenseHeadMixin:
+class ItemTableMixin:
     """
-    The second head of a model that writes semantic IDs, where `config.dense_head` is set.
+    The items' vectors and the loss of a model with a second head, where `config.dense_head` is set.
 
-    A model calls `register_item_table()` in its `__init__` and supplies `code_vectors` (the part of the codes in an
-    item's vector) beside what [`BeamRankingMixin`] needs.
-
-    Source: ours; generated and dense retrieval in one network also in Yang et al. 2024, LIGER
-    (https://huggingface.co/papers/2411.18814).
+    A model calls `register_item_table()` in its `__init__`, before `post_init()`, initialises the table in
+    `_init_weights` and supplies `code_vectors`, the part of the codes in an item's vector.
     """
 
     item_table: ItemTable | None
@@ -94,6 +92,17 @@ class DenseHeadMixin:
         if self.config.dense_head:
             self.item_table = ItemTable(self.config)
             self.recommend_config = RecommendConfig(dense_weight=1.0)
+
+    @property
+    def decodings(self) -> tuple[str, ...]:
+        """`tuple[str, ...]`: how items can be found; where there is a dense head also by that alone."""
+        return (*super().decodings, "dense") if self.config.dense_head else super().decodings
+
+    @property
+    def recommend_options(self) -> tuple[str, ...]:
+        """See [`RecommendMixin`]; `dense_weight` where there is a dense head."""
+        options = super().recommend_options
+        return (*options, "dense_weight") if self.config.dense_head else options
 
     def code_vectors(self, items: torch.LongTensor | None = None) -> torch.Tensor:
         """The part of the codes in the vectors of `items` `(n,)`, `None` for all: `(n, d_model)`."""
@@ -140,6 +149,34 @@ class DenseHeadMixin:
             return {}
         return {"item_table.rows.weight": self.config.dense_row_weight_decay}
 
+    def log_probs_of_items(self, states: torch.Tensor) -> torch.FloatTensor:
+        """Log-probability of every item after `states` `(n, d_model)`: `(n, num_items)`, float32."""
+        with torch.autocast(states.device.type, enabled=False):
+            return torch.matmul(states.float(), self.item_vectors().float().t()).log_softmax(-1)
+
+    def dense_loss(self, states: torch.Tensor, items: torch.LongTensor) -> torch.Tensor:
+        """
+        Cross-entropy of the next items, summed; of a large catalog with a sample of the other items.
+
+        Takes `states` `(num_targets, d_model)`, `items` `(num_targets,)`. Returns a scalar.
+        """
+        config = self.config
+        if config.num_items <= 2 * config.dense_negatives:
+            return item_loss(states, self.item_vectors(), items)
+        drawn = torch.randperm(config.num_items, device=items.device)[: config.dense_negatives]
+        return sampled_item_loss(
+            states, self.item_vectors(items), self.item_vectors(drawn), items, drawn, num_items=config.num_items
+        )
+
+
+class DenseHeadMixin(ItemTableMixin):
+    """
+    The second head of a model that writes semantic IDs, beside what [`BeamRankingMixin`] needs.
+
+    Source: ours; generated and dense retrieval in one network also in Yang et al. 2024, LIGER
+    (https://huggingface.co/papers/2411.18814).
+    """
+
     # --- scores --------------------------------------------------------------------------------------------------
 
     def dense_log_probs(self, history: HistoryOutput) -> torch.FloatTensor:
@@ -154,8 +191,7 @@ class DenseHeadMixin:
         """
         last = history.attention_mask.sum(1) - 1
         states = history.last_hidden_state[torch.arange(len(last), device=last.device), last]
-        with torch.autocast(states.device.type, enabled=False):
-            return torch.matmul(states.float(), self.item_vectors().float().t()).log_softmax(-1)
+        return self.log_probs_of_items(states)
 
     @torch.no_grad()
     def dense_scores(
@@ -173,20 +209,6 @@ class DenseHeadMixin:
         """
         with evaluation_mode(self):
             return self.dense_log_probs(self.encode_history(input_ids, attention_mask))
-
-    def dense_loss(self, states: torch.Tensor, items: torch.LongTensor) -> torch.Tensor:
-        """
-        Cross-entropy of the next items, summed; of a large catalog with a sample of the other items.
-
-        Takes `states` `(num_targets, d_model)`, `items` `(num_targets,)`. Returns a scalar.
-        """
-        config = self.config
-        if config.num_items <= 2 * config.dense_negatives:
-            return item_loss(states, self.item_vectors(), items)
-        drawn = torch.randperm(config.num_items, device=items.device)[: config.dense_negatives]
-        return sampled_item_loss(
-            states, self.item_vectors(items), self.item_vectors(drawn), items, drawn, num_items=config.num_items
-        )
 
     @torch.no_grad()
     def score_both(
@@ -311,4 +333,4 @@ class DenseHeadMixin:
         return request.picked(items, scores, ranked, item_codes=self.item_codes)
 
 
-__all__ = ["DenseHeadMixin", "ItemTable", "TwoScores"]
+__all__ = ["DenseHeadMixin", "ItemTable", "ItemTableMixin", "TwoScores"]

@@ -14,12 +14,13 @@ import torch
 from .genrec_beams import Beams, HistoryOutput, beam_search
 from .genrec_catalog import Catalog
 from .genrec_item_graph import ItemGraphMixin, graph_search, search_bytes
-from .genrec_lists import best_of, gumbel_noise, rule_rows
+from .genrec_lists import best_of, first_of_the_best, gumbel_noise, rule_rows
 from .genrec_parallel import best_items, candidate_scores, code_scores, item_scores, users_per_table
 from .genrec_ranking import describe_paths, items_of_ids, prior_penalties
 from .genrec_recommend import BeamPath, Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
 
 
+DENSE_BYTES = 24  # per item and user: logit and log-probability by a second head, and what is ranked
 BEAM_BYTES = 32  # per code that may follow a beam: its score, ranked, its node in the trie and whether it is legal
 
 
@@ -54,15 +55,21 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
             `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities.
         """
         with evaluation_mode(self):
-            return item_scores(self._log_probs(input_ids, attention_mask), self.item_codes)
+            return item_scores(self.code_log_probs(input_ids, attention_mask), self.item_codes)
 
     def _log_probs(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.FloatTensor:
         return self.code_log_probs(input_ids, attention_mask)
+
+    def _two_log_probs(self, input_ids, attention_mask) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        """Those of codes, and those of items by a second head, from one pass."""
+        raise NotImplementedError
 
     def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
         config, options, decoding = self.config, request.options, self._decoding(request)
         # log-probabilities, their transpose and a temporary
         per_user = self.history_bytes(history_length) + 3 * 4 * config.num_levels * config.codebook_size
+        if options.dense_weight > 0 or decoding == "dense":
+            per_user += DENSE_BYTES * config.num_items
         if decoding == "graph":
             stored = self.item_graph.shape[1]
             if options.num_neighbors is not None and options.num_neighbors > stored:
@@ -81,11 +88,18 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         return request.options.decoding or self.default_decoding
 
     def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
-        log_probs = self._log_probs(users.input_ids, users.attention_mask)
-        decoding = self._decoding(request)
-        find = {"exact": self._find_exact, "graph": self._find_graph, "beam": self._find_beam}[decoding]
-        found = find(log_probs, users, request)
-        if decoding != "exact":
+        decoding, dense = self._decoding(request), None
+        if request.options.dense_weight > 0 or decoding == "dense":
+            log_probs, dense = self._two_log_probs(users.input_ids, users.attention_mask)
+        else:
+            log_probs = self._log_probs(users.input_ids, users.attention_mask)
+        if decoding == "dense":
+            found = _best_by(dense, users, request)
+        elif decoding == "exact":
+            found = self._find_exact(log_probs, users, request, dense)
+        else:
+            find = {"graph": self._find_graph, "beam": self._find_beam}[decoding]
+            found = find(log_probs, users, request)
             self._complete(found, log_probs, users, request)
         ranked = found.scores
         if request.penalty is not None:
@@ -98,15 +112,27 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
             found.pruned = found.pruned or [[] for _ in found.paths]
         return found
 
-    def _find_exact(self, log_probs: torch.FloatTensor, users: UserBatch, request: RankRequest) -> Ranking:
-        """All items are scored."""
+    def _find_exact(
+        self,
+        log_probs: torch.FloatTensor,
+        users: UserBatch,
+        request: RankRequest,
+        dense: torch.FloatTensor | None = None,
+    ) -> Ranking:
+        """All items are scored; with `dense` `(B, N)`, what a second head says of them, by the sum of both heads."""
         num_items, seed, device = self.config.num_items, request.options.sample_seed, log_probs.device
+        weight = request.options.dense_weight
         noise: Callable[[slice, slice], torch.Tensor] | None = None
         if seed is not None:
             keys, catalog = users.keys(seed), torch.arange(num_items, device=device)
 
             def noise(some_users: slice, some_items: slice) -> torch.FloatTensor:
                 return gumbel_noise(keys[some_users], catalog[some_items])
+
+        elif dense is not None:
+
+            def noise(some_users: slice, some_items: slice) -> torch.FloatTensor:
+                return weight * dense[some_users, some_items]
 
         items, scores = best_items(
             log_probs,
@@ -117,6 +143,8 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
             noise=noise,
             memory_budget=request.options.memory_budget,
         )
+        if dense is not None:
+            scores = scores + weight * dense.gather(1, items.clamp_min(0))
         return Ranking(items, scores, num_visited=torch.full((len(items),), num_items, device=device))
 
     def _find_graph(self, log_probs: torch.FloatTensor, users: UserBatch, request: RankRequest) -> Ranking:
@@ -260,6 +288,17 @@ def search_codes(
         for level, step in enumerate(steps):
             step.tokens = step.tokens + first_code_token + level * catalog.codebook_size
     return beams
+
+
+def _best_by(dense: torch.FloatTensor, users: UserBatch, request: RankRequest) -> Ranking:
+    """The best items by the second head alone, whose log-probabilities are `dense` `(B, N)`."""
+    infinity = float("inf")
+    scores = dense if users.allowed is None else dense.masked_fill(~users.allowed, -infinity)
+    ranked = scores if request.penalty is None else scores - request.penalty
+    items = first_of_the_best(ranked, request.num_pooled())
+    scores = scores.gather(1, items)
+    num_visited = torch.full((len(items),), dense.shape[1], device=dense.device)
+    return Ranking(items.masked_fill(scores == -infinity, -1), scores, num_visited=num_visited)
 
 
 __all__ = ["CodeRankingMixin", "search_codes"]

@@ -156,7 +156,7 @@ class RecommendConfig:
         check_latent_aggregation(self.latent_aggregation)
         self._check_lists()
         self._check_graph(self.decoding or decodings[0])
-        self._check_dense()
+        self._check_dense(self.decoding or decodings[0], decodings)
         if self.sample_seed is not None and (self.decoding or "exact") != "exact" and "exact" in decodings:
             raise ValueError(
                 f"`sample_seed` is for `decoding='exact'`; this is `decoding={self.decoding!r}`, whose search would "
@@ -188,9 +188,14 @@ class RecommendConfig:
         if self.sample_seed is not None:
             check_seed("sample_seed", self.sample_seed)
 
-    def _check_dense(self) -> None:
+    def _check_dense(self, decoding: str, decodings: tuple[str, ...]) -> None:
         if not 0 <= self.dense_weight < math.inf:
             raise ValueError(f"`dense_weight` must be a finite number of at least 0, got {self.dense_weight}.")
+        if self.dense_weight and "exact" in decodings and decoding not in ("exact", "dense"):
+            raise ValueError(
+                f"`dense_weight` is for `decoding='exact'`; this is `decoding={decoding!r}`. `dense_weight=0` is the "
+                "first head alone."
+            )
         for name in BEAM_OPTIONS:
             if self.decoding == "dense" and name in self.changed():
                 raise ValueError(f"`{name}` is about beams, which `decoding='dense'` does without.")

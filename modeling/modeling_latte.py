@@ -92,17 +92,6 @@ class LatteForConditionalGeneration(
         elif isinstance(module, ItemTable):
             module.init_weights(self.config.embedding_std)
 
-    @property
-    def decodings(self) -> tuple[str, ...]:
-        """`tuple[str, ...]`: with beams, or where there is a dense head by that alone."""
-        return ("beam", "dense") if self.config.dense_head else ("beam",)
-
-    @property
-    def recommend_options(self) -> tuple[str, ...]:
-        """See [`RecommendMixin`]; `dense_weight` where there is a dense head."""
-        options = super().recommend_options
-        return (*options, "dense_weight") if self.config.dense_head else options
-
     def get_input_embeddings(self) -> nn.Embedding:
         """`nn.Embedding`: the shared token embeddings."""
         return self.shared

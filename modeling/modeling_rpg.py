@@ -15,9 +15,11 @@ from transformers import initialization as init
 
 from .configuration_rpg import RPGConfig
 from .genrec_catalog import CatalogMixin
+from .genrec_dense import ItemTable, ItemTableMixin, TwoScores
 from .genrec_encoder import HistoryPreTrainedModel, PackedHistories
-from .genrec_parallel import code_loss
+from .genrec_parallel import code_loss, item_scores
 from .genrec_rank_codes import CodeRankingMixin
+from .genrec_recommend import evaluation_mode
 
 
 ITEMS_STEP = 64
@@ -47,7 +49,7 @@ class CodeHeads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_heads, config.d_model))
 
 
-class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedModel):
+class ParallelPreTrainedModel(ItemTableMixin, CodeRankingMixin, CatalogMixin, HistoryPreTrainedModel):
     """
     A model that predicts all codes of an item at once.
 
@@ -62,6 +64,7 @@ class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedM
         self.heads = CodeHeads(config) if config.projection != "none" else None
 
     def _finish_init(self) -> None:
+        self.register_item_table()
         self.register_catalog()
         super()._finish_init()
 
@@ -72,6 +75,8 @@ class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedM
         if isinstance(module, CodeHeads):
             init.zeros_(module.weight)
             init.uniform_(module.bias, -(self.config.d_model**-0.5), self.config.d_model**-0.5)
+        elif isinstance(module, ItemTable):
+            module.init_weights(self.config.initializer_range)
 
     def code_embeddings(self) -> torch.Tensor:
         """
@@ -89,6 +94,22 @@ class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedM
     def _merge(self, code_tokens: torch.LongTensor) -> MergedItems:
         """How items, given as tokens of their codes `(num_items, num_levels)`, enter the encoder."""
         raise NotImplementedError
+
+    def _merge_items(self, tokens: torch.LongTensor) -> MergedItems:
+        """Items, given as tokens `(num_items,)`, as they enter the encoder: their codes, and what the table adds."""
+        merged = self._merge(self._code_tokens(tokens))
+        if self.item_table is not None and (self.config.dense_rows or self.config.dense_text_dim):
+            items = tokens - self.config.first_item_token  # below 0 for the user token
+            own = self.item_table(items.clamp_min(0), None).masked_fill(items.unsqueeze(1) < 0, 0)
+            merged.tokens = merged.tokens + own.unsqueeze(1)
+        return merged
+
+    def code_vectors(self, items: torch.LongTensor | None = None) -> torch.Tensor:
+        """The part of the codes in the vectors of `items` `(n,)`, `None` for all: the mean of their embeddings."""
+        codes: torch.Tensor = self.item_codes if items is None else self.item_codes[items]
+        starts = self.config.codebook_size * torch.arange(self.config.num_levels, device=codes.device)
+        tokens = codes.long() + self.config.first_code_token + starts
+        return nn.functional.embedding_bag(tokens, self.token_embeddings.weight, mode="mean")
 
     def _merged_numbers(self) -> int:
         """How many numbers merging an item takes, beside the tokens of its codes."""
@@ -123,22 +144,68 @@ class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedM
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_levels, codebook_size)`: float32.
         """
-        config = self.config
+        return self._code_log_probs(self._last_states(input_ids, attention_mask))
+
+    def _last_states(self, input_ids, attention_mask) -> torch.Tensor:
+        """States behind the histories `(batch_size, d_model)`."""
         if not len(input_ids):
-            shape = (0, config.num_levels, config.codebook_size)
-            return torch.zeros(shape, dtype=torch.float32, device=input_ids.device)
+            return self.token_embeddings.weight.new_zeros(0, self.config.d_model)
         histories = self._pack(input_ids, self._present(input_ids, attention_mask))
         distinct, places = histories.tokens.unique(return_inverse=True)
-        states = self._encode(self._merge(self._code_tokens(distinct)), places, histories)
+        return self._encode(self._merge_items(distinct), places, histories)
+
+    def _code_log_probs(self, states: torch.Tensor) -> torch.FloatTensor:
         outputs = states.unsqueeze(0)  # (num_heads or 1, batch_size, d_model)
         if self.heads is not None:
             inner = torch.matmul(outputs, self.heads.weight.transpose(1, 2)) + self.heads.bias.unsqueeze(1)
             outputs = outputs + nn.functional.silu(inner)
         with torch.autocast(states.device.type, enabled=False):
             outputs, table = nn.functional.normalize(outputs.float(), dim=-1), self.code_embeddings().float()
-            lengths = torch.linalg.vector_norm(table, dim=-1).clamp_min(1e-12) * config.temperature
+            lengths = torch.linalg.vector_norm(table, dim=-1).clamp_min(1e-12) * self.config.temperature
             logits = (torch.matmul(outputs, table.transpose(1, 2)) / lengths.unsqueeze(1)).transpose(0, 1)
             return logits.log_softmax(-1)
+
+    def _two_log_probs(self, input_ids, attention_mask) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        states = self._last_states(input_ids, attention_mask)
+        return self._code_log_probs(states), self.log_probs_of_items(states)
+
+    @torch.no_grad()
+    def dense_scores(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        Log-probability of every item by the dense head, as `score_items` gives that of the codes.
+
+        Args: see [`ItemTokensMixin.is_item`].
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_items)`
+        """
+        with evaluation_mode(self):
+            return self.log_probs_of_items(self._last_states(input_ids, attention_mask))
+
+    @torch.no_grad()
+    def score_both(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        allowed: torch.BoolTensor | None = None,
+        **search,
+    ) -> TwoScores:
+        """
+        What `recommend()` adds up: both scores of all items.
+
+        Args:
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
+            allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*): Others have `-inf`.
+            **search: Not used: nothing is searched for.
+        """
+        with evaluation_mode(self):
+            log_probs, dense = self._two_log_probs(input_ids, attention_mask)
+        generated = item_scores(log_probs, self.item_codes)
+        return TwoScores(generated if allowed is None else generated.masked_fill(~allowed, -float("inf")), dense)
 
     def history_bytes(self, history_length: int) -> int:
         """
@@ -155,12 +222,17 @@ class ParallelPreTrainedModel(CodeRankingMixin, CatalogMixin, HistoryPreTrainedM
         """Cross-entropy, a mean over levels, with in training mode what a model adds to it."""
         distinct, places = torch.cat([histories.tokens, targets]).unique(return_inverse=True)
         places, target_places = places.split([len(histories.tokens), len(targets)])
-        merged = self._merge(self._code_tokens(_rounded_up(distinct)))
+        merged = self._merge_items(_rounded_up(distinct))
         states = self._encode(merged, places, histories, anchors)
-        codes = self.item_codes[targets - self.config.first_item_token].long()
+        items = targets - self.config.first_item_token
+        codes = self.item_codes[items].long()
         weight, bias = (None, None) if self.heads is None else (self.heads.weight, self.heads.bias)
         loss = code_loss(states, weight, bias, self.code_embeddings(), codes, temperature=self.config.temperature)
-        return loss + self._other_losses(merged, states, targets, target_places) if self.training else loss
+        if not self.training:
+            return loss
+        if self.item_table is not None:
+            loss = loss + self.config.dense_loss_weight * self.dense_loss(states, items)
+        return loss + self._other_losses(merged, states, targets, target_places)
 
 
 def _rounded_up(items: torch.Tensor) -> torch.Tensor:

@@ -3,9 +3,24 @@
 import pytest
 import torch
 
-from hf_genrec import LatteConfig, LatteForConditionalGeneration
+from hf_genrec import (
+    ACERecConfig,
+    ACERecForItemGeneration,
+    LatteConfig,
+    LatteForConditionalGeneration,
+    RPGConfig,
+    RPGForItemGeneration,
+)
 from hf_genrec.modeling.genrec_item_loss import item_loss, sampled_item_loss
-from invariants.model import NUM_ITEMS, ModelInvariants, histories_of, make_model, random_codes, tiny_config
+from invariants.model import (
+    NUM_ITEMS,
+    ModelInvariants,
+    histories_of,
+    make_model,
+    random_codes,
+    solved_circle,
+    tiny_config,
+)
 
 
 SHAPE = {"history_attention": "causal", "history_unit": "item", "normalization": "catalog", "dense_head": True}
@@ -21,6 +36,24 @@ EVERY_BEAM = 2 * NUM_ITEMS
 
 def two_headed(config, **changes):
     model = make_model(LatteConfig(**(config.to_diff_dict() | changes)))
+    if model.config.dense_text_dim:
+        model.set_text_vectors(torch.randn(NUM_ITEMS, 7, generator=torch.Generator().manual_seed(0)))
+    return model
+
+
+RPG = RPGConfig(
+    num_items=NUM_ITEMS, num_levels=3, codebook_size=5, d_model=16, d_ff=24, num_heads=2, max_history_length=9,
+    embedding_dropout=0.0, attention_dropout=0.0, dense_head=True,
+)  # fmt: skip
+
+
+class TestRPGWithTwoHeads(ModelInvariants):
+    MODEL_CLASS = RPGForItemGeneration
+    CONFIGS = {"rpg": RPG}
+
+
+def parallel_model(**changes):
+    model = make_model(RPGConfig(**(RPG.to_diff_dict() | changes)), model_class=RPGForItemGeneration)
     if model.config.dense_text_dim:
         model.set_text_vectors(torch.randn(NUM_ITEMS, 7, generator=torch.Generator().manual_seed(0)))
     return model
@@ -234,3 +267,61 @@ def test_text_vectors_of_another_shape_are_refused():
         two_headed(CONFIGS["texts"]).set_text_vectors(torch.zeros(NUM_ITEMS, 6))
     with pytest.raises(ValueError, match="reads no text vectors"):
         two_headed(CONFIGS["psid"]).set_text_vectors(torch.zeros(NUM_ITEMS, 7))
+
+
+# --- models that predict all codes at once -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"dense_codes": True, "dense_rows": False}, {"dense_codes": True, "dense_text_dim": 7}]
+)
+def test_parallel_models_rank_the_whole_catalog_by_both_heads(changes):
+    model = parallel_model(**changes)
+    history = histories_of(model.config)
+    excluded = torch.zeros(3, NUM_ITEMS, dtype=torch.bool)
+    excluded[2, 9:22] = True
+
+    output = model.recommend(*history, top_k=11, dense_weight=0.6, exclude_items=excluded)
+    dense = model.recommend(*history, top_k=11, decoding="dense", exclude_items=excluded)
+
+    both = model.score_items(*history) + 0.6 * model.dense_scores(*history)
+    scores, items = both.masked_fill(excluded, -torch.inf).sort(descending=True, stable=True)
+    assert items_of(model, output) == items[:, :11].tolist()
+    torch.testing.assert_close(output.scores, scores[:, :11])
+    allowed = model.dense_scores(*history).masked_fill(excluded, -torch.inf)
+    assert items_of(model, dense) == allowed.sort(descending=True, stable=True).indices[:, :11].tolist()
+
+
+def test_loss_of_parallel_models_is_the_sum_of_both_heads():
+    model = parallel_model().train()
+    input_ids, mask = histories_of(model.config, (4, 2))
+    labels = torch.full_like(input_ids, -100)
+    labels[0, 3], labels[1, 1] = (model.config.first_item_token + item for item in (9, 28))
+    model.item_table.row_dropout.p = 0.0
+
+    loss = model(input_ids, mask, labels=labels).loss
+
+    model.config.dense_loss_weight = 0.0
+    dense = model.dense_scores(input_ids, mask)[torch.arange(2), torch.tensor([9, 28])]
+    torch.testing.assert_close(loss - model(input_ids, mask, labels=labels).loss, -dense.mean())
+
+
+def test_parallel_models_without_weight_list_what_their_codes_say():
+    model = parallel_model()
+    history = histories_of(model.config)
+
+    output = model.recommend(*history, top_k=NUM_ITEMS, dense_weight=0)
+
+    assert items_of(model, output) == model.score_items(*history).sort(descending=True, stable=True).indices.tolist()
+    with pytest.raises(ValueError, match="`dense_weight` is for `decoding='exact'`"):
+        model.recommend(*history, decoding="beam", dense_weight=0.5)
+
+
+@pytest.mark.parametrize("architecture", [ACERecConfig, RPGConfig])
+def test_parallel_models_learn_by_both_heads(architecture):
+    sizes = {"num_items": NUM_ITEMS, "num_levels": 4, "codebook_size": 5, "d_model": 16, "d_ff": 24, "num_heads": 2}
+    model_class = ACERecForItemGeneration if architecture is ACERecConfig else RPGForItemGeneration
+    model = make_model(architecture(**sizes, dense_head=True), model_class=model_class)
+
+    assert solved_circle(model, num_steps=120) > 0.8
+    assert model.score_both(*histories_of(model.config)).dense.shape == (3, NUM_ITEMS)

@@ -34,7 +34,7 @@ SHARED = {
 }  # fmt: skip
 CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_ranking.py"}
 DENSE = {"genrec_dense.py", "genrec_item_loss.py"}
-PARALLEL = {"genrec_parallel.py", "genrec_item_graph.py", "genrec_rank_codes.py"} | CODES
+PARALLEL = {"genrec_parallel.py", "genrec_item_graph.py", "genrec_rank_codes.py"} | CODES | DENSE
 UPLOADS = {
     "latte": SHARED | CODES | DENSE | {"genrec_generate.py", "genrec_rank_beams.py"},
     "rpg": SHARED | PARALLEL,
