@@ -124,6 +124,17 @@ def hub_on_loopback():
     server.should_exit = True
 
 
+@pytest.fixture(scope="session")
+def stranger(hub_on_loopback, tmp_path_factory):
+    """A process without the package, see `stranger.py`; `stranger.run(program, *words)` runs a program in a fork."""
+    import hub_server
+    from stranger import Stranger
+
+    process = Stranger(tmp_path_factory.mktemp("home"), hub_on_loopback.url, hub_server.TOKEN)
+    yield process
+    process.close()
+
+
 @pytest.fixture
 def hub(hub_on_loopback, monkeypatch, tmp_path):
     """The Hub on loopback, emptied: this process talks to it as the user `me`, with an empty cache."""

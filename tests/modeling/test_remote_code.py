@@ -1,9 +1,6 @@
 """A saved folder is a complete model: it loads where `hf_genrec` cannot be imported, and recommends the same items."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -46,25 +43,10 @@ UPLOADS = {name: files | {f"configuration_{name}.py", f"modeling_{name}.py"} for
 CODE_FILES = UPLOADS["latte"]
 
 PROGRAM = """
-import json, sys, warnings
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("hf_genrec", "modeling"):
-            raise ImportError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Blocker())
-try:
-    import hf_genrec
-except ImportError:
-    pass
-else:
-    raise SystemExit("hf_genrec could be imported")
-
+import json, sys
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 
-torch.set_num_threads(1)
 folder, histories, second, third = sys.argv[1:]
 histories = torch.tensor(json.loads(histories))
 answers = {}
@@ -89,34 +71,14 @@ print(json.dumps(answers))
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
+def answers(tmp_path_factory, stranger):
     """The folders, and what a process without the package and the process of the tests answer."""
     root = tmp_path_factory.mktemp("remote")
     model = make_model(tiny_config(num_latent_tokens=2, history_attention="causal"))
     histories = histories_of(model.config)[0]
     folders = [root / name for name in ("first", "second", "third")]
     model.save_pretrained(folders[0])
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["HF_MODULES_CACHE"] = str(root / "modules")
-
-    process = subprocess.run(
-        [
-            sys.executable,
-            "-I",
-            "-c",
-            PROGRAM,
-            *map(str, folders[:1]),
-            json.dumps(histories.tolist()),
-            *map(str, folders[1:]),
-        ],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=environment,
-        cwd=root,
-        timeout=120,
-        check=False,
-    )
+    process = stranger.run(PROGRAM, folders[0], json.dumps(histories.tolist()), *folders[1:])
 
     assert process.returncode == 0, process.stderr
     return model, histories, folders, json.loads(process.stdout.splitlines()[-1])
@@ -194,12 +156,11 @@ MODELS = {
     "sasrec": (SASRecForItemGeneration, SASRecConfig(**WIDTHS)),
     "item_to_item": (ItemToItemForItemGeneration, ItemToItemConfig(num_items=29, vector_dim=5)),
 }
-BLOCKED = PROGRAM.partition("import torch\n")[0]
 QUESTIONS = """
+import json, sys
 import torch
 from transformers import AutoModel
 
-torch.set_num_threads(1)
 answers = {}
 for name, (folder, histories, decodings) in json.loads(sys.argv[1]).items():
     model, histories = AutoModel.from_pretrained(folder, trust_remote_code=True), torch.tensor(histories)
@@ -213,7 +174,7 @@ print(json.dumps(answers))
 
 
 @pytest.fixture(scope="module")
-def models_that_score_all(tmp_path_factory):
+def models_that_score_all(tmp_path_factory, stranger):
     """Models, histories, and what one process without the package answers for all of them."""
     root, questions, models = tmp_path_factory.mktemp("score_all"), {}, {}
     for name, (model_class, config) in MODELS.items():
@@ -228,17 +189,7 @@ def models_that_score_all(tmp_path_factory):
             build_item_graph(model, num_neighbors=29).save(root / name)
         questions[name] = str(root / name), histories.tolist(), ["exact", "graph"] if config.has_codes else ["exact"]
         models[name] = model, histories, questions[name][0]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment["HF_MODULES_CACHE"] = str(root / "modules")
-    process = subprocess.run(
-        [sys.executable, "-I", "-c", BLOCKED + QUESTIONS, json.dumps(questions)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=root,
-        timeout=120,
-        check=False,
-    )
+    process = stranger.run(QUESTIONS, json.dumps(questions))
     assert process.returncode == 0, process.stderr
     return models, json.loads(process.stdout.splitlines()[-1])
 
