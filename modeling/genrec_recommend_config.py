@@ -60,6 +60,9 @@ class RecommendConfig:
 
     Args:
         top_k (`int`, defaults to 10): Length of the lists, at most `num_items`.
+        exclude_seen (`bool`, defaults to `True`):
+            Whether the recommender and the pipeline leave out items of the history. Training sets it to `False` where
+            users of its log often take an item again. `recommend()` of the model itself leaves nothing out.
         num_beams (`int`, defaults to 50):
             Width of a search with beams or along a graph; widened for users who would get fewer than `top_k` items.
             Also the number of items that `diversity` picks from, if that is more than `top_k`.
@@ -105,6 +108,7 @@ class RecommendConfig:
     """
 
     top_k: int = 10
+    exclude_seen: bool = True
     num_beams: int = 50
     latent_aggregation: str = "max"
     decoding: str | None = None
@@ -142,7 +146,7 @@ class RecommendConfig:
                 f"`decoding` must be {one_of}{', '.join(map(repr, decodings))}, got {self.decoding!r}: a {owner} "
                 "finds items in no other way."
             )
-        unknown = sorted(set(self.changed()) - set(known))
+        unknown = sorted(set(self.changed()) - {*known, "exclude_seen"})
         if unknown:
             raise ValueError(
                 f"The config sets {', '.join(f'`{name}`' for name in unknown)}, which a {owner} does not have: its "
@@ -212,7 +216,9 @@ class RecommendConfig:
 
     def save(self, folder: str | Path, *, known: Iterable[str] | None = None) -> Path:
         """Write `recommend_config.json`."""
-        kept = {name: value for name, value in asdict(self).items() if known is None or name in known}
+        kept = {
+            name: value for name, value in asdict(self).items() if known is None or name in (*known, "exclude_seen")
+        }
         path = Path(folder) / RECOMMEND_CONFIG_FILE
         path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         if path.with_name(MANIFEST_FILE).is_file():

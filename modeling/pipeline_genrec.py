@@ -145,17 +145,20 @@ class NextItemPipeline(Pipeline):
             )
         return torch.tensor(known, dtype=torch.long)
 
-    def preprocess(self, history, *, exclude_seen: bool = True) -> dict[str, torch.Tensor]:
+    def preprocess(self, history, *, exclude_seen: bool | None = None) -> dict[str, torch.Tensor]:
         """
         Tokens of one history; a batch of them is padded by transformers.
 
         Args:
             history (`list[str]`): Item ids, oldest first.
-            exclude_seen (`bool`, defaults to `True`): Whether all of them are handed over as `seen_items` too.
+            exclude_seen (`bool`, *optional*):
+                Whether all of them are handed over as `seen_items` too; `None` for the model's `recommend_config`.
 
         Returns:
             `dict[str, torch.LongTensor]`: `input_ids` `(1, history_length)`, the latest items, at least a pad token.
         """
+        if exclude_seen is None:
+            exclude_seen = self.model.recommend_config.exclude_seen
         batch, is_flat = batch_of([history])
         if is_flat:
             raise TypeError(f"A generator or data set must hold histories, lists of item ids, got {history!r}.")

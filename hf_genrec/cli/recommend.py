@@ -63,8 +63,13 @@ def _recommend(
     ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Items per user.", show_default="10")] = None,
     exclude_seen: Annotated[
-        bool, typer.Option("--exclude-seen/--include-seen", help="Leave out items of the history.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--exclude-seen/--include-seen",
+            help="Leave out items of the history.",
+            show_default="leave them out, unless the training data has repeats",
+        ),
+    ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="ID ID ...", help="Items that may not be recommended.")
     ] = None,

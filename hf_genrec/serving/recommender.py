@@ -246,7 +246,7 @@ class Recommender:
         self,
         histories: Sequence[Sequence[str]] | Sequence[str],
         *,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         exclude_items: ItemRule = None,
         allow_items: ItemRule = None,
         config: RecommendConfig | None = None,
@@ -261,9 +261,10 @@ class Recommender:
                 Item ids, oldest first. A list of ids is one history, answered by flat lists; a list of lists is a
                 batch, answered by a list for each; an empty list is a batch of no users. The model reads the latest
                 `config.max_history_length`. Unknown ids are left out, counted and logged.
-            exclude_seen (`bool`, *optional*, defaults to `True`):
-                Whether items of the history (all of it) may not be recommended: shops rarely recommend what somebody
-                has just bought. The evaluation passes `False` unless told otherwise, as papers do.
+            exclude_seen (`bool`, *optional*):
+                Whether items of the history (all of it) may not be recommended. `None` for that of the config, `True`
+                unless the model was trained on a log in which users often take an item again: shops rarely recommend
+                what somebody has just bought. The evaluation measures both.
             exclude_items (`list[str]` or `list[list[str]]`, *optional*):
                 Ids that may not be recommended, for all users or a list per user; what is out of stock, say. Unknown
                 ids are ignored, counted and logged.
@@ -305,7 +306,7 @@ class Recommender:
         excluded = self._rule("exclude_items", exclude_items, num_users=len(batch))
         allowed = self._rule("allow_items", allow_items, num_users=len(batch))
         indices, num_unknown = self._look_up(batch)
-        if exclude_seen:
+        if asked.exclude_seen if exclude_seen is None else exclude_seen:
             shared = excluded if excluded is None or len(excluded) == len(batch) else excluded * len(batch)
             excluded = indices if shared is None else [[*a, *b] for a, b in zip(indices, shared, strict=True)]
         lists = self._in_batches(indices, excluded, allowed, asked, tensors)

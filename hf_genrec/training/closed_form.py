@@ -144,6 +144,7 @@ def write_fitted(
         `dict`: the content of `training.json`.
     """
     folder = Path(output_dir)
+    model.recommend_config.exclude_seen = not prepared.has_repeats
     save_recommender(folder, model, None, prepared.items)
     histories, targets = validation_users(prepared, max_users=_VALIDATION_USERS, seed=0)
     exclude_seen = settings["training"]["exclude_seen"]

@@ -308,6 +308,7 @@ def _write_run(
     folder: Path, trainer: GenRecTrainer, prepared: PreparedDataset, starting: Starting, record: Mapping[str, Any]
 ) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
+    model.recommend_config.exclude_seen = not prepared.has_repeats
     save_recommender(folder, model, starting.semantic_ids, prepared.items, quantizer=starting.quantizer)
     save_neighbors(prepared, folder)
     write_json(record, folder / TRAINING_NAME)  # last: it says that the run is finished

@@ -7,8 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import pipeline
 
 from hf_genrec import Recommender, SemanticIds, save_recommender
+from hf_genrec.modeling.genrec_recommend_config import RecommendConfig
 from hf_genrec.serving.folder import check_items
 from hf_genrec.serving.recommendations import as_histories
 from hf_genrec.tokenizers.vocabulary import build_tokenizer
@@ -85,6 +87,21 @@ def test_seen_items_are_left_out_even_those_too_old_to_be_read(recommender):
 
     assert sorted(unseen.item_ids) == sorted(set(ITEM_IDS) - set(history))
     assert len(unseen.scores) == len(unseen.item_ids)
+
+
+def test_config_of_the_folder_decides_on_seen_items_unless_a_call_says_otherwise(folder):
+    settings = folder / "recommend_config.json"
+    assert json.loads(settings.read_text())["exclude_seen"] is True
+    RecommendConfig.from_pretrained(folder).updated(exclude_seen=False).save(folder)
+
+    recommender = Recommender.from_pretrained(folder, device="cpu")
+    recommend = pipeline("next-item-recommendation", model=str(folder), trust_remote_code=True)
+
+    history = ITEM_IDS[:4]
+    for options, is_listed in (({}, True), ({"exclude_seen": True}, False)):
+        found = recommender.recommend(history, top_k=NUM_ITEMS, **options).item_ids
+        assert [entry["item_id"] for entry in recommend(history, top_k=NUM_ITEMS, **options)] == list(found)
+        assert set(history).issubset(found) is is_listed
 
 
 def test_users_with_different_numbers_of_seen_items_share_a_batch(recommender):

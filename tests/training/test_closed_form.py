@@ -67,3 +67,10 @@ def test_methods_that_do_not_exist_or_lack_vectors_are_named(circle):
         fit_item_to_item(circle, method="svd")
     with pytest.raises(ValueError, match="`embeddings` go with `method='text'`"):
         fit_item_to_item(circle, method="text")
+
+
+@pytest.mark.parametrize(("items", "is_left_out"), [("abcdefg", True), ("abababab", False)])
+def test_training_decides_on_seen_items_by_the_repeats_of_the_log(make_prepared, tmp_path, items, is_left_out):
+    fit_run(make_prepared({"u": list(items), "v": list(items)}), tmp_path / "run")
+
+    assert Recommender.from_pretrained(tmp_path / "run", device="cpu").config.exclude_seen is is_left_out
