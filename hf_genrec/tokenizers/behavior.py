@@ -140,7 +140,8 @@ def fuse_vectors(
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Rows of length 1, float32; zeros stay zeros. Args: one row per item."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+    # In rows whatever order the input has: a file of vectors is written as they lie in memory.
+    return np.ascontiguousarray(vectors / np.where(lengths > 0, lengths, 1.0), np.float32)
 
 
 def singular_vectors(taken: sp.csr_array, *, num_components: int, regularization: float = 3.0) -> np.ndarray:

@@ -88,7 +88,7 @@ def embed_items(
             logger.warning("%d items are in no training history: behaviour is predicted from their texts.", num_cold)
         embeddings = fuse_vectors(embeddings, vectors, weight=weight) if embeddings.shape[1] else vectors
     with replaced(path) as partial:
-        save_file({"embeddings": embeddings}, partial, metadata=encoder)
+        save_file({"embeddings": np.ascontiguousarray(embeddings)}, partial, metadata=encoder)
     return path
 
 

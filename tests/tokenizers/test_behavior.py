@@ -60,6 +60,7 @@ def test_vectors_are_the_scaled_eigenvectors_of_the_normalised_co_occurrence(num
     np.testing.assert_allclose((vectors @ vectors.T)[np.ix_(warm, warm)], expected @ expected.T, atol=1e-4)
     assert (vectors.dtype, vectors.shape) == (np.float32, (17, num_components))
     assert not vectors[4].any()
+    assert vectors.flags.c_contiguous  # safetensors writes what lies in memory
     np.testing.assert_array_equal(
         behavior_vectors(Log(taken), num_components=num_components, regularization=2.0), vectors
     )
