@@ -104,12 +104,15 @@ _KINDS = ("not trained", "item ids", "semantic IDs, code by code", "semantic IDs
 
 def _best_note(found: Mapping[str, Sequence[_System]]) -> str:
     """How to take the table, and where a baseline without training is ahead of every model."""
-    notes = []
+    ahead: dict[str, list[str]] = {}
     for dataset, systems in found.items():
         kind, name, *_ = max(systems, key=lambda own: own[3][1])
         if kind == "not trained":
-            notes.append(f"**On {dataset} no model here is ahead of {name}, which is counted or solved for.**")
-    return " ".join([*notes, _BEST_NOTE])
+            ahead.setdefault(name, []).append(dataset)
+    notes = [
+        f"**On {' and '.join(there)} no trained model here is ahead of {name}.**" for name, there in ahead.items()
+    ]
+    return "\n".join([*notes, _BEST_NOTE])
 
 
 def _systems(records: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str, Any]]) -> list[_System]:

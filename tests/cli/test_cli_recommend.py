@@ -1,12 +1,12 @@
 """`hf-genrec recommend`: histories, rules, saved options."""
 
-import json
 import shutil
 
 import pytest
 from cli_shop import SASREC, error_of, result_of, run
 
 from hf_genrec.data.prepare import prepare
+from hf_genrec.modeling.genrec_recommend_config import RecommendConfig
 from hf_genrec.serving.recommender import Recommender
 
 
@@ -23,7 +23,7 @@ def test_recommend_names_titles_scores_and_unknown_ids(shop):
 def test_options_saved_with_a_model_hold_unless_the_command_line_names_others(shop, tmp_path):
     shutil.copytree(shop / "run", tmp_path / "run")
     saved = {"num_beams": 21, "latent_aggregation": "sum", "top_k": 3}
-    (tmp_path / "run" / "recommend_config.json").write_text(json.dumps(saved), encoding="utf-8")
+    RecommendConfig().updated(**saved).save(tmp_path / "run")
     words = ["evaluate", tmp_path / "run", shop / "data", "--no-baselines", "--max-users", 2]
 
     run, other = result_of(*words)["run"], result_of(*words, "--beams", 23)["run"]
