@@ -244,8 +244,8 @@ def _filter(
     filtered.record("read", log)
     with_text = catalog.filter(pc.not_equal(catalog["text"], ""))["item_id"]
     if missing_text == "drop":
-        has_text = steps.is_about(log, with_text)
-        filtered.record("text-less items dropped", filtered.table.filter(pa.array(has_text)))
+        has_text = pc.is_in(log["item_id"], value_set=with_text.cast(pa.large_string()))
+        filtered.record("text-less items dropped", filtered.table.filter(has_text))
         before, after = filtered.steps
         filtered.skipped["textless_items"] = before["num_items"] - after["num_items"]
         filtered.skipped["textless_interactions"] = before["num_interactions"] - after["num_interactions"]
@@ -280,7 +280,7 @@ def _warn_of_duplicates(table: pa.Table, rules: Protocol) -> None:
 
 def _check_texts(catalog: pa.Table, filtered: _Filtered, *, keep_all_items: bool, missing_text: MissingText) -> None:
     """Counts the items that belong into the catalog and have no text; raises if there must be none."""
-    wanted = steps.distinct_items(filtered.table)
+    wanted = pc.unique(filtered.table["item_id"]).cast(pa.string())
     if keep_all_items:
         wanted = pc.unique(pa.chunked_array([wanted, *catalog["item_id"].chunks]))
     with_text = catalog.filter(pc.not_equal(catalog["text"], ""))["item_id"]
@@ -300,7 +300,7 @@ def _write_items(
     folder: Path, catalog: pa.Table, filtered: _Filtered, *, keep_all_items: bool, missing_text: MissingText
 ) -> None:
     """The catalog: the items table's order, items without metadata behind it in order of first appearance."""
-    used = steps.distinct_items(filtered.table)
+    used = pc.unique(filtered.table["item_id"]).cast(pa.string())
     if not keep_all_items:
         catalog = catalog.filter(pc.is_in(catalog["item_id"], value_set=used))
     elif missing_text != "keep":
@@ -370,7 +370,7 @@ def _hold_out(folder: Path, table: pa.Table, share: float) -> np.ndarray:
         return np.zeros(table.num_rows, dtype=bool)
     cold = steps.newest_items(table, share)
     pq.write_table(pa.table({"item_id": cold}), folder / COLD_NAME, write_page_checksum=True)
-    return steps.is_about(table, cold)
+    return pc.is_in(table["item_id"], value_set=cold.cast(pa.large_string())).to_numpy()
 
 
 def _count_cold(table: pa.Table, share: float, is_cold: np.ndarray, num_removed: np.ndarray) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 
 @dataclass(frozen=True)
@@ -53,31 +52,6 @@ def sort_by_time(interactions: pa.Table) -> pa.Table:
     if interactions["timestamp"].null_count < interactions.num_rows:
         keys.insert(0, interactions["timestamp"].to_numpy())
     return interactions.take(pa.array(np.lexsort(keys)))
-
-
-def distinct_items(interactions: pa.Table) -> pa.Array:
-    """
-    Ids of the items, in order of first appearance.
-
-    Args:
-        interactions (`pyarrow.Table`): A table of interactions.
-    """
-    codes, first_rows = np.unique(_codes(interactions, "item_id"), return_index=True)
-    items = pa.array(codes[np.argsort(first_rows)])
-    return _encoded(interactions["item_id"]).dictionary.take(items).cast(pa.string())
-
-
-def is_about(interactions: pa.Table, item_ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """
-    Which rows are about one of some items.
-
-    Args:
-        interactions (`pyarrow.Table`): A table of interactions.
-        item_ids (`pyarrow.Array`): The items.
-    """
-    dictionary = _encoded(interactions["item_id"]).dictionary
-    is_one = pc.is_in(dictionary, value_set=item_ids.cast(dictionary.type)).to_numpy(zero_copy_only=False)
-    return is_one[_codes(interactions, "item_id")]
 
 
 def count_duplicates(interactions: pa.Table) -> int:

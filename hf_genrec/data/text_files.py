@@ -31,7 +31,7 @@ OnError = Literal["raise", "skip"]
 
 SKIP_HINT = 'Pass `on_error="skip"` to count and skip such lines.'
 MAX_LINE = 2**24  # characters of a line: far more than any review, little for the memory
-MAX_DOCUMENT = 2**30  # characters of a file that is one JSON array or object
+MAX_DOCUMENT = 2**28  # characters of a file that is one JSON array or object
 MAX_EXPANSION, ALWAYS_ALLOWED = 200, 2**28  # text packs to a third or a tenth; only bombs to less than 1 / 200
 DELIMITERS = {"csv": ",", "tsv": "\t", "jsonl": None}  # of each text format
 MAX_DEPTH = 100  # lists in lists

@@ -182,66 +182,56 @@ CATALOGS = {
 }
 
 
-@pytest.mark.parametrize("suffix", LOGS)
-def test_a_log_of_any_bytes_is_read_or_named(tmp_path, suffix):
-    path = tmp_path / f"log{suffix}"
-    read = read_sequences if suffix == ".sequences" else read_interactions
-
-    @fuzz
-    @given(mutations=MUTATIONS, packing=PACKINGS)
-    def run(mutations, packing):
-        path.write_bytes(packed(LOGS[suffix], mutations, packing))
-        number = check_reader(read, path)
-        if number is not None and suffix in (".csv", ".tsv", ".jsonl"):
-            lines = lines_in(path)
-            if suffix == ".jsonl" or suffix == ".tsv" or '"' not in "".join(lines):
-                assert number == len(lines) - (suffix != ".jsonl")
-
-    run()
+AMAZON = {
+    "reviews": json_lines(REVIEWS),
+    "meta": "".join(f"{{'asin': 'i{n}', 'title': \"It's {n}\", 'price': 1.5}}\n" for n in range(4)).encode(),
+    "raw_review": json_lines(RAW),
+    "raw_meta": json_lines(META),
+    "5core_last_out_w_his": BENCHMARK,
+}
 
 
-@pytest.mark.parametrize("suffix", CATALOGS)
-def test_an_items_table_of_any_bytes_is_read_or_named(tmp_path, suffix):
-    path = tmp_path / f"items{suffix}"
+def check_log(path, suffix, content):
+    """The properties of a log; where a line is a record, every line is a row or counted."""
+    path.write_bytes(content)
+    number = check_reader(read_sequences if suffix == ".sequences" else read_interactions, path)
+    if number is not None and suffix in (".csv", ".tsv", ".jsonl"):
+        lines = lines_in(path)
+        if suffix != ".csv" or '"' not in "".join(lines):
+            assert number == len(lines) - (suffix != ".jsonl")
 
-    @fuzz
-    @given(mutations=MUTATIONS, packing=PACKINGS)
-    def run(mutations, packing):
-        path.write_bytes(packed(CATALOGS[suffix], mutations, packing))
-        number = check_reader(read_items, path)
-        if number is not None and suffix == ".jsonl":
-            assert number == len(lines_in(path))
 
-    run()
+def check_items(path, suffix, content):
+    """The properties of an items table."""
+    path.write_bytes(content)
+    number = check_reader(read_items, path)
+    if number is not None and suffix == ".jsonl":
+        assert number == len(lines_in(path))
+
+
+def check_amazon(path, kind, content):
+    """The properties of Amazon's files: rows that fit the schema of the data set."""
+    path.write_bytes(content)
+    columns = {"meta": amazon._ITEM_2014, "raw_meta": amazon._ITEM_2023}.get(kind, amazon._INTERACTION)
+    columns = columns | ({"history": amazon._STRINGS} if kind.endswith("his") else {})
+    for mode in ("raise", "skip"):
+        rows, _ = outcome(lambda path, mode=mode: list(amazon._records(str(path), kind, mode)), path)
+        pa.Table.from_pylist(rows or [], schema=datasets.Features(columns).arrow_schema)
+
+
+KINDS = [(check_log, LOGS), (check_items, CATALOGS), (check_amazon, AMAZON)]
 
 
 @pytest.mark.parametrize(
-    ("kind", "content"),
-    [
-        ("reviews", json_lines(REVIEWS)),
-        ("meta", "".join(f"{{'asin': 'i{n}', 'title': \"It's {n}\", 'price': 1.5}}\n" for n in range(4)).encode()),
-        ("raw_review", json_lines(RAW)),
-        ("raw_meta", json_lines(META)),
-        ("5core_last_out_w_his", BENCHMARK),
-    ],
+    ("check", "kind", "content"), [(check, kind, made[kind]) for check, made in KINDS for kind in made]
 )
-def test_amazons_files_of_any_bytes_are_read_or_named(tmp_path, kind, content):
-    path = tmp_path / "amazon.json"
-    columns = {"meta": amazon._ITEM_2014, "raw_meta": amazon._ITEM_2023}.get(kind, amazon._INTERACTION)
-    if kind.endswith("his"):
-        columns = columns | {"history": amazon._STRINGS}
-    schema = datasets.Features(columns).arrow_schema
-
-    def read(mode, path):
-        return list(amazon._records(str(path), kind, mode))
+def test_a_file_of_any_bytes_is_read_or_named_and_no_line_is_lost(tmp_path, check, kind, content):
+    path = tmp_path / f"file{kind if kind.startswith('.') else '.json'}"
 
     @fuzz
     @given(mutations=MUTATIONS, packing=PACKINGS)
     def run(mutations, packing):
-        path.write_bytes(packed(content, mutations, packing))
-        for mode in ("raise", "skip"):
-            rows, _ = outcome(partial(read, mode), path)
-            pa.Table.from_pylist(rows or [], schema=schema)
+        check(path, kind, packed(content, mutations, packing))
 
     run()
 
