@@ -28,8 +28,9 @@ _MODELS = {
     "acerec": ("ACERecConfig", "ACERecForItemGeneration", []),
     "sasrec": ("SASRecConfig", "SASRecForItemGeneration", []),
     "item_to_item": ("ItemToItemConfig", "ItemToItemForItemGeneration", []),
+    "ensemble": ("EnsembleConfig", "EnsembleForItemGeneration", []),
 }
-_NOT_TRAINED = {"item_to_item"}  # made in closed form or of other models
+_NOT_TRAINED = {"item_to_item", "ensemble"}  # made in closed form or of other models
 ARCHITECTURES = tuple(name for name in _MODELS if name not in _NOT_TRAINED)  # of `hf-genrec train`
 
 

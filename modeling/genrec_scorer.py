@@ -42,7 +42,7 @@ class ItemScorer(RecommendMixin, CheckpointMixin, ItemTokensMixin, PreTrainedMod
     _made = "fitted in closed form"
 
     def item_logits(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, allowed: torch.BoolTensor | None = None
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.FloatTensor:
         """
         Scores of all items, not normalised.
@@ -50,7 +50,6 @@ class ItemScorer(RecommendMixin, CheckpointMixin, ItemTokensMixin, PreTrainedMod
         Args:
             input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
             attention_mask: 1 at items that count; `None` for all.
-            allowed: `(batch_size or 1, num_items)`: items that will be listed; `None` for all. A hint only.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_items)`: float32.
@@ -133,7 +132,7 @@ class ItemScorer(RecommendMixin, CheckpointMixin, ItemTokensMixin, PreTrainedMod
 
     def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
         """Nothing is searched for; of equal logits the lower item index stands first."""
-        logits, infinity = self.item_logits(users.input_ids, users.attention_mask, users.allowed), float("inf")
+        logits, infinity = self.item_logits(users.input_ids, users.attention_mask), float("inf")
         ranked = logits if request.penalty is None else logits - request.penalty
         if request.options.sample_seed is not None:
             numbers = torch.arange(users.first_user, users.first_user + len(logits), device=logits.device)

@@ -75,7 +75,7 @@ class ItemToItemForItemGeneration(ItemScorer):
         self.weights.copy_(weights)
 
     def item_logits(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, allowed: torch.BoolTensor | None = None
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.FloatTensor:
         """
         The sums; of items that no weight speaks for the more popular one has a trace more.

@@ -12,6 +12,7 @@ from hf_genrec.cli import (  # noqa: F401 (their verbs register themselves)
     demo,
     diagnose,
     embed,
+    ensemble,
     evaluate,
     fit,
     graph,

@@ -9,26 +9,30 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.optimize
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
+from transformers import AutoModel
 
+from hf_genrec.data.checks import check_trained_on
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.baselines import ItemKNN, SequentialRidge, TextSimilarity
 from hf_genrec.evaluation.baselines.base import CatalogRanker, validation_users
+from hf_genrec.evaluation.ensemble import as_tokens, fit_ensemble, likeliest_factor
+from hf_genrec.evaluation.lists import item_indices
 from hf_genrec.evaluation.metrics import ndcg_at_k, ranks_of_targets
-from hf_genrec.evaluation.record import TRAINING_NAME
+from hf_genrec.evaluation.record import TRAINING_NAME, read_training
 from hf_genrec.files import write_json
 from hf_genrec.hub.save import save_recommender
 from hf_genrec.modeling.configuration_item_to_item import METHODS, ItemToItemConfig
 from hf_genrec.modeling.modeling_item_to_item import ItemToItemForItemGeneration
-from hf_genrec.serving.recommender import Recommender
+from hf_genrec.serving.recommender import Recommender, check_model_name
 from hf_genrec.training.runs import _NO_SHAPE
 
 
@@ -123,6 +127,58 @@ def fit_run(
     )
 
 
+def ensemble_run(
+    prepared: PreparedDataset,
+    members: Mapping[str, str | os.PathLike[str]],
+    output_dir: str | os.PathLike[str],
+    *,
+    combination: str = "standardised",
+    exclude_seen: bool = False,
+    max_users: int | None = 6_000,
+    seed: int = 0,
+    command: str = "",
+) -> dict[str, Any]:
+    """
+    [`fit_ensemble`] of run folders or Hub repositories, and the run folder of the whole.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set.
+        members (`dict[str, str]`): Run folders or repositories, by a name for each.
+        output_dir (`str` or `Path`): The run folder.
+        combination (`str`, *optional*, defaults to `"standardised"`): See [`fit_ensemble`].
+        exclude_seen (`bool`, *optional*, defaults to `False`): See [`fit_ensemble`].
+        max_users (`int`, *optional*, defaults to 6000): See [`fit_ensemble`].
+        seed (`int`, *optional*, defaults to 0): See [`fit_ensemble`].
+        command (`str`, *optional*): What `training.json` shall name as the command.
+
+    Returns:
+        `dict`: the content of `training.json`. `members` holds their minutes where they are known; `minutes` and
+            `cpu_minutes` are those of all together.
+    """
+    start, cpu_start = time.perf_counter(), time.process_time()
+    models, records = {}, {}
+    for name, path in members.items():
+        check_model_name(os.fspath(path))
+        models[name] = AutoModel.from_pretrained(os.fspath(path)).eval()
+        is_run = (Path(path) / TRAINING_NAME).is_file()
+        records[name] = read_training(path) if is_run else {}
+        if is_run:
+            check_trained_on(records[name], prepared.metadata, owner=f"The run {path}")
+    options: dict[str, Any] = {"combination": combination, "exclude_seen": exclude_seen}
+    model, report = fit_ensemble(models, prepared, **options, max_users=max_users, seed=seed)
+    seconds = {"minutes": time.perf_counter() - start, "cpu_minutes": time.process_time() - cpu_start}
+    of_members = {name: {key: record.get(key) for key in seconds} for name, record in records.items()}
+    spent = {key: value / 60 + sum(own[key] or 0 for own in of_members.values()) for key, value in seconds.items()}
+    return write_fitted(
+        prepared,
+        output_dir,
+        model,
+        {"targets": "all", "seed": seed, "training": options},
+        {"command": command, "ensemble": report, "members": of_members}
+        | {name: round(value, 3) for name, value in spent.items()},
+    )
+
+
 def write_fitted(
     prepared: PreparedDataset,
     output_dir: str | os.PathLike[str],
@@ -204,17 +260,8 @@ def _calibrate(
     model: ItemToItemForItemGeneration, histories: list[list[str]], targets: list[str], item_ids: list[str]
 ) -> None:
     """Multiply all scores by the factor under which the validation targets are most likely."""
-    index = pd.Index(item_ids)
-    rows = [index.get_indexer(history[-model.config.max_history_length :]) for history in histories]
-    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for place, row in enumerate(rows):
-        tokens[place, : len(row)] = torch.from_numpy(row) + model.config.first_item_token
-    places = torch.from_numpy(index.get_indexer(np.array(targets, dtype=object)))
-    logits = torch.cat([model.item_logits(part, None) for part in tokens.split(256)])
-
-    def loss(exponent: float) -> float:
-        return torch.nn.functional.cross_entropy(logits * float(np.exp(exponent)), places).item()
-
-    scale = float(np.exp(scipy.optimize.minimize_scalar(loss, bounds=(-5, 8), method="bounded").x))
+    tokens: Any = as_tokens(histories, item_ids, model.config)
+    logits = torch.cat([model.item_logits(part) for part in tokens.split(256)])
+    scale = likeliest_factor(logits, torch.from_numpy(item_indices([targets], item_ids=item_ids)[0]))
     model.weights.mul_(scale)
     model.item_vectors.mul_(scale**0.5)

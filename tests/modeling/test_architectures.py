@@ -19,6 +19,7 @@ from hf_genrec import (
     SemanticIds,
     prepare,
 )
+from hf_genrec.modeling.configuration_ensemble import EnsembleConfig
 from hf_genrec.modeling.configuration_item_to_item import ItemToItemConfig
 from hf_genrec.training.arguments import training_arguments
 from hf_genrec.training.initial import start_fresh
@@ -26,7 +27,7 @@ from hf_genrec.training.runs import train_run
 from invariants.model import random_codes
 
 
-CONFIGS = (LatteConfig, RPGConfig, ACERecConfig, SASRecConfig, ItemToItemConfig)
+CONFIGS = (LatteConfig, RPGConfig, ACERecConfig, SASRecConfig, ItemToItemConfig, EnsembleConfig)
 FACTS = (
     "has_codes", "display_name", "summary", "papers", "default_shape", "default_schedule", "paper_shape",
     "paper_schedule", "system_name", "cited_papers", "description",

@@ -17,7 +17,9 @@ from hf_genrec import (
     SASRecForItemGeneration,
 )
 from hf_genrec.hub.files import code_files
+from hf_genrec.modeling.configuration_ensemble import EnsembleConfig
 from hf_genrec.modeling.configuration_item_to_item import ItemToItemConfig
+from hf_genrec.modeling.modeling_ensemble import EnsembleForItemGeneration
 from hf_genrec.modeling.modeling_item_to_item import ItemToItemForItemGeneration
 from hf_genrec.serving.item_graph import build_item_graph
 from invariants.model import histories_of, make_model, tiny_config
@@ -38,6 +40,9 @@ UPLOADS = {
     "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
     "sasrec": SHARED | {"genrec_item_loss.py"},
     "item_to_item": SHARED - {"genrec_encoder.py"} | {"genrec_scorer.py"},
+}
+UPLOADS["ensemble"] = set.union(*UPLOADS.values()) | {  # of all members that there may be
+    f"{kind}_{name}.py" for kind in ("configuration", "modeling") for name in UPLOADS
 }
 UPLOADS = {name: files | {f"configuration_{name}.py", f"modeling_{name}.py"} for name, files in UPLOADS.items()}
 CODE_FILES = UPLOADS["latte"]
@@ -156,6 +161,8 @@ MODELS = {
     "sasrec": (SASRecForItemGeneration, SASRecConfig(**WIDTHS)),
     "item_to_item": (ItemToItemForItemGeneration, ItemToItemConfig(num_items=29, vector_dim=5)),
 }
+MEMBERS = [{"model_type": "sasrec", **WIDTHS}, {"model_type": "sasrec", **WIDTHS, "num_layers": 1}]
+MODELS["ensemble"] = (EnsembleForItemGeneration, EnsembleConfig(num_items=29, members=MEMBERS))
 QUESTIONS = """
 import json, sys
 import torch

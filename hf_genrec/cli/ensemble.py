@@ -1,0 +1,73 @@
+"""
+`hf-genrec ensemble`: several runs become one model, which is saved and served like any other.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hf_genrec.cli.command_line import AsJson, Prepared, app, command_line, one_of, output_on
+
+
+@app.command("ensemble")
+def _ensemble(
+    prepared_folder: Prepared,
+    members: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]RUN...", help="Run folders or Hub repositories.", show_default=False)
+    ],
+    output: Annotated[str, typer.Option("--output", help="The run folder to write.", show_default=False)],
+    combination: Annotated[
+        str,
+        typer.Option(
+            callback=one_of("standardised", "log_probability", "reciprocal_rank"),
+            metavar="standardised|log_probability|reciprocal_rank",
+            help="What is added up.",
+        ),
+    ] = "standardised",
+    exclude_seen: Annotated[
+        bool, typer.Option("--exclude-seen", help="Choose weights for lists without items of the history.")
+    ] = False,
+    max_users: Annotated[int, typer.Option(min=2, help="Validation users that the weights are chosen on.")] = 6000,
+    seed: Annotated[int, typer.Option(help="Seed of the sample of validation users.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Add up the scores of several models, with weights chosen on the validation split, and write one run folder.
+
+    \b
+    Examples:
+      hf-genrec ensemble data ridge text sasrec --output ensemble
+      hf-genrec ensemble data Ridge=ridge PSID=user/repository --output ensemble --exclude-seen
+    """
+    with output_on(as_json) as show:
+        from hf_genrec.data.prepared import PreparedDataset
+        from hf_genrec.evaluation.record import named_path
+        from hf_genrec.training.closed_form import ensemble_run
+
+        paths = {}
+        for name, path in map(named_path, members):
+            if (name or path) in paths:
+                raise ValueError(f"Two members are called {name or path!r}: give them names, NAME=RUN.")
+            paths[name or path] = path
+        record = ensemble_run(
+            PreparedDataset.load(prepared_folder),
+            paths,
+            output,
+            combination=combination,
+            exclude_seen=exclude_seen,
+            max_users=max_users,
+            seed=seed,
+            command=command_line(),
+        )
+        report = record["ensemble"]
+        chosen, alone = report["ndcg@10"]["chosen"], report["ndcg@10"]["alone"]
+        show(
+            "validation ndcg@10 on the users that the weights were chosen on, and on others:",
+            *(f"  {alone[name][0]:.4f}  {alone[name][1]:.4f}  {name}" for name in report["scores"]),
+            f"  {chosen[0]:.4f}  {chosen[1]:.4f}  together, times "
+            + ", ".join(f"{weight:.3g}" for weight in report["weights"]),
+            f"written to {output}; next: hf-genrec evaluate {output} {prepared_folder}",
+            result={"folder": output} | record,
+        )

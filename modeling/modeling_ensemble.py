@@ -1,0 +1,186 @@
+"""Ensembles: several recommenders over one catalog in one model, whose scores are added up."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .configuration_ensemble import EnsembleConfig
+from .genrec_scorer import ItemScorer
+from .modeling_acerec import ACERecForItemGeneration
+from .modeling_item_to_item import ItemToItemForItemGeneration
+from .modeling_latte import LatteForConditionalGeneration
+from .modeling_rpg import RPGForItemGeneration
+from .modeling_sasrec import SASRecForItemGeneration
+
+
+MEMBERS = {
+    kind.config_class.model_type: kind
+    for kind in (
+        LatteForConditionalGeneration,
+        RPGForItemGeneration,
+        ACERecForItemGeneration,
+        SASRecForItemGeneration,
+        ItemToItemForItemGeneration,
+    )
+}
+RANK_OFFSET = 60  # Cormack et al. 2009
+MEMBER_BYTES = 32  # per item and user: a member's scores, what becomes of them and the sum
+
+
+class EnsembleForItemGeneration(ItemScorer):
+    """
+    Item tokens in, the next item out: the weighted sum of what the members say about each item.
+
+    Members that score every item do so; one that searches with beams lists its best, and all other items lie
+    `listing_floor` nats under the last of them. So the candidates are always the whole catalog: what a member has
+    missed another one can bring in. Members are parts of this model, and one folder holds them all.
+
+    Args:
+        config ([`EnsembleConfig`]): The members' configs, weights, and what is added up.
+
+    Example:
+
+    ```python
+    >>> from hf_genrec.modeling.configuration_sasrec import SASRecConfig
+    >>> members = [SASRecForItemGeneration(SASRecConfig(num_items=3, d_model=8)) for _ in range(2)]
+    >>> ensemble = EnsembleForItemGeneration.of(members, weights=[0.5, 1.5])
+    >>> ensemble.recommend(torch.tensor([[4, 6]]), top_k=3).item_tokens.shape
+    torch.Size([1, 3])
+
+    ```
+    """
+
+    config: EnsembleConfig
+    config_class = EnsembleConfig
+    _made = "made of its members"
+    items_digest: torch.Tensor
+    members: Any  # a `ModuleList`, of models
+
+    def __init__(self, config: EnsembleConfig):
+        super().__init__(config)
+        if not config.members:
+            raise ValueError("`members` is empty: an ensemble needs the config of one member at least.")
+        self.members = nn.ModuleList(MEMBERS[member.model_type](member) for member in config.member_configs())
+        # filled in when the model is saved: the ids of the items that the weights are about
+        self.register_buffer("items_digest", torch.zeros(8, dtype=torch.uint8))
+        self.post_init()
+        # `post_init` does not look for tied weights inside a list of models
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+
+    @classmethod
+    def of(cls, members: Sequence[Any], **settings) -> "EnsembleForItemGeneration":
+        """
+        An ensemble of models.
+
+        Args:
+            members: Models over the same items in the same order; their weights are copied.
+            **settings: Fields of [`EnsembleConfig`] such as `weights`.
+
+        Returns:
+            [`EnsembleForItemGeneration`]: in evaluation mode.
+        """
+        configs = [{"model_type": member.config.model_type, **member.config.to_diff_dict()} for member in members]
+        model = cls(EnsembleConfig(num_items=members[0].config.num_items, members=configs, **settings))
+        for own, member in zip(model.members, members, strict=True):
+            own.load_state_dict(member.state_dict())
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers; each member's semantic-ID table must be the one that its config records."""
+        found = super().from_pretrained(*args, **kwargs)
+        for member in (found[0] if isinstance(found, tuple) else found).members:
+            if member.config.has_codes:
+                member.check_catalog()
+        return found
+
+    def item_logits(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        The weighted sums.
+
+        Args: see [`ItemScorer.item_logits`].
+        """
+        parts = self.member_scores(input_ids, attention_mask, weights=self.config.weights)
+        total = torch.zeros(len(input_ids), self.config.num_items, device=input_ids.device)
+        for weight, scores in zip(self.config.weights, parts, strict=True):
+            if weight:
+                total += weight * scores
+        return total
+
+    def member_scores(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        weights: Sequence[float] | None = None,
+    ):
+        """
+        What is added up, before it is weighted.
+
+        Args:
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
+            weights: Scores with a weight of 0 are not computed, and `None` stands for them.
+
+        Returns:
+            An iterator over tensors `(batch_size, num_items)`, float32, in the order of `config.scores`.
+        """
+        is_item, number = self.is_item(input_ids, attention_mask), 0
+        for member in self.members:
+            config = member.config
+            tokens = input_ids - self.config.first_item_token + config.first_item_token
+            tokens = tokens.masked_fill(~is_item, config.pad_token_id)
+            for score in _scores_of(member):
+                is_wanted = weights is None or weights[number] != 0
+                yield self._combined(score(self, member, tokens)) if is_wanted else None
+                number += 1
+
+    def _combined(self, scores: tuple[torch.FloatTensor, torch.FloatTensor]) -> torch.FloatTensor:
+        """Log-probabilities of all items and the scale of each user to what is added up."""
+        log_probs, scale = scores
+        if self.config.combination == "log_probability":
+            return log_probs
+        if self.config.combination == "standardised":
+            return (log_probs - log_probs.mean(1, keepdim=True)) / scale.clamp_min(1e-6)
+        best = log_probs.topk(min(self.config.num_candidates, log_probs.shape[1]), dim=1).indices
+        ranks = torch.arange(RANK_OFFSET, RANK_OFFSET + best.shape[1], device=best.device, dtype=log_probs.dtype)
+        return torch.zeros_like(log_probs).scatter_(1, best, ranks.reciprocal().expand_as(best))
+
+    def _exact(self, member, tokens) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        log_probs = member.score_items(tokens).float()
+        return log_probs, log_probs.std(1, keepdim=True)
+
+    def _dense(self, member, tokens) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        log_probs = member.dense_scores(tokens).float()
+        return log_probs, log_probs.std(1, keepdim=True)
+
+    def _listed(self, member, tokens) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        """Beams: scores of the items listed, the others under the last of them. The scale is that of the list."""
+        num_items, length = self.config.num_items, min(self.config.num_candidates, self.config.num_items)
+        options = {"dense_weight": 0.0} if "dense_weight" in member.recommend_options else {}
+        found = member.recommend(tokens, top_k=length, num_beams=length, decoding="beam", **options)
+        is_none = found.scores == -float("inf")
+        last = found.scores.masked_fill(is_none, float("inf")).amin(1, keepdim=True)
+        floor = torch.where(last.isinf(), 0, last) - self.config.listing_floor
+        listed = torch.where(is_none, floor, found.scores.float())
+        places = (found.item_tokens - member.config.first_item_token).masked_fill(is_none, num_items)
+        log_probs = floor.expand(-1, num_items + 1).scatter(1, places, listed)[:, :num_items]
+        return log_probs, torch.cat([listed, floor], dim=1).std(1, keepdim=True)
+
+    def _logits_bytes(self, history_length: int) -> int:
+        reading = sum(
+            member.history_bytes(history_length) for member in self.members if hasattr(member, "history_bytes")
+        )
+        return MEMBER_BYTES * self.config.num_items + reading
+
+
+def _scores_of(member) -> list:
+    """How a member is asked, in the order of `EnsembleConfig.scores`."""
+    first = EnsembleForItemGeneration._listed if "beam" in member.decodings else EnsembleForItemGeneration._exact
+    return [first, EnsembleForItemGeneration._dense] if getattr(member.config, "dense_head", False) else [first]
+
+
+__all__ = ["EnsembleForItemGeneration"]
