@@ -9,6 +9,7 @@ as items and which have a target. Saving takes the code of the pipeline along.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -157,7 +158,12 @@ class CheckpointMixin:
             if getattr(kwargs.get("config"), "_commit_hash", None):  # the commit that the rest is of
                 where["revision"] = kwargs["config"]._commit_hash
             has_code = cls.__module__.startswith("transformers_modules")
-            check_manifest(pretrained_model_name_or_path, lambda name: is_model_file(name, has_code=has_code), **where)
+            also = "tokenizer" if Path(pretrained_model_name_or_path).is_dir() else "\0"  # a pipeline reads it next
+            check_manifest(
+                pretrained_model_name_or_path,
+                lambda name: is_model_file(name, has_code=has_code) or name.startswith(also),
+                **where,
+            )
         wants_info = kwargs.pop("output_loading_info", False)
         own = {"use_safetensors": True, "output_loading_info": True}
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **(kwargs | own))

@@ -9,6 +9,7 @@ error. Folders saved before there was a manifest have nothing to compare.
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ def write_manifest(folder: str | Path, patterns: Iterable[str] = _MODEL_FILES) -
     folder, patterns = Path(folder), list(patterns)
     path = folder / MANIFEST_FILE
     files = _entries(path) if path.is_file() else {}
-    files = {name: digest for name, digest in files.items() if not any(Path(name).match(entry) for entry in patterns)}
+    files = {name: digest for name, digest in files.items() if not _fits(name, patterns)}
     for found in (found for entry in patterns for found in folder.glob(entry) if found.is_file()):
         files[found.relative_to(folder).as_posix()] = _digest_of(found)
     content = {"files": dict(sorted(files.items())), "digest": _digest_of_entries(files)}
@@ -49,6 +50,8 @@ def check_manifest(source: str | Path, is_read: Callable[[str], bool], **where) 
     for name, expected in _entries(Path(manifest)).items():
         if is_read(name):
             path = cached_file(str(source), name, **where)
+            if path is None:  # transformers' answer for a missing config.json
+                raise FileNotFoundError(f"{source} has no {name}, which {manifest} records. Fetch the folder again.")
             found = _digest_of(path)
             if found != expected:
                 raise ValueError(
@@ -60,7 +63,7 @@ def check_manifest(source: str | Path, is_read: Callable[[str], bool], **where) 
 
 def is_model_file(name: str, *, has_code: bool) -> bool:
     """Whether loading a model reads a file; its code only where that is not imported from a package."""
-    return any(Path(name).match(pattern) for pattern in _MODEL_FILES[: None if has_code else -1])
+    return _fits(name, _MODEL_FILES[: None if has_code else -1])
 
 
 def check_finite(model: torch.nn.Module, source: str | Path) -> None:
@@ -73,6 +76,10 @@ def check_finite(model: torch.nn.Module, source: str | Path) -> None:
                 "values. The training broke down: train again with a smaller learning rate or in float32, or use an "
                 "earlier checkpoint."
             )
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, entry) and name.count("/") == entry.count("/") for entry in patterns)
 
 
 def _entries(path: Path) -> dict[str, str]:

@@ -30,7 +30,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_genrec.files import first_five, read_table, reading, restored
 from hf_genrec.modeling.genrec_folder import batch_of
-from hf_genrec.modeling.genrec_manifest import check_manifest
+from hf_genrec.modeling.genrec_manifest import check_manifest, write_manifest
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
 from hf_genrec.serving.recommendations import Recommendations
@@ -177,6 +177,7 @@ class Recommender:
             if origin is not None:
                 for path in filter(Path.is_file, (origin / name for name in _COMPANIONS)):
                     shutil.copyfile(path, partial / path.name)
+                write_manifest(partial, _COMPANIONS)
         self._origin = (os.fspath(folder), {})
         return Path(folder)
 

@@ -252,6 +252,28 @@ def test_weights_that_are_not_finite_are_neither_loaded_nor_saved(folders, tmp_p
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("name", ["config.json", "recommend_config.json", "items.parquet", "tokenizer.json"])
+def test_missing_file_is_an_error_that_names_it(folders, tmp_path, name):
+    folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
+    (folder / name).unlink()
+
+    with pytest.raises(OSError, match=name.replace(".", r"\.")):
+        recommender(folder)
+
+
+def test_quantizer_stays_in_the_manifest_when_the_model_is_saved_again(folders, tmp_path):
+    quantizer = tmp_path / "quantizer"
+    quantizer.mkdir()
+    (quantizer / "config.json").write_text("{}", encoding="utf-8")
+    whole = Recommender.from_pretrained(folders["latte"][0], device="cpu")
+    folder = whole.save_pretrained(tmp_path / "run", quantizer=quantizer)
+
+    whole.model.save_pretrained(folder)
+
+    files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+    assert {"config.json", "items.parquet", "model.safetensors", "quantizer/config.json", "tokenizer.json"} <= set(files)
+
+
 def test_settings_saved_later_enter_the_manifest(folders, tmp_path):
     folder = shutil.copytree(folders["latte"][0], tmp_path / "folder")
     loaded = AutoModel.from_pretrained(folder)
