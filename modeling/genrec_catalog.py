@@ -32,12 +32,14 @@ class Catalog:
     Attributes: `num_items`, `num_levels`, `codebook_size`, `device`; `num_ids` (number of distinct semantic IDs) and
     `is_unique` (whether each item has its own); `num_nodes` (per depth from 0 to `num_levels`); `max_children` (per
     depth below `num_levels`: the most children a node has); `items_in_order` `(num_items,)` (items in the order of
-    their codes, of one id in ascending order).
+    their codes, of one id in `item_order`).
 
     Args:
         item_codes (`torch.Tensor` of shape `(num_items, num_levels)`):
             Code of each item at each level, in `[0, codebook_size)`. Items may share all their codes.
         codebook_size (`int`): Number of codes per level.
+        item_order (`torch.LongTensor` of shape `(num_items,)`, *optional*):
+            All items in the order in which those of one id stand; `None` for ascending order.
         max_dense_entries (`int`, defaults to 2**25): Levels with at most so many entries are kept dense too.
 
     Raises:
@@ -55,18 +57,26 @@ class Catalog:
     ```
     """
 
-    def __init__(self, item_codes: torch.Tensor, codebook_size: int, *, max_dense_entries: int = MAX_DENSE_ENTRIES):
+    def __init__(
+        self,
+        item_codes: torch.Tensor,
+        codebook_size: int,
+        *,
+        item_order: torch.LongTensor | None = None,
+        max_dense_entries: int = MAX_DENSE_ENTRIES,
+    ):
         if item_codes.ndim != 2 or item_codes.numel() == 0:
             raise ValueError(f"`item_codes` must have shape (num_items, num_levels), got {tuple(item_codes.shape)}.")
         _check_range(item_codes, codebook_size)
         self.codebook_size = codebook_size
         self.num_items, self.num_levels = item_codes.shape
         self.device = item_codes.device
-        self._build(item_codes.to(_code_type(codebook_size)), max_dense_entries)
+        codes = item_codes.to(_code_type(codebook_size))
+        self.items_in_order = _lexicographic_order(codes, codebook_size, order=item_order)
+        self._build(codes, max_dense_entries)
 
     def _build(self, codes: torch.Tensor, max_dense_entries: int) -> None:
         """Nodes stand where the prefix of an item differs from that of the item before it."""
-        self.items_in_order = _lexicographic_order(codes, self.codebook_size)
         codes = codes[self.items_in_order]
         self.num_nodes = [1]
         self.max_children: list[int] = []
@@ -272,14 +282,15 @@ def _with_end(starts: torch.Tensor, end: int) -> torch.Tensor:
     return torch.nn.functional.pad(starts, (0, 1), value=end)
 
 
-def _lexicographic_order(codes: torch.Tensor, codebook_size: int) -> torch.LongTensor:
+def _lexicographic_order(
+    codes: torch.Tensor, codebook_size: int, *, order: torch.LongTensor | None = None
+) -> torch.LongTensor:
     """
-    Rows of `codes` in the order of their codes: one sort by an int64 key, or, where a row does not fit into one, a
-    stable sort per group of levels, the last group first.
+    Rows of `codes` in the order of their codes, equal ones in that of `order`: one sort by an int64 key, or, where a
+    row does not fit into one, a stable sort per group of levels, the last group first.
     """
     num_bits = max(1, (codebook_size - 1).bit_length())
     levels_per_key = max(1, MAX_KEY_BITS // num_bits)
-    order = None
     for stop in range(codes.shape[1], 0, -levels_per_key):
         key = torch.zeros(len(codes), dtype=torch.long, device=codes.device)
         for level in range(max(0, stop - levels_per_key), stop):
@@ -294,7 +305,8 @@ def _lexicographic_order(codes: torch.Tensor, codebook_size: int) -> torch.LongT
 class CatalogMixin(CheckpointMixin, ItemTokensMixin):
     """
     The semantic-ID table of a model: a buffer `item_codes` in its checkpoint, checked on loading, and the trie over
-    it. Items may share a semantic ID: a model gives them one score, and lists them next to each other.
+    it. Items may share a semantic ID: a model gives them one score, and lists them next to each other, those first
+    that occur more often in the training data, where a buffer `item_counts` says so (see `set_item_counts`).
 
     A model calls `register_catalog()` in its `__init__`, before `post_init()`.
     """
@@ -303,7 +315,9 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
         """Reserve the buffer; its content comes from `set_catalog` or from the checkpoint."""
         codes = torch.zeros(self.config.num_items, self.config.num_levels, dtype=torch.int16)
         self.register_buffer("item_codes", codes)
+        self.register_buffer("item_counts", torch.zeros(self.config.num_items, dtype=torch.int32))
         self._catalog: Catalog | None = None
+        self._item_order: torch.LongTensor | None = None
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -314,15 +328,43 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
         return loaded
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self._catalog = None  # other codes may come in, by `load_state_dict` too
+        self._catalog = self._item_order = None  # other codes may come in, by `load_state_dict` too
         super()._load_from_state_dict(*args, **kwargs)
 
     @property
     def catalog(self) -> Catalog:
         """[`Catalog`]: the trie over `item_codes`, built at first use and again after a change of device."""
         if self._catalog is None or self._catalog.device != self.item_codes.device:
-            self._catalog = Catalog(self.item_codes, self.config.codebook_size)
+            self._catalog = Catalog(self.item_codes, self.config.codebook_size, item_order=self.item_order)
         return self._catalog
+
+    @property
+    def item_order(self) -> torch.LongTensor | None:
+        """`torch.LongTensor` of shape `(num_items,)`: by counts, equal ones ascending; `None` without counts."""
+        if self._item_order is None and bool(self.item_counts.any()):
+            self._item_order = self.item_counts.argsort(descending=True, stable=True)
+        if self._item_order is not None:
+            self._item_order = self._item_order.to(self.item_codes.device)
+        return self._item_order
+
+    def set_item_counts(self, counts: torch.Tensor) -> None:
+        """
+        Write down how often each item occurs in the training data; of items that share an id, frequent ones stand
+        first. ACERec corrects its alignment by them too.
+
+        Args:
+            counts (`torch.Tensor` of shape `(num_items,)`): Whole numbers from 0.
+
+        Raises:
+            ValueError: If the shape is another or a count is negative.
+        """
+        if tuple(counts.shape) != (self.config.num_items,) or bool((counts < 0).any()):
+            raise ValueError(
+                f"`counts` must hold a number from 0 for each of the {self.config.num_items} items, got shape "
+                f"{tuple(counts.shape)}."
+            )
+        self.item_counts.copy_(counts)
+        self._catalog = self._item_order = None
 
     def set_catalog(self, item_codes) -> None:
         """
@@ -346,7 +388,7 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
                 f"`item_codes` must have shape (num_items, num_levels) = {wanted}, got {tuple(item_codes.shape)}."
             )
         _check_range(item_codes, self.config.codebook_size)
-        self._catalog = None
+        self._catalog = self._item_order = None
         self.item_codes.copy_(item_codes)
         self.config.catalog_fingerprint = catalog_fingerprint(item_codes)
 

@@ -10,6 +10,7 @@ training, beams in decoding) read one user's history.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,6 +77,9 @@ class BlockEncoder(nn.Module):
     `has_intent`: whether the last token of a block is hidden from the others.
     """
 
+    gradient_checkpointing = False  # of all blocks but the last, which computes only what is read
+    _gradient_checkpointing_func: Any = None  # set by transformers
+
     def __init__(self, config, *, tokens_per_item: int = 1, has_intent: bool = False):
         super().__init__()
         gpt2_config = GPT2Config(
@@ -122,10 +126,10 @@ class BlockEncoder(nn.Module):
         mask = self._mask(histories.width, states.device)
         blocks: list = list(self.h)
         for block in blocks[:-1]:
-            normed = block.ln_1(states)
-            queries, keys_values = self._project(block, normed, normed)
-            mixed = self._attend(block, histories.to_rows(queries), histories.to_rows(keys_values), mask)
-            states = _add(block, states, histories.from_rows(mixed))
+            if self.gradient_checkpointing and self.training:
+                states = self._gradient_checkpointing_func(self._whole_block, block, states, histories, mask)
+            else:
+                states = self._whole_block(block, states, histories, mask)
         # the last block computes queries only where states are read; keys and values it needs of all tokens
         block = blocks[-1]
         normed = block.ln_1(states)
@@ -143,6 +147,12 @@ class BlockEncoder(nn.Module):
             mixed = self._attend(block, histories.to_rows(queries), histories.to_rows(keys_values), mask)
             mixed, states = histories.from_rows(mixed, anchors), states[:, first_read:].index_select(0, anchors)
         return self.ln_f(_add(block, states, mixed))
+
+    def _whole_block(self, block, states, histories, mask) -> torch.Tensor:
+        normed = block.ln_1(states)
+        queries, keys_values = self._project(block, normed, normed)
+        mixed = self._attend(block, histories.to_rows(queries), histories.to_rows(keys_values), mask)
+        return _add(block, states, histories.from_rows(mixed))
 
     def _mask(self, width: int, device: torch.device) -> torch.BoolTensor:
         """What each token of a full row sees: `(width * tokens_per_item, width * tokens_per_item)`."""
@@ -218,6 +228,7 @@ class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
 
     base_model_prefix = "model"
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     _predicts = "the next item"  # what it says of itself where somebody asks it to write tokens
 
     def __init__(self, config):
@@ -325,11 +336,8 @@ class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
         Which tokens are read, `(batch_size, 1 + history_length)`: the last `max_history_length` items of each row, or
         the user token in the additional first column where there is none.
         """
-        is_item = self.is_item(input_ids, attention_mask)
-        number = is_item.long().cumsum(1)
-        lengths = is_item.sum(1, keepdim=True)
-        is_item &= number > lengths - self.config.max_history_length
-        return torch.cat([lengths == 0, is_item], dim=1)
+        is_read = self.is_read(input_ids, attention_mask)
+        return torch.cat([~is_read.any(1, keepdim=True), is_read], dim=1)
 
     def _pack(self, input_ids, present) -> PackedHistories:
         tokens = nn.functional.pad(input_ids, (1, 0), value=self.config.user_token_id)

@@ -167,8 +167,9 @@ class CheckpointMixin:
         wants_info = kwargs.pop("output_loading_info", False)
         own = {"use_safetensors": True, "output_loading_info": True}
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **(kwargs | own))
-        if "items_digest" in info["missing_keys"]:  # saved before there was one
-            model.items_digest.zero_()
+        for name in ("items_digest", "item_counts"):
+            if name in info["missing_keys"]:  # saved before there was one
+                getattr(model, name).zero_()
         _check_weights(
             model, pretrained_model_name_or_path, info, may_differ=bool(kwargs.get("ignore_mismatched_sizes"))
         )
@@ -180,6 +181,15 @@ class CheckpointMixin:
             name: kwargs[name] for name in ("revision", "cache_dir", "local_files_only") if name in kwargs
         }
         return (model, info) if wants_info else model
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs):
+        """Not for these models: raises `NotImplementedError` for another size, before anything is replaced."""
+        if new_num_tokens not in (None, self.config.vocab_size):
+            raise NotImplementedError(
+                f"The vocabulary follows from the catalog ({self.config.vocab_size} tokens of items or their codes), "
+                f"so it cannot be resized to {new_num_tokens}. For other items make a new model from a config."
+            )
+        return self.get_input_embeddings()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; in addition `pipeline` finds the class of the task in the folder."""
@@ -196,7 +206,7 @@ def _digest_of(fingerprint: str) -> torch.Tensor:
 
 def _check_weights(model, source, info, *, may_differ: bool) -> None:
     """That all weights were there and none was left over; `item_codes` and the digest have checks of their own."""
-    own = {"item_codes", "items_digest"}
+    own = {"item_codes", "items_digest", "item_counts"}
     found = {
         "lack": [] if may_differ else sorted(set(info["missing_keys"]) - own),
         "hold what the model has no place for:": sorted(info["unexpected_keys"]),
@@ -290,6 +300,22 @@ class ItemTokensMixin:
             )
         is_item = input_ids >= config.first_item_token
         return is_item if attention_mask is None else is_item & attention_mask.bool()
+
+    def is_read(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.BoolTensor:
+        """Which positions hold one of the latest `max_history_length` items that count."""
+        is_item = self.is_item(input_ids, attention_mask)
+        number = is_item.long().cumsum(1)
+        return is_item & (number > is_item.sum(1, keepdim=True) - self.config.max_history_length)
+
+    def latest_items(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.LongTensor, torch.BoolTensor]:
+        """Histories cut to what is read, with their mask: at most `max_history_length` columns."""
+        is_read, length = self.is_read(input_ids, attention_mask), self.config.max_history_length
+        if input_ids.shape[1] <= length:
+            return input_ids, is_read
+        order = (~is_read).long().argsort(dim=1, stable=True)[:, :length]  # what is read first, in its order
+        return input_ids.gather(1, order), is_read.gather(1, order)
 
     def is_target(self, input_ids: torch.LongTensor, labels: torch.LongTensor) -> torch.BoolTensor:
         """

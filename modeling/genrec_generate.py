@@ -7,9 +7,19 @@ encoder states where they lie: they are neither repeated when beams are opened n
 
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, LogitsProcessor
+from transformers.utils import ModelOutput
 
 from .configuration_genrec import GenRecConfig
 from .genrec_catalog import Catalog
+
+
+# Options of `generate()` that look for the written tokens in the history, with the values that do nothing.
+READ_THE_HISTORY = {
+    "assistant_model": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "encoder_repetition_penalty": (None, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+}
 
 
 class CatalogLogitsProcessor(LogitsProcessor):
@@ -135,6 +145,12 @@ class CatalogGenerationMixin(GenerationMixin):
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         attention_mask = kwargs.pop("attention_mask", None)
         base = generation_config if generation_config is not None else self.generation_config
+        for name, harmless in READ_THE_HISTORY.items():
+            if kwargs.get(name, getattr(base, name, None)) not in harmless:
+                raise ValueError(
+                    f"`{name}` reads the history as text that is continued; here it holds item tokens, and what is "
+                    "written are semantic IDs. Leave it out."
+                )
         num_beams = kwargs.get("num_beams", base.num_beams) or 1
         num_return = kwargs.get("num_return_sequences", base.num_return_sequences) or 1
         num_ids, num_latents = self.catalog.num_ids, max(1, self.config.num_latent_tokens)
@@ -153,6 +169,8 @@ class CatalogGenerationMixin(GenerationMixin):
         if kwargs.get("encoder_outputs") is None:
             if input_ids is None:
                 raise ValueError("`generate()` needs `input_ids`, the histories as item tokens.")
+            if not len(input_ids):
+                return self._no_rows(input_ids, kwargs.get("return_dict_in_generate", base.return_dict_in_generate))
             kwargs["encoder_outputs"] = self.encode_history(input_ids, attention_mask)
         processors = [self.catalog_processor(), *(logits_processor or [])]
         output = super().generate(
@@ -161,6 +179,12 @@ class CatalogGenerationMixin(GenerationMixin):
         if num_beams > 1 and kwargs.get("do_sample", base.do_sample):
             self.check_sampled(output if torch.is_tensor(output) else output.sequences)
         return output
+
+    def _no_rows(self, input_ids: torch.LongTensor, is_dict: bool):
+        """What is generated for a batch of no users, which transformers' searches do not take."""
+        sequences = input_ids.new_zeros(0, 1 + self.config.num_decoding_steps)
+        scores = torch.zeros(0, device=input_ids.device)
+        return ModelOutput(sequences=sequences, sequences_scores=scores) if is_dict else sequences
 
     def check_sampled(self, sequences: torch.LongTensor) -> None:
         """

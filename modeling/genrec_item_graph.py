@@ -58,10 +58,12 @@ class VisitedItems:
     items: torch.IntTensor
     scores: torch.FloatTensor
 
-    def best(self, top_k: int, *, allowed=None, penalty=None) -> tuple[torch.LongTensor, torch.FloatTensor]:
+    def best(
+        self, top_k: int, *, allowed=None, penalty=None, item_order=None
+    ) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """The best of them, as from `best_of`."""
         items = self.items.long().masked_fill(self.scores == -float("inf"), -1)
-        return best_of(items, self.scores, top_k=top_k, allowed=allowed, penalty=penalty)
+        return best_of(items, self.scores, top_k=top_k, allowed=allowed, penalty=penalty, item_order=item_order)
 
     def counts(self) -> torch.LongTensor:
         """Number of items of each user, `(batch_size,)`."""

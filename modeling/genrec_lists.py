@@ -277,6 +277,15 @@ def diversify(
     return filled_up(items.gather(1, picks), scores.gather(1, picks), top_k)
 
 
+def check_scores(scores: torch.Tensor, owner: str) -> None:
+    """Whether scores can be ranked: `-inf` is that of no item, NaN and `inf` come from damaged weights only."""
+    if bool((scores.isnan() | (scores == math.inf)).any()):
+        raise ValueError(
+            f"The scores of this {owner} are no finite numbers: its weights are damaged, or training went wrong. Load "
+            "an earlier checkpoint, or train it again with a lower learning rate."
+        )
+
+
 def filled_up(items: torch.LongTensor, scores: torch.Tensor, top_k: int) -> tuple[torch.LongTensor, torch.Tensor]:
     """Lists `(batch_size, n)` as `(batch_size, top_k)`: -1 and `-inf` behind what there is."""
     missing, pad = (0, top_k - items.shape[1]), torch.nn.functional.pad
@@ -297,11 +306,13 @@ def best_of(
     top_k: int,
     allowed: torch.BoolTensor | None = None,
     penalty: torch.Tensor | None = None,
+    item_order: torch.LongTensor | None = None,
 ) -> tuple[torch.LongTensor, torch.FloatTensor]:
     """
     The best of some items of each user whose scores are known; takes and returns the rest as `best_items`.
 
-    `items` and `scores`, `(batch_size, n)`: distinct items in ascending order; -1 for none.
+    `items` and `scores`, `(batch_size, n)`: distinct items in ascending order; -1 for none. `item_order`
+    `(num_items,)`: all items in the order in which those of equal scores stand; `None` for ascending order.
 
     Example:
 
@@ -312,6 +323,10 @@ def best_of(
 
     ```
     """
+    if item_order is not None:
+        places = item_order.argsort()  # of each item in that order
+        columns = places[items.clamp_min(0)].masked_fill(items < 0, len(places)).argsort(dim=1)
+        items, scores = items.gather(1, columns), scores.gather(1, columns)
     is_counted, listed = items >= 0, items.clamp_min(0)
     if allowed is not None:
         is_counted = is_counted & allowed.expand(len(items), -1).gather(1, listed)
@@ -417,6 +432,7 @@ __all__ = [
     "best_of",
     "check_prior",
     "check_rule",
+    "check_scores",
     "code_overlap",
     "diversify",
     "embedding_similarity",

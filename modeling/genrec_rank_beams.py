@@ -23,7 +23,7 @@ from .genrec_beams import (
     best_candidates,
     token_log_probs,
 )
-from .genrec_lists import rule_rows
+from .genrec_lists import check_scores, rule_rows
 from .genrec_ranking import (
     describe_paths,
     id_of_items,
@@ -53,7 +53,7 @@ class BeamRankingMixin(RecommendMixin):
     has_paths = True
 
     def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
-        return self.decoding_bytes(history_length)
+        return self.decoding_bytes(min(history_length, self.config.max_history_length))
 
     def _penalties(self, request: RankRequest) -> list[torch.Tensor]:
         return prior_penalties(self.catalog, request.item_prior, request.options.prior_correction)
@@ -106,6 +106,7 @@ class BeamRankingMixin(RecommendMixin):
             penalties=request.penalty,
             num_pruned=num_beams if request.return_paths else 0,
         )
+        check_scores(beams.scores, type(self).__name__)  # NaN would look like lists that are too short
         if isinstance(selection, DiverseGroups):
             beams = reordered(beams, selection.order, num_latents=config.num_latent_tokens)
         if isinstance(selection, GumbelTopK) and not self.catalog.is_unique:

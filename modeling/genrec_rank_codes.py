@@ -122,9 +122,15 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         """All items are scored; with `dense` `(B, N)`, what a second head says of them, by the sum of both heads."""
         num_items, seed, device = self.config.num_items, request.options.sample_seed, log_probs.device
         weight = request.options.dense_weight
+        item_codes, allowed, penalty, order = self.item_codes, users.allowed, request.penalty, self.item_order
+        if order is not None:  # the first of equal scores wins, so items come in the order in which they shall stand
+            item_codes = self.item_codes[order]
+            allowed = None if allowed is None else allowed[:, order]
+            penalty = None if penalty is None else penalty[order]
+            dense = None if dense is None else dense[:, order]
         noise: Callable[[slice, slice], torch.Tensor] | None = None
         if seed is not None:
-            keys, catalog = users.keys(seed), torch.arange(num_items, device=device)
+            keys, catalog = users.keys(seed), torch.arange(num_items, device=device) if order is None else order
 
             def noise(some_users: slice, some_items: slice) -> torch.FloatTensor:
                 return gumbel_noise(keys[some_users], catalog[some_items])
@@ -136,15 +142,17 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
 
         items, scores = best_items(
             log_probs,
-            self.item_codes,
+            item_codes,
             top_k=request.num_pooled(),
-            allowed=users.allowed,
-            penalty=request.penalty,
+            allowed=allowed,
+            penalty=penalty,
             noise=noise,
             memory_budget=request.options.memory_budget,
         )
         if dense is not None:
             scores = scores + weight * dense.gather(1, items.clamp_min(0))
+        if order is not None:
+            items = torch.where(items >= 0, order[items.clamp_min(0)], -1)
         return Ranking(items, scores, num_visited=torch.full((len(items),), num_items, device=device))
 
     def _find_graph(self, log_probs: torch.FloatTensor, users: UserBatch, request: RankRequest) -> Ranking:
@@ -165,7 +173,9 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
                 penalty=request.penalty,
             )
             allowed = rule_rows(users.allowed, rows)
-            best = visited.best(request.num_pooled(), allowed=allowed, penalty=request.penalty)
+            best = visited.best(
+                request.num_pooled(), allowed=allowed, penalty=request.penalty, item_order=self.item_order
+            )
             found.append((*best, visited.counts()))
         items, scores, num_visited = (torch.cat(parts) for parts in zip(*found, strict=True))
         return Ranking(items, scores, num_visited=num_visited)
@@ -188,7 +198,14 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         items = items.masked_fill(items < 0, config.num_items).sort(dim=1).values  # -1 last, as `best_of` wants it
         items = items.masked_fill(items == config.num_items, -1)
         scores = candidate_scores(log_probs, self.item_codes, items.clamp_min(0))
-        best = best_of(items, scores, top_k=request.num_pooled(), allowed=users.allowed, penalty=request.penalty)
+        best = best_of(
+            items,
+            scores,
+            top_k=request.num_pooled(),
+            allowed=users.allowed,
+            penalty=request.penalty,
+            item_order=self.item_order,
+        )
         _, pruned = describe_paths(config, self.catalog, beams, items) if request.return_paths else (None, None)
         return Ranking(*best, pruned=pruned, num_visited=(items >= 0).sum(1))
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from transformers.utils import ModelOutput
 
-from .genrec_lists import allowed_items, check_rule, diversify, item_penalties, rule_rows, user_keys
+from .genrec_lists import allowed_items, check_rule, check_scores, diversify, item_penalties, rule_rows, user_keys
 from .genrec_manifest import write_manifest
 from .genrec_recommend_config import RecommendConfig, check_names
 
@@ -286,6 +286,12 @@ class RecommendMixin:
             ValueError: If an option is out of range or two do not go together.
         """
         check_names(options, known=self.recommend_options, owner=type(self).__name__)
+        is_tokens = isinstance(input_ids, torch.Tensor) and input_ids.ndim == 2
+        if not is_tokens or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+            raise TypeError(
+                "`input_ids` must be a tensor of item tokens (integers) of shape (batch_size, history_length), got "
+                f"{_described(input_ids)}. For lists of item ids see `hf_genrec.Recommender`."
+            )
         request = RankRequest(
             (config or self.recommend_config).updated(**options),
             self.config,
@@ -313,6 +319,7 @@ class RecommendMixin:
                 allowed = allowed_items(self.config, **some_rules, device=device)
                 users = UserBatch(input_ids[rows], mask, allowed, first_user=rows.start)
                 parts.append(self._rank_batch(users, request))
+                check_scores(parts[-1].scores, type(self).__name__)
         return _output(parts, self.config)
 
     def _check_request(self, request: RankRequest) -> None:
@@ -343,6 +350,12 @@ class RecommendMixin:
 
     def _penalties(self, request: RankRequest) -> Any:
         return item_penalties(request.item_prior, request.options.prior_correction, num_items=self.config.num_items)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
 
 
 def _output(parts: list[Ranking], config) -> RecommendOutput:

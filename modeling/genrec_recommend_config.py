@@ -10,8 +10,10 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from .genrec_folder import optional_file
 from .genrec_manifest import MANIFEST_FILE, write_manifest
@@ -140,6 +142,7 @@ class RecommendConfig:
         `decodings`: values of `decoding` that it knows. Raises `ValueError` if an option is out of range, unknown to
         the model, or contradicts another one.
         """
+        self._check_types()
         if self.decoding is not None and self.decoding not in decodings:
             one_of = "one of " if len(decodings) > 1 else ""
             raise ValueError(
@@ -166,6 +169,15 @@ class RecommendConfig:
                 f"`sample_seed` is for `decoding='exact'`; this is `decoding={self.decoding!r}`, whose search would "
                 "decide what can be drawn."
             )
+
+    def _check_types(self) -> None:
+        for field in fields(self):
+            value, types = getattr(self, field.name), get_args(field.type) or (field.type,)
+            kind, words = next(KINDS[entry] for entry in types if entry in KINDS)
+            is_right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)  # True is an int too
+            if not is_right and not (value is None and NoneType in types):
+                words += " or None" if NoneType in types else ""
+                raise WrongType(f"`{field.name}` must be {words}, got {value!r}.")
 
     def _check_lists(self) -> None:
         """The part of `check` about corrections, groups, samples and re-ranking."""
@@ -241,7 +253,17 @@ class RecommendConfig:
             raise ValueError(f"{path} must be a JSON object of options of `recommend()`: {error}") from error
 
 
+KINDS: dict[Any, tuple[type, str]] = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "a string"),
+    bool: (bool, "True or False"),
+}
 DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(RecommendConfig)}
+
+
+class WrongType(TypeError, ValueError):
+    """An option is of another type. Also a `ValueError`, for the same reason as [`UnknownOption`]."""
 
 
 class UnknownOption(TypeError, ValueError):

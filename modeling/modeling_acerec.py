@@ -69,7 +69,6 @@ class ACERecForItemGeneration(ParallelPreTrainedModel):
             inner = nn.Linear(config.num_merged_tokens * width, width)
             self.anchor_mlp = nn.Sequential(inner, nn.GELU(approximate="tanh"), nn.Linear(width, width))
         self.reconstruction: Any = Reconstruction(config) if config.reconstruction_weight else None
-        self.register_buffer("item_counts", torch.zeros(config.num_items, dtype=torch.int32))
         self._finish_init()
 
     def _make_encoder(self) -> BlockEncoder:
@@ -81,23 +80,6 @@ class ACERecForItemGeneration(ParallelPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, AttentiveMerger):
             init.normal_(module.level_embedding, mean=0.0, std=self.config.initializer_range)
-
-    def set_item_counts(self, counts: torch.Tensor) -> None:
-        """
-        Write down how often each item occurs in the training data, for the popularity correction of the alignment.
-
-        Args:
-            counts (`torch.Tensor` of shape `(num_items,)`): Whole numbers from 0.
-
-        Raises:
-            ValueError: If the shape is another or a count is negative.
-        """
-        if tuple(counts.shape) != (self.config.num_items,) or bool((counts < 0).any()):
-            raise ValueError(
-                f"`counts` must hold a number from 0 for each of the {self.config.num_items} items, got shape "
-                f"{tuple(counts.shape)}."
-            )
-        self.item_counts.copy_(counts)
 
     # --- the encoder ---------------------------------------------------------------------------------------------
 
@@ -307,13 +289,14 @@ class Reconstruction(nn.Module):
 
         Takes `merged` `(num_items, num_merged_tokens, d_model)`. `rows` `(num_items, num_levels, d_model)`: their code
         embeddings. No gradient goes into them: they are not to become easy to rebuild. Returns a scalar in [0, 2], the
-        mean over items, float32.
+        mean over items, float32 at least.
         """
         rows, is_code = level_groups(rows.detach(), merged.shape[1])
         rebuilt = self.decoder(merged).view(rows.shape)
-        rows = nn.functional.normalize(rows.float(), dim=-1).to(rebuilt.dtype)
-        lengths = torch.linalg.vector_norm(rebuilt, dim=-1, dtype=torch.float32).clamp_min(1e-8)
-        cosines = (rebuilt * rows).sum(-1, dtype=torch.float32) / lengths
+        wide = torch.promote_types(rebuilt.dtype, torch.float32)
+        rows = nn.functional.normalize(rows.to(wide), dim=-1).to(rebuilt.dtype)
+        lengths = torch.linalg.vector_norm(rebuilt, dim=-1, dtype=wide).clamp_min(1e-8)
+        cosines = (rebuilt * rows).sum(-1, dtype=wide) / lengths
         return 1 - cosines.sum() / (len(rows) * is_code.sum())  # the filling of small groups is 0 and so its cosines
 
 

@@ -143,11 +143,15 @@ class LatteForConditionalGeneration(
 
     def encode_history(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> HistoryOutput:
         """
-        Run the encoder once per user: states of the tokens of `history_tokens`; with `history_unit="item"` of the user
-        token and the items.
+        Run the encoder once per user over the latest `max_history_length` items: states of the tokens of
+        `history_tokens`; with `history_unit="item"` of the user token and the items.
 
         Args: see [`ItemTokensMixin.is_item`].
         """
+        return self._encode(*self.latest_items(input_ids, attention_mask))
+
+    def _encode(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> HistoryOutput:
+        """`encode_history` of rows of any length."""
         tokens, mask = self.history_tokens(input_ids, attention_mask)
         embeddings = self.shared(tokens)
         if self.config.history_unit == "item":
@@ -348,7 +352,7 @@ class LatteForConditionalGeneration(
             states = history.last_hidden_state[is_target.nonzero()[:, 0], num_visible[is_target] - 1]
             dense_loss = self.dense_loss(states, targets[is_target] - config.first_item_token)
             loss = loss + config.dense_loss_weight * dense_loss / num_targets
-        return loss, logits
+        return loss
 
     def _evaluation_loss(self, history, targets, num_visible):
         """Negative log-likelihood per code with the latents summed out exactly; no label smoothing."""
@@ -357,7 +361,8 @@ class LatteForConditionalGeneration(
             latents = torch.full_like(targets, latent) if self.config.num_latent_tokens else None
             logits, tokens = self._target_logits(history, targets, num_visible, latents)
             paths.append(logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1).sum(-1))
-        return -torch.stack(paths).logsumexp(0)[targets != -100].mean() / self.config.num_levels, logits
+        losses = -torch.stack(paths).logsumexp(0)[targets != -100]
+        return losses.sum() / max(1, len(losses)) / self.config.num_levels
 
     def forward(
         self,
@@ -394,9 +399,9 @@ class LatteForConditionalGeneration(
             **kwargs: Not used.
 
         Returns:
-            [`~transformers.modeling_outputs.Seq2SeqLMOutput`]: `loss`; `logits` of shape
-            `(batch_size, length, vocab_size)`, or with `labels` `(batch_size, num_targets, num_decoding_steps,
-            vocab_size)` (in evaluation mode: under the last latent).
+            [`~transformers.modeling_outputs.Seq2SeqLMOutput`]: with `labels` the `loss`, without `logits` of shape
+            `(batch_size, length, vocab_size)`. Those behind a loss are its largest tensor, and their number differs
+            from device to device where a batch is split, so they are not returned.
 
         Raises:
             ValueError: If neither a history nor `encoder_outputs` is given, or tokens are out of range.
@@ -404,16 +409,16 @@ class LatteForConditionalGeneration(
         if encoder_outputs is None:
             if input_ids is None:
                 raise ValueError("`input_ids` (or `encoder_outputs` from `encode_history`) is needed.")
-            encoder_outputs = self.encode_history(input_ids, attention_mask)
+            # a window of training is read as it is: `labels` say at which of its items something follows
+            encode = self.encode_history if labels is None else self._encode
+            encoder_outputs = encode(input_ids, attention_mask)
         if labels is not None:
             targets, num_visible = self._targets(input_ids, attention_mask, labels)
             if self.training:
-                loss, logits = self._training_loss(encoder_outputs, targets, num_visible, num_items_in_batch)
+                loss = self._training_loss(encoder_outputs, targets, num_visible, num_items_in_batch)
             else:
-                loss, logits = self._evaluation_loss(encoder_outputs, targets, num_visible)
-            return Seq2SeqLMOutput(
-                loss=loss, logits=logits, encoder_last_hidden_state=encoder_outputs.last_hidden_state
-            )
+                loss = self._evaluation_loss(encoder_outputs, targets, num_visible)
+            return Seq2SeqLMOutput(loss=loss, encoder_last_hidden_state=encoder_outputs.last_hidden_state)
         if decoder_input_ids is None:
             start = (len(encoder_outputs.last_hidden_state), 1)
             decoder_input_ids = torch.full(start, self.config.decoder_start_token_id, device=self.item_codes.device)

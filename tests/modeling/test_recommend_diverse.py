@@ -293,7 +293,7 @@ PRIOR = {"prior_correction": 0.5, "item_prior": torch.ones(NUM_ITEMS)}
         ({"diversity": 0.5, "item_embeddings": torch.eye(3)}, r"\(29, dimension\), got \(3, 3\)"),
         ({"diversity": 0.5, "item_embeddings": torch.ones(NUM_ITEMS)}, r"\(29, dimension\), got \(29,\)"),
         ({"sample_seed": -1}, r"`sample_seed` must be an integer in \[0, 2\*\*63\), got -1"),
-        ({"sample_seed": 0.5}, "`sample_seed` must be an integer .* got 0.5"),
+        ({"sample_seed": 0.5}, "`sample_seed` must be a whole number or None, got 0.5"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
