@@ -145,11 +145,7 @@ def difference_of(
     num_resamples: int = DEFAULT_NUM_RESAMPLES,
     seed: int = 0,
 ) -> Differences:
-    """
-    How far one system is from another, over users and over seeds; above 0 where `system` is better.
-
-    Args: two systems with the same users; the others as in [`compare_evaluations`].
-    """
+    """How far one system is from another, above 0 where it is better. Args: see [`compare_evaluations`]."""
     users = seeds = None
     if system.ranks and reference.ranks:
         users = paired_difference(
@@ -180,11 +176,7 @@ def check_comparable(evaluations: Sequence[StoredEvaluation]) -> None:
 
 
 def check_same_users(evaluations: Sequence[StoredEvaluation]) -> None:
-    """
-    Refuse to pair results of different users: rows are paired by position, so what is known of the users must agree.
-
-    Args: comparable evaluations; those without results per user are passed over.
-    """
+    """Refuse to pair results of different users, which are paired by position. Args: comparable evaluations."""
     with_users = [(evaluation.source, evaluation.users) for evaluation in evaluations if evaluation.users is not None]
     for column in ("num_train", "history_length"):
         known = [(source, users[column].to_numpy()) for source, users in with_users if column in users]
@@ -197,11 +189,7 @@ def check_same_users(evaluations: Sequence[StoredEvaluation]) -> None:
 
 
 def comparison_tables(comparison: Comparison) -> list[TextTable]:
-    """
-    All tables of a comparison: the metrics with the paired differences, then those of [`evidence_tables`].
-
-    Args: one of what [`compare_evaluations`] returned.
-    """
+    """The metrics with the paired differences, then [`evidence_tables`]. Args: see [`compare_evaluations`]."""
     known = dict.fromkeys(name for system in comparison.systems for name in system.values)
     cut = shown_cut(known, metric="recall")
     wanted = dict.fromkeys([f"recall@{cut}", f"ndcg@{cut}", f"mrr@{cut}", comparison.metric])
@@ -220,11 +208,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
 
 
 def comparison_page(comparisons: Sequence[Comparison]) -> str:
-    """
-    Comparisons as Markdown, a section each.
-
-    Args: what [`compare_evaluations`] returned.
-    """
+    """Comparisons as Markdown, a section each. Args: what [`compare_evaluations`] returned."""
     blocks = []
     for comparison in comparisons:
         first, *others = comparison_tables(comparison)
@@ -234,11 +218,7 @@ def comparison_page(comparisons: Sequence[Comparison]) -> str:
 
 
 def comparison_note(comparison: Comparison) -> str:
-    """
-    How the numbers of a comparison are to be read, in one paragraph.
-
-    Args: one of what [`compare_evaluations`] returned.
-    """
+    """How the numbers of a comparison are to be read. Args: one of what [`compare_evaluations`] returned."""
     shared = comparison.conditions
     encoders = sorted({system.encoder for system in comparison.systems if system.encoder is not None})
     notes = [
@@ -264,11 +244,7 @@ def comparison_note(comparison: Comparison) -> str:
 
 
 def write_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[str]) -> Path:
-    """
-    Write comparisons as Markdown or as JSON, by the ending of the file; a reader never sees a part of it.
-
-    Args: what [`compare_evaluations`] returned, and a path that ends in `.md` or `.json`.
-    """
+    """Write what [`compare_evaluations`] returned. Args: the comparisons, a path that ends in `.md` or `.json`."""
     path = Path(path)
     if path.suffix == ".json":
         write_json({"comparisons": [comparison.to_dict() for comparison in comparisons]}, path)
@@ -280,11 +256,7 @@ def write_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike
 
 
 def plot_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[str]) -> Path:
-    """
-    Draw the metric of each system with its interval, a panel per comparison.
-
-    Args: what [`compare_evaluations`] returned, all of one metric, and the PNG file.
-    """
+    """Draw each system with its interval, a panel per comparison. Args: comparisons in one metric, the PNG file."""
     metric = comparisons[0].metric
     panels = [
         IntervalPanel(
@@ -304,11 +276,7 @@ def plot_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[
 
 
 def difference_cells(found: Differences) -> list[str]:
-    """
-    A difference over users with its interval, and its p-value, corrected where that is known: two cells.
-
-    Args: what [`difference_of`] returned; without results per user the difference stands alone.
-    """
+    """A difference with its interval, and its p-value, corrected where known. Args: see [`difference_of`]."""
     if found.users is None:
         return [f"{found.difference:+.4f}", NONE]
     adjusted = found.adjusted_p_value

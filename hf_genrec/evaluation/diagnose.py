@@ -134,11 +134,7 @@ def plot_diagnosis(report: Mapping[str, Any], path: str | os.PathLike[str]) -> P
 def load_systems(
     words: Sequence[str], *, device: str | None = None
 ) -> tuple[dict[str, Recommender], dict[str, dict[str, Any]]]:
-    """
-    Load run folders or Hub repositories under names.
-
-    Args: words such as `NAME=RUN`, or `RUN`, which is named like its folder; `device` is `None` for the GPU if any.
-    """
+    """Load runs under names. Args: words such as `NAME=RUN`, or `RUN`; `device` is `None` for the GPU if any."""
     systems, runs = {}, {}
     for word in words:
         given, folder = named_path(word)

@@ -21,13 +21,7 @@ from numpy.typing import NDArray
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.baselines import BASELINES
 from hf_genrec.evaluation.lists import history_matrix, is_invalid_list, item_indices, list_values, unit_columns
-from hf_genrec.evaluation.metrics import (
-    PER_USER,
-    bootstrap_interval,
-    ndcg_at_k,
-    ranks_of_targets,
-    recall_at_k,
-)
+from hf_genrec.evaluation.metrics import PER_USER, bootstrap_interval, ndcg_at_k, ranks_of_targets, recall_at_k
 from hf_genrec.evaluation.ranked_lists import RankedLists, check_search, length_for_shared_ids, rank_both_ways
 from hf_genrec.evaluation.record import COLUMNS
 from hf_genrec.evaluation.shared_ids import (
@@ -136,34 +130,28 @@ def evaluate(
         data ([`PreparedDataset`]): The data set.
         settings ([`EvaluationSettings`], *optional*): How; `None` for the defaults.
         baselines (`dict[str, Recommender]`, *optional*):
-            Recommenders by name, `{}` for none. `None` fits popularity and item-kNN, the latter tuned on the
-            validation split for each of the two columns; and of a model that ranks with two heads each head alone.
+            Recommenders by name, `{}` for none. `None` fits those of [`hf_genrec.evaluation.baselines`], tuned on
+            the validation split for each of the two columns; and of a model with two heads each head alone.
         run (`dict`, *optional*): What else the record keeps, such as the command and the minutes of training.
         on_result (`Callable`, *optional*):
             Called with the record so far after the model and after each baseline, to write it down.
 
     Returns:
-        [`EvaluationRecord`]: `protocol`, `split`, `num_users`, `num_items`, `fingerprint` of the data, `repeat_rate`
-        (share of the training targets that the user had taken before), `cold_items` (`share` and `num_items` of those
-        held out of training, or `None`), the settings, `baseline_settings` (with `error` of a baseline that failed),
-        `run` where it was given, and `model` and `baselines` (by name) with
+        [`EvaluationRecord`]: `protocol`, `split`, `num_users`, `num_items`, `fingerprint` of the data, `repeat_rate`,
+        `cold_items`, the settings, `baseline_settings` (with the `error` of a baseline that failed), `run`, and
+        `model` and `baselines` (by name) with what the room's README explains:
 
-        - `recall@k`, `ndcg@k` and `mrr@k` for each cut-off, and `intervals` with `[low, high]` for them;
+        - `recall@k`, `ndcg@k`, `mrr@k` for each cut-off, and `intervals` with `[low, high]` for them;
+        - of the first 10 items `coverage@10`, `gini@10`, `novelty@10`, `diversity@10`, `popularity_lift@10`, `None`
+          where no user has a value; `by_popularity`: recall and ndcg by how often the target occurs in training;
         - `invalid_rate`, `num_unknown` (history entries that are no items), `seconds_per_user` (of the lists asked
-          for, which may be longer than `max(ks)`, see below);
-        - of the lists' first 10 items `coverage@10`, `gini@10`, `novelty@10`, `diversity@10`, `popularity_lift@10`,
-          see [`hf_genrec.evaluation.lists`]; `None` where no user has a value;
-        - `by_popularity`: recall and ndcg by how often the target occurs in the training part;
-        - `num_visited`, the mean number of items that were scored, and `distinct_items`, that of distinct items
-          among the beams, where the recommender reports them;
-        - where several items share an id and seen items are not excluded: `corrected` and `id_level`, each with
-          `recall@k` and `ndcg@k` and the former with `intervals`, see [`hf_genrec.evaluation.shared_ids`], and
-          `num_id_truncated`, users whose list had neither the target's id nor 10 distinct ids. Longer lists are asked
-          for then, where that does not change the search;
-        - `exact_gap` if it was asked for: `num_users`, `ndcg@10` of the lists and `exact_ndcg@10` of exact scores for
-          them, and `overlap@10`, the share of the best 10 items that the lists hold;
-        - `seen_excluded` (or `seen_allowed`, where `exclude_seen` is set): all of this in the other column. Exact
-          rankings give both columns at once; a beam search runs twice, since left-out items leave it other beams.
+          for, which may be longer than `max(ks)`); `num_visited` (items scored) and `distinct_items` (among the
+          beams), the means over users, where the recommender reports them;
+        - where items share an id, in the column with seen items: `corrected` and `id_level` with `recall@k` and
+          `ndcg@k`, and `num_id_truncated`, users whose list had neither the target's id nor 10 distinct ids;
+        - `exact_gap` if it was asked for: `num_users`, `ndcg@10` of the lists, `exact_ndcg@10` of exact scores, and
+          `overlap@10`, the share of the best 10 items that the lists hold;
+        - `seen_excluded` (or `seen_allowed`, where `exclude_seen` is set): all of this in the other column.
 
     Raises:
         ValueError: If the split has no users, the recommender searches with fewer beams than the lists have items, or
@@ -181,17 +169,15 @@ def evaluate(
     record["model"], columns = _evaluate(dict.fromkeys(both, recommender), task, settings)
     names = {"user_id": task.user_ids, "target": task.target_ids}
     others = replace(settings, batch_size=4096, exact_sample=0, show_progress=False)
-    parts = _heads_of(recommender) if baselines is None else {}
-    for name in [None, *parts, *(BASELINES if baselines is None else baselines)]:
+    given = _heads_of(recommender) if baselines is None else baselines
+    for name in [None, *given, *(BASELINES if baselines is None else ())]:
         if name is not None:
             try:
-                if name in parts:
-                    systems: Mapping[bool, Any] = dict.fromkeys(both, parts[name])
-                elif baselines is None:
+                if name in given:
+                    systems: Mapping[bool, Any] = dict.fromkeys(both, given[name])
+                else:
                     systems = BASELINES[name].for_columns(data, seed=settings.seed)
                     record["baseline_settings"] |= _settings_of(name, systems, bool(settings.exclude_seen))
-                else:
-                    systems = dict.fromkeys(both, baselines[name])
                 record["baselines"][name], found = _evaluate(systems, task, others)
             except (MemoryError, RuntimeError, ValueError) as error:
                 logger.warning("The baseline %s failed and is left out: %s: %s", name, type(error).__name__, error)

@@ -18,8 +18,7 @@ class RankingMetric(evaluate.Metric):
     """
     Recall, ndcg and mrr of ranked item ids at several cut-offs, all users in the denominator.
 
-    Works offline and with everything that `evaluate` offers: `compute`, `add`, `add_batch`, `evaluate.combine`. The
-    numbers are those of [`hf_genrec.evaluation.metrics.recall_at_k`], `ndcg_at_k` and `mrr_at_k`.
+    Works offline and with `compute`, `add`, `add_batch` and `evaluate.combine`; see [`hf_genrec.evaluation.metrics`].
 
     Example:
 
@@ -47,8 +46,7 @@ class ListMetric(evaluate.Metric):
     """
     What ranked lists are like whatever the targets: coverage, Gini and, with counts, novelty at several cut-offs.
 
-    The numbers are those of [`hf_genrec.evaluation.lists`]. The diversity and the popularity lift that stand there
-    need the log and the histories; [`hf_genrec.evaluate`] reports them.
+    Diversity and popularity lift need the log and the histories; [`hf_genrec.evaluate`] reports them.
 
     Example:
 

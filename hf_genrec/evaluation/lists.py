@@ -46,9 +46,7 @@ def item_indices(
 
 def history_matrix(histories: Sequence[Sequence[str]], *, item_ids: Sequence[str]) -> sp.csr_array:
     """
-    How often each user took each item; unlike [`item_indices`] without room for the longest history in every row.
-
-    Args: item ids per user, of which those that are no items are left out; and the catalog.
+    How often each user took each item. Args: item ids per user, others are left out; and the catalog.
 
     >>> history_matrix([["comb", "soap", "comb"], ["rock"]], item_ids=["soap", "brush", "comb"]).toarray()
     array([[1, 0, 2],
@@ -158,11 +156,7 @@ def popularity_lift_per_user(lists: ArrayLike, histories: sp.csr_array, *, count
 
 
 def unit_columns(interactions: sp.sparray) -> sp.csc_array:
-    """
-    Items as vectors of length 1 over the users who took them, to compare them by; 0 where there are none.
-
-    Args: the training part, a matrix `(num_users, num_items)` that is 1 where the user took the item.
-    """
+    """Items as vectors of length 1 over the users who took them. Args: the training part `(num_users, num_items)`."""
     matrix = sp.csc_array(interactions, dtype=np.float32)
     lengths = np.sqrt(matrix.power(2).sum(axis=0))
     return sp.csc_array(matrix @ sp.diags_array(np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)))

@@ -56,11 +56,7 @@ def rank_both_ways(
     batch_size: int,
     show_progress: bool,
 ) -> dict[bool, RankedLists]:
-    """
-    Lists by whether seen items are excluded.
-
-    Args: the recommender and the length of the lists, both by whether seen items are excluded; item ids per user.
-    """
+    """Lists by whether seen items are excluded. Args: recommenders and lengths, by the same; item ids per user."""
     lists = {False: RankedLists(), True: RankedLists()}
     is_one = systems[False] is systems[True] and _is_exact(systems[False])
     for start in tqdm(range(0, len(histories), batch_size), desc="Evaluating", disable=not show_progress):
@@ -85,11 +81,7 @@ def rank_both_ways(
 
 
 def check_search(recommender: Any, top_k: int, *, is_exact: bool) -> None:
-    """
-    Refuse a search whose numbers would be those of another one.
-
-    Args: the recommender, the length of the lists, and whether they are held against exact scores.
-    """
+    """Refuse a search with the numbers of another one. Args: `top_k` of the lists; if exact scores are compared."""
     num_beams = _num_beams(recommender)
     if num_beams is not None and num_beams < top_k:
         # the search would be widened for some users, and its numbers would belong to no width

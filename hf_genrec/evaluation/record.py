@@ -41,12 +41,7 @@ def named_path(word: str | os.PathLike[str]) -> tuple[str | None, str]:
 
 
 def users_path(path: str | os.PathLike[str]) -> Path:
-    """
-    Where the per-user results of a record are: `run/evaluation_users.parquet` beside `run/evaluation.json`.
-
-    Args:
-        path (`str` or `Path`): The record, a `.json` file.
-    """
+    """Where the per-user results of a record are, `FILE_users.parquet` beside `FILE.json`. Args: the latter."""
     return Path(path).with_name(f"{Path(path).stem}_users.parquet")
 
 
@@ -120,11 +115,7 @@ def read_training(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def evaluation_run(
     folder: str | os.PathLike[str], *, num_beams: int, latent_aggregation: str, decoding: str = "beam"
 ) -> dict[str, Any]:
-    """
-    What an evaluation record says about the run it belongs to.
-
-    Args: the run folder or Hub repository, and how it was decoded, see [`RecommendConfig`].
-    """
+    """What a record says about its run. Args: its folder or Hub repository, and options of [`RecommendConfig`]."""
     training = read_training(folder)
     weights = Path(folder) / "model.safetensors"
     run: dict[str, Any] = {"model": Path(folder).name if weights.is_file() else os.fspath(folder)}

@@ -149,11 +149,7 @@ def in_column(evaluation: StoredEvaluation, *, exclude_seen: bool) -> StoredEval
 
 
 def load_users(path: str | os.PathLike[str], *, num_users: int) -> pd.DataFrame | None:
-    """
-    The per-user results of a record without ids of users and items, or `None` if there is no such file.
-
-    Args: the Parquet file, and how many users the record has.
-    """
+    """The per-user results of a record without ids, `None` without a file. Args: the file, the number of users."""
     path = Path(path)
     if not path.is_file():
         return None
@@ -199,11 +195,7 @@ def group_of(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def model_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
-    """
-    The models of records, runs of one system together, under distinct names.
-
-    Args: comparable evaluations; those of one name are one system.
-    """
+    """The models of records, runs of one system together. Args: comparable evaluations; one name is one system."""
     groups: dict[str, list[StoredEvaluation]] = {}
     for evaluation in evaluations:
         groups.setdefault(evaluation.name or seedless_key(evaluation.record, evaluation.source), []).append(evaluation)
@@ -227,11 +219,7 @@ def seedless_key(record: Mapping[str, Any], source: str) -> str:
 
 
 def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
-    """
-    One system from the evaluations of its runs.
-
-    Args: what it is called, and at least one evaluation, all comparable.
-    """
+    """One system from the evaluations of its runs. Args: what it is called, and comparable evaluations."""
     runs = [evaluation.record["model"] for evaluation in group]
     seeds = [evaluation.record.get("run", {}).get("seed") for evaluation in group]
     users = [evaluation.users for evaluation in group if evaluation.users is not None]
@@ -257,11 +245,7 @@ def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
 
 
 def baseline_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
-    """
-    The baselines of records; a column `rank_NAME` among the results of users holds a baseline's ranks.
-
-    Args: comparable evaluations.
-    """
+    """The baselines of records, with the ranks in the column `rank_NAME`. Args: comparable evaluations."""
     return [
         System(
             BASELINES.get(key, key),
@@ -277,9 +261,7 @@ def baseline_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
 
 def merge_baselines(systems: Sequence[System]) -> list[System]:
     """
-    Make baselines of one name that agree in all metrics one, which has the numbers of all of them.
-
-    Records of one data set repeat its baselines, and newer records say more about them than older ones.
+    Make baselines of one name that agree in all metrics one: newer records say more about them than older ones.
 
     Args: any systems; only baselines are merged.
     """
@@ -313,15 +295,7 @@ def _groups_of(users: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def _mean_of(values: Sequence[Any]) -> Any:
-    """
-    Mean of equally built objects, number by number.
-
-    Entries that are not in all of them are left out, and so are intervals, since the mean of intervals is not one; of
-    words all must be the same, else there is `None`.
-
-    >>> _mean_of([{"ndcg@10": 0.25, "corrected": {"ndcg@10": 1.0}}, {"ndcg@10": 0.75, "corrected": {"ndcg@10": 0.0}}])
-    {'ndcg@10': 0.5, 'corrected': {'ndcg@10': 0.5}}
-    """
+    """Mean of equally built objects, number by number, of what is in all; intervals have none, nor have words."""
     first = values[0]
     if isinstance(first, Mapping):
         shared = [key for key in first if key != "intervals" and all(key in value for value in values)]

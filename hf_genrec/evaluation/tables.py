@@ -62,11 +62,7 @@ class TextTable:
 
 
 def evidence_tables(systems: Sequence[System]) -> list[TextTable]:
-    """
-    What systems do beyond the usual metrics, as far as their records say.
-
-    Args: comparable systems.
-    """
+    """What systems do beyond the usual metrics, as far as their records say. Args: comparable systems."""
     tables = [
         TextTable("Where several items share an id", _collisions(systems), _COLLISIONS_NOTE),
         _properties(systems),
@@ -77,11 +73,7 @@ def evidence_tables(systems: Sequence[System]) -> list[TextTable]:
 
 
 def table_blocks(tables: Sequence[TextTable]) -> list[str]:
-    """
-    Tables as Markdown.
-
-    Args: what [`evidence_tables`] returned.
-    """
+    """Tables as Markdown. Args: what [`evidence_tables`] returned."""
     titles = [f"**{table.title}**{f'. {table.note}' if table.note else ''}" for table in tables]
     return [
         block for title, table in zip(titles, tables, strict=True) for block in (title, markdown_table(table.rows))
@@ -140,11 +132,7 @@ def paired_cells(found: PairedDifference | None) -> list[str]:
 
 
 def number(value: float | None, form: str = ".4f") -> str:
-    """
-    A number as a cell; a dash where there is none.
-
-    Args: the number, and how `format` writes it.
-    """
+    """A number as a cell; a dash where there is none. Args: the number, and how `format` writes it."""
     return NONE if value is None else format(value, form)
 
 

@@ -89,11 +89,7 @@ class ItemKNN(CatalogRanker):
     def fit(
         cls, prepared: PreparedDataset, *, alpha: float = 0.3, decay: float = 0.35, num_neighbors: int | None = None
     ) -> "ItemKNN":
-        """
-        Count which items were taken by the same users in the training part.
-
-        Args: see [`ItemKNN`].
-        """
+        """Count which items were taken by the same users in the training part. Args: see [`ItemKNN`]."""
         return cls(prepared, alpha=alpha, decay=decay, num_neighbors=num_neighbors)
 
     @classmethod
