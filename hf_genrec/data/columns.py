@@ -219,9 +219,11 @@ def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
     column = pa.chunked_array([column]) if isinstance(column, pa.Array) else column
     if isinstance(column.type, pa.BaseExtensionType):
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    elif pa.types.is_run_end_encoded(column.type):
+    if pa.types.is_dictionary(column.type):  # Arrow cannot cast all of them, such as a Categorical of polars
+        empty = pa.DictionaryArray.from_arrays(pa.array([], pa.int8()), pa.nulls(0, column.type.value_type))
+        chunks = column.chunks or [empty]
+        return pa.chunked_array([_plain(part.dictionary).combine_chunks().take(part.indices) for part in chunks])
+    if pa.types.is_run_end_encoded(column.type):
         column = pc.run_end_decode(column)
     kind = column.type
     if pa.types.is_nested(kind):

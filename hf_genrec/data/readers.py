@@ -319,7 +319,7 @@ def _checked(raw: _Raw, skips: Skips, owner: str, date_format: str | None) -> pa
             else:
                 columns[key] = id_column(raw.table[key])
                 found = [(bad_ids(columns[key]), ID_RULE)]
-        except ValueError as error:
+        except (ValueError, pa.ArrowException) as error:
             raise ValueError(f"{owner}: the column for `{key.removesuffix('_id')}` {error}.") from error
         problems += [(key, bad, reason) for bad, reason in found]
     columns.setdefault("timestamp", pa.nulls(raw.table.num_rows, pa.int64()))

@@ -205,7 +205,8 @@ class TextFile:
                 size += len(block)
                 self._check_size(size, file)
                 is_plain = len(rest) < MAX_LINE and '"' not in block and "\n\n" not in f"\n{block}"
-                is_plain = is_plain and (block.isascii() or _undecoded(block) is None)
+                # A byte order mark inside the text would be taken for that of the block.
+                is_plain = is_plain and (block.isascii() or (block[0] != "\ufeff" and _undecoded(block) is None))
                 yield block if is_plain else None
             if not is_plain:
                 yield None

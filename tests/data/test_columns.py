@@ -30,6 +30,15 @@ def test_ids_of_every_type_of_string_are_the_same(kind):
     assert id_column(column).to_pylist() == [*WORDS, "c"]
 
 
+def test_ids_of_a_categorical_of_polars_are_read():
+    column = pa.DictionaryArray.from_arrays(
+        pa.array([1, None, 0], pa.uint32()), pa.array(["a", "b"], pa.string_view())
+    )
+
+    assert id_column(column).to_pylist() == ["b", None, "a"]
+    assert id_column(pa.chunked_array([], column.type)).to_pylist() == []
+
+
 @pytest.mark.parametrize(
     "column",
     [

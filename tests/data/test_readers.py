@@ -163,7 +163,9 @@ def test_columns_that_come_twice_are_refused():
         read_interactions(table, timestamp=None)
 
 
-@pytest.mark.parametrize("doubt", ["", "\n", 'v,"b",4\n', "broken\n", "v,,4\n", "v,b,soon\n", "v,\u82b1,4\n", "v,\r"])
+@pytest.mark.parametrize(
+    "doubt", ["", "\n", 'v,"b",4\n', "broken\n", "v,,4\n", "v,b,soon\n", "v,\u82b1,4\n", "v,\r", "\ufeff\n"]
+)
 def test_a_large_file_is_read_alike_with_and_without_a_doubt_at_its_end(tmp_path, monkeypatch, doubt):
     monkeypatch.setattr(text_files, "_BLOCK", 100)
     path = tmp_path / "log.csv"
