@@ -37,6 +37,7 @@ from hf_genrec.modeling.configuration_latte import LatteConfig
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.folder import embed_items, embeddings_path, load_tokenized, read_embeddings, tokenize_items
 from hf_genrec.training.arguments import CHECKPOINTS_NAME, training_arguments
+from hf_genrec.training.closed_form import ensemble_run, fit_run
 from hf_genrec.training.initial import start_fresh
 from hf_genrec.training.runs import (
     EVALUATION_NAME,
@@ -103,7 +104,7 @@ def run_demo(
         settings ([`DemoSettings`], *optional*): Other settings than the quick start's.
 
     Returns:
-        `dict`: `folder` of the model, `evaluation` (the record), `users` (recommendations) and `minutes`.
+        `dict`: `folder` of the model, `evaluation` (its record), `users` (recommendations) and `minutes`.
     """
     folder, start = Path(output_dir), time.perf_counter()
     if settings is None:
@@ -115,9 +116,9 @@ def run_demo(
     walk.make_ids()
     walk.train()
     with threads(1):  # products of this size gain nothing from a second one
-        recommender = Recommender.from_pretrained(folder / "model")
-        record = walk.evaluate(recommender)
-        users = walk.show_users(recommender)
+        walk.join()
+        record = walk.evaluate()
+        users = walk.show_users()
     minutes = (time.perf_counter() - start) / 60
     ids = " ".join(prepared.split("test")[0]["history"][-3:])
     console.print(f"Done in {minutes:.1f} minutes. Everything is in {folder}.")
@@ -176,6 +177,10 @@ class _Walk:
     def _model(self) -> Path:
         return self.folder / "model"
 
+    @property
+    def _psid(self) -> Path:
+        return self.folder / "psid"
+
     def _is_embedded(self, path: Path) -> bool:
         try:
             _, made = read_embeddings(path, self.prepared)
@@ -187,15 +192,16 @@ class _Walk:
 
     def train(self) -> None:
         """The run folder; one that was made with other settings is refused."""
-        _heading(self.console, "4. Training", is_finished(self._model))
-        args = training_arguments(self._model, settings=self.settings.schedule)
+        folder = self._psid
+        _heading(self.console, "4. Training", is_finished(folder))
+        args = training_arguments(folder, settings=self.settings.schedule)
         starting = start_fresh(self.prepared, self._ids, shape=self.settings.shape, seed=args.seed)
-        if is_finished(self._model):
-            made, wanted = read_training(self._model)["settings"], run_settings(self.prepared, starting, args)
+        if is_finished(folder):
+            made, wanted = read_training(folder)["settings"], run_settings(self.prepared, starting, args)
             differing = [name for name in wanted if json.loads(json.dumps(wanted[name])) != made.get(name)]
             if differing:
                 raise ValueError(
-                    f"{self._model} holds a model trained with other settings ({', '.join(differing)}). "
+                    f"{folder} holds a model trained with other settings ({', '.join(differing)}). "
                     "Choose another `--output`, or remove that folder."
                 )
         else:
@@ -203,41 +209,66 @@ class _Walk:
             self.console.print(
                 f"{shape.system_name}, {shape.num_layers}+{shape.num_decoder_layers} layers, width {shape.d_model}"
                 f"{', two heads' if shape.dense_head else ''}, {starting.model.num_parameters():,} parameters, "
-                f"{args.num_train_epochs:g} epochs; checkpoints in {self._model / CHECKPOINTS_NAME}"
+                f"{args.num_train_epochs:g} epochs; checkpoints in {folder / CHECKPOINTS_NAME}"
             )
-            train_run(self.prepared, starting, self._model, args, resume=True, command="hf-genrec demo")
-        training = read_training(self._model)
+            train_run(self.prepared, starting, folder, args, resume=True, command="hf-genrec demo")
+        training = read_training(folder)
         best = training["best_metric"]
         found = "" if best is None else f", best validation ndcg@10: {best:.4f}"
         self.console.print(f"{training['minutes']:.1f} minutes{found}")
 
-    def evaluate(self, recommender: Recommender) -> dict[str, Any]:
-        """The record on the test split; baselines are tuned on the validation split."""
-        path, prepared = self._model / EVALUATION_NAME, self.prepared
-        asked = recommender.config
-        run = evaluation_run(self._model, num_beams=asked.num_beams, latent_aggregation=asked.latent_aggregation)
-        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        is_there = record.get("run") == run and record.get("fingerprint") == prepared.fingerprint
-        _heading(self.console, "5. Evaluation on the test split, films seen before excluded", is_there)
+    def join(self) -> None:
+        """The ridge, and the ensemble of both: what a linear model knows and what a network knows add up."""
+        ridge, members = self.folder / "ridge", {"PSID": self._psid, "ridge": self.folder / "ridge"}
+        is_there = is_finished(self._model)
+        _heading(self.console, "5. A linear model beside it, and the sum of both", is_there)
+        how: dict[str, Any] = {"exclude_seen": EXCLUDE_SEEN, "command": "hf-genrec demo"}
         if not is_there:
-            how = EvaluationSettings(exclude_seen=EXCLUDE_SEEN, show_progress=self.console.is_terminal)
-            record = evaluate(recommender, prepared, how, run=run)
-            write_evaluation(self._model, recommender.model.config, record, users=record.users)
-        name = recommender.model.config.system_name
-        *_, comparison = compare_evaluations([load_evaluation(f"{name}={self._model}")])
+            fit_run(self.prepared, ridge, **how)
+            ensemble_run(self.prepared, members, self._model, max_users=None, **how)
+        found = read_training(self._model)["ensemble"]
+        shares = ", ".join(
+            f"{name} {weight:.2f}" for name, weight in zip(found["scores"], found["weights"], strict=True)
+        )
+        self.console.print(f"weights, chosen on validation users: {shares}")
+
+    def evaluate(self) -> dict[str, Any]:
+        """The record of the ensemble on the test split, beside its network's; baselines are tuned on validation."""
+        models = {folder: Recommender.from_pretrained(folder) for folder in (self._psid, self._model)}
+        is_there = all(self._is_evaluated(folder, model) for folder, model in models.items())
+        _heading(self.console, "6. Evaluation on the test split, films seen before excluded", is_there)
+        how = EvaluationSettings(exclude_seen=EXCLUDE_SEEN, show_progress=self.console.is_terminal)
+        for folder, model in ({} if is_there else models).items():
+            beside = None if folder == self._model else {}  # the same baselines for both
+            record = evaluate(model, self.prepared, how, baselines=beside, run=_run_of(folder, model))
+            write_evaluation(folder, model.model.config, record, users=record.users)
+        named = {"PSID": self._psid, "PSID + ridge": self._model}
+        *_, comparison = compare_evaluations([load_evaluation(f"{name}={folder}") for name, folder in named.items()])
         table = comparison_tables(comparison)[0]
         self.console.print(rows_table(table.rows, title=table.title, caption=comparison_note(comparison)))
+        record = json.loads((self._model / EVALUATION_NAME).read_text(encoding="utf-8"))
         self.console.print(f"invalid lists of the model: {100 * record['model']['invalid_rate']:.2f} %")
         return record
 
-    def show_users(self, recommender: Recommender) -> list[dict[str, Any]]:
+    def _is_evaluated(self, folder: Path, model: Recommender) -> bool:
+        path = folder / EVALUATION_NAME
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return record.get("run") == _run_of(folder, model) and record["fingerprint"] == self.prepared.fingerprint
+
+    def show_users(self) -> list[dict[str, Any]]:
         """Recommendations for the first users of the test split."""
-        test = self.prepared.split("test")
+        test, recommender = self.prepared.split("test"), Recommender.from_pretrained(self._model)
         rows = [test[row] for row in range(min(NUM_SHOWN_USERS, len(test)))]
-        _heading(self.console, f"6. Recommendations for {len(rows)} users", False)
+        _heading(self.console, f"7. Recommendations for {len(rows)} users", False)
         histories = [row["history"] for row in rows]
         entries = recommendation_entries(recommender, histories, options={"exclude_seen": EXCLUDE_SEEN})
         for row, entry in zip(rows, entries, strict=True):
             title = f"User {row['user_id']}, whose next item was: {recommender.titles([row['target']])[0]}"
             self.console.print(recommendations_table(entry, title=title, shown_history=5))
         return entries
+
+
+def _run_of(folder: Path, model: Recommender) -> dict[str, Any]:
+    asked = model.config
+    beams, sums = asked.num_beams, asked.latent_aggregation
+    return evaluation_run(folder, num_beams=beams, latent_aggregation=sums, decoding=model.decoding)

@@ -49,7 +49,7 @@ def test_demo_shows_every_stage_and_the_command_that_goes_on(made):
     for expected in ("density", "perplexity", "Training", "ndcg@10", "User u0", "the i01"):
         assert expected in text
     systems = {line.split()[0] for line in text.splitlines() if line.strip()}
-    assert {"Popularity", "item-kNN"} <= systems
+    assert {"Popularity", "item-kNN", "PSID"} <= systems
     assert "ridge" in text.lower()
     assert "reference" in text
     assert "invalid lists of the model: 0.00 %" in text
@@ -60,13 +60,13 @@ def test_demo_shows_every_stage_and_the_command_that_goes_on(made):
 
 def test_stages_that_are_done_are_skipped_and_changed_ones_are_not(shop, made):
     (prepared, settings), folder = shop, made[0]
-    files = [folder / name for name in ("embeddings.safetensors", "semantic_ids", "model/model.safetensors")]
+    files = [folder / name for name in ("embeddings.safetensors", "semantic_ids", "psid/model.safetensors")]
     times = [path.stat().st_mtime_ns for path in files]
 
     _, text = demo(folder, prepared, settings)
 
     assert [path.stat().st_mtime_ns for path in files] == times
-    assert text.count("(done before)") == 4
+    assert text.count("(done before)") == 5
     other = DemoSettings(settings.matrix, settings.matrix, **SETTINGS | {"shape": SETTINGS["shape"] | {"d_ff": 40}})
     with pytest.raises(ValueError, match="trained with other settings"):
         demo(folder, prepared, other)
@@ -78,7 +78,7 @@ def test_killed_evaluation_is_made_up_for(shop, made, tmp_path):
 
     second, text = demo(folder, *shop)
 
-    assert text.count("(done before)") == 3
+    assert text.count("(done before)") == 4
     assert second["evaluation"]["model"]["ndcg@10"] == made[1]["evaluation"]["model"]["ndcg@10"]
     written = json.loads((folder / "model" / "evaluation.json").read_text(encoding="utf-8"))
     assert written == second["evaluation"]
