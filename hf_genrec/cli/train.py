@@ -245,7 +245,7 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
         raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {wrong}.")
     kind: Any = CONFIG_MAPPING[asked.architecture or "latte"]
     if asked.chooses:
-        _choose(prepared, asked)
+        return _run_chosen(prepared, asked)
     if is_finished(asked.output) and asked.resume:
         _check_finished(prepared, asked, kind)
         typer.echo(f"The run in {asked.output} is finished; nothing to resume.", err=True)
@@ -274,6 +274,33 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
         typer.echo(_after_interruption(asked.output, asked.resume), err=True)
         raise typer.Exit(INTERRUPTED) from None
     return record if args.process_index == 0 else None
+
+
+def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, Any] | None:
+    """The network that fits the size of the data, a linear model beside it, and their weighted sum as the run."""
+    from hf_genrec.evaluation.record import is_finished, read_training
+    from hf_genrec.training.arguments import CHECKPOINTS_NAME
+    from hf_genrec.training.closed_form import ensemble_run, fit_run
+
+    is_there = is_finished(asked.output)
+    if is_there and not asked.resume:
+        raise ValueError(f"The run in {asked.output} is finished. Choose another folder.")
+    _choose(prepared, asked)
+    folder = Path(asked.output) / CHECKPOINTS_NAME
+    members = {name: folder / name for name in ("psid", "ridge")}
+    resume = asked.resume or is_finished(members["psid"])
+    network = vars(asked) | {"output": str(members["psid"]), "chooses": False, "resume": resume}
+    if _run_training(prepared, SimpleNamespace(**network)) is None:
+        return None
+    if is_there:
+        return read_training(asked.output)
+    how: dict[str, Any] = {"exclude_seen": not prepared.has_repeats, "command": command_line()}
+    fit_run(prepared, members["ridge"], **how)
+    record = ensemble_run(prepared, members, asked.output, **how)
+    found = record["ensemble"]
+    shares = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(found["scores"], found["weights"], strict=True))
+    typer.echo(f"weights, chosen on validation users: {shares}", err=True)
+    return record
 
 
 def _choose(prepared: PreparedDataset, asked: SimpleNamespace) -> None:

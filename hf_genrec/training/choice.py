@@ -57,5 +57,6 @@ def choose(prepared: PreparedDataset) -> Choice:
             "eval_strategy": "steps", "eval_steps": 0.25, "save_strategy": "steps", "save_steps": 0.25,
         },
         reason=f"{num_items:,} items, {num_targets:,} targets: ids of {levels} x {codes} codes; PSID with two heads, "
-        f"width {width}, the latest {length} items of a history; {epochs} epochs in batches of {batch_size} targets",
+        f"width {width}, the latest {length} items of a history; {epochs} epochs in batches of {batch_size} targets; "
+        "beside it the sequential ridge",
     )  # fmt: skip

@@ -15,6 +15,7 @@ from cli_shop import COLUMNS, NUM_ITEMS, SASREC, TINY, TRAIN, error_of, result_o
 from safetensors.numpy import load_file
 
 from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.evaluation.record import read_training
 from hf_genrec.hub.save import save_recommender
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
@@ -68,12 +69,16 @@ def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(
 
     told = run(*words, "--precision", "fp32").stderr
     record = result_of(*words, "--resume")
+    network = read_training(tmp_path / "run" / "checkpoints" / "psid")
 
     assert f"{NUM_ITEMS} items, " in told
     assert "ids of 2 x 8 codes; PSID with two heads" in told
-    assert record["semantic_ids"] == {"policy": "widen", "num_levels": 2, "codebook_size": 8}
-    model = record["settings"]["model"]
-    assert (model["d_model"], model["dense_head"]) == (16, True)
+    assert "weights, chosen on validation users: psid " in told
+    assert network["semantic_ids"] == {"policy": "widen", "num_levels": 2, "codebook_size": 8}
+    assert (network["settings"]["model"]["d_model"], network["settings"]["model"]["dense_head"]) == (16, True)
+    assert record["ensemble"]["scores"] == ["psid", "psid, dense head", "ridge"]
+    assert "is finished" in error_of(*words)
+    assert "d_model was 16, is 8" in error_of(*words[:-4], "--d-model", 8, *words[-2:], "--resume")
     found = result_of("recommend", "--model", tmp_path / "run", "--history", "i3", "i4", "--top-k", 5)
     assert len(found["recommendations"]) == 5
 
