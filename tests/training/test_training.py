@@ -325,6 +325,18 @@ def test_data_set_without_validation_users_trains_only_without_evaluation(make_p
         make_trainer(model, prepared, arguments(tmp_path, eval_strategy="epoch"))
 
 
+def test_more_threads_change_weights_by_rounding_alone(circle, tmp_path):
+    weights = []
+    for number in (1, 3):
+        model = circle_model(num_latent_tokens=2, d_model=64)
+        trainer = make_trainer(model, circle, arguments(tmp_path, threads=number, num_train_epochs=2))
+        trainer.train()
+        assert trainer.num_threads == number
+        weights.append(model.shared.weight.detach().clone())
+
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-4)
+
+
 def test_weights_that_are_no_numbers_are_neither_saved_nor_evaluated(circle, tmp_path):
     changes = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 5}
     trainer = make_trainer(circle_model(), circle, arguments(tmp_path, **changes))
