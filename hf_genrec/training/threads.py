@@ -1,8 +1,8 @@
 """
 A model and the size of its steps in, the number of threads of a training on a CPU out: the rule stands here only.
 
-A thread that waits for the others burns its core. Where the largest product of a step takes a few milliseconds, two
-threads therefore cost four times the CPU of one and save little, and beside other work they take longer than one.
+A thread that waits for the others burns its core. Where the largest product of a step takes milliseconds, two threads
+therefore save little, and beside other work they take many times as long as one.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 
-WORK_PER_THREAD = 2**26  # multiplications of the largest product, some milliseconds of a core
+WORK_PER_THREAD = 2**28  # multiplications of the largest product, about ten milliseconds of a core
 
 
 def num_threads_for(config: Any, *, targets_per_step: int, available: int) -> int:
     """
-    One thread for each 67 million multiplications of the largest product in a step: the feed-forward layers' or, where
-    all items are scored, that of the states with the items.
+    One thread for each 268 million multiplications of the largest product in a step: that of feed-forward layers or,
+    where all items are scored, that of the states with the items.
 
     Args:
         config (`PreTrainedConfig`): The model's.

@@ -12,10 +12,11 @@ from hf_genrec.training.threads import num_threads_for, threads
     [
         (LatteConfig(num_items=1349, num_levels=2, codebook_size=64, d_model=64, d_ff=256), 512, 1),  # the quick start
         (LatteConfig(num_items=12_101, num_levels=3, codebook_size=256, d_model=128, d_ff=512), 256, 1),
-        (LatteConfig(num_items=12_101, num_levels=3, codebook_size=256, d_model=256, d_ff=1024), 512, 6),
+        (LatteConfig(num_items=12_101, num_levels=3, codebook_size=256, d_model=256, d_ff=1024), 1024, 3),
         (LatteConfig(num_items=12_101, num_levels=3, codebook_size=256, d_model=512, d_ff=2048), 4096, 16),
         (SASRecConfig(num_items=1349, d_model=64), 512, 1),
-        (SASRecConfig(num_items=12_101, d_model=64), 256, 2),
+        (SASRecConfig(num_items=12_101, d_model=64), 256, 1),
+        (SASRecConfig(num_items=12_101, d_model=256), 512, 5),
     ],
 )
 def test_small_products_get_one_thread_and_large_ones_more(config, targets, expected):
