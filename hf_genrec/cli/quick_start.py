@@ -239,7 +239,7 @@ class _Walk:
         _heading(self.console, "6. Evaluation on the test split, films seen before excluded", is_there)
         how = EvaluationSettings(exclude_seen=EXCLUDE_SEEN, show_progress=self.console.is_terminal)
         for folder, model in ({} if is_there else models).items():
-            beside = None if folder == self._model else {}  # the same baselines for both
+            beside: dict[str, Any] | None = None if folder == self._model else {}  # the same baselines for both
             record = evaluate(model, self.prepared, how, baselines=beside, run=_run_of(folder, model))
             write_evaluation(folder, model.model.config, record, users=record.users)
         named = {"PSID": self._psid, "PSID + ridge": self._model}

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 MAX_WHOLE = 5_000  # items up to which all weights are solved for together: seconds, and 100 MB
 NUM_NEIGHBORS = 200
-REGULARIZATIONS = (100.0, 30.0, 300.0)  # that are tried, the first one with all decays
-DECAYS = (0.35, 0.5, 0.7, 0.85, 0.95)
+REGULARIZATIONS: tuple[float, ...] = (100.0, 30.0, 300.0)  # that are tried, the first one with all decays
+DECAYS: tuple[float, ...] = (0.35, 0.5, 0.7, 0.85, 0.95)
 _LEAST_WEIGHT, _MOST_AGES = 1e-3, 100  # of a history item in `X`; what is older or weighs less is left out
 _ROWS_AT_ONCE = 1024
 
@@ -169,8 +169,11 @@ class SequentialRidge(CatalogRanker):
     def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, CatalogRanker]:
         """Tuned on the validation split for each of the two. Args: see [`CatalogRanker.for_columns`]."""
         validation = validation_users(prepared, max_users=20_000, seed=seed)
-        # two solutions, not eight: this runs in every evaluation, and takes minutes of CPU time on 12,000 items
-        return dict(_tuned(prepared, REGULARIZATIONS[:1], DECAYS[1:3], validation, columns=(False, True)))
+        # this runs in every evaluation: seconds up to 5,000 items, and for 12,000 minutes of CPU time
+        regularizations, decays = REGULARIZATIONS, DECAYS
+        if len(prepared.item_ids) > MAX_WHOLE:
+            regularizations, decays = regularizations[:1], decays[1:3]
+        return dict(_tuned(prepared, regularizations, decays, validation, columns=(False, True)))
 
     @property
     def settings(self) -> dict[str, float | int]:
