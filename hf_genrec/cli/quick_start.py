@@ -152,8 +152,8 @@ class _Walk:
         """Vectors of texts and behaviour, and semantic IDs."""
         settings, prepared, path, ids = self.settings, self.prepared, embeddings_path(self.folder), self._ids
         is_there = path.is_file() and self._is_embedded(path)
-        source = Path(settings.matrix).name if settings.matrix else settings.encoder
-        _heading(self.console, f"2. Item texts ({source}) and behaviour (the log) to vectors", is_there)
+        source = Path(settings.matrix or settings.encoder).name
+        _heading(self.console, f"2. Texts ({source}) and the log to vectors", is_there)
         if not is_there:
             embed_items(prepared, path, model_name=settings.encoder, matrix=settings.matrix, **settings.vectors)
         vectors, _ = read_embeddings(path, prepared)
