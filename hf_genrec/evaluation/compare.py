@@ -78,7 +78,7 @@ class Comparison:
         """The comparison as one JSON-ready object, without results of users."""
         systems = []
         for own in self.systems:
-            intervals = {name: own.interval(name) for name in own.values if own.interval(name) is not None}
+            intervals = {name: ends for name in own.values if (ends := own.interval(name)) is not None}
             facts = {name: value for name, value in vars(own).items() if name not in ("ranks", "groups", "confidence")}
             systems.append(facts | {"runs": len(own.runs), "values": {**own.values, "intervals": intervals}})
         differences = {name: asdict(difference) for name, difference in self.differences.items()}
@@ -112,7 +112,7 @@ def compare_evaluations(
         seed (`int`, *optional*, defaults to 0): Seed of the resamples.
 
     Returns:
-        `list[Comparison]`: with seen items allowed and with seen items excluded, as far as records have both; with
+        `list[Comparison]`: with seen items allowed and with seen items excluded, where all records have both; with
         `grouped` these for each group in the order of the evaluations.
 
     Raises:
@@ -126,14 +126,20 @@ def compare_evaluations(
     repeated = sorted({source for source in sources if sources.count(source) > 1})
     if repeated:
         raise ValueError(f"Each evaluation may be given once; given more often: {', '.join(repeated)}.")
-    columns = [[in_column(own, exclude_seen=exclude_seen) for exclude_seen in (False, True)] for own in evaluations]
-    known = [[own for own in column if own is not None] for column in zip(*columns, strict=True)]
-    if not grouped:
-        check_comparable(next((column for column in known if len(column) == len(evaluations)), evaluations))
     groups: dict[tuple[str, ...], list[StoredEvaluation]] = {}
-    for evaluation in [own for both in columns for own in both if own is not None]:
-        groups.setdefault(group_of(evaluation.record), []).append(evaluation)
-    return [_compare(group, metric, against, num_resamples, seed) for group in groups.values()]
+    for evaluation in evaluations:
+        groups.setdefault(group_of({**evaluation.record, "exclude_seen": None}), []).append(evaluation)
+    columns = [column for group in groups.values() for column in _columns(group)]
+    if not grouped and len(columns[0]) < len(evaluations):
+        check_comparable(evaluations)
+    return [_compare(column, metric, against, num_resamples, seed) for column in columns]
+
+
+def _columns(group: Sequence[StoredEvaluation]) -> list[list[StoredEvaluation]]:
+    """With seen items allowed and excluded: the columns that all have, or as many as have each if there is none."""
+    both = [[in_column(own, exclude_seen=exclude_seen) for own in group] for exclude_seen in (False, True)]
+    known = [[own for own in column if own is not None] for column in both]
+    return [column for column in known if len(column) == len(group)] or [column for column in known if column]
 
 
 def difference_of(

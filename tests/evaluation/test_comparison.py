@@ -443,12 +443,12 @@ def with_excluded(evaluation, ranks):
 
 
 def test_records_with_both_columns_are_compared_in_both():
-    evaluations = [with_excluded(make_evaluation("psid"), [0, 0, 0, 0, -1]), make_evaluation("latte")]
+    evaluations = [with_excluded(make_evaluation(name), [0, 0, 0, 0, -1]) for name in ("psid", "latte")]
 
     allowed, excluded = compare_evaluations(evaluations, against="item_knn", num_resamples=9)
 
     assert [system.name for system in allowed.systems] == ["latte", "item-kNN", "psid", "Popularity"]
-    assert [system.name for system in excluded.systems] == ["psid", "item-kNN"]
+    assert [system.name for system in excluded.systems] == ["psid", "latte", "item-kNN"]
     assert excluded.differences["psid"].users.difference == pytest.approx(1 / 5)
     page = comparison_page([allowed, excluded])
     assert "## amazon2018, test split\n" in page
@@ -456,10 +456,12 @@ def test_records_with_both_columns_are_compared_in_both():
     assert "Items of the history are left out of all lists." in page
 
 
-def test_record_whose_first_column_excludes_seen_items_joins_the_others_in_the_column_that_both_have():
-    other = make_evaluation("latte", exclude_seen=True, baselines={})
+def test_records_are_compared_in_the_columns_that_all_of_them_have():
+    both, allowed = with_excluded(make_evaluation("psid"), [0, 0, 0, 0, 0]), make_evaluation("latte")
+    excluded = make_evaluation("latte", seed=1, exclude_seen=True, baselines={})
 
-    (allowed, excluded) = compare_evaluations([with_excluded(make_evaluation("psid"), [0, 0, 0, 0, 0]), other])
-
-    assert [len(comparison.systems) for comparison in (allowed, excluded)] == [3, 3]
-    assert {"psid", "latte"} < {system.name for system in excluded.systems}
+    for other, exclude_seen in ((allowed, False), (excluded, True)):
+        (comparison,) = compare_evaluations([both, other], against="latte", num_resamples=9)
+        assert comparison.conditions["exclude_seen"] is exclude_seen
+        assert {"psid", "latte"} < {system.name for system in comparison.systems}
+    assert len(compare_evaluations([allowed, excluded], grouped=True, num_resamples=9)) == 2
