@@ -163,8 +163,8 @@ def random_histories(model: LatteForConditionalGeneration, num_users: int, lengt
 def stock_model(model: LatteForConditionalGeneration) -> T5ForConditionalGeneration:
     """transformers' own T5 with the weights of our model; like ours it knows no end token."""
     stock = T5ForConditionalGeneration(model.config.to_t5_config())
-    weights = {name: value for name, value in model.state_dict().items() if name != "item_codes"}
-    stock.load_state_dict(weights)
+    known = stock.state_dict()  # ours holds the catalog, too
+    stock.load_state_dict({name: value for name, value in model.state_dict().items() if name in known})
     return stock.to(model.device).eval()
 
 

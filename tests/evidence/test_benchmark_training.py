@@ -69,7 +69,7 @@ def test_profile_tells_the_share_of_each_operation(script):
     weight = torch.randn(300, 300)
 
     def step():
-        return len(weight.mm(weight).mm(weight).exp())
+        return len(weight.mm(weight).mm(weight)[:9].exp())
 
     shares = script.profile_of(step)
 
