@@ -208,6 +208,7 @@ def _dates(column: pa.ChunkedArray, date_format: str) -> np.ndarray:
     texts = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
     if date_format == "ISO8601":
         texts = pc.replace_substring_regex(texts, r"^(\d{4})/(\d{1,2})/(\d{1,2})", r"\1-\2-\3")
+        texts = pc.replace_substring_regex(texts, r"([+-]\d{2}:?\d{2})\s*(UTC|GMT)$", r"\1")
         texts = pc.replace_substring_regex(texts, r"\s*(UTC|GMT|utc|gmt)$", "Z")
         texts = pc.if_else(pc.match_substring_regex(texts, r"^\d{4}"), texts, None)  # no "now", no "today"
     times = pd.to_datetime(texts.to_pandas(), format=date_format, utc=True, errors="coerce")

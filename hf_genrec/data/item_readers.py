@@ -23,6 +23,8 @@ from hf_genrec.data.tables import Source, rows_of
 from hf_genrec.data.text_files import OnError, Record, Skips, TextFile, first_names
 
 
+MAX_FIELDS = 1_000  # of all items together, each of which becomes a column
+
 logger = logging.getLogger(__name__)
 
 
@@ -73,6 +75,8 @@ def read_items(
             shown = values.get(title)
             row = {"item_id": item_id, "title": plain_text(text_of(shown) or shown), "text": text}
             _append(columns, {name: value for name, value in values.items() if name != item} | row)
+            if len(columns) > MAX_FIELDS:
+                raise ValueError(f"{record.place}: the items have more than {MAX_FIELDS:,} fields: leave some out.")
     if not has_id:
         owner = str(source) if isinstance(source, str | os.PathLike) else "in memory"
         skipped = f" {skips.count} were skipped, the first: {skips.first}" if skips.count else ""

@@ -191,6 +191,8 @@ def records_of(rows: Iterable[Any], owner: str = "") -> Iterator[Record]:
         error = None if isinstance(values, Mapping) else f"no dictionary of fields but {type(values).__name__}"
         try:
             values = writable(values)
+            if error is None and not all(isinstance(name, str) for name in values):
+                values = {str(name): value for name, value in values.items()}
         except ValueError as reason:
             error = str(reason)
         yield Record(owner, number, values if error is None else None, error, unit="row")

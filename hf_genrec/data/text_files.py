@@ -95,13 +95,13 @@ class Skips:
 
 
 class Record(NamedTuple):
-    """One record of a file or table: its place for messages, field to value (`None` if malformed), error, line."""
+    """A line of a file or a row of a table: place, field to value (`None` if malformed), error, text of the line."""
 
     owner: str
     number: int
-    values: Mapping[str, Any] | None
+    values: Mapping[str, Any] | None = None
     error: str | None = None
-    line: str = ""
+    text: str = ""
     unit: str = "line"
 
     @property
@@ -113,13 +113,12 @@ class Record(NamedTuple):
     @property
     def shown(self) -> str:
         """The place, with the beginning of the line."""
-        return f"{self.place} ({self.line[:_SHOWN]!r:.{_REASON}})" if self.line else self.place
+        return f"{self.place} ({self.text[:_SHOWN]!r:.{_REASON}})" if self.text else self.place
 
-
-class _Line(NamedTuple):
-    number: int
-    text: str  # without its end
-    error: str | None = None
+    def holding(self, values: Any) -> Record:
+        """The record with its values, or with an error if they are no object."""
+        is_object = isinstance(values, dict)
+        return self._replace(**({"values": values} if is_object else {"error": "not a JSON object"}))
 
 
 class TextFile:
@@ -153,10 +152,10 @@ class TextFile:
         if delimiter is not None and header is None:
             self.header = self._read_header(delimiter)
 
-    def lines(self) -> Iterator[_Line]:
+    def lines(self) -> Iterator[Record]:
         """Every line, blank ones too; one that is too long or no text has an error."""
         longest = -2 if self.allow_huge else MAX_LINE
-        size, number = 0, 0
+        size, number, owner = 0, 0, str(self.path)
         with self._decoded() as file:
             while part := file.readline(longest + 1):
                 number += 1
@@ -171,7 +170,7 @@ class TextFile:
                     error = _undecoded(text)
                 size += len(part)
                 self._check_size(size, file)
-                yield _Line(number, text, error)
+                yield Record(owner, number, None, error, text)
 
     def records(self, *, key: str | None = None) -> Iterator[Record]:
         """
@@ -186,10 +185,10 @@ class TextFile:
             next(rows, None)
         for line, fields in rows:
             if fields is not None and len(fields) == len(self.header):
-                yield Record(str(self.path), line.number, dict(zip(self.header, fields, strict=True)), None, line.text)
+                yield line._replace(values=dict(zip(self.header, fields, strict=True)))
             else:
-                error = line.error or f"malformed, expected {len(self.header)} fields, found {len(fields or [])}"
-                yield Record(str(self.path), line.number, None, error, line.text)
+                error = f"malformed, expected {len(self.header)} fields, found {len(fields or [])}"
+                yield line._replace(error=line.error or error)
 
     def blocks(self) -> Iterator[str | None]:
         """
@@ -213,8 +212,7 @@ class TextFile:
 
     def place_of(self, number: int) -> str:
         """The place of a line, with its beginning; slow, for messages."""
-        text = next((line.text for line in self.lines() if line.number == number), "")
-        return Record(str(self.path), number, None, line=text).shown
+        return next(line for line in self.lines() if line.number == number).shown
 
     def _read_header(self, delimiter: str) -> list[str]:
         line, fields = next(self._rows(delimiter))
@@ -241,19 +239,16 @@ class TextFile:
             document = [{key: name, **value} for name, value in document.items()]
         if document is not None:
             for number, values in enumerate(document, start=1):
-                error = None if isinstance(values, dict) else "not a JSON object"
-                yield Record(owner, number, values if error is None else None, error, unit="record")
+                yield Record(owner, number, unit="record").holding(values)
             return
         for line in self.lines():
             if line.error is None and line.text.strip():
                 try:
-                    values = self.parse(line.text)
-                    error = None if isinstance(values, dict) else "not a JSON object"
+                    line = line.holding(self.parse(line.text))
                 except ValueError as reason:
-                    values, error = None, str(reason)
-                yield Record(owner, line.number, values if error is None else None, error, line.text)
-            elif line.error is not None:
-                yield Record(owner, line.number, None, line.error, line.text)
+                    line = line._replace(error=str(reason))
+            if line.error is not None or line.values is not None:
+                yield line
 
     def _document(self) -> list[Any] | dict[str, Any] | None:
         """The content of a file that is one array, or one object of objects or over several lines, in one piece."""
@@ -278,18 +273,18 @@ class TextFile:
             return None
         return document if isinstance(document, list | dict) else None
 
-    def _rows(self, delimiter: str) -> Iterator[tuple[_Line, list[str] | None]]:
+    def _rows(self, delimiter: str) -> Iterator[tuple[Record, list[str] | None]]:
         """
         The rows of a delimited file: their first line and their fields, `None` where they cannot be told apart.
 
         A quoted field may hold line ends. A quotation mark that nothing closes would take all lines up to the next one
         with it; then only its own line is malformed, and reading goes on with the line after it.
         """
-        ahead: deque[_Line] = deque()
+        ahead: deque[Record] = deque()
         lines = self.lines()
         wasted = 0
 
-        def following() -> _Line | None:
+        def following() -> Record | None:
             return ahead.popleft() if ahead else next(lines, None)
 
         while (line := following()) is not None:
@@ -444,7 +439,7 @@ def _first_repeated(names: Sequence[str]) -> str:
 
 
 def _quoted(
-    taken: list[_Line], following: Callable[[], _Line | None], delimiter: str, allowance: int
+    taken: list[Record], following: Callable[[], Record | None], delimiter: str, allowance: int
 ) -> tuple[list[str] | None, str | None]:
     """
     The fields of a line with quotation marks, or the reason why there are none; the lines that a quoted field goes on

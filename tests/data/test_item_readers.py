@@ -156,3 +156,16 @@ def test_integers_of_thousands_of_digits_and_deep_lists_are_named():
 
     assert (read.table["item_id"].to_pylist(), read.num_skipped) == (["3"], 2)
     assert read.first_skipped == "row 1: an integer of more than 4,300 digits."
+
+
+def test_fields_without_end_are_an_error(tmp_path):
+    records = [{"item_id": row, f"field {row}": 1} for row in range(5000)]
+
+    with pytest.raises(ValueError, match="row 998: the items have more than 1,000 fields"):
+        read_items(records)
+
+
+def test_names_of_fields_may_be_numbers():
+    assert read_items([{"item_id": 1, 2020: "a", None: "b"}]).table.column_names == [
+        "item_id", "title", "text", "2020", "None",
+    ]  # fmt: skip
