@@ -61,6 +61,8 @@ def embed_items(
     or the folder of a trained SASRec, see [`behavior_vectors`]; `weight` is that of the texts, see [`fuse_vectors`].
     Without texts (`weight` 0, or no item has any) the behaviour stands alone.
     """
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"`weight` must be at least 0, got {weight}.")
     path = embeddings_path(output)
     texts = prepared.items["text"].to_pylist()
     encoder = {"model": "", "revision": "", "identity": "", "items_fingerprint": items_fingerprint(prepared.item_ids)}

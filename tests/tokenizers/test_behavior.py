@@ -157,6 +157,8 @@ def test_log_without_texts_gets_ids_from_behaviour_alone(prepared, tmp_path, cap
     np.testing.assert_array_equal(vectors, behavior_vectors(prepared))
     assert (encoder["weight"], encoder["model"], "texts" in encoder) == ("0.0", "", False)
     assert "4 items are in no training history and have no texts" in caplog.text
+    with pytest.raises(ValueError, match="`weight` must be at least 0, got -0.5"):
+        embed_items(prepared, path, behavior="svd", weight=-0.5)
 
 
 def test_table_of_a_trained_sasrec_is_the_other_behaviour(prepared, tmp_path):
