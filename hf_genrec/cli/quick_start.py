@@ -66,6 +66,7 @@ SCHEDULE: dict[str, Any] = LatteConfig.default_schedule | {
     "per_device_eval_batch_size": 256, "seed": 1,
 }  # fmt: skip
 EXCLUDE_SEEN = True  # a film is rated once: for the model and the baselines alike
+LINEAR = ("ridge", "item-knn")  # methods of `fit_run`
 NUM_SHOWN_USERS = 3
 
 
@@ -218,14 +219,15 @@ class _Walk:
         self.console.print(f"{training['minutes']:.1f} minutes{found}")
 
     def join(self) -> None:
-        """The ridge, and the ensemble of both: what a linear model knows and what a network knows add up."""
-        ridge, members = self.folder / "ridge", {"PSID": self._psid, "ridge": self.folder / "ridge"}
+        """Linear models, and the ensemble of all: what they know and what a network knows add up."""
+        linear = {method: self.folder / method for method in LINEAR}
         is_there = is_finished(self._model)
-        _heading(self.console, "5. A linear model beside it, and the sum of both", is_there)
+        _heading(self.console, "5. Linear models beside it, and the sum of all", is_there)
         how: dict[str, Any] = {"exclude_seen": EXCLUDE_SEEN, "command": "hf-genrec demo"}
         if not is_there:
-            fit_run(self.prepared, ridge, **how)
-            ensemble_run(self.prepared, members, self._model, max_users=None, **how)
+            for method, folder in linear.items():
+                fit_run(self.prepared, folder, method=method, **how)
+            ensemble_run(self.prepared, {"PSID": self._psid} | linear, self._model, max_users=None, **how)
         found = read_training(self._model)["ensemble"]
         shares = ", ".join(
             f"{name} {weight:.2f}" for name, weight in zip(found["scores"], found["weights"], strict=True)
@@ -242,7 +244,7 @@ class _Walk:
             beside: dict[str, Any] | None = None if folder == self._model else {}  # the same baselines for both
             record = evaluate(model, self.prepared, how, baselines=beside, run=_run_of(folder, model))
             write_evaluation(folder, model.model.config, record, users=record.users)
-        named = {"PSID": self._psid, "PSID + ridge": self._model}
+        named = {"PSID": self._psid, "sum of all": self._model}
         *_, comparison = compare_evaluations([load_evaluation(f"{name}={folder}") for name, folder in named.items()])
         table = comparison_tables(comparison)[0]
         self.console.print(rows_table(table.rows, title=table.title, caption=comparison_note(comparison)))
