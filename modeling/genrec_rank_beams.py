@@ -7,7 +7,7 @@ instead of one per beam. A model that mixes in `BeamRankingMixin` supplies `enco
 length; what a probability is relative to is `config.normalization`.
 
 The search is for semantic IDs, the lists are of items. Where several items share an id they share its score, and it
-gives way to all of them that the rules allow, the lowest index first.
+gives way to all of them that the rules allow, in their order (see `genrec_ranking.py`).
 """
 
 import torch

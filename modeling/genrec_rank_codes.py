@@ -3,7 +3,8 @@
 
 A model that mixes in `CodeRankingMixin` supplies `code_log_probs`, `history_bytes`, `config` and `item_codes`. The
 score of an item is the sum of the log-probabilities of its codes: a log-probability, as everywhere in the library.
-Two items may have the same codes; they have the same score and the one with the lower index stands first.
+Two items may have the same codes; they have the same score and stand in the
+order of their counts, without counts in that of the catalog.
 """
 
 from collections.abc import Callable

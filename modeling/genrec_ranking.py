@@ -2,9 +2,9 @@
 From the beams of a search to a ranked list of distinct items, and to words about how they were found.
 
 A search ends at leaves of the trie, which are ids; what is recommended are items. An id stands for all its items: they
-have its score, since a model that sees codes alone cannot tell them apart, and they stand next to each other, the
-lowest index first. That order is the catalog's, not a random one: where the catalog lists popular items first, so do
-the lists. Where all ids are unique a leaf is an item and nothing here costs more than that look-up.
+have its score, since a model that sees codes alone cannot tell them apart, and they stand next to each other, those
+first that are more frequent in the training data, where the model knows the counts, else the lowest index first. Where
+all ids are unique a leaf is an item and nothing here costs more than that look-up.
 """
 
 import torch
@@ -40,7 +40,7 @@ def items_of_ids(
     width: int | None = None,
 ) -> tuple[torch.LongTensor, torch.LongTensor]:
     """
-    The items of some ids, one id after the other, of one id in ascending order.
+    The items of some ids, one id after the other.
 
     - `leaves` `(batch_size, n)`: ids as leaves; -1 for none.
     - `allowed` `(batch_size or 1, num_items)`: items that may be listed; `None` for all. With unique ids nothing is
@@ -88,7 +88,7 @@ def id_places(catalog: Catalog, leaves: torch.LongTensor) -> tuple[torch.LongTen
     """
     The items of some ids as a table with a row for each id.
 
-    `leaves` `(batch_size, n)`: ids as leaves; -1 for none. Returns item indices in ascending order, and which places
+    `leaves` `(batch_size, n)`: ids as leaves; -1 for none. Returns item indices, and which places
     are taken, both `(batch_size, n, most items of any of the ids)`, one place at least.
     """
     first, sizes = catalog.first_item(catalog.num_levels), _sizes(catalog, leaves)

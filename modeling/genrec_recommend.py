@@ -3,7 +3,8 @@ From histories to ranked items: the one `recommend()` of all architectures.
 
 What all share stands here: options, rules, chunks under the memory budget, prior corrections, diverse lists and the
 output. A model that mixes in `RecommendMixin` supplies `_rank_batch`, which ranks the items for some users, and
-`_ranking_bytes`, what that takes. Scores are log-probabilities. Items with equal scores stand in ascending order.
+`_ranking_bytes`, what that takes. Scores are log-probabilities. Items with equal scores stand in
+ascending order, those that share a semantic ID by popularity where the model knows it.
 """
 
 from collections.abc import Iterator
@@ -50,9 +51,9 @@ class RecommendOutput(ModelOutput):
 
     Args:
         item_tokens (`torch.LongTensor` of shape `(batch_size, top_k)`):
-            Distinct items, best first, those that share a semantic ID in ascending order; with groups, samples or
-            `diversity` in the order that these say. The pad token fills up where fewer than `top_k` items were
-            allowed.
+            Distinct items, best first, those that share a semantic ID by popularity or else ascending; with groups,
+            samples or `diversity` in the order that these say. The pad token fills up where fewer than `top_k` items
+            were allowed.
         scores (`torch.FloatTensor` of shape `(batch_size, top_k)`): Log-probabilities; `-inf` at the filling.
         paths (`list[list[BeamPath]]`, *optional*): Per user the paths of the items in `item_tokens`.
         pruned (`list[list[BeamPath]]`, *optional*): Per user the best continuations at each step that were not kept.

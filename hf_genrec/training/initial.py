@@ -156,7 +156,7 @@ def _data_of(folder: Path) -> tuple[str, ...]:
 
 
 def _count_items(model: Any, prepared: PreparedDataset) -> None:
-    """A model that corrects for popularity needs to know how often each item occurs in training."""
+    """Models with codes list those items of an id first that occur more often in training; ACERec corrects by it."""
     if hasattr(model, "set_item_counts"):
         model.set_item_counts(torch.from_numpy(prepared.train_item_counts()))
 
