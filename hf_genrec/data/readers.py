@@ -228,12 +228,6 @@ def _read_plain(file: TextFile, columns: dict[str, str], owner: str) -> _Raw | N
     _require_columns(file.header, columns, owner)
     wanted = list(dict.fromkeys(columns.values()))
     tables: list[pa.Table] = []
-    doubts: list[Any] = []
-
-    def leave_out(row: Any) -> str:
-        doubts.append(row)
-        return "skip"
-
     for block in file.blocks():
         if block is None:
             return None
@@ -241,16 +235,12 @@ def _read_plain(file: TextFile, columns: dict[str, str], owner: str) -> _Raw | N
             table = pyarrow.csv.read_csv(
                 pa.BufferReader(block.encode()),
                 read_options=pyarrow.csv.ReadOptions(column_names=file.header, block_size=2 * len(block) + 2**20),
-                parse_options=pyarrow.csv.ParseOptions(
-                    delimiter=file.delimiter, quote_char=False, invalid_row_handler=leave_out
-                ),
+                parse_options=pyarrow.csv.ParseOptions(delimiter=file.delimiter, quote_char=False),
                 convert_options=pyarrow.csv.ConvertOptions(
                     include_columns=wanted, column_types=dict.fromkeys(wanted, pa.large_string())
                 ),
             )
-        except pa.ArrowInvalid:
-            return None
-        if doubts:
+        except pa.ArrowInvalid:  # a row of another length
             return None
         tables.append(pa.table({key: table[name] for key, name in columns.items()}))
     return _Raw(pa.concat_tables(tables), lambda row: file.place_of(row + 1 + file.has_header)) if tables else None
@@ -293,9 +283,8 @@ def _read_records(
             flush()
     flush()
     if numbers and absent:
-        _require_columns(
-            [name for name in {**dict.fromkeys(columns.values()), **last} if name not in absent], columns, owner
-        )
+        present = [name for name in columns.values() if name not in absent]
+        _require_columns(list(dict.fromkeys([*present, *last])), columns, owner)
     places = np.array(numbers, dtype=np.int64)
 
     def place_of(row: int) -> str:
