@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,14 +40,8 @@ def ranks_of_targets(
     if isinstance(recommended, np.ndarray):
         is_hit = recommended == np.asarray(targets)[:, None]  # (B, top_k)
         return np.where(is_hit.any(axis=1), is_hit.argmax(axis=1), -1).astype(np.int64)
-    lengths = np.fromiter(map(len, recommended), dtype=np.int64, count=len(recommended))
-    items = _strings(list(chain.from_iterable(recommended)))
-    hits = np.flatnonzero(items == np.repeat(_strings(list(targets)), lengths))
-    users = np.repeat(np.arange(len(lengths)), lengths)[hits]
-    first_users, first_hits = np.unique(users, return_index=True)  # a repeated item counts at its first place
-    ranks = np.full(len(lengths), -1, dtype=np.int64)
-    ranks[first_users] = hits[first_hits] - (np.cumsum(lengths) - lengths)[first_users]
-    return ranks
+    found = [row.index(own) if own in row else -1 for row, own in zip(map(list, recommended), targets, strict=True)]
+    return np.array(found, dtype=np.int64)
 
 
 def recall_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
@@ -60,7 +53,11 @@ def recall_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
     >>> recall_per_user([0, 4, -1, 1], k=3)
     array([1., 0., 0., 1.])
     """
-    rank_array = _check_ranks(ranks, k)
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1, got {k}.")
+    rank_array = np.asarray(ranks, dtype=np.int64)
+    if rank_array.ndim != 1 or (rank_array < -1).any():
+        raise ValueError(f"`ranks` must be a vector of 0-based ranks or -1, got {rank_array!r}.")
     return ((rank_array >= 0) & (rank_array < k)).astype(np.float64)
 
 
@@ -73,8 +70,7 @@ def ndcg_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
     >>> ndcg_per_user([0, 4, -1, 2], k=3)
     array([1. , 0. , 0. , 0.5])
     """
-    rank_array = _check_ranks(ranks, k)
-    return np.where((rank_array >= 0) & (rank_array < k), 1 / np.log2(np.maximum(rank_array, 0) + 2), 0.0)
+    return recall_per_user(ranks, k=k) / np.log2(np.maximum(ranks, 0) + 2)
 
 
 def mrr_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
@@ -86,8 +82,7 @@ def mrr_per_user(ranks: ArrayLike, *, k: int) -> NDArray[np.float64]:
     >>> mrr_per_user([0, 4, -1, 1], k=3)
     array([1. , 0. , 0. , 0.5])
     """
-    rank_array = _check_ranks(ranks, k)
-    return np.where((rank_array >= 0) & (rank_array < k), 1 / (np.maximum(rank_array, 0) + 1), 0.0)
+    return recall_per_user(ranks, k=k) / (np.maximum(ranks, 0) + 1)
 
 
 def recall_at_k(ranks: ArrayLike, *, k: int) -> float:
@@ -272,22 +267,6 @@ def holm_adjusted(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(array)
     adjusted[order] = np.minimum(np.maximum.accumulate(array[order] * factors), 1.0)
     return adjusted.tolist()
-
-
-def _strings(values: Sequence[str]) -> NDArray[np.object_]:
-    """Object arrays compare by Python equality and keep ids of any length without padding."""
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
-
-
-def _check_ranks(ranks: ArrayLike, k: int) -> NDArray[np.int64]:
-    if k < 1:
-        raise ValueError(f"`k` must be at least 1, got {k}.")
-    rank_array = np.asarray(ranks, dtype=np.int64)
-    if rank_array.ndim != 1 or (rank_array < -1).any():
-        raise ValueError(f"`ranks` must be a vector of 0-based ranks or -1, got {rank_array!r}.")
-    return rank_array
 
 
 def _mean(values: NDArray[np.float64]) -> float:

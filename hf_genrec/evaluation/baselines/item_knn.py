@@ -17,6 +17,7 @@ from hf_genrec.evaluation.metrics import ndcg_at_k
 logger = logging.getLogger(__name__)
 
 MAX_PAIRS = 2**25  # pairs of items that are held in memory: 400 MB
+ALPHAS, DECAYS = (0.1, 0.2, 0.3, 0.4, 0.5), (0.2, 0.35, 0.5, 0.7, 0.9)  # that are tried
 NUM_NEIGHBORS = 200  # of each item, where there are more pairs than that
 _BLOCK_PAIRS = 2**22  # counted at a time
 
@@ -98,8 +99,8 @@ class ItemKNN(CatalogRanker):
         prepared: PreparedDataset,
         *,
         exclude_seen: bool = False,
-        alphas: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5),
-        decays: tuple[float, ...] = (0.2, 0.35, 0.5, 0.7, 0.9),
+        alphas: tuple[float, ...] = ALPHAS,
+        decays: tuple[float, ...] = DECAYS,
         max_users: int | None = 20_000,
         seed: int = 0,
     ) -> "ItemKNN":
@@ -129,8 +130,7 @@ class ItemKNN(CatalogRanker):
     @classmethod
     def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, CatalogRanker]:
         """Tuned on the validation split for each of the two. Args: see [`CatalogRanker.for_columns`]."""
-        alphas, decays = (0.1, 0.2, 0.3, 0.4, 0.5), (0.2, 0.35, 0.5, 0.7, 0.9)
-        return dict(_tuned(cls(prepared), alphas, decays, validation_users(prepared, max_users=20_000, seed=seed)))
+        return dict(_tuned(cls(prepared), ALPHAS, DECAYS, validation_users(prepared, max_users=20_000, seed=seed)))
 
     @property
     def settings(self) -> dict[str, float | int]:
