@@ -140,7 +140,7 @@ def test_bad_arguments_are_named(prepared):
         ItemKNN.tune(prepared, alphas=())
     with pytest.raises(TypeError, match="a mixture of both"):
         Popularity.fit(prepared).recommend(["a", ["b"]])
-    with pytest.raises(TypeError, match="the string 'abc'"):
+    with pytest.raises(TypeError, match="got 'abc' of type str"):
         Popularity.fit(prepared).recommend("abc")
 
 
