@@ -271,7 +271,8 @@ def test_quantizer_stays_in_the_manifest_when_the_model_is_saved_again(folders, 
     whole.model.save_pretrained(folder)
 
     files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-    assert {"config.json", "items.parquet", "model.safetensors", "quantizer/config.json", "tokenizer.json"} <= set(files)
+    listed = {"config.json", "items.parquet", "model.safetensors", "quantizer/config.json", "tokenizer.json"}
+    assert listed <= set(files)
 
 
 def test_settings_saved_later_enter_the_manifest(folders, tmp_path):
