@@ -324,7 +324,7 @@ def test_cooccurrence_is_the_sigmoid_loss_of_all_pairs(model):
             logit = float((torch.e**2 * unit[i] @ unit[j] - 8).detach()) if i != j else None
             if logit is not None:
                 total += np.log1p(np.exp(-logit if i // 2 == j // 2 else logit))
-    assert float(added) == pytest.approx(0.5 * total / 4, rel=1e-4)
+    assert added.item() == pytest.approx(0.5 * total / 4, rel=1e-4)
 
 
 def test_collaborative_term_asks_each_item_for_its_own_vector(model):
