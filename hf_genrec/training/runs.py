@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import HubStrategy
@@ -296,10 +297,19 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """A killed process leaves a checkpoint without a readable `trainer_state.json`, which is written last."""
+    """
+    A killed process leaves a checkpoint without a readable `trainer_state.json`, which is written last; a checkpoint
+    with damaged weights is left out with a warning.
+    """
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for weights in checkpoint.glob("*.safetensors"):
+            with safe_open(weights, framework="pt"):  # compares the header with the size of the file
+                pass
     except (OSError, ValueError):
+        return False
+    except SafetensorError as error:
+        logger.warning("The weights of %s are damaged (%s): an earlier checkpoint is taken.", checkpoint, error)
         return False
     return True
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerState
 
 from hf_genrec import (
@@ -23,6 +23,7 @@ from hf_genrec import (
     make_trainer,
 )
 from hf_genrec.evaluation.evaluate import EvaluationSettings
+from hf_genrec.training.runs import _is_whole
 from hf_genrec.training.sampler import TargetBatchSampler
 from hf_genrec.training.trainer import Stopwatch, validation_rows
 from invariants.model import make_model, tiny_config
@@ -351,6 +352,16 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_evaluated(circle, tmp
         trainer.train()
 
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
+
+
+def test_checkpoint_with_damaged_weights_is_left_out_with_a_warning(tmp_path, caplog):
+    (tmp_path / "trainer_state.json").write_text("{}", encoding="utf-8")
+    save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors")
+    before = _is_whole(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+
+    assert (before, _is_whole(tmp_path)) == (True, False)
+    assert f"The weights of {tmp_path} are damaged" in caplog.text
 
 
 def resumable_trainer(prepared, output):
