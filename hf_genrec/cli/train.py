@@ -263,6 +263,7 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
         shape, vectors = shape | asked.shape, None
         if asked.embeddings is not None and shape.get("dense_head"):
             vectors, _ = read_embeddings(embeddings_path(asked.embeddings), prepared)
+            shape = {**shape, "dense_codes": asked.shape.get("dense_codes", False)}  # with codes the beams lose
         starting = start_fresh(
             prepared, asked.ids, shape=shape, seed=args.seed, architecture=kind.model_type, vectors=vectors
         )
@@ -310,12 +311,14 @@ def _choose(prepared: PreparedDataset, asked: SimpleNamespace) -> None:
     from hf_genrec.training.choice import choose
 
     choice, folder = choose(prepared), Path(asked.output) / CHECKPOINTS_NAME
+    made = folder / "behavior.safetensors"
     typer.echo(choice.reason, err=True)
     asked.ids = str(folder / "ids")
     if not (folder / "ids" / "tokenizer.json").is_file():
-        made = folder / "behavior.safetensors"
         vectors = asked.embeddings or embed_items(prepared, made, behavior="svd", weight=0.0)
         tokenize_items(prepared, vectors, asked.ids, **choice.tokenizer)
+    if choice.reads_vectors:
+        asked.embeddings = asked.embeddings or str(made)
     asked.shape, asked.schedule = choice.shape | asked.shape, choice.schedule | asked.schedule
 
 

@@ -57,6 +57,7 @@ def test_second_head_is_trained_where_it_is_asked_for_and_its_weight_is_saved(sh
     np.testing.assert_allclose(kept * np.linalg.norm(vectors, axis=1).mean(), vectors, atol=1e-3)
     weight = json.loads((tmp_path / "run" / "recommend_config.json").read_text(encoding="utf-8"))["dense_weight"]
     assert record["settings"]["model"]["dense_head"] is True
+    assert record["settings"]["model"]["dense_codes"] is False
     assert [entry["dense_weight"] for entry in record["log_history"] if "dense_weight" in entry] == [weight]
     assert "`--dense-head` needs `--history-unit item`" in error_of(
         *words[:-1], tmp_path / "other", "--dense-head", "--history-unit", "code"
@@ -76,6 +77,7 @@ def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(
     assert "weights, chosen on validation users: psid " in told
     assert network["semantic_ids"] == {"policy": "widen", "num_levels": 2, "codebook_size": 8}
     assert (network["settings"]["model"]["d_model"], network["settings"]["model"]["dense_head"]) == (16, True)
+    assert network["settings"]["model"]["dense_text_dim"] == 0  # for so few items
     assert record["ensemble"]["scores"] == ["psid", "psid, dense head", "ridge"]
     assert "is finished" in error_of(*words)
     assert "d_model was 16, is 8" in error_of(*words[:-4], "--d-model", 8, *words[-2:], "--resume")
