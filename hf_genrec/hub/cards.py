@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 from transformers import AutoConfig
 
 from hf_genrec.data.protocols import PROTOCOLS
 from hf_genrec.evaluation.record import record_table, shown_cut
+from hf_genrec.files import read_json, read_table
 from hf_genrec.modeling.genrec_folder import TASK
 
 
@@ -104,14 +104,10 @@ def folder_card(
     """
     The [`model_card`] of a run folder, from its files; what only a card says is kept from the earlier one.
 
-    Args:
-        folder (`str` or `Path`): What training or [`save_recommender`] wrote.
-        config (*optional*): The model's config; `None` for the one of the folder.
-        repo_id (`str`, *optional*): See [`model_card`], and so for the next three; `None` keeps the earlier card's.
-        sample (`str`, *optional*): The sample output.
-        license (`str`, *optional*): The licence.
-        space (`str`, *optional*): The Space.
-        published (`str`, *optional*): The card on the Hub, asked where the folder's card says nothing.
+    Without `config` that of the folder is read; `None` for `sample`, `license` and `space` keeps what the folder's
+    card says, or the one `published` on the Hub.
+
+    Args: see [`model_card`].
     """
     folder = Path(folder)
     items, card = folder / "items.parquet", folder / "README.md"
@@ -123,7 +119,7 @@ def folder_card(
         repo_id=repo_id,
         run=_read(folder / "training.json"),
         quantizer=_quantizer_of(folder / "quantizer"),
-        items=pq.read_table(items) if items.is_file() else None,
+        items=read_table(items) if items.is_file() else None,
         **(earlier | {name: value for name, value in given.items() if value is not None}),
     )
 
@@ -139,12 +135,9 @@ def dataset_card(
     """
     The `README.md` of a data set repository that holds semantic IDs in `ids.parquet`, marked as [`model_card`]'s.
 
-    Args:
-        table (`pa.Table`): `item_id`, `codes` and whatever else is published.
-        record (`dict`, *optional*): The record that tokenizing left beside the ids.
-        repo_id (`str`, *optional*): The repository that the example names; `None` for `REPO`.
-        license (`str`, *optional*): See [`model_card`]; `None` keeps that of the card on the Hub.
-        published (`str`, *optional*): The card on the Hub.
+    `table` has `item_id`, `codes` and whatever else is published; `record` is what tokenizing left beside the ids.
+
+    Args: the others: see [`folder_card`].
     """
     missing = [name for name in ("item_id", "codes") if name not in table.column_names]
     if missing:
@@ -307,7 +300,7 @@ def _digest(body: str) -> str:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _as_texts(record: Mapping[str, Any], *names: str) -> dict[str, str]:

@@ -15,10 +15,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from hf_genrec.files import read_json, reading
 from hf_genrec.modeling.genrec_manifest import check_manifest
 
 
@@ -147,7 +147,7 @@ def checked_content(path: Path, name: str) -> Content:
         )
     if path.suffix != ".json" or name == "tokenizer.json":  # the tokenizer holds item ids, which may look like paths
         return path
-    content = _parsed(text, path)
+    content = read_json(path)
     found = [(key, match[0]) for key, value in _strings(content) for match in _PATH.finditer(value)]
     if not found:
         return path
@@ -205,30 +205,20 @@ def _check_complete(folder: Path, names: list[str]) -> None:
 
 def _named_code(folder: Path) -> list[str]:
     """Files of remote code that the config names."""
-    path = folder / "config.json"
-    config = _parsed(path.read_text(encoding="utf-8"), path)
+    config = read_json(folder / "config.json")
     entries = list(config.get("auto_map", {}).values())
     entries += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
     return sorted({entry.rpartition("--")[2].partition(".")[0] + ".py" for entry in entries})
 
 
-def _parsed(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is no readable JSON: {error}. Write the folder again.") from error
-
-
 def _check_whole(path: Path) -> None:
     """A cut file must not be published; both formats say in their frame how long they are."""
-    try:
-        if path.suffix == ".parquet":
+    if path.suffix == ".parquet":
+        with reading(path, "Parquet file"):
             pq.read_schema(path)
-        else:
-            with safe_open(path, framework="numpy"):
-                pass
-    except (pa.ArrowInvalid, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged: {error}. Write the folder again.") from error
+    else:
+        with reading(path, "safetensors file"), safe_open(path, framework="numpy"):
+            pass
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
