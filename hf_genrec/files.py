@@ -42,7 +42,8 @@ class DamagedFileError(ValueError):
 @contextmanager
 def reading(path: str | os.PathLike[str], kind: str, *, keeps: type[Exception] | None = None) -> Iterator[None]:
     """
-    Turn whatever a library raises over the bytes of a file into a [`DamagedFileError`]; errors of the system stay.
+    Turn whatever a library raises over the bytes of a file into a [`DamagedFileError`]; errors of the system and of
+    the connection stay.
 
     Args:
         path (`str` or `Path`): The file or folder, for the message.
@@ -63,8 +64,10 @@ def reading(path: str | os.PathLike[str], kind: str, *, keeps: type[Exception] |
     try:
         yield
     except Exception as error:  # each format's library has kinds of its own, tokenizers raises the bare class
+        from huggingface_hub.errors import HTTPError  # a second to import, and only needed here
+
         is_of_system = isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError)
-        if is_of_system or isinstance(error, DamagedFileError) or type(error) is keeps:
+        if is_of_system or isinstance(error, HTTPError) or isinstance(error, DamagedFileError) or type(error) is keeps:
             raise
         found = (str(error) or type(error).__name__).rstrip(".")
         raise DamagedFileError(

@@ -339,8 +339,8 @@ def _repository(folder: Path, args: GenRecTrainingArguments) -> str | None:
         return None
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         raise ValueError(
-            f"`hub_strategy` {HubStrategy(args.hub_strategy).value!r} is not supported: checkpoints stay at home and "
-            "the finished run is published once. Leave it out."
+            f"`hub_strategy` {HubStrategy(args.hub_strategy).value!r} is not supported: checkpoints are not "
+            "uploaded and the finished run is published once. Leave it out."
         )
     owner = full_name(folder.resolve().name, token=args.hub_token).partition("/")[0]
     name = args.hub_model_id or folder.resolve().name

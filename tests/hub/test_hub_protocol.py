@@ -388,7 +388,8 @@ def test_training_publishes_the_finished_run_once_and_no_checkpoint(hub, train, 
     record = train(hub_token=hub_server.TOKEN, hub_private_repo=False, hub_model_id="mine", hub_revision="first")
 
     repo = hub.model("me/mine")
-    published = {path.name for path in (tmp_path / "trained").iterdir()} - {"checkpoints"}
+    written = {path.name for path in (tmp_path / "trained").iterdir()}
+    published = written - {"checkpoints", "item_neighbors.parquet"}  # neighbours only on request
     assert set(repo.files("first")) == published | {".gitattributes"}
     assert repo.messages == ["initial commit", "Upload recommender"]
     assert not repo.private
@@ -407,7 +408,7 @@ def test_run_is_kept_and_the_command_shown_if_publishing_fails(hub, train, tmp_p
 
 
 def test_training_to_publish_begins_only_if_the_hub_knows_the_user(hub, train, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="checkpoints stay at home"):
+    with pytest.raises(ValueError, match="checkpoints are not uploaded"):
         train(hub_strategy="all_checkpoints")
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ConnectionError, match="hf auth login"):
