@@ -243,5 +243,5 @@ def test_ids_of_other_projects_are_imported(shared_data):
 
     assert letter.statistics()["after"]["num_distinct"] == 12_088
     assert (letter.num_items, letter.num_levels, letter.codebook_size) == (12_101, 4, 256)
-    with pytest.raises(ValueError, match="must be integers"):
+    with pytest.raises(ValueError, match="equally many codes, usually 7"):
         SemanticIds.from_json(folder / "gram_text_tokens.json")
