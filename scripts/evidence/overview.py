@@ -99,7 +99,13 @@ def _best_rows(found: Mapping[str, Sequence[_System]]) -> list[list[str]]:
 
 # Kind, name, number of seeds, and recall, ndcg and ndcg with seen items excluded, which old records lack.
 _System = tuple[str, str, int, list[float | None]]
-_KINDS = ("not trained", "item ids", "semantic IDs, code by code", "semantic IDs, all codes at once")
+_KINDS = (
+    "not trained",
+    "item ids",
+    "semantic IDs, code by code",
+    "semantic IDs, all codes at once",
+    "several models, added up",
+)
 
 
 def _best_note(found: Mapping[str, Sequence[_System]]) -> str:
@@ -110,7 +116,8 @@ def _best_note(found: Mapping[str, Sequence[_System]]) -> str:
         if kind == "not trained":
             ahead.setdefault(name, []).append(dataset)
     notes = [
-        f"**On {' and '.join(there)} no trained model here is ahead of {name}.**" for name, there in ahead.items()
+        f"**With seen items allowed, no trained model on {' and '.join(there)} is ahead of {name}.**"
+        for name, there in ahead.items()
     ]
     return "\n".join([*notes, _BEST_NOTE])
 
@@ -125,7 +132,9 @@ def _systems(records: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[s
         groups.setdefault(seedless_key(record, record["run"]["name"]), []).append(record)
     for group in groups.values():
         run = group[0]["run"]
-        if run["policy"] is None:
+        if "members" in run.get("settings", {}).get("model", {}):
+            kind = "several models, added up"
+        elif run["policy"] is None:
             kind = "item ids"
         else:
             is_tree = run.get("decoding", "beam") == "beam"
