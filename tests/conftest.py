@@ -139,10 +139,12 @@ def stranger(hub_on_loopback, tmp_path_factory):
 def hub(hub_on_loopback, monkeypatch, tmp_path):
     """The Hub on loopback, emptied: this process talks to it as the user `me`, with an empty cache."""
     from huggingface_hub import constants
+    from transformers.utils import hub as transformers_hub
 
     import hub_server
 
     hub_on_loopback.clear()
+    monkeypatch.setattr(transformers_hub, "_hf_api", None)  # its client keeps the address of its first use
     values = {
         "ENDPOINT": hub_on_loopback.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": hub_on_loopback.url + "/{repo_id}/resolve/{revision}/{filename}",
