@@ -27,8 +27,13 @@ def _ensemble(
         ),
     ] = "standardised",
     exclude_seen: Annotated[
-        bool, typer.Option("--exclude-seen", help="Choose weights for lists without items of the history.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--exclude-seen/--allow-seen",
+            help="Choose weights for lists without or with items of the history.",
+            show_default="without, where the data has almost no repeats",
+        ),
+    ] = None,
     max_users: Annotated[int, typer.Option(min=2, help="Validation users that the weights are chosen on.")] = 6000,
     seed: Annotated[int, typer.Option(help="Seed of the sample of validation users.")] = 0,
     as_json: AsJson = False,
@@ -39,7 +44,7 @@ def _ensemble(
     \b
     Examples:
       hf-genrec ensemble data ridge text sasrec --output ensemble
-      hf-genrec ensemble data Ridge=ridge PSID=user/repository --output ensemble --exclude-seen
+      hf-genrec ensemble data Ridge=ridge PSID=user/repository --output ensemble --allow-seen
     """
     with output_on(as_json) as show:
         from hf_genrec.data.prepared import PreparedDataset

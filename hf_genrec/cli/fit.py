@@ -25,8 +25,13 @@ def _fit(
     ] = "ridge",
     embeddings: Annotated[str | None, typer.Option(help="What `hf-genrec embed` wrote, for text.")] = None,
     exclude_seen: Annotated[
-        bool, typer.Option("--exclude-seen", help="Choose settings for lists without items of the history.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--exclude-seen/--allow-seen",
+            help="Choose settings for lists without or with items of the history.",
+            show_default="without, where the data has almost no repeats",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample of validation users.")] = 0,
     as_json: AsJson = False,
 ) -> None:

@@ -295,9 +295,8 @@ def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, 
         return None
     if is_there:
         return read_training(asked.output)
-    how: dict[str, Any] = {"exclude_seen": not prepared.has_repeats, "command": command_line()}
-    fit_run(prepared, members["ridge"], **how)
-    record = ensemble_run(prepared, members, asked.output, **how)
+    fit_run(prepared, members["ridge"], command=command_line())
+    record = ensemble_run(prepared, members, asked.output, command=command_line())
     found = record["ensemble"]
     shares = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(found["scores"], found["weights"], strict=True))
     typer.echo(f"weights, chosen on validation users: {shares}", err=True)

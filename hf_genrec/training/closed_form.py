@@ -96,7 +96,7 @@ def fit_run(
     *,
     method: str = "ridge",
     embeddings: NDArray[np.floating] | None = None,
-    exclude_seen: bool = False,
+    exclude_seen: bool | None = None,
     seed: int = 0,
     command: str = "",
 ) -> dict[str, Any]:
@@ -108,7 +108,9 @@ def fit_run(
         output_dir (`str` or `Path`): The run folder.
         method (`str`, *optional*, defaults to `"ridge"`): See [`fit_item_to_item`].
         embeddings (`np.ndarray`, *optional*): See [`fit_item_to_item`].
-        exclude_seen (`bool`, *optional*, defaults to `False`): See [`fit_item_to_item`].
+        exclude_seen (`bool`, *optional*):
+            Choose settings for lists without items of the history, and serve such lists; `None` where the data set has
+            (almost) no repeats, see [`~PreparedDataset.has_repeats`].
         seed (`int`, *optional*, defaults to 0): See [`fit_item_to_item`].
         command (`str`, *optional*): What `training.json` shall name as the command.
 
@@ -116,6 +118,7 @@ def fit_run(
         `dict`: the content of `training.json`.
     """
     start, cpu_start = time.perf_counter(), time.process_time()
+    exclude_seen = not prepared.has_repeats if exclude_seen is None else exclude_seen
     model = fit_item_to_item(prepared, method=method, embeddings=embeddings, exclude_seen=exclude_seen, seed=seed)
     seconds = {"minutes": time.perf_counter() - start, "cpu_minutes": time.process_time() - cpu_start}
     return write_fitted(
@@ -133,7 +136,7 @@ def ensemble_run(
     output_dir: str | os.PathLike[str],
     *,
     combination: str = "standardised",
-    exclude_seen: bool = False,
+    exclude_seen: bool | None = None,
     max_users: int | None = 6_000,
     seed: int = 0,
     command: str = "",
@@ -146,7 +149,7 @@ def ensemble_run(
         members (`dict[str, str]`): Run folders or repositories, by a name for each.
         output_dir (`str` or `Path`): The run folder.
         combination (`str`, *optional*, defaults to `"standardised"`): See [`fit_ensemble`].
-        exclude_seen (`bool`, *optional*, defaults to `False`): See [`fit_ensemble`].
+        exclude_seen (`bool`, *optional*): See [`fit_run`].
         max_users (`int`, *optional*, defaults to 6000): See [`fit_ensemble`].
         seed (`int`, *optional*, defaults to 0): See [`fit_ensemble`].
         command (`str`, *optional*): What `training.json` shall name as the command.
@@ -156,6 +159,7 @@ def ensemble_run(
             `cpu_minutes` are those of all together.
     """
     start, cpu_start = time.perf_counter(), time.process_time()
+    exclude_seen = not prepared.has_repeats if exclude_seen is None else exclude_seen
     models, records = {}, {}
     for name, path in members.items():
         check_model_name(os.fspath(path))
@@ -200,10 +204,10 @@ def write_fitted(
         `dict`: the content of `training.json`.
     """
     folder = Path(output_dir)
-    model.recommend_config.exclude_seen = not prepared.has_repeats
+    exclude_seen = settings["training"]["exclude_seen"]
+    model.recommend_config.exclude_seen = exclude_seen
     save_recommender(folder, model, None, prepared.items)
     histories, targets = validation_users(prepared, max_users=_VALIDATION_USERS, seed=0)
-    exclude_seen = settings["training"]["exclude_seen"]
     found = Recommender(model, prepared.items, batch_size=256).recommend(histories, exclude_seen=exclude_seen)
     shape = {name: value for name, value in model.config.to_diff_dict().items() if name not in _NO_SHAPE}
     record = {

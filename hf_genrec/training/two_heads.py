@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from hf_genrec.data.prepared import MAX_REPEAT_RATE
 from hf_genrec.evaluation.metrics import ndcg_at_k
 
 
 DENSE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-_MOST_REPEATS = 0.01  # share of targets that stand in their history; above it seen items stay in the lists
 
 
 def set_weight_decays(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
@@ -60,7 +60,7 @@ def choose_dense_weight(
     """
     batches = list(batches)
     ranks: dict[float, list[torch.Tensor]] = {weight: [] for weight in weights}
-    leaves_out = _share_of_repeats(model, batches) <= _MOST_REPEATS
+    leaves_out = _share_of_repeats(model, batches) <= MAX_REPEAT_RATE
     for batch in batches:
         input_ids, mask = batch["input_ids"], batch["attention_mask"]
         both = model.score_both(

@@ -71,6 +71,7 @@ def test_methods_that_do_not_exist_or_lack_vectors_are_named(circle):
 
 @pytest.mark.parametrize(("items", "is_left_out"), [("abcdefg", True), ("abababab", False)])
 def test_training_decides_on_seen_items_by_the_repeats_of_the_log(make_prepared, tmp_path, items, is_left_out):
-    fit_run(make_prepared({"u": list(items), "v": list(items)}), tmp_path / "run")
+    record = fit_run(make_prepared({"u": list(items), "v": list(items)}), tmp_path / "run")
 
+    assert record["settings"]["training"]["exclude_seen"] is is_left_out  # settings are chosen for what is served
     assert Recommender.from_pretrained(tmp_path / "run", device="cpu").config.exclude_seen is is_left_out
