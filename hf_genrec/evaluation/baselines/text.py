@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.baselines.base import CatalogRanker, validation_users
 from hf_genrec.evaluation.metrics import ndcg_at_k
+from hf_genrec.tokenizers.behavior import unit_rows
+from hf_genrec.tokenizers.embeddings import Whitening
 
 
 logger = logging.getLogger(__name__)
@@ -69,7 +71,8 @@ class TextSimilarity(CatalogRanker):
             )
         super().__init__(prepared, decay=decay)
         rows = pd.Index(prepared.item_ids).get_indexer(self.item_ids)  # in the catalog, by popularity
-        self.item_vectors = whitened(embeddings)[rows]
+        whitening = Whitening.fit(embeddings, num_components=_MOST_DIRECTIONS, take_fewer=True)
+        self.item_vectors = unit_rows(whitening.transform(embeddings))[rows]
 
     @classmethod
     def fit(cls, prepared: PreparedDataset, embeddings: NDArray[np.floating], *, decay: float = 0.5) -> TextSimilarity:
@@ -130,22 +133,3 @@ class TextSimilarity(CatalogRanker):
     def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
         """Sum of the weighted cosines to the history."""
         return ((weights @ self.item_vectors) @ self.item_vectors.T).astype(np.float64)
-
-
-def whitened(embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
-    """
-    Text vectors with the same variance in each of their (at most 256) main directions, then of length 1.
-
-    Args:
-        embeddings (`np.ndarray` of shape `(num_items, dimension)`): A row for each item.
-
-    >>> np.abs(whitened(np.array([[3.0, 1.0], [1.0, 1.0], [2.0, 1.0]]))).tolist()  # all variance along one line
-    [[1.0], [1.0], [0.0]]
-    """
-    centred = embeddings.astype(np.float64) - embeddings.mean(axis=0, keepdims=True)
-    variances, directions = np.linalg.eigh(centred.T @ centred)  # ascending
-    variances, directions = variances[::-1][:_MOST_DIRECTIONS], directions[:, ::-1][:, :_MOST_DIRECTIONS]
-    is_kept = variances > 1e-9 * max(variances[0], np.finfo(np.float64).tiny)
-    vectors = centred @ (directions[:, is_kept] / np.sqrt(variances[is_kept]))
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(lengths > 1e-12, lengths, 1), dtype=np.float32)
