@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from hf_genrec.files import first_five
 
@@ -314,8 +314,10 @@ class TextFile:
     @contextmanager
     def _decoded(self) -> Iterator[io.TextIOWrapper]:
         try:
-            with self._open_bytes() as file:
-                start = file.peek(8)[:8]  # type: ignore[attr-defined]
+            with open(self.path, "rb") as plain:
+                is_gzip = plain.peek(2)[:2] == b"\x1f\x8b"
+                file = cast(io.BufferedReader, gzip.GzipFile(fileobj=plain) if is_gzip else plain)
+                start = file.peek(8)[:8]
                 kind = next((kind for mark, kind in _NO_TEXT.items() if start.startswith(mark)), None)
                 if kind is not None:
                     raise ValueError(f"{self.path} is {kind}, not text: unpack or export it, or correct its ending.")
@@ -327,11 +329,6 @@ class TextFile:
             raise ValueError(f"{self.path} is damaged or incomplete ({error}): fetch or pack it again.") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path} is no UTF-16 ({error.reason}): convert it to UTF-8.") from error
-
-    def _open_bytes(self) -> IO[bytes]:
-        with open(self.path, "rb") as file:
-            is_gzip = file.read(2) == b"\x1f\x8b"
-        return cast(IO[bytes], gzip.open(self.path, "rb")) if is_gzip else open(self.path, "rb")
 
 
 _OPEN_QUOTE = "a quotation mark opens a field and nothing closes it"

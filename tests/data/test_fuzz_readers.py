@@ -1,7 +1,7 @@
 """
 Every reader survives any bytes: rows, or an error that names the file; no line is lost without being counted.
 
-`make fuzz` runs the same properties for an hour, with other inputs each time.
+`make fuzz` runs the same properties over many more inputs and counts them: see `fuzz_readers.py`.
 """
 
 import gzip
@@ -250,11 +250,10 @@ def test_a_file_of_any_bytes_is_read_or_named_and_no_line_is_lost(tmp_path, chec
     run()
 
 
-@fuzz
-@given(mutations=MUTATIONS, name=st.sampled_from(["u.data", "u.item", "ml-100k.zip"]))
-def test_movielens_of_any_bytes_is_read_or_named(tmp_path_factory, mutations, name):
-    folder = tmp_path_factory.mktemp("films") / "ml-100k"
-    folder.mkdir()
+def check_movielens(folder, name, mutations):
+    """The properties of MovieLens: one damaged file of a folder, or the damaged archive."""
+    folder = folder / "ml-100k"
+    folder.mkdir(exist_ok=True)
     item = "|".join(["1", "Barn (1971)", "", "", "", "1", *["0"] * 18])
     (folder / "u.data").write_text("1\t1\t5\t881250949\n2\t1\t4\t881250950\n")
     (folder / "u.item").write_text(f"{item}\n{item}\n")
@@ -265,7 +264,15 @@ def test_movielens_of_any_bytes_is_read_or_named(tmp_path_factory, mutations, na
     (folder / name).write_bytes(mutated((folder / name).read_bytes(), mutations))
 
     outcome(read_movielens, archive if name == archive.name else folder)
-    shutil.rmtree(folder.parent)
+
+
+FILMS = ["u.data", "u.item", "ml-100k.zip"]
+
+
+@fuzz
+@given(mutations=MUTATIONS, name=st.sampled_from(FILMS))
+def test_movielens_of_any_bytes_is_read_or_named(tmp_path_factory, mutations, name):
+    check_movielens(tmp_path_factory.mktemp("films"), name, mutations)
 
 
 @pytest.fixture(scope="module")
@@ -273,13 +280,9 @@ def prepared(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("prepared") / "data", interactions=LOG, items=ITEMS, cold_items=0.2)
 
 
-@fuzz
-@given(data=st.data(), mutations=MUTATIONS)
-def test_a_prepared_folder_of_any_bytes_is_read_as_it_was_or_named(prepared, tmp_path_factory, data, mutations):
-    names = sorted(path.name for path in prepared.folder.iterdir())
-    name = data.draw(st.sampled_from(names))
-    folder = tmp_path_factory.mktemp("copy") / "data"
-    shutil.copytree(prepared.folder, folder)
+def check_prepared(prepared, folder, name, mutations):
+    """A folder with one damaged file is what it was, or refused."""
+    shutil.copytree(prepared.folder, folder, dirs_exist_ok=True)
     (folder / name).write_bytes(mutated((folder / name).read_bytes(), mutations))
 
     def read(folder):
@@ -294,7 +297,13 @@ def test_a_prepared_folder_of_any_bytes_is_read_as_it_was_or_named(prepared, tmp
     if found is not None:
         assert found[0] == [prepared.split(split).to_list() for split in ("train", "validation", "test")]
         assert found[1] == prepared.item_ids
-    shutil.rmtree(folder.parent)
+
+
+@fuzz
+@given(data=st.data(), mutations=MUTATIONS)
+def test_a_prepared_folder_of_any_bytes_is_read_as_it_was_or_named(prepared, tmp_path_factory, data, mutations):
+    names = sorted(path.name for path in prepared.folder.iterdir())
+    check_prepared(prepared, tmp_path_factory.mktemp("copy") / "data", data.draw(st.sampled_from(names)), mutations)
 
 
 TYPES = [
@@ -364,10 +373,8 @@ def test_a_table_of_any_types_is_read_or_refused(columns, as_list):
             assert len(error) < 1500 if error else found.table.num_rows + found.num_skipped == 3
 
 
-@fuzz
-@given(log=MUTATIONS, items=MUTATIONS, times=st.booleans(), k_core=st.integers(0, 2))
-def test_whatever_is_read_becomes_a_sound_folder_or_an_error(tmp_path_factory, log, items, times, k_core):
-    folder = tmp_path_factory.mktemp("all")
+def check_prepare(folder, log, items, times, k_core):
+    """What `prepare` makes of a damaged log and a damaged items table: a sound folder or an error and no folder."""
     (folder / "log.jsonl").write_bytes(mutated(LOGS[".jsonl"], log))
     (folder / "items.jsonl").write_bytes(mutated(CATALOGS[".jsonl"], items))
     try:
@@ -386,4 +393,9 @@ def test_whatever_is_read_becomes_a_sound_folder_or_an_error(tmp_path_factory, l
         loaded = PreparedDataset.load(made.folder)
         assert loaded.split("train").num_rows <= loaded.metadata["statistics"]["num_users"]
         assert not any("" == text for text in loaded.items["text"].to_pylist())
-    shutil.rmtree(folder)
+
+
+@fuzz
+@given(log=MUTATIONS, items=MUTATIONS, times=st.booleans(), k_core=st.integers(0, 2))
+def test_whatever_is_read_becomes_a_sound_folder_or_an_error(tmp_path_factory, log, items, times, k_core):
+    check_prepare(tmp_path_factory.mktemp("all"), log, items, times, k_core)
