@@ -44,19 +44,28 @@ def item_indices(
     return indices
 
 
-def history_matrix(histories: Sequence[Sequence[str]], *, item_ids: Sequence[str]) -> sp.csr_array:
+def history_matrix(
+    histories: Sequence[Sequence[str]], *, item_ids: Sequence[str] | pd.Index, decay: float = 1.0
+) -> sp.csr_array:
     """
-    How often each user took each item. Args: item ids per user, others are left out; and the catalog.
+    `decay ** age` of each item of each user, age 0 being the latest entry, summed over the entries of the item.
 
-    >>> history_matrix([["comb", "soap", "comb"], ["rock"]], item_ids=["soap", "brush", "comb"]).toarray()
-    array([[1, 0, 2],
-           [0, 0, 0]])
+    Args: item ids per user, others are left out; the catalog; and the weight of an entry relative to the one after it,
+    1 to count them.
+
+    >>> history_matrix([["comb", "soap", "comb"], ["rock"]], item_ids=["soap", "brush", "comb"], decay=0.5).toarray()
+    array([[0.5 , 0.  , 1.25],
+           [0.  , 0.  , 0.  ]])
     """
     lengths = np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))
     flat = np.fromiter(chain.from_iterable(histories), dtype=object, count=int(lengths.sum()))
     items = pd.Index(item_ids).get_indexer(flat)
-    users = np.repeat(np.arange(len(lengths)), lengths)[items >= 0]
-    entries = (np.ones(len(users), dtype=np.int64), (users, items[items >= 0]))
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    ages = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(items))
+    # at least tiny: 0 would mean that the user did not take it
+    weights = np.maximum(decay ** ages.astype(np.float64), np.finfo(np.float64).tiny)
+    is_known = items >= 0
+    entries = (weights[is_known], (users[is_known], items[is_known]))
     return sp.coo_array(entries, shape=(len(histories), len(item_ids))).tocsr()
 
 

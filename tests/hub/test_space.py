@@ -16,7 +16,7 @@ import torch
 
 from hf_genrec import Recommender, SemanticIds, save_recommender
 from hf_genrec.evaluation.baselines import NEIGHBORS_NAME, ItemKNN, save_neighbors
-from hf_genrec.evaluation.baselines.neighbors import NUM_NEIGHBORS
+from hf_genrec.evaluation.baselines.item_knn import NUM_PUBLISHED
 from invariants.model import NUM_ITEMS, make_model, make_sasrec, random_codes, tiny_config
 
 
@@ -356,7 +356,7 @@ def test_neighbors_give_the_lists_of_item_knn(space, make_prepared, tmp_path):
     log = {f"u{user}": [f"i{item}" for item in random.choice(60, 9, replace=False)] for user in range(150)}
     prepared = make_prepared(log)
     item_ids = list(prepared.item_ids)
-    knn = ItemKNN.fit(prepared, num_neighbors=NUM_NEIGHBORS)
+    knn = ItemKNN.fit(prepared, num_neighbors=NUM_PUBLISHED)
     neighbors = space.neighbors.read_neighbors(saved_neighbors(prepared, tmp_path), item_ids)
 
     for length in (0, 1, 4, 9):

@@ -1,5 +1,5 @@
 """
-What the baselines share: item ids in popularity order, histories as a sparse matrix, top-k with deterministic ties.
+What the baselines share: item ids in popularity order, tuning on the validation split, top-k with deterministic ties.
 
 Inside the baselines an item is its position in popularity order, so of two equal scores the lower position wins.
 """
@@ -8,7 +8,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.evaluation.lists import history_matrix
+from hf_genrec.evaluation.metrics import ndcg_at_k
 from hf_genrec.modeling.genrec_folder import batch_of
 from hf_genrec.serving.recommendations import Recommendations
 
@@ -25,19 +27,51 @@ logger = logging.getLogger(__name__)
 _CHUNK_CELLS = 2**24  # dense scores per chunk: 128 MiB in float64
 
 
+class Tuning:
+    """
+    The best of several rankers by ndcg@10 on the validation split, for lists with (`False`) and without (`True`) items
+    of the history; of equal ones the first.
+
+    Args: see [`validation_users`]; `columns` are those of the two that are wanted.
+    """
+
+    def __init__(
+        self, prepared: PreparedDataset, *, columns: tuple[bool, ...], max_users: int | None, seed: int
+    ) -> None:
+        self.columns = columns
+        self.best: dict[bool, Any] = {}
+        self._ndcg = dict.fromkeys(columns, -1.0)
+        self._users = validation_users(prepared, max_users=max_users, seed=seed)
+
+    def consider(self, ranker: "CatalogRanker", columns: tuple[bool, ...] | None = None) -> None:
+        """Keeps a ranker in the columns, of all or of these, in which it is the best so far."""
+        found = [ndcg_at_k(ranks, k=10) for ranks in ranker.target_ranks(*self._users)]
+        logger.info("%s, %s: ndcg@10 %.4f, seen items excluded %.4f", ranker.title, ranker.settings, *found)
+        for column in columns or self.columns:
+            if found[column] > self._ndcg[column]:
+                self._ndcg[column], self.best[column] = found[column], ranker
+
+
 class CatalogRanker(ABC):
     """
     A recommender that scores every item of the catalog; subclasses say how, and how they are called in tables.
 
     Args:
         prepared ([`PreparedDataset`]): The data set; only its training part is read.
-        decay (`float`, *optional*, defaults to 1.0): Weight of a history item relative to the one after it.
+        decay (`float`, *optional*, defaults to 1.0):
+            Weight of a history item relative to the one after it, in (0, 1].
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
 
     title: ClassVar[str]
+    setting_names: ClassVar[tuple[str, ...]] = ()  # attributes that tuning chooses
     decoding = "exact"  # the first items of a longer list are the shorter list
 
     def __init__(self, prepared: PreparedDataset, *, decay: float = 1.0) -> None:
+        if not 0 < decay <= 1:
+            raise ValueError(f"`decay` must be in (0, 1], got {decay}.")
         self.decay = decay
         counts = prepared.train_item_counts()
         order = np.argsort(-counts, kind="stable")
@@ -46,18 +80,58 @@ class CatalogRanker(ABC):
         self._index = pd.Index(self.item_ids)
 
     @classmethod
-    def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, "CatalogRanker"]:
-        """
-        What stands beside a model: fitted for lists with (`False`) and without (`True`) items of the history.
+    def fit(cls, prepared: PreparedDataset, *vectors: NDArray[np.floating], **settings: Any) -> Self:
+        """Learn from the training part. Args: see the class."""
+        return cls(prepared, *vectors, **settings)
 
-        Settings are chosen on the validation split. Args: the data set, and the seed of a sample of its users.
+    @classmethod
+    def tune(
+        cls,
+        prepared: PreparedDataset,
+        *vectors: NDArray[np.floating],
+        exclude_seen: bool = False,
+        max_users: int | None = 20_000,
+        seed: int = 0,
+        **tried: Sequence[float],
+    ) -> Self:
         """
-        return dict.fromkeys((False, True), cls(prepared))
+        Choose the settings by ndcg@10 on the validation split; the test split is never read.
+
+        Args:
+            prepared ([`PreparedDataset`]): The data set; what is learned comes from its training part.
+            vectors (`np.ndarray`, *optional*): Of the texts, for [`TextSimilarity`].
+            exclude_seen (`bool`, *optional*, defaults to `False`): Whether for lists without items of the history.
+            max_users (`int`, *optional*, defaults to 20000):
+                Use a sample of this many validation users. `None` means all.
+            seed (`int`, *optional*, defaults to 0): Seed of the sample.
+            tried: Values to try, such as `decays=(0.5, 0.9)`; each class has defaults.
+
+        Returns:
+            The best ranker; the first one on a tie.
+
+        Raises:
+            ValueError: If there is nothing to try, or the validation split is empty.
+        """
+        tuning = Tuning(prepared, columns=(exclude_seen,), max_users=max_users, seed=seed)
+        cls._try_settings(tuning, prepared, *vectors, **tried)
+        return tuning.best[exclude_seen]
+
+    @classmethod
+    def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, Self]:
+        """What stands beside a model: tuned for lists with (`False`) and without (`True`) items of the history."""
+        tuning = Tuning(prepared, columns=(False, True), max_users=20_000, seed=seed)
+        cls._try_settings(tuning, prepared)
+        return tuning.best
+
+    @classmethod
+    def _try_settings(cls, tuning: Tuning, prepared: PreparedDataset, *args: Any, **tried: Any) -> None:
+        """Shows `tuning` what is to be compared."""
+        tuning.consider(cls(prepared, *args, **tried))
 
     @property
     def settings(self) -> dict[str, float | int]:
         """What was chosen, for the record."""
-        return {}
+        return {name: value for name in self.setting_names if (value := getattr(self, name)) is not None}
 
     @abstractmethod
     def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
@@ -65,8 +139,7 @@ class CatalogRanker(ABC):
         Score every item for a chunk of users.
 
         Args:
-            weights (`scipy.sparse.csr_array` of shape `(num_users, num_items)`):
-                `decay ** age` summed over the positions of each history item.
+            weights (`scipy.sparse.csr_array` of shape `(num_users, num_items)`): See [`history_matrix`].
         """
 
     def recommend(
@@ -83,10 +156,8 @@ class CatalogRanker(ABC):
         num_chunk_users = max(1, _CHUNK_CELLS // len(self.item_ids))
         item_ids: list[list[str]] = []
         scores: list[list[float]] = []
-        num_unknown = 0
         for start in range(0, len(history_lists), num_chunk_users):
-            weights, num_unknown_chunk = self._history_weights(history_lists[start : start + num_chunk_users])
-            num_unknown += num_unknown_chunk
+            weights = self._weights(history_lists[start : start + num_chunk_users])
             chunk_scores = self.scores(weights)
             if exclude_seen:
                 chunk_scores[weights.nonzero()] = -np.inf
@@ -94,6 +165,7 @@ class CatalogRanker(ABC):
             num_kept = np.isfinite(item_scores).sum(axis=1)
             item_ids += _trim(self.item_ids[items].tolist(), num_kept)
             scores += _trim(item_scores.tolist(), num_kept)
+        num_unknown = int((self._index.get_indexer([*chain.from_iterable(history_lists)]) < 0).sum())
         if num_unknown:
             logger.warning("%d history entries are no items of the catalog and were ignored.", num_unknown)
         found = Recommendations(item_ids=item_ids, scores=scores, num_unknown=num_unknown)
@@ -110,7 +182,7 @@ class CatalogRanker(ABC):
         num_chunk_users = max(1, _CHUNK_CELLS // len(self.item_ids))
         for start in range(0, len(items), num_chunk_users):
             own = items[start : start + num_chunk_users]
-            weights, _ = self._history_weights([*map(list, histories[start : start + num_chunk_users])])
+            weights = self._weights(histories[start : start + num_chunk_users])
             scores = self.scores(weights)
             of_target = np.take_along_axis(scores, own[:, None], axis=1)
             is_before = scores > of_target
@@ -123,17 +195,31 @@ class CatalogRanker(ABC):
             ranks[1, start : start + len(own)] = np.where((own < 0) | is_seen, -1, num_before - num_seen)
         return ranks
 
-    def _history_weights(self, histories: list[list[str]]) -> tuple[sp.csr_array, int]:
-        lengths = np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))
-        items = self._index.get_indexer(np.array(list(chain.from_iterable(histories)), dtype=object))
-        users = np.repeat(np.arange(len(lengths)), lengths)
-        ages = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(items))  # 0 for the most recent item
-        is_known = items >= 0
-        # at least tiny: 0 would mean "not seen"
-        weights = np.maximum(self.decay ** ages.astype(np.float64), np.finfo(np.float64).tiny)
-        entries = (weights[is_known], (users[is_known], items[is_known]))
-        matrix = sp.coo_array(entries, shape=(len(histories), len(self.item_ids))).tocsr()
-        return matrix, int(len(items) - is_known.sum())
+    def _weights(self, histories: Sequence[Sequence[str]]) -> sp.csr_array:
+        return history_matrix(histories, item_ids=self._index, decay=self.decay)
+
+
+class Popularity(CatalogRanker):
+    """
+    The most frequent items of the training part, the same for every user: the floor.
+
+    A score is the item's share of all training interactions; equal counts keep the order of the catalog.
+
+    Args:
+        prepared ([`PreparedDataset`]): The data set; only its training part is read.
+    """
+
+    title = "Popularity"
+
+    @classmethod
+    def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, Self]:
+        """See [`CatalogRanker.for_columns`]: there is nothing to tune."""
+        return dict.fromkeys((False, True), cls(prepared))
+
+    def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
+        """The same shares for every user, which sum to 1."""
+        shares = self.item_counts / max(1, self.item_counts.sum())
+        return np.tile(shares, (weights.shape[0], 1))
 
 
 def _top_items(scores: NDArray[np.float64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

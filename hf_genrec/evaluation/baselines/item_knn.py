@@ -1,23 +1,35 @@
-"""The bar that a model has to clear: items taken by the same users as the user's latest items."""
+"""
+Item-kNN, the bar that a model has to clear: items taken by the same users as the user's latest items.
+
+The most similar items of each item are published beside a model: a repository holds no interactions, so without that
+file its reader cannot compare the model's list with the baseline's, which the Space shows. The file holds
+similarities, from which counts of users who took two items together can be worked out, but no users.
+"""
 
 import copy
 import itertools
 import logging
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
-from hf_genrec.evaluation.baselines.base import CatalogRanker, validation_users
-from hf_genrec.evaluation.metrics import ndcg_at_k
+from hf_genrec.evaluation.baselines.base import CatalogRanker, Tuning
+from hf_genrec.files import replaced
 
 
 logger = logging.getLogger(__name__)
 
+NEIGHBORS_NAME = "item_neighbors.parquet"
+NUM_PUBLISHED = 50  # neighbours of each item in that file
 MAX_PAIRS = 2**25  # pairs of items that are held in memory: 400 MB
-ALPHAS, DECAYS = (0.1, 0.2, 0.3, 0.4, 0.5), (0.2, 0.35, 0.5, 0.7, 0.9)  # that are tried
 NUM_NEIGHBORS = 200  # of each item, where there are more pairs than that
 _BLOCK_PAIRS = 2**22  # counted at a time
 
@@ -34,8 +46,7 @@ class ItemKNN(CatalogRanker):
         prepared ([`PreparedDataset`]): The data set; only its training part is read.
         alpha (`float`, *optional*, defaults to 0.3):
             How strongly popular items are discounted: 0 not at all, 0.5 is the cosine.
-        decay (`float`, *optional*, defaults to 0.35):
-            Weight of a history item relative to the one after it, in (0, 1].
+        decay (`float`, *optional*, defaults to 0.35): See [`CatalogRanker`].
         num_neighbors (`int`, *optional*):
             Keep only each item's most similar items. `None` keeps all, or 200 of each item where there may be more
             than 33 million pairs: memory does not grow with the square of one user's history.
@@ -45,33 +56,17 @@ class ItemKNN(CatalogRanker):
 
     Source: ours; the defaults were chosen on the validation split of Amazon Beauty 2014.
 
-    Example:
-
-    ```python
-    >>> import pandas as pd
-    >>> import tempfile
-    >>> from hf_genrec.data.prepare import prepare
-    >>> log = pd.DataFrame({"user_id": list("uuuuvvvv"), "item_id": ["tea", "cup", "pot", "jam"] * 2})
-    >>> items = [{"item_id": item, "title": item} for item in ["cup", "jam", "pot", "tea"]]
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> prepared = prepare(folder.name, interactions=log, items=items, timestamp=None)
-    >>> knn = ItemKNN.fit(prepared)  # learns from tea and cup, the training part of both users
-    >>> knn.recommend(["tea"], top_k=2).item_ids
-    ['cup', 'tea']
-    >>> folder.cleanup()
-
-    ```
+    Example: see [`hf_genrec.evaluation.baselines`].
     """
 
     title = "item-kNN"
+    setting_names = ("alpha", "decay", "num_neighbors")
 
     def __init__(
         self, prepared: PreparedDataset, *, alpha: float = 0.3, decay: float = 0.35, num_neighbors: int | None = None
     ) -> None:
         if alpha < 0:
             raise ValueError(f"`alpha` must be at least 0, got {alpha}.")
-        if not 0 < decay <= 1:
-            raise ValueError(f"`decay` must be in (0, 1], got {decay}.")
         if num_neighbors is not None and num_neighbors < 1:
             raise ValueError(f"`num_neighbors` must be at least 1 or None, got {num_neighbors}.")
         super().__init__(prepared, decay=decay)
@@ -87,56 +82,21 @@ class ItemKNN(CatalogRanker):
         self.alpha, self.similarity = alpha, self._similarity_at(alpha)
 
     @classmethod
-    def fit(
-        cls, prepared: PreparedDataset, *, alpha: float = 0.3, decay: float = 0.35, num_neighbors: int | None = None
-    ) -> "ItemKNN":
-        """Count which items were taken by the same users in the training part. Args: see [`ItemKNN`]."""
-        return cls(prepared, alpha=alpha, decay=decay, num_neighbors=num_neighbors)
-
-    @classmethod
-    def tune(
+    def _try_settings(
         cls,
+        tuning: Tuning,
         prepared: PreparedDataset,
         *,
-        exclude_seen: bool = False,
-        alphas: tuple[float, ...] = ALPHAS,
-        decays: tuple[float, ...] = DECAYS,
-        max_users: int | None = 20_000,
-        seed: int = 0,
-    ) -> "ItemKNN":
-        """
-        Choose `alpha` and `decay` by ndcg@10 on the validation split; the test split is never read.
-
-        Args:
-            prepared ([`PreparedDataset`]): The data set; the neighbours come from its training part.
-            exclude_seen (`bool`, *optional*, defaults to `False`): Whether for lists without items of the history.
-            alphas (`tuple[float, ...]`, *optional*): Values of `alpha` to try.
-            decays (`tuple[float, ...]`, *optional*): Values of `decay` to try.
-            max_users (`int`, *optional*, defaults to 20000):
-                Use a sample of this many validation users. `None` means all.
-            seed (`int`, *optional*, defaults to 0): Seed of the sample.
-
-        Returns:
-            [`ItemKNN`]: fitted with the best pair; the first one on a tie.
-
-        Raises:
-            ValueError: If there is nothing to try, or the validation split is empty.
-        """
-        validation = validation_users(prepared, max_users=max_users, seed=seed)
+        alphas: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5),
+        decays: Sequence[float] = (0.2, 0.35, 0.5, 0.7, 0.9),
+    ) -> None:
         if not alphas or not decays:
             raise ValueError("`tune` needs at least one alpha and one decay.")
-        return _tuned(cls(prepared), alphas, decays, validation)[exclude_seen]
-
-    @classmethod
-    def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, CatalogRanker]:
-        """Tuned on the validation split for each of the two. Args: see [`CatalogRanker.for_columns`]."""
-        return dict(_tuned(cls(prepared), ALPHAS, DECAYS, validation_users(prepared, max_users=20_000, seed=seed)))
-
-    @property
-    def settings(self) -> dict[str, float | int]:
-        """See [`CatalogRanker`]."""
-        kept = {} if self.num_neighbors is None else {"num_neighbors": self.num_neighbors}
-        return {"alpha": self.alpha, "decay": self.decay} | kept
+        knn = cls(prepared)
+        for alpha in alphas:
+            knn.alpha, knn.similarity = alpha, knn._similarity_at(alpha)
+            for knn.decay in decays:
+                tuning.consider(copy.copy(knn))
 
     def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
         """Sum of the weighted similarities to the history; 0 where an item is like nothing in it."""
@@ -170,18 +130,36 @@ def _keep_largest(values: NDArray[np.float64], number: int) -> None:
     values[(values < least) | (is_equal & (np.cumsum(is_equal) > number - num_above))] = 0
 
 
-def _tuned(
-    knn: ItemKNN, alphas: Sequence[float], decays: Sequence[float], validation: tuple[list[list[str]], list[str]]
-) -> dict[bool, ItemKNN]:
-    """The best by ndcg@10 with seen items allowed (`False`) and excluded (`True`); the first one on a tie."""
-    best: dict[bool, tuple[float, ItemKNN]] = {}
-    for alpha in alphas:
-        knn.alpha, knn.similarity = alpha, knn._similarity_at(alpha)
-        for decay in decays:
-            knn.decay = decay
-            found = [ndcg_at_k(ranks, k=10) for ranks in knn.target_ranks(*validation)]
-            logger.info("item-kNN, alpha %s, decay %s: ndcg@10 %.4f, seen items excluded %.4f", alpha, decay, *found)
-            for exclude_seen, ndcg in zip((False, True), found, strict=True):
-                if exclude_seen not in best or ndcg > best[exclude_seen][0]:
-                    best[exclude_seen] = ndcg, copy.copy(knn)
-    return {exclude_seen: chosen for exclude_seen, (_, chosen) in best.items()}
+def neighbor_table(prepared: PreparedDataset, *, num_neighbors: int = NUM_PUBLISHED) -> pa.Table:
+    """
+    The most similar items of each item, as [`ItemKNN`] with its default settings has them.
+
+    Args: the data set, of which only the training part is read, and the number of items per item at most.
+    """
+    knn = ItemKNN.fit(prepared, num_neighbors=num_neighbors)
+    rows = pd.Index(prepared.item_ids).get_indexer(knn.item_ids)  # row of the catalog at each place in popularity
+    near = knn.similarity.tocoo()
+    item, column = near.coords
+    order = np.lexsort((column, -near.data, rows[item]))
+    lengths = np.bincount(rows[item], minlength=len(rows))
+    offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
+    table = pa.table(
+        {
+            "item_id": pa.array(prepared.item_ids, pa.string()),
+            "num_interactions": prepared.train_item_counts(),
+            "neighbors": pa.ListArray.from_arrays(offsets, pa.array(rows[column][order], pa.int32())),
+            "similarity": pa.ListArray.from_arrays(offsets, pa.array(near.data[order])),
+        }
+    )
+    return table.replace_schema_metadata({"decay": str(knn.decay)})
+
+
+def save_neighbors(prepared: PreparedDataset, folder: str | os.PathLike[str]) -> None:
+    """
+    Put [`neighbor_table`] into a run folder, as `item_neighbors.parquet`; it is published with the model.
+
+    Args: the data set that the run was trained on, and the run folder.
+    """
+    path = Path(folder) / NEIGHBORS_NAME
+    with replaced(path) as partial:
+        pq.write_table(neighbor_table(prepared), partial, compression="zstd")

@@ -10,9 +10,9 @@ that stood before the target most, each problem is small and both grow with the 
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import scipy.linalg
@@ -21,16 +21,11 @@ from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.splits import flat_sequences
-from hf_genrec.evaluation.baselines.base import CatalogRanker, validation_users
-from hf_genrec.evaluation.metrics import ndcg_at_k
+from hf_genrec.evaluation.baselines.base import CatalogRanker, Tuning
 
-
-logger = logging.getLogger(__name__)
 
 MAX_WHOLE = 5_000  # items up to which all weights are solved for together: seconds, and 100 MB
 NUM_NEIGHBORS = 200
-REGULARIZATIONS: tuple[float, ...] = (100.0, 30.0, 300.0)  # that are tried, the first one with all decays
-DECAYS: tuple[float, ...] = (0.35, 0.5, 0.7, 0.85, 0.95)
 _LEAST_WEIGHT, _MOST_AGES = 1e-3, 100  # of a history item in `X`; what is older or weighs less is left out
 _ROWS_AT_ONCE = 1024
 
@@ -47,8 +42,7 @@ class SequentialRidge(CatalogRanker):
         prepared ([`PreparedDataset`]): The data set; only its training part is read.
         regularization (`float`, *optional*, defaults to 100.0):
             What is added to the diagonal of `X'X`; the larger, the less rare items are trusted.
-        decay (`float`, *optional*, defaults to 0.5):
-            Weight of a history item relative to the one after it, in (0, 1].
+        decay (`float`, *optional*, defaults to 0.5): See [`CatalogRanker`].
         num_weights (`int`, *optional*, defaults to 50):
             Weights that are kept of each history item, the largest in magnitude. `None` keeps all.
         num_neighbors (`int`, *optional*):
@@ -62,26 +56,11 @@ class SequentialRidge(CatalogRanker):
     https://arxiv.org/abs/2103.16104); the restriction as in Steck 2019 (https://arxiv.org/abs/1910.09645). The
     defaults were chosen on the validation splits of Amazon Beauty 2014 and Scientific 2018.
 
-    Example:
-
-    ```python
-    >>> import pandas as pd
-    >>> import tempfile
-    >>> from hf_genrec.data.prepare import prepare
-    >>> log = pd.DataFrame({"user_id": list("uuuuvvvv"), "item_id": ["tea", "cup", "pot", "jam"] * 2})
-    >>> items = [{"item_id": item, "title": item} for item in ["cup", "jam", "pot", "tea"]]
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> prepared = prepare(folder.name, interactions=log, items=items, timestamp=None)
-    >>> ridge = SequentialRidge.fit(prepared, regularization=2)  # both users took tea, then cup: 2 / (2 + 2)
-    >>> found = ridge.recommend(["tea"], top_k=2)
-    >>> found.item_ids, found.scores
-    (['cup', 'tea'], [0.5, 0.0])
-    >>> folder.cleanup()
-
-    ```
+    Example: see [`hf_genrec.evaluation.baselines`].
     """
 
     title = "ridge"
+    setting_names = ("regularization", "decay")
 
     def __init__(
         self,
@@ -94,8 +73,6 @@ class SequentialRidge(CatalogRanker):
     ) -> None:
         if not 0 < regularization < np.inf:
             raise ValueError(f"`regularization` must be a finite number above 0, got {regularization}.")
-        if not 0 < decay <= 1:
-            raise ValueError(f"`decay` must be in (0, 1], got {decay}.")
         for name, value in {"num_weights": num_weights, "num_neighbors": num_neighbors}.items():
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1 or None, got {value}.")
@@ -108,88 +85,39 @@ class SequentialRidge(CatalogRanker):
         self.item_weights = self._solved()
 
     @classmethod
-    def fit(
-        cls,
-        prepared: PreparedDataset,
-        *,
-        regularization: float = 100.0,
-        decay: float = 0.5,
-        num_weights: int | None = 50,
-        num_neighbors: int | None = None,
-    ) -> SequentialRidge:
-        """
-        Solve for the weights of the training part.
-
-        Args: see [`SequentialRidge`].
-        """
-        return cls(
-            prepared,
-            regularization=regularization,
-            decay=decay,
-            num_weights=num_weights,
-            num_neighbors=num_neighbors,
-        )
+    def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, Self]:
+        """See [`CatalogRanker.for_columns`]."""
+        tuning = Tuning(prepared, columns=(False, True), max_users=20_000, seed=seed)
+        # this runs in every evaluation: seconds up to 5,000 items, and for 12,000 minutes of CPU time
+        few = {"regularizations": (100.0,), "decays": (0.5, 0.7)}
+        cls._try_settings(tuning, prepared, **(few if len(prepared.item_ids) > MAX_WHOLE else {}))
+        return tuning.best
 
     @classmethod
-    def tune(
+    def _try_settings(
         cls,
+        tuning: Tuning,
         prepared: PreparedDataset,
         *,
-        regularizations: tuple[float, ...] = REGULARIZATIONS,
-        decays: tuple[float, ...] = DECAYS,
-        exclude_seen: bool = False,
-        max_users: int | None = 20_000,
-        seed: int = 0,
-    ) -> SequentialRidge:
-        """
-        Choose `decay`, then `regularization`, by ndcg@10 on the validation split; the test split is never read.
-
-        Args:
-            prepared ([`PreparedDataset`]): The data set; the weights come from its training part.
-            regularizations (`tuple[float, ...]`, *optional*): Values to try; the decay is chosen with the first one.
-            decays (`tuple[float, ...]`, *optional*): Values of `decay` to try.
-            exclude_seen (`bool`, *optional*, defaults to `False`):
-                Choose for lists without items of the history.
-            max_users (`int`, *optional*, defaults to 20000):
-                Use a sample of this many validation users. `None` means all.
-            seed (`int`, *optional*, defaults to 0): Seed of the sample.
-
-        Returns:
-            [`SequentialRidge`]: fitted with the best pair; the first one on a tie.
-
-        Raises:
-            ValueError: If there is nothing to try, or the validation split is empty.
-        """
+        regularizations: Sequence[float] = (100.0, 30.0, 300.0),
+        decays: Sequence[float] = (0.35, 0.5, 0.7, 0.85, 0.95),
+    ) -> None:
+        """First `decay`, with the first regularization, then `regularization`."""
         if not regularizations or not decays:
             raise ValueError("`tune` needs at least one regularization and one decay.")
-        validation = validation_users(prepared, max_users=max_users, seed=seed)
-        return _tuned(prepared, regularizations, decays, validation, columns=(exclude_seen,))[exclude_seen]
-
-    @classmethod
-    def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, CatalogRanker]:
-        """Tuned on the validation split for each of the two. Args: see [`CatalogRanker.for_columns`]."""
-        validation = validation_users(prepared, max_users=20_000, seed=seed)
-        # this runs in every evaluation: seconds up to 5,000 items, and for 12,000 minutes of CPU time
-        regularizations, decays = REGULARIZATIONS, DECAYS
-        if len(prepared.item_ids) > MAX_WHOLE:
-            regularizations, decays = regularizations[:1], decays[1:3]
-        return dict(_tuned(prepared, regularizations, decays, validation, columns=(False, True)))
-
-    @property
-    def settings(self) -> dict[str, float | int]:
-        """See [`CatalogRanker`]."""
-        return {"regularization": self.regularization, "decay": self.decay}
+        first, *others = regularizations
+        for decay in decays:
+            tuning.consider(cls(prepared, regularization=first, decay=decay))
+        for column, ridge in [*tuning.best.items()]:
+            for regularization in others:
+                other = copy.copy(ridge)  # with the same products of the log
+                other.regularization = regularization
+                other.item_weights = other._solved()
+                tuning.consider(other, columns=(column,))
 
     def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
         """Sum of the weights of the history items; 0 where nothing in the history has a weight for the item."""
         return (weights @ self.item_weights).toarray()
-
-    def _with(self, regularization: float) -> SequentialRidge:
-        """The same products of the log, solved with another regularization."""
-        other = copy.copy(self)
-        other.regularization = regularization
-        other.item_weights = other._solved()
-        return other
 
     def _solved(self) -> sp.csr_array:
         """Weights `(N, N)`: a row for each history item, a column for each target."""
@@ -198,34 +126,6 @@ class SequentialRidge(CatalogRanker):
         if most >= num_items:
             return _solve_whole(self._products, self.regularization, self.num_weights or num_items)
         return _largest(_solve_neighbors(self._products, self.regularization, most), self.num_weights or num_items)
-
-
-def _tuned(
-    prepared: PreparedDataset,
-    regularizations: Sequence[float],
-    decays: Sequence[float],
-    validation: tuple[list[list[str]], list[str]],
-    *,
-    columns: tuple[bool, ...],
-) -> dict[bool, SequentialRidge]:
-    """The best by ndcg@10 with seen items allowed (`False`) and excluded (`True`); the first one on a tie."""
-    best: dict[bool, tuple[float, SequentialRidge]] = {}
-
-    def consider(ridge: SequentialRidge, columns: tuple[bool, ...]) -> None:
-        found = [ndcg_at_k(ranks, k=10) for ranks in ridge.target_ranks(*validation)]
-        setting = ridge.regularization, ridge.decay
-        logger.info("ridge, regularization %s, decay %s: ndcg@10 %.4f, seen items excluded %.4f", *setting, *found)
-        for exclude_seen in columns:
-            if exclude_seen not in best or found[exclude_seen] > best[exclude_seen][0]:
-                best[exclude_seen] = found[exclude_seen], ridge
-
-    first, *others = regularizations
-    for decay in decays:
-        consider(SequentialRidge(prepared, regularization=first, decay=decay), columns)
-    for exclude_seen, (_, ridge) in list(best.items()):
-        for regularization in others:
-            consider(ridge._with(regularization), (exclude_seen,))
-    return {exclude_seen: chosen for exclude_seen, (_, chosen) in best.items()}
 
 
 @dataclass(frozen=True)
