@@ -29,11 +29,7 @@ def check_splits(
     The history and target of a user in one split must be the beginning of the same user's history in every later
     split, apart from items held out of training: then no target of validation or test was trained on at its place.
 
-    Args:
-        splits (`dict[str, pyarrow.Table]`): `train`, `validation` and `test`.
-        item_ids (`Sequence[str]`): The catalog.
-        cold_item_ids (`Sequence[str]`, *optional*): Items that must not occur in training at all.
-        owner (`str`): Whose splits they are, for the error.
+    Args: the three splits by name, the catalog, the items held out of training, and whose they are, for the error.
     """
     catalog = pa.array(item_ids, pa.string())
     is_cold = pc.is_in(catalog, value_set=pa.array(cold_item_ids, pa.string())).to_numpy(zero_copy_only=False)
@@ -68,10 +64,7 @@ def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *
     the checkpoint that a run was fine-tuned from has seen other data. With a cold-start split other data are always an
     error: the items held out may have been trained on there.
 
-    Args:
-        training (`dict`): Content of the run's `training.json`; empty where there is none, and then nothing is known.
-        metadata (`dict`): Content of the prepared folder's `dataset.json`.
-        owner (`str`): Name of the run, for messages.
+    Args: contents of `training.json` (empty where there is none) and of `dataset.json`; the run's name for messages.
     """
     settings, found = training.get("settings", {}), metadata["fingerprint"]
     others = [fingerprint for fingerprint in trained_on(training) if fingerprint != found]
@@ -95,8 +88,7 @@ def trained_on(training: Mapping[str, Any]) -> list[str]:
     """
     Fingerprints of the data that a run's weights have seen: those of the checkpoint it began with, then its own.
 
-    Args:
-        training (`dict`): Content of the run's `training.json`; empty where there is none.
+    Args: the content of the run's `training.json`; empty where there is none.
     """
     settings = training.get("settings", {})
     own = [settings["data_fingerprint"]] if "data_fingerprint" in settings else []
@@ -105,12 +97,9 @@ def trained_on(training: Mapping[str, Any]) -> list[str]:
 
 def check_learned_on(tokenized: Mapping[str, Any], metadata: Mapping[str, Any], *, owner: str) -> None:
     """
-    Warn if codes were learned from the training items of another data set.
+    Warns if codes were learned from the training items of another data set.
 
-    Args:
-        tokenized (`dict`): Content of the tokenized folder's `tokenizer.json`.
-        metadata (`dict`): Content of the prepared folder's `dataset.json`.
-        owner (`str`): Name of the tokenized folder, for the message.
+    Args: contents of `tokenizer.json` and of `dataset.json`, and the tokenized folder's name for the message.
     """
     learned = tokenized.get("data_fingerprint", metadata["fingerprint"])
     if tokenized.get("settings", {}).get("fit_on") == "train" and learned != metadata["fingerprint"]:

@@ -47,10 +47,7 @@ class Times(NamedTuple):
 def text_of(value: Any) -> str | None:
     """
     One value of a record as text: whole numbers without a fraction (pandas makes 7 to 7.0 where a column has gaps);
-    `None` for what is missing, a list or a mapping.
-
-    Args:
-        value: What a record holds.
+    `None` for what is missing, a list or a mapping. Args: any value.
     """
     if isinstance(value, str):
         return value
@@ -67,12 +64,7 @@ def text_of(value: Any) -> str | None:
 
 
 def id_string(value: Any) -> str | None:
-    """
-    Strings and whole numbers as strings; `None` for what is no id (missing, 1.5, true, a list).
-
-    Args:
-        value: What a record holds.
-    """
+    """A string or whole number as a string; `None` for what is no id (missing, 1.5, true, a list). Args: any value."""
     if isinstance(value, str):
         return value
     is_number = isinstance(value, Real | Decimal) and not isinstance(value, bool | np.bool_)
@@ -81,22 +73,12 @@ def id_string(value: Any) -> str | None:
 
 
 def is_bad_id(value: str) -> bool:
-    """
-    Whether an id cannot be used: it is empty, holds whitespace or a broken character, or names another token.
-
-    Args:
-        value (`str`): A user's or an item's id.
-    """
+    """Whether an id is empty, holds whitespace or a broken character, or names a special token. Args: the id."""
     return value.split() != [value] or "\ufffd" in value or _TOKEN.fullmatch(value) is not None
 
 
 def id_column(column: pa.ChunkedArray | pa.Array) -> pa.DictionaryArray:
-    """
-    Ids as a dictionary of strings; null where the column holds no string and no whole number.
-
-    Args:
-        column (`pyarrow.ChunkedArray`): Strings, numbers or dictionaries of them.
-    """
+    """Ids as a dictionary of strings; null where the column holds no string and no whole number. Args: any column."""
     column = _plain(column)
     if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         numbers = column.cast(pa.float64(), safe=False)
@@ -111,10 +93,7 @@ def id_column(column: pa.ChunkedArray | pa.Array) -> pa.DictionaryArray:
 
 def bad_ids(ids: pa.DictionaryArray) -> np.ndarray:
     """
-    Which ids cannot be used, null or after [`is_bad_id`]; looks at distinct values only.
-
-    Args:
-        ids (`pyarrow.DictionaryArray`): What [`id_column`] returned.
+    Which ids are null or bad after [`is_bad_id`]; looks at distinct values only. Args: what [`id_column`] returned.
     """
     bad = pc.match_substring_regex(ids.dictionary, _BAD_ID).to_numpy(zero_copy_only=False).astype(bool)
     codes = ids.indices.fill_null(len(bad)).to_numpy(zero_copy_only=False)
@@ -122,12 +101,7 @@ def bad_ids(ids: pa.DictionaryArray) -> np.ndarray:
 
 
 def number_column(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """
-    The column as float64; what is no finite number becomes NaN.
-
-    Args:
-        column (`pyarrow.ChunkedArray`): Numbers or texts.
-    """
+    """The column as float64; what is no finite number becomes NaN. Args: numbers or texts."""
     column = _plain(column)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
         texts = column.cast(pa.large_string())
@@ -142,9 +116,8 @@ def time_column(column: pa.ChunkedArray | pa.Array, date_format: str | None = No
     """
     Times of any form as milliseconds. The unit of numbers is that of their median.
 
-    Args:
-        column (`pyarrow.ChunkedArray`): Timestamps, dates, numbers, or texts with numbers or ISO 8601 times.
-        date_format (`str`, *optional*): How texts are written instead (see `datetime.strptime`).
+    Args: timestamps, dates, numbers, or texts with numbers or ISO 8601 times; `date_format` is that of
+    [`~readers.read_interactions`].
     """
     column = _plain(column)
     unreadable = (

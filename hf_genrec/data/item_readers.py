@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -19,7 +18,7 @@ import pyarrow as pa
 from hf_genrec.data.columns import ID_RULE, id_string, is_bad_id, text_of
 from hf_genrec.data.items import default_fields, item_text, plain_text
 from hf_genrec.data.readers import ReadTable, open_source, records_of
-from hf_genrec.data.tables import Source, rows_of
+from hf_genrec.data.tables import Source, owner_of, rows_of
 from hf_genrec.data.text_files import OnError, Record, Skips, TextFile, first_names
 
 
@@ -48,13 +47,13 @@ def read_items(
         source (`str`, `os.PathLike`, table or `list[dict]`):
             JSON, CSV, TSV or Parquet file, or what [`~tables.table_of`] reads. JSON is one object per line, one array
             of objects, or one object of objects whose keys are the ids.
-        item (`str`, *optional*, defaults to `"item_id"`): Field of the ids. Whole numbers are converted to strings.
+        item (`str`, *optional*, defaults to `"item_id"`): Field of the ids.
         title (`str`, *optional*, defaults to `"title"`): Field that people read.
         fields (`Sequence[str]`, *optional*): See [`item_text`]; `None` is [`default_fields`] of `title`.
         ascii_only (`bool`, *optional*, defaults to `False`): See [`clean_text`].
         only (`Set[str]`, *optional*): Ids of the items to keep; `None` keeps all.
-        delimiter (`str`, *optional*): See [`~readers.read_interactions`].
-        on_error (`"raise"` or `"skip"`, *optional*): See there; an id that comes twice is malformed too.
+        delimiter (`str`, *optional*): See [`~readers.read_interactions`], as for the last two.
+        on_error (`"raise"` or `"skip"`, *optional*): An id that comes twice is malformed too.
         allow_huge (`bool`, *optional*, defaults to `False`): See there.
     """
     skips, num_lost, has_id = Skips(on_error), 0, False
@@ -78,11 +77,10 @@ def read_items(
             if len(columns) > MAX_FIELDS:
                 raise ValueError(f"{record.place}: the items have more than {MAX_FIELDS:,} fields: leave some out.")
     if not has_id:
-        owner = str(source) if isinstance(source, str | os.PathLike) else "in memory"
         skipped = f" {skips.count} were skipped, the first: {skips.first}" if skips.count else ""
         raise ValueError(
-            f"The items table {owner} has no record with the field {item!r}: name the field of the ids with "
-            f"`items_id`.{skipped}"
+            f"The items table {owner_of(source, 'in memory')} has no record with the field {item!r}: name the field "
+            f"of the ids with `items_id`.{skipped}"
         )
     if num_lost:
         logger.warning(
@@ -98,18 +96,12 @@ def iterate_items(
 ) -> Iterator[Record]:
     """
     Walks through an items table one record at a time, so that a large table never has to fit in memory; malformed
-    ones have no values but an error.
-
-    Args:
-        source (`str`, `os.PathLike`, table or `list[dict]`): See [`read_items`].
-        item (`str`, *optional*, defaults to `"item_id"`): See [`read_items`].
-        delimiter (`str`, *optional*): See [`~readers.read_interactions`].
-        allow_huge (`bool`, *optional*, defaults to `False`): See [`~readers.read_interactions`].
+    ones have no values but an error. Args: see [`read_items`].
     """
     opened = open_source(source, delimiter, allow_huge=allow_huge)
     if isinstance(opened, TextFile):
         return opened.records(key=item)
-    owner = str(source) if isinstance(source, str | os.PathLike) else ""
+    owner = owner_of(source, "")
     return records_of(opened if isinstance(opened, list) else rows_of(opened, owner or "the table"), owner)
 
 

@@ -24,24 +24,16 @@ _NON_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 def default_fields(title: str = "title") -> tuple[str, ...]:
     """
-    The fields of a text where the caller names none: the title, then what catalogs usually have.
-
-    Args:
-        title (`str`, *optional*, defaults to `"title"`): Field of the titles.
+    The fields of a text where the caller names none: the title, then what catalogs usually have. Args: title's field.
     """
     return (title, *DEFAULT_FIELDS[1:])
 
 
 def clean_text(text: str, *, ascii_only: bool = False) -> str:
     """
-    Plain text of one metadata string.
+    Plain text of one metadata string: HTML entities are resolved, tags removed, runs of white space become one space.
 
-    HTML entities are resolved, tags removed, line breaks and tabs become spaces, runs of spaces become one.
-
-    Args:
-        text (`str`): The raw string.
-        ascii_only (`bool`, *optional*, defaults to `False`):
-            Whether every run of non-ASCII characters becomes a space, as in the papers' code.
+    Args: the string, and whether every run of non-ASCII characters becomes a space, as in the papers' code.
 
     Source: Hou et al. 2026, published preprocessing (https://huggingface.co/papers/2605.06331).
     """
@@ -53,13 +45,7 @@ def clean_text(text: str, *, ascii_only: bool = False) -> str:
 
 
 def plain_text(value: Any, *, ascii_only: bool = False) -> str:
-    """
-    A string, a number or a collection of them, cleaned and joined with `", "`.
-
-    Args:
-        value: Content of a field.
-        ascii_only (`bool`, *optional*, defaults to `False`): See [`clean_text`].
-    """
+    """A string, a number or a collection of them, cleaned and joined with `", "`. Args: see [`clean_text`]."""
     cleaned = (clean_text(leaf, ascii_only=ascii_only) for leaf in leaves(value))
     return ", ".join(leaf for leaf in cleaned if leaf)
 
@@ -71,10 +57,7 @@ def item_text(record: Mapping[str, Any], *, fields: Sequence[str] = DEFAULT_FIEL
     A string or number stands as it is. A list (nested category paths are flattened) is joined with `", "` and closed
     with `"."`; a mapping becomes a list of `key: value`. Missing fields, `None`, NaN and empty strings are skipped.
 
-    Args:
-        record (`Mapping[str, Any]`): Metadata of the item.
-        fields (`Sequence[str]`, *optional*): Names of the fields, in the order of the text.
-        ascii_only (`bool`, *optional*, defaults to `False`): See [`clean_text`].
+    Args: the item's metadata, the fields in the order of the text, and `ascii_only` as for [`clean_text`].
 
     Example:
 
@@ -106,12 +89,7 @@ def _field_text(value: Any, *, ascii_only: bool) -> str:
 
 
 def leaves(value: Any) -> Iterator[str]:
-    """
-    All scalars inside a value, depth first, as strings; what is missing is left out.
-
-    Args:
-        value: Content of a field.
-    """
+    """All scalars inside a value, depth first, as strings; what is missing is left out. Args: content of a field."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             text = ", ".join(leaves(inner))

@@ -36,13 +36,12 @@ from hf_genrec.data.prepared import (
 from hf_genrec.data.protocols import PROTOCOLS, Protocol
 from hf_genrec.data.readers import ReadTable, read_interactions, read_sequences
 from hf_genrec.data.splits import first_few, write_split
-from hf_genrec.data.tables import Source
+from hf_genrec.data.tables import Source, owner_of
 from hf_genrec.data.text_files import DELIMITERS, OnError, format_of
 
 
 logger = logging.getLogger(__name__)
 
-_RULES = ("k_core", "deduplicate", "min_history", "ascii_only")
 MissingText = Literal["error", "drop", "keep"]
 
 
@@ -144,7 +143,8 @@ def prepare(
     if not 0 <= cold_items < 1:
         raise ValueError(f"`cold_items` is a share of the items from 0 to below 1, got {cold_items}.")
     _check_formats(interactions, items, timestamp, delimiter=delimiter, date_format=date_format)
-    rules = _rules(protocol, k_core=k_core, deduplicate=deduplicate, min_history=min_history, ascii_only=ascii_only)
+    wanted = {"k_core": k_core, "deduplicate": deduplicate, "min_history": min_history, "ascii_only": ascii_only}
+    rules = _rules(protocol, wanted)
     fields = default_fields(title) if text_fields is None else text_fields
     texts: dict[str, Any] = {"fields": fields, "ascii_only": rules.ascii_only}
     reading: dict[str, Any] = {"on_error": on_error, "allow_huge": allow_huge}
@@ -155,8 +155,8 @@ def prepare(
             log = read_interactions(interactions, **columns, **reading)
         else:
             log = read_sequences(sequences or "", **reading)
-        wanted = None if keep_all_items else set(pc.unique(log.table["item_id"]).to_pylist())
-        catalog = read_items(items, item=items_id, title=title, **texts, only=wanted, delimiter=delimiter, **reading)
+        only = None if keep_all_items else set(pc.unique(log.table["item_id"]).to_pylist())
+        catalog = read_items(items, item=items_id, title=title, **texts, only=only, delimiter=delimiter, **reading)
         filtered = _filter(log.table, catalog.table, rules, min_rating=min_rating, missing_text=missing_text)
         _check_texts(catalog.table, filtered, keep_all_items=keep_all_items, missing_text=missing_text)
         _write_items(folder, catalog.table, filtered, keep_all_items=keep_all_items, missing_text=missing_text)
@@ -166,8 +166,9 @@ def prepare(
             "format_version": FORMAT_VERSION,
             "protocol": protocol,
             "category": category,
-            "source": source or _name_of(interactions if sequences is None else sequences),
-            "options": {name: getattr(rules, name) for name in _RULES} | options,
+            "source": source
+            or Path(owner_of(interactions if sequences is None else sequences, "a table in memory")).name,
+            "options": {name: getattr(rules, name) for name in wanted} | options,
             **_write_splits(folder, filtered, cold_items),
             "known_statistics": _compare(rules, category, filtered.statistics, strict=strict),
             "skipped": _skips(log, "log") | _skips(catalog, "items") | filtered.skipped,
@@ -212,29 +213,21 @@ class _Filtered:
         return {name: value for name, value in self.steps[-1].items() if name != "step"}
 
 
-def _rules(
-    protocol: str, *, k_core: int | None, deduplicate: bool | None, min_history: int | None, ascii_only: bool | None
-) -> Protocol:
+def _rules(protocol: str, wanted: dict[str, Any]) -> Protocol:
     """The protocol with what the caller wants otherwise."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"`protocol` must be one of {', '.join(PROTOCOLS)}, got {protocol!r}.")
-    wanted: dict[str, Any] = dict(zip(_RULES, (k_core, deduplicate, min_history, ascii_only), strict=True))
-    given = {name: value for name, value in wanted.items() if value is not None}
-    rules = replace(PROTOCOLS[protocol], **given)
+    rules = replace(PROTOCOLS[protocol], **{name: value for name, value in wanted.items() if value is not None})
     for name in ("k_core", "min_history"):
         if getattr(rules, name) < 0:
             raise ValueError(f"`{name}` must be at least 0, got {getattr(rules, name)}.")
     return rules
 
 
-def _name_of(source: Any) -> str:
-    return Path(source).name if isinstance(source, str | os.PathLike) else "a table in memory"
-
-
 def _skips(read: ReadTable, what: str) -> dict[str, Any]:
     """The part of `dataset.json` about lines that were left out; reported once."""
     read.skips.report(f"the {what}")
-    return {f"{what}_lines": read.num_skipped, f"{what}_first_line": read.first_skipped}
+    return {f"{what}_lines": read.skips.count, f"{what}_first_line": read.skips.first}
 
 
 def _filter(

@@ -179,7 +179,7 @@ class PreparedDataset:
 
 def repeat_rate(path: str | os.PathLike[str]) -> float:
     """
-    Share of the training targets, which are all items of a user but the first, that the user had taken before.
+    Share of the training targets (all items of a user but the first) that the user had taken before.
 
     Args: the Parquet file of the training part.
     """
@@ -195,8 +195,7 @@ def fingerprint_of(folder: str | os.PathLike[str]) -> str:
     """
     Names the item ids in order, the splits and the items held out of training, whatever bytes Parquet wrote for them.
 
-    Args:
-        folder (`str` or `os.PathLike`): A folder with `items.parquet` and the splits.
+    Args: a folder with `items.parquet` and the splits.
     """
     whole = hashlib.sha256()
     columns = {"items.parquet": ["item_id"], **{f"{split}.parquet": SPLIT_SCHEMA.names for split in SPLITS}}
@@ -215,10 +214,7 @@ def replaced_folder(target: str | os.PathLike[str], *, marker: str, overwrite: b
     """
     A temporary folder that takes the place of `target` when the block ends without an error.
 
-    Args:
-        target (`str` or `os.PathLike`): The folder to make; its parents are made too.
-        marker (`str`): A file that every folder of this kind has, such as `"dataset.json"`.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether an existing folder of this kind is replaced.
+    Args: the folder to make, a file that every folder of this kind has, and whether an existing one is replaced.
     """
     target = restored(os.path.abspath(target))  # `.` has no name of its own
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -10,15 +10,10 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class Protocol:
     """
-    How a benchmark makes its splits, as data. All are leave-last-out with full ranking and unfiltered histories.
+    How a benchmark makes its splits. All are leave-last-out with full ranking and unfiltered histories.
 
-    Attributes:
-        name (`str`): what records and cards call it.
-        k_core (`int`): users and items keep at least this many interactions; 0 keeps all.
-        deduplicate (`bool`): whether only the earliest interaction of a user with an item counts.
-        min_history (`int`): items a user must have before the last one; 0 keeps all.
-        ascii_only (`bool`): whether texts keep ASCII characters only, as the papers' do.
-        known_statistics (`dict[str, tuple[int, int, int]]`): published users, items and interactions per category.
+    Fields are arguments of [`~prepare.prepare`]; `known_statistics` has the published users, items and interactions of
+    each category.
     """
 
     name: str

@@ -22,7 +22,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from hf_genrec.data.columns import ID_RULE, bad_ids, id_column, id_string, number_column, text_of, time_column
-from hf_genrec.data.tables import Source, open_parquet, table_of
+from hf_genrec.data.tables import Source, open_parquet, owner_of, table_of
 from hf_genrec.data.text_files import DELIMITERS, OnError, Record, Skips, TextFile, first_names, format_of, writable
 from hf_genrec.files import reading
 
@@ -36,16 +36,6 @@ class ReadTable:
 
     table: pa.Table
     skips: Skips
-
-    @property
-    def num_skipped(self) -> int:
-        """`int`: how many lines were left out."""
-        return self.skips.count
-
-    @property
-    def first_skipped(self) -> str | None:
-        """`str`: file, line and reason of the first of them."""
-        return self.skips.first
 
 
 def read_interactions(
@@ -70,12 +60,10 @@ def read_interactions(
 
     Args:
         source (`str`, `os.PathLike`, table or `list[dict]`):
-            CSV, TSV, Parquet or JSON Lines file, or what [`~tables.table_of`] reads: a table of pyarrow, pandas or
-            polars, a `datasets.Dataset`, records.
+            CSV, TSV, Parquet or JSON Lines file, or what [`~tables.table_of`] reads.
         user (`str`, *optional*, defaults to `"user_id"`): Column of the users' ids.
         item (`str`, *optional*, defaults to `"item_id"`): Column of the items' ids.
-        timestamp (`str`, *optional*, defaults to `"timestamp"`):
-            Column of the times; `None` where there is none and the order of the file is the order in time.
+        timestamp (`str`, *optional*, defaults to `"timestamp"`): Column of the times; `None` for the file's order.
         rating (`str`, *optional*): Column of the ratings; `None` reads none.
         delimiter (`str`, *optional*): Between the fields of a delimited file; `None` infers it from the extension.
         date_format (`str`, *optional*):
@@ -93,7 +81,7 @@ def read_interactions(
     names = {"user_id": user, "item_id": item, "timestamp": timestamp, "rating": rating}
     columns = {key: name for key, name in names.items() if name is not None}
     opened = open_source(source, delimiter, allow_huge=allow_huge)
-    owner = str(source) if isinstance(source, str | os.PathLike) else "the table"
+    owner = owner_of(source)
     if isinstance(opened, TextFile):
         raw = _read_plain(opened, columns, owner) or _read_records(opened.records(), columns, skips, owner, opened)
     elif isinstance(opened, list):
@@ -121,11 +109,8 @@ def read_sequences(
     """
     Reads ready-made sequences: one user per line, `user<TAB>item item ...`, oldest item first; `timestamp` is null.
 
-    Args:
-        path (`str` or `os.PathLike`): Text file without a header, plain or gzipped.
-        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
-            Malformed lines (no tab, no item, a user seen before, an impossible id): see [`read_interactions`].
-        allow_huge (`bool`, *optional*, defaults to `False`): See [`read_interactions`].
+    Args: a text file without a header, plain or gzipped; for the others see [`read_interactions`]. Malformed are lines
+    without a tab or an item, a user seen before, and impossible ids.
     """
     skips = Skips(on_error)
     file = TextFile(path, delimiter="\t", header=["user", "items"], allow_huge=allow_huge)
@@ -158,16 +143,14 @@ def open_source(
     """
     Opens what a reader was given: a table or records in memory, or a file not read yet.
 
-    Args:
-        source (`str`, `os.PathLike`, table or `list[dict]`): See [`read_interactions`].
-        delimiter (`str`, *optional*): See [`read_interactions`].
-        allow_huge (`bool`, *optional*, defaults to `False`): See [`read_interactions`].
+    Args: see [`read_interactions`].
     """
     table = table_of(source)
     if table is not None:
         return table
     path = Path(source)
-    _require_file(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file.")
     kind = format_of(path, delimiter)
     if kind == "parquet":
         return open_parquet(path, allow_huge=allow_huge)
@@ -180,13 +163,7 @@ def open_source(
 
 
 def records_of(rows: Iterable[Any], owner: str = "") -> Iterator[Record]:
-    """
-    Rows of a table as records.
-
-    Args:
-        rows (`Iterable[dict]`): The rows.
-        owner (`str`, *optional*): The file, if they are of one.
-    """
+    """Rows of a table as records. Args: the rows, and the file that they are of, if any."""
     for number, values in enumerate(rows, start=1):
         error = None if isinstance(values, Mapping) else f"no dictionary of fields but {type(values).__name__}"
         try:
@@ -203,11 +180,6 @@ class _Raw(NamedTuple):
 
     table: pa.Table
     place_of: Callable[[int], str]
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file.")
 
 
 def _require_columns(found: list[str], columns: dict[str, str], owner: str) -> None:

@@ -49,16 +49,16 @@ class Windows:
 
     @property
     def targets(self) -> np.ndarray:
-        """`np.ndarray` of shape `(num_windows,)`: the item index of each window's last item, its last target."""
+        """The item index of each window's last item, its last target, `(num_windows,)`."""
         return self.values[self.ends - 1]
 
     @property
     def lengths(self) -> np.ndarray:
-        """`np.ndarray` of shape `(num_windows,)`: the number of items before the last one."""
+        """The number of items before each window's last one, `(num_windows,)`."""
         return self.ends - 1 - self.starts
 
     def history(self, window: int) -> np.ndarray:
-        """`np.ndarray` of shape `(length,)`: item indices of all but the last item of one window."""
+        """Item indices of all but the last item of one window, `(length,)`."""
         return self.values[self.starts[window] : self.ends[window] - 1]
 
 
@@ -73,11 +73,7 @@ def make_examples(
     Windows with one target each, in the order of the rows: every prefix with at least one history item (shorter ones
     first), or the whole sequence only. Evaluation asks for `"last"`; training a bidirectional model for `"all"`.
 
-    Args:
-        split (`datasets.Dataset`): `history` (list of item ids) and `target` (item id); together the sequence.
-        item_ids (`Sequence[str]`): The catalog: position is item index.
-        max_history_length (`int`, *optional*, defaults to 20): Most items before a target; the last ones are kept.
-        targets (`"all"` or `"last"`, *optional*, defaults to `"all"`): Of each row; the first item is never one.
+    Args: see [`training_dataset`].
     """
     _check_at_least("max_history_length", max_history_length, 1)
     _check_choice("targets", targets, ("all", "last"))
@@ -105,11 +101,7 @@ def make_windows(
     less than `max_history_length + 1 - stride` items unless the sequence has no more. Sequences that fit into one
     window give every target the whole history.
 
-    Args:
-        split (`datasets.Dataset`): See [`make_examples`].
-        item_ids (`Sequence[str]`): See [`make_examples`].
-        max_history_length (`int`, *optional*, defaults to 20): See [`make_examples`].
-        stride (`int`, *optional*, defaults to 10): From 1 to `max_history_length`.
+    Args: see [`training_dataset`].
 
     Source: ours.
 
@@ -154,13 +146,13 @@ def training_dataset(
     The training rows for a model: all targets of a window in one row (causal), or one target per row (bidirectional).
 
     Args:
-        split (`datasets.Dataset`): See [`make_examples`].
-        item_ids (`Sequence[str]`): See [`make_examples`].
+        split (`datasets.Dataset`): `history` (list of item ids) and `target` (item id); together the sequence.
+        item_ids (`Sequence[str]`): The catalog: position is item index.
         first_item_token (`int`): Token of item 0; the model's config owns it.
         history_attention (`"causal"` or `"bidirectional"`, *optional*, defaults to `"causal"`): The mode of the model.
-        max_history_length (`int`, *optional*, defaults to 20): See [`make_examples`].
-        stride (`int`, *optional*, defaults to 10): See [`make_windows`]; causal mode only.
-        targets (`"all"` or `"last"`, *optional*, defaults to `"all"`): See [`make_examples`].
+        max_history_length (`int`, *optional*, defaults to 20): Most items before a target; the last ones are kept.
+        stride (`int`, *optional*, defaults to 10): From 1 to `max_history_length`; see [`make_windows`]; causal only.
+        targets (`"all"` or `"last"`, *optional*, defaults to `"all"`): Of each row; the first item is never one.
     """
     _check_choice("history_attention", history_attention, ("causal", "bidirectional"))
     _check_at_least("first_item_token", first_item_token, 0)
@@ -204,12 +196,12 @@ class WindowDataset(Dataset[dict[str, np.ndarray]]):
 
     @property
     def lengths(self) -> list[int]:
-        """`list[int]`: items in each row's `input_ids`, for grouping by length."""
+        """Items in each row's `input_ids`, for grouping by length."""
         return self.windows.lengths.tolist()
 
     @property
     def targets_per_row(self) -> list[int]:
-        """`list[int]`: labels in each row that are not ignored."""
+        """Labels in each row that are not ignored."""
         return (self.windows.ends - self.windows.first_targets).tolist()
 
 

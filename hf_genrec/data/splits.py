@@ -39,13 +39,8 @@ def write_split(
     """
     Writes one split: the history of row `i` is `item_ids[starts[i]:ends[i]]`, its target `item_ids[ends[i]]`.
 
-    Args:
-        path (`str` or `os.PathLike`): The Parquet file.
-        user_ids (`pyarrow.Array` of `num_rows` strings): The user of each row.
-        item_ids (`pyarrow.Array` of `num_interactions` strings): Each user's in order; may be dictionary-encoded.
-        timestamps (`pyarrow.Array` of `num_interactions` int64): Milliseconds since the epoch, or null.
-        starts (`np.ndarray` of shape `(num_rows,)`): Position of the first item of each history.
-        ends (`np.ndarray` of shape `(num_rows,)`): Position of each target.
+    Args: the Parquet file; `user_ids`, `starts` and `ends` have an entry per row, `item_ids` (strings, maybe
+    dictionary-encoded) and `timestamps` (int64, milliseconds or null) one per interaction.
     """
     with pq.ParquetWriter(path, SPLIT_SCHEMA, write_page_checksum=True) as writer:
         for first in range(0, max(len(starts), 1), ROWS_AT_ONCE):
@@ -71,9 +66,7 @@ def flat_sequences(split: pa.Table, item_ids: Sequence[str] | np.ndarray) -> tup
     All sequences of a split in one array: item indices (int32, -1 for an item that is not in the catalog), and offsets
     of shape `(num_rows + 1,)`, int64. Row `i` is `indices[offsets[i]:offsets[i + 1]]`.
 
-    Args:
-        split (`pyarrow.Table`): Columns `history` and `target`.
-        item_ids (`Sequence[str]`): The catalog; the position of an item is its index.
+    Args: a table with `history` and `target`, and the catalog, in which the position of an item is its index.
     """
     catalog = pa.array(item_ids, pa.string())
     lengths = pc.list_value_length(split["history"]).to_numpy().astype(np.int64) + 1
@@ -87,10 +80,5 @@ def flat_sequences(split: pa.Table, item_ids: Sequence[str] | np.ndarray) -> tup
 
 
 def first_few(ids: pa.Array | pa.ChunkedArray) -> str:
-    """
-    Ids for a message: the first five, quoted; an ellipsis stands for the others.
-
-    Args:
-        ids (`pyarrow.Array` or `pyarrow.ChunkedArray`): Strings.
-    """
+    """Ids for a message: the first five, quoted; an ellipsis stands for the others. Args: an array of strings."""
     return ", ".join(map(repr, ids.slice(0, 5).to_pylist())) + (", ..." if len(ids) > 5 else "")

@@ -26,12 +26,7 @@ class Statistics:
 
 
 def statistics_of(interactions: pa.Table) -> Statistics:
-    """
-    Counts users, items and interactions.
-
-    Args:
-        interactions (`pyarrow.Table`): Columns `user_id` and `item_id`.
-    """
+    """Counts users, items and interactions. Args: a table with the columns `user_id` and `item_id`."""
     num_users, num_items = (
         int((np.bincount(_codes(interactions, name)) > 0).sum()) for name in ("user_id", "item_id")
     )
@@ -43,10 +38,7 @@ def statistics_of(interactions: pa.Table) -> Statistics:
 def sort_by_time(interactions: pa.Table) -> pa.Table:
     """
     Puts each user's interactions together, oldest first; users stand in order of first appearance. Equal (or no) times
-    keep their order.
-
-    Args:
-        interactions (`pyarrow.Table`): A table of interactions.
+    keep their order. Args: a table of interactions.
     """
     keys = [_codes(interactions, "user_id")]
     if interactions["timestamp"].null_count < interactions.num_rows:
@@ -56,10 +48,7 @@ def sort_by_time(interactions: pa.Table) -> pa.Table:
 
 def count_duplicates(interactions: pa.Table) -> int:
     """
-    Rows that are there before, with the same user, item and time; 0 for a log without times.
-
-    Args:
-        interactions (`pyarrow.Table`): A table of interactions.
+    Rows that repeat an earlier one in user, item and time; 0 for a log without times. Args: a table of interactions.
     """
     if interactions["timestamp"].null_count:
         return 0
@@ -68,12 +57,7 @@ def count_duplicates(interactions: pa.Table) -> int:
 
 
 def deduplicate(interactions: pa.Table) -> pa.Table:
-    """
-    Keeps the first row of every pair of user and item.
-
-    Args:
-        interactions (`pyarrow.Table`): In order of time for the earliest to be kept.
-    """
+    """Keeps the first row of every pair of user and item. Args: a table of interactions, in order of time."""
     items = _codes(interactions, "item_id")
     pairs = _codes(interactions, "user_id").astype(np.int64) * (int(items.max(initial=0)) + 1) + items
     first_rows = np.unique(pairs, return_index=True)[1]
@@ -84,9 +68,7 @@ def k_core(interactions: pa.Table, k: int) -> pa.Table:
     """
     Drops users and items with fewer than `k` interactions until none is left to drop; rows keep their order.
 
-    Args:
-        interactions (`pyarrow.Table`): A table of interactions.
-        k (`int`): 0 or 1 changes nothing.
+    Args: a table of interactions; with a `k` of 0 or 1 nothing is dropped.
     """
     if k < 0:
         raise ValueError(f"`k` must be at least 0, got {k}.")
@@ -101,11 +83,7 @@ def k_core(interactions: pa.Table, k: int) -> pa.Table:
 
 def drop_short_histories(interactions: pa.Table, min_history: int) -> pa.Table:
     """
-    Drops users with fewer than `min_history` items before their last one.
-
-    Args:
-        interactions (`pyarrow.Table`): A table of interactions.
-        min_history (`int`): 0 keeps every user.
+    Drops users with fewer than `min_history` items before their last one. Args: a table of interactions; the least.
     """
     if min_history < 0:
         raise ValueError(f"`min_history` must be at least 0, got {min_history}.")
@@ -120,9 +98,7 @@ def newest_items(interactions: pa.Table, share: float) -> pa.Array:
     An item is as old as its first interaction. In a log without times its age is its earliest place: the least number
     of items that any user took before it. Of equally old items the one that the log names first is older.
 
-    Args:
-        interactions (`pyarrow.Table`): What [`sort_by_time`] returned.
-        share (`float`): Share of the items, between 0 and 1; their number is rounded, and may not be 0 or all.
+    Args: what [`sort_by_time`] returned, and the share of the items; their number is rounded, and may not be 0 or all.
     """
     if not 0 < share < 1:
         raise ValueError(f"`share` must lie between 0 and 1, got {share}.")

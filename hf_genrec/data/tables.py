@@ -29,11 +29,7 @@ def table_of(source: Source) -> pa.Table | list[Mapping[str, Any]] | None:
     """
     A table in memory as `pyarrow.Table`, or as a list of records where its columns are mixtures; `None` for a path.
 
-    Args:
-        source: A path, `pyarrow.Table`, `pandas.DataFrame`, `polars.DataFrame`, `datasets.Dataset` or a list of dicts.
-
-    Raises:
-        TypeError: If it is nothing of the kind.
+    Args: a path, a table of pyarrow, pandas or polars, a `datasets.Dataset`, a list of dicts; else a `TypeError`.
     """
     if isinstance(source, str | os.PathLike):
         return None
@@ -57,13 +53,16 @@ def table_of(source: Source) -> pa.Table | list[Mapping[str, Any]] | None:
     return source
 
 
+def owner_of(source: Source, unnamed: str = "the table") -> str:
+    """What messages call a source: the path, or `unnamed` for a table in memory. Args: the source, and that name."""
+    return str(source) if isinstance(source, str | os.PathLike) else unnamed
+
+
 def open_parquet(path: str | os.PathLike[str], *, allow_huge: bool = False) -> pq.ParquetFile:
     """
     Opens a Parquet file. Where it has checksums, they are compared.
 
-    Args:
-        path (`str` or `os.PathLike`): The file.
-        allow_huge (`bool`, *optional*, defaults to `False`): Whether it may unpack to more than 200 times its size.
+    Args: the file, and whether it may unpack to more than 200 times its size.
     """
     with reading(path, "Parquet file"):
         file = pq.ParquetFile(path, page_checksum_verification=True)
@@ -80,13 +79,7 @@ def open_parquet(path: str | os.PathLike[str], *, allow_huge: bool = False) -> p
 
 
 def rows_of(source: pa.Table | pq.ParquetFile, owner: str) -> Iterator[dict[str, Any]]:
-    """
-    The rows one by one; of a file never more than a few are in memory.
-
-    Args:
-        source (`pyarrow.Table` or `pyarrow.parquet.ParquetFile`): The table.
-        owner (`str`): Its name for errors.
-    """
+    """The rows one by one; of a file never more than a few are in memory. Args: the table, and its name for errors."""
     with reading(owner, "table"):
         batches = source.to_batches(10_000) if isinstance(source, pa.Table) else source.iter_batches(10_000)
         for batch in batches:

@@ -62,8 +62,7 @@ class Skips:
     """
     Lines that are left out: how many, and the first of them with its place and reason; or the error at the first.
 
-    Args:
-        on_error (`"raise"` or `"skip"`): The argument of a reader.
+    Args: `on_error`, the argument of a reader.
     """
 
     def __init__(self, on_error: str = "raise") -> None:
@@ -129,7 +128,7 @@ class TextFile:
         path (`str` or `os.PathLike`): The file, plain or gzipped.
         delimiter (`str`, *optional*): One character, `None` for JSON. Fields may be quoted unless it is a tab.
         header (`list[str]`, *optional*): Names of the fields, where the first line holds none.
-        parse (`Callable`, *optional*): What reads a line that is not delimited, such as [`parse_json`], the default.
+        parse (`Callable`): What reads a line that is not delimited.
         allow_huge (`bool`, *optional*, defaults to `False`): Whether no line and no packed file is too long.
     """
 
@@ -336,11 +335,9 @@ _OPEN_QUOTE = "a quotation mark opens a field and nothing closes it"
 
 def format_of(path: Path, delimiter: str | None = None) -> str:
     """
-    `"csv"`, `"tsv"`, `"parquet"` or `"jsonl"`, inferred from the extension of a file.
+    `"csv"`, `"tsv"`, `"parquet"` or `"jsonl"`, inferred from the extension of a file; a last `.gz` does not count.
 
-    Args:
-        path (`Path`): The file; a last `.gz` does not count.
-        delimiter (`str`, *optional*): Given, files with any other extension are taken for delimited text.
+    Args: the file, and the delimiter: where one is given, files with any other extension are delimited text.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else "".join(suffixes[-1:])
@@ -351,21 +348,14 @@ def format_of(path: Path, delimiter: str | None = None) -> str:
 
 def first_names(names: Iterable[Any]) -> str:
     """
-    Names of a file for a message, the first five and of each the beginning: they may be anything.
-
-    Args:
-        names (`Iterable[str]`): Columns or keys.
+    Names of a file for a message: the first five, and of each the beginning, since they may be anything. Args: names.
     """
     return first_five([str(name)[:_SHOWN_NAME] for name in names])
 
 
 def check_distinct(names: Sequence[str], owner: str) -> None:
     """
-    Refuses two columns of one name, of which one would be lost.
-
-    Args:
-        names (`Sequence[str]`): The columns.
-        owner (`str`): Whose they are, for the error.
+    Refuses two columns of one name, of which one would be lost. Args: the columns, and whose they are, for the error.
     """
     if len(set(names)) < len(names):
         raise ValueError(f"{owner} has several columns called {_first_repeated(names)!r}: give each its own name.")
@@ -373,13 +363,7 @@ def check_distinct(names: Sequence[str], owner: str) -> None:
 
 def parse_json(text: str) -> Any:
     """
-    The value of a JSON text.
-
-    Args:
-        text (`str`): Anything.
-
-    Raises:
-        ValueError: If it is no JSON, holds a key twice, or see [`writable`]; the reason only.
+    The value of a JSON text. A `ValueError` has the reason only: no JSON, a key twice, or see [`writable`]. Args: any.
     """
     try:
         value = json.loads(text)
@@ -399,13 +383,10 @@ def parse_json(text: str) -> Any:
 
 def writable(value: Any) -> Any:
     """
-    The value of a record as it can be written: half a character, as in a title cut inside an emoji, becomes U+FFFD.
+    The value of a record as it can be written: half a character, as in a title cut inside an emoji, becomes U+FFFD. A
+    `ValueError` says that it is nested too deeply or holds an integer of thousands of digits.
 
-    Args:
-        value: What JSON can hold, or objects that have a `str`.
-
-    Raises:
-        ValueError: If it holds an integer of thousands of digits, or is nested too deeply.
+    Args: what JSON can hold, or objects that have a `str`.
     """
     level = [value]
     for _ in range(MAX_DEPTH):

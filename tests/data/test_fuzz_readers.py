@@ -148,13 +148,13 @@ def check_reader(read, path):
     strict, _ = outcome(partial(read, on_error="raise"), path)
     lax, _ = outcome(partial(read, on_error="skip"), path)
     if strict is not None:
-        assert strict.num_skipped == 0
+        assert strict.skips.count == 0
         assert lax.table.equals(strict.table)
     if lax is None:
         return None
-    assert (lax.num_skipped > 0) == (strict is None) == (lax.first_skipped is not None)
+    assert (lax.skips.count > 0) == (strict is None) == (lax.skips.first is not None)
     lax.table.validate(full=True)
-    return lax.table.num_rows + lax.num_skipped
+    return lax.table.num_rows + lax.skips.count
 
 
 def lines_in(path):
@@ -370,7 +370,7 @@ def test_a_table_of_any_types_is_read_or_refused(columns, as_list):
                 found = read(source, on_error=mode)
             except ValueError as raised:
                 error = str(raised)
-            assert len(error) < 1500 if error else found.table.num_rows + found.num_skipped == 3
+            assert len(error) < 1500 if error else found.table.num_rows + found.skips.count == 3
 
 
 def check_prepare(folder, log, items, times, k_core):

@@ -72,7 +72,7 @@ def test_an_id_that_comes_twice_is_an_error_or_a_counted_skip():
         read_items(records, item="id")
     read = read_items(records, item="id", on_error="skip")
     assert read.table["title"].to_pylist() == ["Ball & bat", ""]
-    assert (read.num_skipped, read.first_skipped) == (1, "row 3: item id '3' has a record already (row 1).")
+    assert (read.skips.count, read.skips.first) == (1, "row 3: item id '3' has a record already (row 1).")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_malformed_records_are_shown_or_skipped(tmp_path, line, reason):
     with pytest.raises(ValueError, match=f"items.jsonl: line 2.*{reason}"):
         read_items(path)
     read = read_items(path, on_error="skip")
-    assert (read.table["item_id"].to_pylist(), read.num_skipped) == (["a"], 1)
+    assert (read.table["item_id"].to_pylist(), read.skips.count) == (["a"], 1)
 
 
 def test_a_table_without_the_id_field_is_an_error_even_when_skipping():
@@ -128,7 +128,7 @@ def test_half_a_character_in_a_title_is_replaced_and_in_an_id_refused():
     read = read_items([{"item_id": "a", "title": "Cup \ud83d"}, {"item_id": "b\ud83d"}], on_error="skip")
 
     assert read.table["title"].to_pylist() == ["Cup \ufffd"]
-    assert read.first_skipped.startswith("row 2: item id 'b\ufffd' is empty, holds whitespace or a broken character")
+    assert read.skips.first.startswith("row 2: item id 'b\ufffd' is empty, holds whitespace or a broken character")
 
 
 def test_texts_that_lose_most_of_their_letters_are_counted(caplog):
@@ -154,8 +154,8 @@ def test_integers_of_thousands_of_digits_and_deep_lists_are_named():
         deep = [deep]
     read = read_items([{"item_id": 1, "a": 10**5000}, {"item_id": 2, "a": deep}, {"item_id": 3}], on_error="skip")
 
-    assert (read.table["item_id"].to_pylist(), read.num_skipped) == (["3"], 2)
-    assert read.first_skipped == "row 1: an integer of more than 4,300 digits."
+    assert (read.table["item_id"].to_pylist(), read.skips.count) == (["3"], 2)
+    assert read.skips.first == "row 1: an integer of more than 4,300 digits."
 
 
 def test_fields_without_end_are_an_error(tmp_path):

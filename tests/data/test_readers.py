@@ -91,7 +91,7 @@ def test_columns_of_a_frame_may_mix_numbers_and_strings():
         {"user_id": "7", "item_id": "a", "timestamp": 1000},
         {"user_id": "u", "item_id": "3", "timestamp": 2000},
     ]
-    assert read.first_skipped.startswith("row 3: item id None is empty")
+    assert read.skips.first.startswith("row 3: item id None is empty")
 
 
 @pytest.mark.parametrize("source", [datasets.DatasetDict(), 7, {"user_id": ["u"]}])
@@ -112,7 +112,7 @@ def test_a_first_line_that_is_none_stops_or_is_skipped_and_never_kills(tmp_path,
         read_interactions(path, timestamp=None)
     if suffix.startswith(".json"):
         read = read_interactions(path, timestamp=None, on_error="skip")
-        assert (read.table["item_id"].to_pylist(), read.num_skipped) == (["a"], 1)
+        assert (read.table["item_id"].to_pylist(), read.skips.count) == (["a"], 1)
 
 
 def test_float_ids_are_whole_numbers_or_named(tmp_path):
@@ -122,7 +122,7 @@ def test_float_ids_are_whole_numbers_or_named(tmp_path):
     read = read_interactions(path, timestamp=None, on_error="skip")
 
     assert read.table.select(["user_id", "item_id"]).to_pylist() == [{"user_id": "1", "item_id": "10001"}]
-    assert "item id 1.5 is no string and no number" in read.first_skipped
+    assert "item id 1.5 is no string and no number" in read.skips.first
 
 
 def test_when_no_line_can_be_read_the_first_says_why(tmp_path):
@@ -178,11 +178,11 @@ def test_a_large_file_is_read_alike_with_and_without_a_doubt_at_its_end(tmp_path
 
     assert read.table["user_id"].to_pylist()[:300] == [user for user, _, _ in rows]
     assert read.table["timestamp"].to_pylist()[299] == 299_000
-    assert read.table.num_rows + read.num_skipped == 301 + len(doubt.split())
+    assert read.table.num_rows + read.skips.count == 301 + len(doubt.split())
     with pytest.raises(ValueError, match=r"line 30\d"):
         read_interactions(path)
-    if read.num_skipped == 1:
-        assert f"line {number} ('w,,4')" in read.first_skipped
+    if read.skips.count == 1:
+        assert f"line {number} ('w,,4')" in read.skips.first
 
 
 def test_integer_ids_become_strings_in_every_format(tmp_path):
@@ -226,7 +226,7 @@ def test_other_ways_of_writing_times_need_their_format(tmp_path):
     ):
         read_interactions(path, date_format="%d.%m.%Y %H:%M")
     read = read_interactions(path, date_format="%d.%m.%Y %H:%M", on_error="skip")
-    assert (read.table["timestamp"].to_pylist(), read.num_skipped) == ([1_291_733_820_000], 1)
+    assert (read.table["timestamp"].to_pylist(), read.skips.count) == ([1_291_733_820_000], 1)
 
 
 def test_a_date_format_applies_to_numbers_and_not_to_times():
@@ -316,8 +316,8 @@ def test_skipped_lines_are_counted_and_the_first_is_kept(tmp_path):
     read = read_interactions(path, on_error="skip")
 
     assert read.table["item_id"].to_pylist() == ["a", "c"]
-    assert read.num_skipped == 2
-    assert "line 3 ('broken')" in read.first_skipped
+    assert read.skips.count == 2
+    assert "line 3 ('broken')" in read.skips.first
 
 
 def test_quoted_line_breaks_do_not_shift_line_numbers(tmp_path):
@@ -339,7 +339,7 @@ def test_malformed_json_lines_are_shown_or_skipped(tmp_path, line, reason):
     with pytest.raises(ValueError, match=rf"line 3.*{reason}"):
         read_interactions(path, timestamp=None)
     read = read_interactions(path, timestamp=None, on_error="skip")
-    assert (read.table["item_id"].to_pylist(), read.num_skipped) == (["a"], 1)
+    assert (read.table["item_id"].to_pylist(), read.skips.count) == (["a"], 1)
 
 
 def test_a_json_id_that_looks_like_a_date_stays_as_it_is(tmp_path):
@@ -389,7 +389,7 @@ def test_lines_that_are_not_utf8_are_named_with_their_byte_or_skipped(tmp_path, 
     with pytest.raises(ValueError, match=f"line {number} .*not UTF-8: byte 0xe9 after {line.index(0xE9)} characters"):
         read_interactions(path, timestamp=None)
     read = read_interactions(path, timestamp=None, on_error="skip")
-    assert (read.table["user_id"].to_pylist(), read.num_skipped) == (["v"], 1)
+    assert (read.table["user_id"].to_pylist(), read.skips.count) == (["v"], 1)
 
 
 def test_unknown_formats_and_modes_are_refused(tmp_path):
@@ -423,4 +423,4 @@ def test_malformed_sequences_are_shown_or_skipped(tmp_path, line, reason):
     with pytest.raises(ValueError, match=rf"sequences.tsv: line 2.*{reason}"):
         read_sequences(path)
     read = read_sequences(path, on_error="skip")
-    assert (read.table["item_id"].to_pylist(), read.num_skipped) == (["a", "b", "c"], 1)
+    assert (read.table["item_id"].to_pylist(), read.skips.count) == (["a", "b", "c"], 1)

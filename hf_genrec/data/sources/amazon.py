@@ -11,6 +11,7 @@ for items `item_id`, `title` and the fields of the texts. Files are taken from `
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -98,12 +99,7 @@ class _AmazonReviews(datasets.ArrowBasedBuilder):
     year: ClassVar[int]
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        """
-        Builds the data set, then compares its size with the published one; a difference is a warning.
-
-        Raises:
-            ValueError: If a file is damaged or (with `on_error="raise"`) a line is malformed.
-        """
+        """Builds the data set, then compares its size with the published one; a difference is a warning."""
         try:
             super().download_and_prepare(*args, **kwargs)
         except datasets.exceptions.DatasetGenerationError as error:
@@ -139,16 +135,13 @@ class _AmazonReviews(datasets.ArrowBasedBuilder):
         raise FileNotFoundError(f"{folder} has none of {', '.join(places)} (plain or .gz).")
 
     def _generate_tables(self, path: str) -> Iterator[tuple[int, pa.Table]]:
-        schema = self.info.features.arrow_schema
-        batch: list[dict[str, Any]] = []
-        number = 0
-        for record in _records(path, self.config.kind, self.config.on_error):
-            batch.append(record)
-            if len(batch) == _BATCH:
-                yield number, pa.Table.from_pylist(batch, schema=schema)
-                number, batch = number + 1, []
-        if batch or number == 0:
-            yield number, pa.Table.from_pylist(batch, schema=schema)
+        records = _records(path, self.config.kind, self.config.on_error)
+        for number in itertools.count():
+            batch = list(itertools.islice(records, _BATCH))
+            if batch or number == 0:
+                yield number, pa.Table.from_pylist(batch, schema=self.info.features.arrow_schema)
+            if len(batch) < _BATCH:
+                return
 
 
 class AmazonReviews2014(_AmazonReviews):
@@ -244,44 +237,28 @@ def prepare_amazon(
     """
     Makes the prepared folder of one category, under the protocol of its year.
 
-    Args:
-        output_dir (`str` or `os.PathLike`): As for [`~prepare.prepare`], as are the last five.
-        year (`2014` or `2023`): Which release.
-        category (`str`): The category, as the files spell it.
-        data_dir (`str` or `os.PathLike`, *optional*): Folder with the files; `None` fetches them.
-        benchmark (`"rating_only"`, `"last_out"`, `"last_out_w_his"` or `None`, *optional*):
-            Which 5-core files of 2023 to start from; the default is the Latte paper's. `None` starts from the raw
-            reviews. Without effect for 2014, whose reviews are 5-core already.
-        cache_dir (`str` or `os.PathLike`, *optional*): Where `datasets` keeps what it built; `None` is its default.
-        missing_text (`str`, *optional*, defaults to `"error"`): Items without a text.
-        on_error (`str`, *optional*, defaults to `"raise"`): Malformed lines.
-        strict (`bool`, *optional*, defaults to `True`): Whether other statistics than published are an error.
-        cold_items (`float`, *optional*, defaults to 0.0): Share of items held out of training.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether an existing folder is replaced.
+    Args: `data_dir` has the files, `None` fetches them; `benchmark` names the 5-core files of 2023 to start from (the
+        default is the Latte paper's, `None` is the raw reviews); `cache_dir` is where `datasets` keeps what it built;
+        for the others see [`~prepare.prepare`].
     """
     if year not in (2014, 2023):
         raise ValueError(f"`year` must be 2014 or 2023, got {year!r}.")
     if benchmark not in (None, "rating_only", "last_out", "last_out_w_his"):
         raise ValueError(f"`benchmark` must be rating_only, last_out, last_out_w_his or None, got {benchmark!r}.")
-    builder, categories = (
-        (AmazonReviews2014, CATEGORIES_2014) if year == 2014 else (AmazonReviews2023, CATEGORIES_2023)
-    )
+    builder = AmazonReviews2014 if year == 2014 else AmazonReviews2023
+    categories = CATEGORIES_2014 if year == 2014 else CATEGORIES_2023
     if category not in categories:
         raise ValueError(f"`category` must be one of {', '.join(categories)}, got {category!r}.")
     kinds = ("reviews", "meta") if year == 2014 else (f"5core_{benchmark}" if benchmark else "raw_review", "raw_meta")
-    folders = {
-        "data_dir": None if data_dir is None else str(data_dir),
-        "cache_dir": None if cache_dir is None else str(cache_dir),
-    }
-    built = []
-    for kind in kinds:
-        dataset_builder = builder(config_name=f"{kind}_{category}", on_error=on_error, **folders)
-        dataset_builder.download_and_prepare()
-        built.append(dataset_builder.as_dataset())
+    folders = {"data_dir": data_dir and str(data_dir), "cache_dir": cache_dir and str(cache_dir)}
+    builders = [builder(config_name=f"{kind}_{category}", on_error=on_error, **folders) for kind in kinds]
+    for one in builders:
+        one.download_and_prepare()
+    log, items = (one.as_dataset() for one in builders)
     return prepare(
         output_dir,
-        interactions=_interactions_of(built[0]),
-        items=built[1]["train"].data.table,
+        interactions=_interactions_of(log),
+        items=items["train"].data.table,
         protocol=f"amazon{year}",
         category=category,
         missing_text=missing_text,

@@ -42,12 +42,8 @@ def prepare_movielens(
     The texts are title, genres and year. Many ratings of a user carry the same second; they keep the order of the
     file.
 
-    Args:
-        output_dir (`str` or `os.PathLike`): The folder to write.
-        source (`str` or `os.PathLike`):
-            The folder that `scripts/fetch_movielens.py` wrote, or GroupLens's `ml-100k` folder or `ml-100k.zip`.
-        cold_items (`float`, *optional*, defaults to 0.0): See [`~prepare.prepare`].
-        overwrite (`bool`, *optional*, defaults to `False`): See [`~prepare.prepare`].
+    Args: `source` is the folder that `scripts/fetch_movielens.py` wrote, or GroupLens's `ml-100k` folder or
+        `ml-100k.zip`; for the others see [`~prepare.prepare`].
     """
     interactions, items = read_movielens(source)
     found = (len(set(interactions["user_id"].to_pylist())), len(items), interactions.num_rows)
@@ -70,8 +66,7 @@ def read_movielens(source: str | os.PathLike[str]) -> tuple[pa.Table, list[dict[
     """
     Reads the publisher's two files: the log (times in seconds) in the order of the file, and the items.
 
-    Args:
-        source (`str` or `os.PathLike`): See [`prepare_movielens`].
+    Args: see [`prepare_movielens`].
     """
     # `u.data` is tab-separated without a header; `u.item` has bars, is Latin-1 and has one flag per genre.
     columns = zip(*_lines_of(source, "u.data", "\t", 4), strict=True)
