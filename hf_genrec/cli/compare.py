@@ -63,9 +63,9 @@ def _compare(
             compare_evaluations,
             comparison_note,
             comparison_tables,
-            plot_comparisons,
             write_comparisons,
         )
+        from hf_genrec.evaluation.plots import plot_comparisons
         from hf_genrec.evaluation.systems import load_evaluation
 
         loaded = [load_evaluation(word) for word in evaluations]

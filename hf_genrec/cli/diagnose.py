@@ -53,8 +53,10 @@ def _diagnose(
       hf-genrec diagnose PSID=psid Latte=latte data --reference SASRec=sasrec --plot tree.png --output tree.json
     """
     with output_on(as_json) as show:
+        from hf_genrec.cli.tables import rows_table
         from hf_genrec.data.prepared import PreparedDataset
-        from hf_genrec.evaluation.diagnose import diagnose, diagnosis_tables, load_systems, plot_diagnosis
+        from hf_genrec.evaluation.diagnose import diagnose, diagnosis_tables, load_systems
+        from hf_genrec.evaluation.plots import plot_diagnosis
         from hf_genrec.files import write_json
         from hf_genrec.training.trainer import keep_freed_memory
 
@@ -75,4 +77,5 @@ def _diagnose(
             write_json(report, output)
         if plot is not None:
             plot_diagnosis(report, plot)
-        show(*diagnosis_tables(report), result=report)
+        tables = diagnosis_tables(report)
+        show(*(rows_table(table.rows, title=table.title, caption=table.note) for table in tables), result=report)

@@ -22,7 +22,6 @@ from hf_genrec.evaluation.metrics import (
     paired_difference,
     seed_difference,
 )
-from hf_genrec.evaluation.plots import IntervalPanel, plot_intervals
 from hf_genrec.evaluation.record import shown_cut
 from hf_genrec.evaluation.systems import (
     BASELINES,
@@ -51,12 +50,7 @@ from hf_genrec.files import write_json, write_text
 
 @dataclass(frozen=True)
 class Differences:
-    """
-    How far one system is from another.
-
-    Where several items share an id, recall and ndcg are compared in their expectation over the order of these items,
-    see [`~systems.System.user_values`].
-    """
+    """How far one system is from another, in the values of [`~systems.System.user_values`]."""
 
     difference: float  # of the metric, the mean over seeds
     users: PairedDifference | None  # over the same users
@@ -73,6 +67,13 @@ class Comparison:
     conditions: dict[str, Any]  # what the records share: protocol, split, fingerprint, sizes and settings
     systems: Sequence[System]  # by falling values of the metric
     differences: dict[str, Differences]  # by the name of the system, for all but the reference
+
+    @property
+    def title(self) -> str:
+        """Data set, protocol and split."""
+        names = [self.conditions[name] for name in ("dataset", "protocol") if self.conditions[name]]
+        seen = ["seen items excluded"] if self.conditions["exclude_seen"] else []
+        return ", ".join([*names, f"{self.conditions['split']} split", *seen])
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as one JSON-ready object, without results of users."""
@@ -210,7 +211,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
         row += [metric_cell(system, name) for name in metrics]
         row += ["reference", NONE] if found is None else difference_cells(found)
         rows.append(row + (paired_cells(None if found is None else found.seeds) if over_seeds else []))
-    return [TextTable(_title_of(comparison), rows), *evidence_tables(comparison.systems)]
+    return [TextTable(comparison.title, rows), *evidence_tables(comparison.systems)]
 
 
 def comparison_page(comparisons: Sequence[Comparison]) -> str:
@@ -261,39 +262,12 @@ def write_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike
     return path
 
 
-def plot_comparisons(comparisons: Sequence[Comparison], path: str | os.PathLike[str]) -> Path:
-    """Draw each system with its interval, a panel per comparison. Args: comparisons in one metric, the PNG file."""
-    metric = comparisons[0].metric
-    panels = [
-        IntervalPanel(
-            _title_of(comparison),
-            {
-                own.name: (own.values[metric], *(own.interval(metric) or [own.values[metric]] * 2))
-                for own in comparison.systems
-            },
-            runs={own.name: [run[metric] for run in own.runs] for own in comparison.systems if len(own.runs) > 1},
-            faded=[own.name for own in comparison.systems if own.is_baseline],
-            reference=comparison.against,
-        )
-        for comparison in comparisons
-    ]
-    confidence = comparisons[0].conditions["confidence"]
-    return plot_intervals(panels, path, x_label=f"{metric}, {100 * confidence:g} % interval over users")
-
-
 def difference_cells(found: Differences) -> list[str]:
     """A difference with its interval, and its p-value, corrected where known. Args: see [`difference_of`]."""
     if found.users is None:
         return [f"{found.difference:+.4f}", NONE]
     adjusted = found.adjusted_p_value
     return paired_cells(found.users if adjusted is None else replace(found.users, p_value=adjusted))
-
-
-def _title_of(comparison: Comparison) -> str:
-    """Data set, protocol and split."""
-    names = [comparison.conditions[name] for name in ("dataset", "protocol")]
-    seen = ["seen items excluded"] if comparison.conditions["exclude_seen"] else []
-    return ", ".join([*(name for name in names if name), f"{comparison.conditions['split']} split", *seen])
 
 
 def _compare(

@@ -8,7 +8,6 @@ items would be treated if no tree tied them together.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from tqdm.auto import tqdm
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sequences import SequenceCollator, WindowDataset, make_examples
-from hf_genrec.evaluation.plots import Panel, plot_lines
+from hf_genrec.evaluation.baselines.base import sampled_users
 from hf_genrec.evaluation.record import evaluation_run, named_path
+from hf_genrec.evaluation.tables import TextTable, number
 from hf_genrec.evaluation.tree import (
     best_latent_differs,
     kendall_tau,
@@ -82,9 +80,7 @@ def diagnose(
             raise ValueError(f"`{name}` must be at least {smallest}, got {value}.")
     first = _check_systems(systems, prepared)
     test = prepared.split("test")
-    split = test
-    if num_users < len(split):
-        split = split.select(np.sort(np.random.default_rng(seed).choice(len(split), num_users, replace=False)))
+    split = sampled_users(test, max_users=num_users, seed=seed)
     targets = np.asarray(make_examples(test, prepared.item_ids, targets="last").targets)
     trees: dict[str, dict[str, Any]] = {}
     models = {}
@@ -114,23 +110,6 @@ def diagnose(
     }
 
 
-def plot_diagnosis(report: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Correlation and reversal rate by distance, in one figure. Args: what [`diagnose`] returned; the PNG file."""
-    panels = []
-    for key, title in (("correlation", "Correlation of two items over users"), ("reversal_rate", "Reversed orders")):
-        lines, bands = {}, {}
-        for name, model in report["models"].items():
-            tau = model["kendall_tau"]
-            label = name if tau is None else f"{name} (τ {tau:.3f})"
-            rows = [row for row in model["by_distance"] if row[key]["mean"] is not None]
-            lines[label] = [(row["distance"], row[key]["mean"]) for row in rows]
-            bands[label] = [(row[key]["quantiles"]["0.25"], row[key]["quantiles"]["0.75"]) for row in rows]
-        panels.append(Panel(title, lines, bands))
-    distances = sorted({x for panel in panels for line in panel.lines.values() for x, _ in line})
-    x_label, y_label = "distance of the items in the tree", "mean and middle half of the pairs"
-    return plot_lines(panels, path, x_label=x_label, y_label=y_label, x_ticks=distances)
-
-
 def load_systems(
     words: Sequence[str], *, device: str | None = None
 ) -> tuple[dict[str, Recommender], dict[str, dict[str, Any]]]:
@@ -148,55 +127,34 @@ def load_systems(
     return systems, runs
 
 
-def diagnosis_tables(report: Mapping[str, Any]) -> list[Table]:
-    """A report for a terminal. Args: what [`diagnose`] returned."""
-    distances = sorted({row["distance"] for model in report["models"].values() for row in model["by_distance"]})
+def diagnosis_tables(report: Mapping[str, Any]) -> list[TextTable]:
+    """A report as tables. Args: what [`diagnose`] returned."""
+    models = report["models"]
+    distances = sorted({row["distance"] for model in models.values() for row in model["by_distance"]})
     measured = f"{report['num_users']} users, up to {report['num_pairs']} pairs of items per distance"
-    table = _table(measured, ["", "model"], ["tau-b", *(f"at {distance}" for distance in distances)])
-    for key, title in (("correlation", "correlation"), ("reversal_rate", "reversed orders")):
-        for name, model in report["models"].items():
-            rows = {row["distance"]: row[key]["mean"] for row in model["by_distance"]}
-            tau = _number(model["kendall_tau"]) if key == "correlation" else ""
-            table.add_row(title, name, tau, *(_number(rows.get(distance)) for distance in distances))
-    return [table, _tree_table(report), *_latent_tables(report)]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD)
-    for name in names:
-        table.add_column(name, no_wrap=not name)
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=len(name) < 6)
-    return table
-
-
-def _tree_table(report: Mapping[str, Any]) -> Table:
-    table = _table("The trees", ["tree of"], ["items at 2", "items at 4", "targets with a sibling at 2"])
-    for name, model in report["models"].items():
-        if model["tree_of"] == name:
-            near = [model["tree"]["num_neighbours"].get(str(distance)) for distance in (2, 4)]
-            share = model["tree"]["targets_with_sibling"]
-            cells = ["-" if value is None else f"{value:.2f}" for value in near]
-            table.add_row(name, *cells, "-" if share is None else f"{100 * share:.1f} %")
-    return table
-
-
-def _latent_tables(report: Mapping[str, Any]) -> list[Table]:
-    models = {name: model for name, model in report["models"].items() if "latents" in model}
-    table = _table(
-        "The latents", ["model"], ["latents", "entropy", "nats on the item", "best differs at 2", "at most"]
-    )
+    tables = []
+    for key, title in (("correlation", "correlation of two items"), ("reversal_rate", "share of reversed orders")):
+        rows = [["model", *(f"at {distance}" for distance in distances), *(["tau-b"] if key == "correlation" else [])]]
+        for name, model in models.items():
+            means = {row["distance"]: row[key]["mean"] for row in model["by_distance"]}
+            tau = [number(model["kendall_tau"], ".3f")] if key == "correlation" else []
+            rows.append([name, *(number(means.get(distance), ".3f") for distance in distances), *tau])
+        tables.append(TextTable(f"{title}, by their distance in the tree", rows, measured))
+    rows = [["tree of", "items at 2", "items at 4", "targets with a sibling at 2"]]
     for name, model in models.items():
-        differs = {row["distance"]: row["best_latent_differs"] for row in model["by_distance"]}
-        latents = model["latents"]
-        measured = [f"{latents['normalized_entropy']:.4f}", f"{latents['mutual_information']:.2g}"]
-        most = _number(max(differs.values()))
-        table.add_row(name, str(latents["num_latents"]), *measured, _number(differs.get(2)), most)
-    return [table] if models else []
+        if model["tree_of"] == name:
+            near = [number(model["tree"]["num_neighbours"].get(distance), ".2f") for distance in ("2", "4")]
+            rows.append([name, *near, number(model["tree"]["targets_with_sibling"], ".1%")])
+    tables.append(TextTable("the trees", rows))
+    rows = [["model", "latents", "entropy", "nats on the item", "best differs at 2", "at most"]]
+    for name, model in models.items():
+        if "latents" in model:
+            latents = model["latents"]
+            differs = {row["distance"]: row["best_latent_differs"] for row in model["by_distance"]}
+            entropy, nats = f"{latents['normalized_entropy']:.4f}", f"{latents['mutual_information']:.2g}"
+            most = [number(value, ".3f") for value in (differs.get(2), max(differs.values()))]
+            rows.append([name, str(latents["num_latents"]), entropy, nats, *most])
+    return [*tables, *([TextTable("the latents", rows)] if len(rows) > 1 else [])]
 
 
 class _Users:

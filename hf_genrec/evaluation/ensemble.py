@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import scipy.optimize
 import torch
 from numpy.typing import NDArray
@@ -100,10 +99,7 @@ def fit_ensemble(
 
 @dataclass(frozen=True)
 class _Pool:
-    """
-    The scores of some items of each user, the target's first: all that can be among the best 10 of a weighted sum,
-    but for items that no single score puts among its best 100.
-    """
+    """The scores of some items of each user: the target, then the best 100 of each single score."""
 
     values: NDArray[np.float32]  # (num_users, num_places, num_scores); NaN where a place is not taken
     is_before: NDArray[np.bool_]  # (num_users, num_places): items that stand before the target where scores are equal
@@ -192,9 +188,7 @@ def likeliest_factor(logits: torch.Tensor, targets: torch.Tensor) -> float:
     """
     The factor on logits under whose softmax the targets are most likely, between 0.007 and 3,000.
 
-    Args:
-        logits (`torch.FloatTensor` of shape `(num_users, num_items)`): Scores of all items.
-        targets (`torch.LongTensor` of shape `(num_users,)`): Item indices.
+    Args: scores of all items `(num_users, num_items)`, and the item index of each target.
 
     >>> logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # right for three users of four
     >>> round(likeliest_factor(logits, torch.tensor([0, 0, 0, 0])), 2)  # log 3
@@ -211,17 +205,11 @@ def as_tokens(histories: Sequence[Sequence[str]], item_ids: Sequence[str], confi
     """
     Histories as item tokens, padded on the right.
 
-    Args:
-        histories (`list[list[str]]`): Item ids of the catalog, oldest first.
-        item_ids (`list[str]`): The catalog.
-        config: The config of the model that reads them.
+    Args: item ids of the catalog per user, oldest first; the catalog; and the config of the model that reads them.
     """
-    index = pd.Index(item_ids)
-    rows = [index.get_indexer(history[-config.max_history_length :]) for history in histories]
-    tokens = torch.zeros(len(rows), max(1, *map(len, rows)), dtype=torch.long)
-    for place, row in enumerate(rows):
-        tokens[place, : len(row)] = torch.from_numpy(row) + config.first_item_token
-    return tokens
+    latest = [history[-config.max_history_length :] for history in histories]
+    items = item_indices(latest, item_ids=item_ids, k=max(1, *map(len, latest)))
+    return torch.from_numpy(np.where(items >= 0, items + config.first_item_token, 0))
 
 
 def _names(model: EnsembleForItemGeneration, members: Mapping[str, Any]) -> list[str]:

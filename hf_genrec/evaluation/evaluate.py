@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.baselines import BASELINES
+from hf_genrec.evaluation.baselines.base import sampled_users
 from hf_genrec.evaluation.lists import history_matrix, is_invalid_list, item_indices, list_values, unit_columns
 from hf_genrec.evaluation.metrics import PER_USER, bootstrap_interval, ndcg_at_k, ranks_of_targets, recall_at_k
 from hf_genrec.evaluation.ranked_lists import RankedLists, check_search, length_for_shared_ids, rank_both_ways
@@ -267,9 +268,7 @@ class _Task:
         rows = data.split(settings.split)
         if len(rows) == 0:
             raise ValueError(f"The {settings.split!r} split has no users: there is nothing to evaluate.")
-        if settings.max_users is not None and settings.max_users < len(rows):
-            generator = np.random.default_rng(settings.seed)
-            rows = rows.select(np.sort(generator.choice(len(rows), size=settings.max_users, replace=False)))
+        rows = sampled_users(rows, max_users=settings.max_users, seed=settings.seed)
         histories, target_ids, item_ids = list(rows["history"]), list(rows["target"]), data.item_ids
         if settings.max_history_length is not None:
             histories = [history[-settings.max_history_length :] for history in histories]

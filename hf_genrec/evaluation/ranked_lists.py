@@ -103,8 +103,7 @@ def length_for_shared_ids(recommender: Any, top_k: int) -> int:
     Lists as long as they may be without another search: the first `top_k` distinct ids need more items than `top_k`.
 
     Beams without latents are as many ids; with latents several may be one id, and longer lists would widen the search.
-    Diverse lists, groups, samples and re-scored items depend on the length, so with these no more than `top_k` items
-    are asked for, and more users have fewer distinct ids than that.
+    Where the lists depend on their length (`_BY_LENGTH`), `top_k` items are asked for, and more users have fewer ids.
 
     Args: a model whose items share ids, and the number of items that are counted.
     """

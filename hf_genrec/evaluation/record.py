@@ -28,9 +28,9 @@ PERSONAL_COLUMNS = ("user_id", "target")
 
 def named_path(word: str | os.PathLike[str]) -> tuple[str | None, str]:
     """
-    A word of a command line that may give a file or folder a name.
+    `NAME=PATH` or `PATH` of a command line as name and path; what exists as it stands is a path.
 
-    Args: `NAME=PATH` or `PATH`; what exists as it stands is a path, whatever signs are in it.
+    Args: the word.
 
     >>> named_path("A=runs/lr=1e-3"), named_path("runs/psid")
     (('A', 'runs/lr=1e-3'), (None, 'runs/psid'))
@@ -67,14 +67,6 @@ def record_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = N
     A record as a table of strings: the header, the baselines, and the model last; both columns where it has them.
 
     Args: what [`evaluate`] returned, and the metrics.
-
-    >>> values = {"recall@5": 0.5, "invalid_rate": 0.0, "intervals": {"recall@5": [0.25, 0.75]}}
-    >>> record = {"model": values, "baselines": {"popularity": values}}
-    >>> for row in record_table(record):
-    ...     row
-    ['system', 'recall@5', 'invalid_rate']
-    ['popularity', '0.5000 [0.2500, 0.7500]', '0.0000']
-    ['model', '0.5000 [0.2500, 0.7500]', '0.0000']
     """
     metrics = [*record["model"]["intervals"], "invalid_rate"] if metrics is None else list(metrics)
     systems = {**record["baselines"], "model": record["model"]}
@@ -91,12 +83,9 @@ def record_table(record: Mapping[str, Any], *, metrics: Sequence[str] | None = N
 
 def shown_cut(names: Iterable[str], *, metric: str) -> int:
     """
-    Which of the cut-offs of a metric is shown where there is room for one.
+    Which of the cut-offs of a metric is shown where there is room for one: the largest up to 10.
 
     Args: names of a record, such as `"recall@5"`, others are passed over; and what stands before the `@`.
-
-    >>> shown_cut(["recall@1", "recall@5", "recall@20", "invalid_rate"], metric="recall")
-    5
     """
     cuts = [int(name.partition("@")[2]) for name in names if name.startswith(f"{metric}@")]
     return max((cut for cut in cuts if cut <= 10), default=min(cuts, default=10))
@@ -138,12 +127,9 @@ def evaluation_run(
 
 def interval_text(interval: Sequence[float] | None, form: str = ".4f") -> str:
     """
-    An interval behind its number; nothing where there is none.
+    An interval behind its number, such as `" [0.0354, 0.0393]"`; nothing where there is none.
 
     Args: lower and upper end, and how `format` writes them.
-
-    >>> interval_text([0.0354, 0.0393])
-    ' [0.0354, 0.0393]'
     """
     return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
 

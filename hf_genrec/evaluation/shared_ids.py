@@ -13,8 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
+
+from hf_genrec.tokenizers.collisions import group_by_codes
 
 
 @dataclass(frozen=True)
@@ -27,38 +30,13 @@ class IdRanks:
     num_ids: NDArray[np.int64]  # how many distinct ids the list holds
 
 
-def id_groups(codes: ArrayLike) -> NDArray[np.int64]:
-    """
-    Number of each item's semantic ID, from 0; equal for equal codes.
-
-    Args: `codes` of shape `(num_items, num_levels)`.
-
-    >>> id_groups([[1, 2], [0, 3], [1, 2]])
-    array([1, 0, 1])
-    """
-    code_array = np.asarray(codes)
-    if code_array.ndim != 2:
-        raise ValueError(f"`codes` must have shape (num_items, num_levels), got {code_array.shape}.")
-    groups = np.unique(code_array, axis=0, return_inverse=True)[1]
-    return groups.reshape(-1).astype(np.int64)
-
-
 def shared_id_groups(items: pa.Table) -> NDArray[np.int64] | None:
-    """
-    Which items of a model's table share a semantic ID, if any do.
-
-    Args: the item table of a model, with a column `codes` if its items have semantic IDs.
-
-    >>> shared_id_groups(pa.table({"item_id": ["soap", "comb"], "codes": [[3, 1], [3, 1]]}))
-    array([0, 0])
-    >>> shared_id_groups(pa.table({"item_id": ["soap", "comb"], "codes": [[3, 1], [3, 2]]})) is None
-    True
-    """
+    """Number of each item's semantic ID, if any items share one; else `None`. Args: a model's item table."""
     if "codes" not in items.column_names or not items.num_rows:
         return None
     codes = items["codes"].combine_chunks()
-    groups = id_groups(codes.flatten().to_numpy(zero_copy_only=False).reshape(len(codes), -1))
-    return groups if groups.max() + 1 < len(groups) else None
+    groups, sizes = group_by_codes(codes.flatten().to_numpy(zero_copy_only=False).reshape(len(codes), -1))
+    return groups if len(sizes) < len(groups) else None
 
 
 def rank_ids(lists: ArrayLike, targets: ArrayLike, *, groups: ArrayLike) -> IdRanks:
@@ -66,7 +44,7 @@ def rank_ids(lists: ArrayLike, targets: ArrayLike, *, groups: ArrayLike) -> IdRa
     Where the semantic ID of each target stands.
 
     Args: item indices `(num_users, list_length)`, best first, `-1` where a list is shorter; the index of each target;
-    and the number of each item's id, see [`id_groups`].
+    and the number of each item's id, see [`shared_id_groups`].
 
     >>> found = rank_ids([[4, 0, 1, 3]], [2], groups=[0, 1, 1, 0, 2])  # items 1 and 2 share an id, and so 0 and 3
     >>> found.group_start, found.id_rank, found.group_size, found.num_ids
@@ -83,7 +61,8 @@ def rank_ids(lists: ArrayLike, targets: ArrayLike, *, groups: ArrayLike) -> IdRa
             f"`lists` and `targets` must hold item indices below {len(group_of)}, the number of items in `groups`."
         )
     ids = np.where(items >= 0, group_of[items], -1)  # (B, list_length)
-    is_first = _is_first_in_row(ids) & (ids >= 0)
+    again = pd.DataFrame({"user": np.arange(len(ids)).repeat(ids.shape[1]), "id": ids.ravel()}).duplicated()
+    is_first = ~again.to_numpy().reshape(ids.shape) & (ids >= 0)
     is_target = ids == group_of[target_items][:, None]
     is_found = is_target.any(axis=1)
     start = np.where(is_found, is_target.argmax(axis=1) if ids.shape[1] else 0, -1)
@@ -103,9 +82,6 @@ def corrected_recall_per_user(group_start: ArrayLike, group_size: ArrayLike, *, 
     With `g` items from 1-based position `p` on: `m / g` with `m = min(g, max(0, k - p + 1))`, as in arXiv 2605.25330.
 
     Args: `group_start` and `group_size` as in [`IdRanks`], and the cut-off `k`.
-
-    >>> corrected_recall_per_user([0, 8, 9, -1], [1, 4, 5, 2], k=10)
-    array([1. , 0.5, 0.2, 0. ])
     """
     first, end, size = _span(group_start, group_size, k)
     return (end - first) / size
@@ -116,9 +92,6 @@ def corrected_ndcg_per_user(group_start: ArrayLike, group_size: ArrayLike, *, k:
     Expected discounted gain of the target: the mean over the positions of the items of its id, 0 behind `k`.
 
     Args: see [`corrected_recall_per_user`].
-
-    >>> corrected_ndcg_per_user([0, 2, 2, -1], [1, 1, 4, 2], k=3)
-    array([1.   , 0.5  , 0.125, 0.   ])
     """
     first, end, size = _span(group_start, group_size, k)
     gain_before = np.append(0.0, np.cumsum(1 / np.log2(np.arange(k) + 2)))  # of the first 0 ... k positions together
@@ -139,14 +112,3 @@ def _span(
         )
     is_found = start >= 0
     return np.where(is_found, np.minimum(start, k), 0), np.where(is_found, np.minimum(start + size, k), 0), size
-
-
-def _is_first_in_row(values: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where a value stands for the first time in its row."""
-    order = np.argsort(values, axis=1, kind="stable")
-    in_order = np.take_along_axis(values, order, axis=1)
-    is_new = np.ones(values.shape, dtype=bool)
-    is_new[:, 1:] = in_order[:, 1:] != in_order[:, :-1]
-    is_first = np.empty_like(is_new)
-    np.put_along_axis(is_first, order, is_new, axis=1)
-    return is_first

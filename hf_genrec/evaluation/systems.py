@@ -130,11 +130,7 @@ def load_evaluation(word: str | os.PathLike[str]) -> StoredEvaluation:
 
 
 def in_column(evaluation: StoredEvaluation, *, exclude_seen: bool) -> StoredEvaluation | None:
-    """
-    The evaluation as it is with seen items allowed, or with seen items excluded; `None` where that was not measured.
-
-    Args: an evaluation, and which of the two.
-    """
+    """An evaluation with seen items allowed or excluded; `None` where not measured. Args: it, and which of the two."""
     record, users, column = evaluation.record, evaluation.users, COLUMNS[exclude_seen]
     if bool(record["exclude_seen"]) == exclude_seen:
         return evaluation
@@ -169,11 +165,6 @@ def user_values(
 
     Args: 0-based rank of each target, the metric, and where items share an id the position of the first item with the
     target's id and how many have it: recall and ndcg are then the expectation over the order of these items.
-
-    >>> user_values([0, 4, -1, 2], "ndcg@3")
-    array([1. , 0. , 0. , 0.5])
-    >>> user_values([0, 4, -1, 2], "ndcg@3", group=([0, 3, -1, 2], [2, 3, 1, 4]))
-    array([0.81546488, 0.        , 0.        , 0.125     ])
     """
     found = _METRIC.fullmatch(metric)
     if found is None:
@@ -186,9 +177,7 @@ def user_values(
 
 def group_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     """
-    What two records must have in common to be compared: `GROUP_FIELDS`, and the seed where it drew a sample of users.
-
-    Args: an evaluation record.
+    What two records must share to be compared: `GROUP_FIELDS`, and the seed of a sample of users. Args: a record.
     """
     sample_seed = record["seed"] if record["max_users"] is not None else None
     return (*(str(record[name]) for name in GROUP_FIELDS), str(sample_seed))

@@ -1,8 +1,7 @@
 """
 Systems in, tables out: rows of strings, and Markdown.
 
-A table is a title and rows, the first row the header; what no system has makes no table, and what one system lacks
-is a dash.
+What no system has makes no table, and what one system lacks is a dash.
 """
 
 from __future__ import annotations
@@ -98,15 +97,7 @@ def markdown_table(rows: Iterable[Sequence[str]], *, num_left: int = 1, num_righ
 
 
 def metric_cell(system: System, name: str) -> str:
-    """
-    A metric with what is known of its uncertainty.
-
-    Args: any system, and the name of a metric.
-
-    >>> values = {"ndcg@10": 0.0375, "intervals": {"ndcg@10": [0.0354, 0.0393]}}
-    >>> metric_cell(System("PSID", values), "ndcg@10"), metric_cell(System("PSID", values), "mrr@10")
-    ('0.0375 [0.0354, 0.0393]', '–')
-    """
+    """A metric and its uncertainty, such as `0.0375 [0.0354, 0.0393]`. Args: any system, the name of a metric."""
     if name not in system.values:
         return NONE
     deviation = f" ± {system.deviations[name]:.4f}" if name in system.deviations else ""
@@ -115,14 +106,7 @@ def metric_cell(system: System, name: str) -> str:
 
 def paired_cells(found: PairedDifference | None) -> list[str]:
     """
-    A paired difference with its interval, and its p-value.
-
-    Args: what was found, or `None`.
-
-    >>> paired_cells(PairedDifference(0.0021, 0.0003, 0.004, 0.0214, 8317))
-    ['+0.0021 [+0.0003, +0.0040]', '0.021']
-    >>> paired_cells(PairedDifference(0.0021, None, None, None, 3))
-    ['+0.0021', '–']
+    A paired difference with its interval, such as `+0.0021 [+0.0003, +0.0040]`, and its p-value. Args: it, or `None`.
     """
     if found is None:
         return [NONE, NONE]

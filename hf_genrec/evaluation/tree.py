@@ -45,10 +45,6 @@ def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int
     Pairs that share all codes are left out.
 
     Args: semantic IDs of shape `(num_items, num_levels)`, pairs per distance (all if fewer), seed of the draw.
-
-    >>> pairs = sample_pairs(np.array([[0, 5], [3, 1], [0, 2]]), num_pairs=9)
-    >>> {distance: np.sort(rows).tolist() for distance, rows in pairs.items()}
-    {2: [[0, 2]], 4: [[1, 2], [0, 1]]}
     """
     if num_pairs < 1:
         raise ValueError(f"`num_pairs` must be at least 1, got {num_pairs}.")
@@ -71,12 +67,7 @@ def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int
 
 
 def num_neighbours(codes: NDArray[np.integer]) -> dict[int, NDArray[np.int64]]:
-    """
-    How many items stand at each distance of each item. Args: `codes` of shape `(num_items, num_levels)`.
-
-    >>> {distance: counts.tolist() for distance, counts in num_neighbours(np.array([[0, 5], [3, 1], [0, 2]])).items()}
-    {2: [1, 0, 1], 4: [1, 2, 1]}
-    """
+    """How many items stand at each distance of each item. Args: `codes` of shape `(num_items, num_levels)`."""
     tree = _SortedTree.of(codes)
     num_levels = codes.shape[1]
     sizes = np.empty((num_levels + 1, len(codes)), dtype=np.int64)
@@ -90,10 +81,6 @@ def pair_correlations(probabilities: NDArray[np.floating], pairs: NDArray[np.int
     Pearson correlation over users of the probabilities of two items.
 
     Args: `probabilities` (not logarithms) of shape `(num_users, num_items)`; `pairs` of its columns `(num_pairs, 2)`.
-
-    >>> probabilities = np.array([[0.1, 0.2, 0.5], [0.2, 0.4, 0.5], [0.3, 0.6, 0.5]])
-    >>> pair_correlations(probabilities, np.array([[0, 1], [1, 2]])).round(6).tolist()
-    [1.0, nan]
     """
     items, columns = np.unique(pairs, return_inverse=True)
     values = np.asarray(probabilities)[:, items].astype(np.float64)
@@ -113,10 +100,6 @@ def reversal_rates(scores: NDArray[np.floating], pairs: NDArray[np.integer]) -> 
     The estimate of `2 P(D > 0) P(D < 0)` with `D` the difference of the two scores of a user (lemma B.2).
 
     Args: `scores` of shape `(num_users, num_items)`, or their logarithms; `pairs` of its columns `(num_pairs, 2)`.
-
-    >>> scores = np.array([[0.1, 0.2], [0.4, 0.2], [0.3, 0.1]])  # one user against two: 2 of 3 pairs of users
-    >>> reversal_rates(scores, np.array([[0, 1]])).round(4).tolist()
-    [0.6667]
     """
     num_users = len(scores)
     if num_users < 2:
@@ -147,9 +130,6 @@ def kendall_tau(correlations: Mapping[int, NDArray[np.floating]], *, seed: int =
     Section 5.3 of the paper; the variant is ours: tau-b, since distances are tied.
 
     Args: `correlations` of pairs by their distance, NaN left out; `seed` of the 200 resamples.
-
-    >>> kendall_tau({2: np.array([0.9, 0.8]), 4: np.array([0.5, 0.1])}).tau.__round__(4)
-    -0.8165
     """
     values = np.concatenate([np.zeros(0), *correlations.values()])
     distances = np.repeat([*correlations], [len(part) for part in correlations.values()])
@@ -181,9 +161,6 @@ def latent_entropy(log_joint: NDArray[np.floating]) -> NDArray[np.float64]:
     Entropy of the latent given the user, as a share of the most it could be.
 
     Args: `log_joint` of shape `(num_users, num_latents, num_items)`, of all items; it is normalised per user.
-
-    >>> latent_entropy(np.log([[[0.3, 0.2], [0.1, 0.4]], [[0.5, 0.5], [1e-300, 1e-300]]])).round(6).tolist()
-    [1.0, 0.0]
     """
     if log_joint.shape[1] < 2:
         raise ValueError(f"`log_joint` must have at least two latents, got {log_joint.shape[1]}.")
@@ -196,10 +173,6 @@ def latent_information(log_joint: NDArray[np.floating]) -> NDArray[np.float64]:
     Mutual information of latent and item given the user: 0 where the latent says nothing about the item.
 
     Args: see [`latent_entropy`].
-
-    >>> independent, bound = np.full((2, 2), 0.25), np.eye(2) / 2 + 1e-300
-    >>> latent_information(np.log([independent, bound])).round(6).tolist()  # the latter is ln 2
-    [0.0, 0.693147]
     """
     joint = _normalised(log_joint)
     independent = joint.sum(axis=2, keepdims=True) * joint.sum(axis=1, keepdims=True)
@@ -212,9 +185,6 @@ def best_latent_differs(best_latents: NDArray[np.integer], pairs: NDArray[np.int
     Share of users for whom the best latent of one item is not that of the other (proposition C.2).
 
     Args: `best_latents` of shape `(num_users, num_items)`, those of the best paths; `pairs` of its columns.
-
-    >>> best_latent_differs(np.array([[3, 3], [3, 5]]), np.array([[0, 1]])).tolist()
-    [0.5]
     """
     return (best_latents[:, pairs[:, 0]] != best_latents[:, pairs[:, 1]]).mean(axis=0)
 

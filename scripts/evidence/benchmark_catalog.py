@@ -38,11 +38,11 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers import PrefixConstrainedLogitsProcessor
 
-from hf_genrec.evaluation.plots import Panel, plot_lines
 from hf_genrec.files import write_json
 from hf_genrec.modeling.configuration_genrec import GenRecConfig
 from hf_genrec.modeling.genrec_catalog import Catalog
 from hf_genrec.modeling.genrec_generate import CatalogLogitsProcessor
+from line_plots import Panel, plot_lines
 
 
 DEFAULT_OUTPUT = Path("scripts/evidence/records/catalog_speed.json")

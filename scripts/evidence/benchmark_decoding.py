@@ -39,8 +39,8 @@ from tqdm.auto import tqdm
 from transformers import T5ForConditionalGeneration
 
 from hf_genrec import LatteConfig, LatteForConditionalGeneration
-from hf_genrec.evaluation.plots import Panel, plot_lines
 from hf_genrec.files import write_json
+from line_plots import Panel, plot_lines
 
 
 BASELINE = "stock"

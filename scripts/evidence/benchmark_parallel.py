@@ -35,13 +35,13 @@ from tqdm.auto import tqdm
 from benchmark_decoding import Sizes, forget_peak, machine, memory_status, time_in_turns, timing
 from hf_genrec import PreparedDataset, Recommender
 from hf_genrec.evaluation.metrics import ndcg_per_user, ranks_of_targets
-from hf_genrec.evaluation.plots import Panel, plot_lines
 from hf_genrec.files import write_json
 from hf_genrec.modeling.configuration_rpg import RPGConfig
 from hf_genrec.modeling.genrec_item_graph import GRAPH_FILE
 from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
 from hf_genrec.serving.item_graph import ItemGraph, build_item_graph
 from hf_genrec.training.initial import check_same_catalog
+from line_plots import Panel, plot_lines
 from sweep_beams import Users
 
 

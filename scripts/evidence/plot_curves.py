@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hf_genrec.evaluation.plots import Panel, plot_lines
+from line_plots import Panel, plot_lines
 from results import curves_name, load_records
 
 

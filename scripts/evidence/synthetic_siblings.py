@@ -35,10 +35,10 @@ from transformers import AutoModel
 
 from hf_genrec import LatteConfig, SASRecConfig
 from hf_genrec.cli.command_line import command_line
-from hf_genrec.evaluation.plots import Panel, plot_lines
 from hf_genrec.evaluation.tree import pair_correlations, reversal_rates
 from hf_genrec.files import write_json
 from hf_genrec.training.trainer import keep_freed_memory
+from line_plots import Panel, plot_lines
 from synthetic import SiblingWorld, make_sibling_world, pattern_report
 from tree_results import measured_at, shared_step
 

@@ -9,9 +9,9 @@ from hf_genrec.evaluation.compare import (
     comparison_page,
     comparison_tables,
     difference_of,
-    plot_comparisons,
     write_comparisons,
 )
+from hf_genrec.evaluation.plots import plot_comparisons
 from hf_genrec.evaluation.systems import (
     StoredEvaluation,
     System,

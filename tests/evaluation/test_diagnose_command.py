@@ -108,7 +108,7 @@ def test_latents_without_siblings_leave_their_place_empty():
 
     table = diagnosis_tables(report)[-1]
 
-    assert [list(column.cells)[0] for column in table.columns][-2:] == ["-", "0.250"]
+    assert table.rows[1][-2:] == ["–", "0.250"]
 
 
 def test_latents_are_those_of_the_joint_distribution(prepared, latte):

@@ -13,7 +13,6 @@ from hf_genrec.evaluation.metrics import ndcg_per_user, ranks_of_targets, recall
 from hf_genrec.evaluation.shared_ids import (
     corrected_ndcg_per_user,
     corrected_recall_per_user,
-    id_groups,
     rank_ids,
     shared_id_groups,
 )
@@ -21,12 +20,6 @@ from hf_genrec.evaluation.shared_ids import (
 
 # Items 0 to 6; 1, 4 and 6 share an id, and so do 2 and 3.
 GROUPS = np.array([0, 1, 2, 2, 1, 3, 1])
-
-
-def test_items_with_equal_codes_are_one_group():
-    groups = id_groups([[3, 0], [1, 2], [3, 0], [3, 1]])
-
-    np.testing.assert_array_equal(groups, [1, 0, 1, 2])
 
 
 def test_tables_with_unique_ids_or_without_ids_have_no_groups():
@@ -117,5 +110,3 @@ def test_bad_arguments_are_named():
         corrected_recall_per_user([0], [1], k=0)
     with pytest.raises(ValueError, match="sizes of at least 1"):
         corrected_ndcg_per_user([0], [0], k=1)
-    with pytest.raises(ValueError, match=r"\(num_items, num_levels\), got \(3,\)"):
-        id_groups([1, 2, 3])

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from hf_genrec.evaluation.plots import Panel, plot_lines
+from line_plots import Panel, plot_lines
 
 
 LABELS = {"x_label": "beams", "y_label": "milliseconds"}

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from datasets import Dataset
 from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
@@ -249,7 +250,12 @@ def validation_users(
     validation = prepared.split("validation")
     if len(validation) == 0:
         raise ValueError(f"{prepared.folder} has no validation users to tune a baseline with.")
-    if max_users is not None and max_users < len(validation):
-        users = np.random.default_rng(seed).choice(len(validation), size=max_users, replace=False)
-        validation = validation.select(np.sort(users))
+    validation = sampled_users(validation, max_users=max_users, seed=seed)
     return list(validation["history"]), list(validation["target"])
+
+
+def sampled_users(rows: Dataset, *, max_users: int | None, seed: int) -> Dataset:
+    """A sample of the users of a split, in their order. Args: the split, the size, `None` for all, and the seed."""
+    if max_users is None or max_users >= len(rows):
+        return rows
+    return rows.select(np.sort(np.random.default_rng(seed).choice(len(rows), size=max_users, replace=False)))
