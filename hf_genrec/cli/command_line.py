@@ -38,8 +38,8 @@ OPTION_OF = {
 
 
 _ORDER = (
-    "prepare", "embed", "tokenize", "train", "fit", "ensemble", "evaluate", "recommend", "demo", "compare", "diagnose",
-    "graph", "push", "push-ids", "push-space",
+    "prepare", "embed", "tokenize", "train", "fit", "ensemble", "evaluate", "recommend", "serve", "demo", "compare",
+    "diagnose", "graph", "push", "push-ids", "push-space",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from hf_genrec.cli import (  # noqa: F401 (their verbs register themselves)
     prepare,
     push,
     recommend,
+    serve,
     tokenize,
     train,
 )

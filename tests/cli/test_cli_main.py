@@ -46,6 +46,8 @@ from cli_shop import error_of, run
         (["recommend", "--model", "x"], "either `--history`"),
         (["recommend", "--model", "./x", "--history", "a"], "no run folder ./x"),
         (["evaluate", "a/b/c", "x"], "no run folder a/b/c"),
+        (["serve", "./x"], "no run folder ./x"),
+        (["serve", "x", "--max-queue", "9"], "`--max-queue` must be at least `max_histories` (256), got 9"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
 )
