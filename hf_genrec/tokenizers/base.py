@@ -39,13 +39,11 @@ class Quantizer(ABC):
 
     The same rows and seed give the same codes, in any batch, order of items and number of threads. `embeddings` is
     everywhere one row per item, `(num_items, dim)`, without NaN and infinity; `codes` is int64, `(num_items,
-    num_levels)`, from 0 to `codebook_size - 1`.
-
-    Each subclass keeps its arguments as attributes of the same name, as scikit-learn does, so that they can be saved.
-    What it is and what suits it are class attributes:
+    num_levels)`, from 0 to `codebook_size - 1`. Each subclass keeps its arguments as attributes of the same name, so
+    that they can be saved; what it is and what suits it are class attributes:
 
     - `quantizer_type`: its name in a saved `config.json`,
-    - `names`: what `tokenize_items` and the command line call it, with the defaults that the name stands for,
+    - `names`: what the command line calls it, with the arguments that each name stands for,
     - `default_whitened`: whitened components that its paper takes; 0 for the plain embeddings,
     - `has_codebooks`: whether all items share one set of centroids per level, which the collision policies
       `"candidates"`, `"widen"` and `"rematch"` need,
@@ -76,6 +74,10 @@ class Quantizer(ABC):
         self._dim: int | None = None
         self._taken: sp.csr_array | None = None  # while it learns
 
+    @property
+    def _num_bits(self) -> int:
+        return self.codebook_size.bit_length() - 1
+
     # What a subclass says
 
     @abstractmethod
@@ -102,9 +104,8 @@ class Quantizer(ABC):
     @property
     def codebooks(self) -> np.ndarray | None:
         """
-        `np.ndarray` of shape `(num_levels, codebook_size, dim)`: the centroids, float32; `None` without any.
-
-        They lie where [`Quantizer.latents`] lie, and an item is approximated by the sum of one centroid per level.
+        The centroids, float32 of shape `(num_levels, codebook_size, dim)`, or `None`. They lie where
+        [`Quantizer.latents`] lie, and an item is approximated by the sum of one per level.
         """
         return None
 
@@ -152,8 +153,8 @@ class Quantizer(ABC):
     @property
     def default_policy(self) -> CollisionPolicy:
         """
-        The collision policy that suits it, see [`SemanticIds.from_codes`]: `"keep"` for more than 8 codes, else
-        `"widen"`, or `"append"` where there are no codebooks.
+        The collision policy that suits it: `"keep"` for more than 8 codes, else `"widen"`, or `"append"` without
+        codebooks.
         """
         if self.num_levels > LONGEST_UNIQUE:
             return "keep"
@@ -187,15 +188,7 @@ class Quantizer(ABC):
         return self
 
     def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """
-        Codes of items, seen in training or not.
-
-        Args:
-            embeddings (`np.ndarray` of shape `(num_items, dim)`): One row per item.
-
-        Returns:
-            `np.ndarray` of shape `(num_items, num_levels)`: int64, from 0 to `codebook_size - 1`.
-        """
+        """Codes of items, seen in training or not."""
         rows = as_rows(embeddings, dim=self.dim)
         codes = np.empty((len(rows), self.num_levels), dtype=np.int64)
         for start in range(0, len(rows), self.block_size):
@@ -204,30 +197,20 @@ class Quantizer(ABC):
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """
-        Approximate embeddings, float32 of shape `(num_items, dim)`.
-
-        Args:
-            codes (`np.ndarray` of shape `(num_items, num_levels)`):
-                Codes as [`Quantizer.encode`] returns them; with fewer columns, the first levels alone.
-
-        Raises:
-            ValueError: If the quantizer is not fitted or cannot decode, or the shape or a code is wrong.
+        Approximate embeddings, float32 of shape `(num_items, dim)`; of codes with fewer columns, the first levels
+        alone.
         """
         *_, approximation = self._approximations(self._checked_codes(codes))
         return approximation
 
     def relative_errors(self, embeddings: np.ndarray, codes: np.ndarray) -> list[float] | None:
         """
-        Squared error of the first 1, 2, ... levels, in units of the embeddings' own spread: 0 is a perfect
-        reconstruction, 1 is what the mean of the embeddings achieves. `None` for a quantizer that cannot decode, or
-        without any spread.
+        Squared error of the first 1, 2, ... levels relative to the embeddings' own spread: 0 is a perfect
+        reconstruction, 1 is what their mean achieves. `None` for a quantizer that cannot decode, or without any
+        spread.
 
         For product quantization, a level that is left out counts as zeros. The decoder of an RQ-VAE was trained for
         all levels; errors of fewer may pass 1.
-
-        Args:
-            embeddings (`np.ndarray` of shape `(num_items, dim)`): What the codes stand for.
-            codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes as [`Quantizer.encode`] returns them.
         """
         rows = np.asarray(embeddings, dtype=np.float32)
         spread = float(np.square(rows - rows.mean(axis=0)).sum(dtype=np.float64)) if len(rows) else 0.0
@@ -249,14 +232,8 @@ class Quantizer(ABC):
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """
-        Read what [`Quantizer.save`] wrote; the result assigns the same codes.
-
-        Args:
-            folder (`str` or `Path`): `Quantizer.load` opens that of any quantizer, a subclass only its own.
-
-        Raises:
-            ValueError: If the folder holds another quantizer, or tensors of other shapes than its config says.
-            FileNotFoundError: If there is no `config.json`.
+        Read what [`Quantizer.save`] wrote; the result assigns the same codes. `Quantizer.load` opens the folder of any
+        quantizer, a subclass only its own.
         """
         config = json.loads((Path(folder) / _CONFIG_NAME).read_text(encoding="utf-8"))
         kind = config.get("quantizer_type")
@@ -283,14 +260,9 @@ class Quantizer(ABC):
         A new quantizer by the name that the command line uses, such as `"opq"`; `None` takes the defaults of its
         class.
 
-        Args:
-            name (`str`): One of the `names` of the quantizers.
-            num_items (`int`): Items of the catalog, for [`Quantizer.default_codebook_size`].
-            num_rows (`int`, *optional*): Those to learn from; `None` for all.
-            num_levels (`int`, *optional*): Codes per item.
-            codebook_size (`int`, *optional*): Codes per level.
-            seed (`int`, *optional*, defaults to 1234): Seed of everything that is drawn.
-            options (`Mapping[str, Any]`, *optional*): Further arguments of the class.
+        Args: one of the `names` of the quantizers; the items of the catalog and those to learn from, for
+        [`Quantizer.default_codebook_size`]; the sizes and the seed, see [`Quantizer`]; and further arguments of the
+        class.
         """
         found = next((each for each in _subclasses() if name in each.names), None)
         if found is None:
@@ -367,12 +339,7 @@ def as_rows(
     """
     Vectors as faiss takes them, float32, contiguous and finite; a `ValueError` for any others.
 
-    Args:
-        embeddings (`np.ndarray` of shape `(num_rows, dim)`): One row per item.
-        name (`str`, *optional*): What an error calls them.
-        dim (`int`, *optional*): The columns there must be.
-        num_rows (`int`, *optional*): The rows there must be, as the catalog has items.
-        at_least (`int`, *optional*, defaults to 0): The rows there must be at least: the centroids of a level.
+    Args: one row per item; what an error calls them; the columns, the rows and the least rows that there must be.
     """
     rows = np.ascontiguousarray(embeddings, dtype=np.float32)
     if rows.ndim != 2:
@@ -390,6 +357,15 @@ def as_rows(
             "Use a smaller `codebook_size` or more items."
         )
     return rows
+
+
+def squared_distances(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """
+    Of rows `(B, D)` to centroids `(K, D)`, up to a constant per row; in float64, so that rounding, which depends on
+    the batch, decides nothing. Args: both.
+    """
+    centroids = centroids.astype(np.float64)
+    return (centroids**2).sum(axis=1) - 2 * rows @ centroids.T
 
 
 @contextmanager

@@ -39,8 +39,6 @@ def behavior_vectors(
     (`regularization`) keeps short histories and rare items from counting most. Its right singular vectors are the
     eigenvectors of the normalised co-occurrence of items; each is scaled by its eigenvalue. It takes seconds.
 
-    [`fuse_vectors`] sets the result beside the texts and gives cold items a vector.
-
     Args:
         data ([`PreparedDataset`]): The data set.
         num_components (`int`, *optional*, defaults to 96): Columns, at most what users and items allow.
@@ -50,25 +48,13 @@ def behavior_vectors(
 
     Returns:
         `np.ndarray` of shape `(num_items, num_components)`: float32, rows of unit length; zeros for items that occur
-            nowhere in the training part.
+            nowhere in the training part. [`fuse_vectors`] gives these a vector.
 
     Raises:
         ValueError: If a number is out of range, nothing was taken, or the run is about other items.
 
     Source: ours, after spectral collaborative filtering; compared on validation data with the SVD of the item-item
     matrix and of its PMI, which both predict the next item worse.
-
-    Example:
-
-    ```python
-    >>> from types import SimpleNamespace
-    >>> taken = sp.csr_array([[1.0, 1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0, 0.0]])
-    >>> log = SimpleNamespace(interaction_matrix=lambda: taken)
-    >>> vectors = behavior_vectors(log, num_components=2)
-    >>> (vectors @ vectors.T).round(3).tolist()[0]
-    [1.0, 1.0, 0.0, 0.0, 0.0]
-
-    ```
     """
     taken = data.interaction_matrix()
     is_warm = np.asarray(taken.sum(axis=0)).ravel() > 0
@@ -104,17 +90,7 @@ def fuse_vectors(
         ValueError: If the rows differ in number, a number is out of range, or all items are cold.
 
     Source: ours; sums of text and collaborative vectors as in LETTER (https://huggingface.co/papers/2405.07314) need a
-    trained network, a concatenation does not.
-
-    Example:
-
-    ```python
-    >>> behavior = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    >>> text = np.array([[3.0, 0.1], [2.9, 0.0], [0.0, 1.0], [3.1, 0.2]])
-    >>> fuse_vectors(text, behavior, weight=0.5, num_components=1).round(3).tolist()[2:]
-    [[0.0, 1.0, -0.5], [0.9..., 0.3..., 0.5]]
-
-    ```
+    trained network, a concatenation does not. Example: the room's README.
     """
     behavior = as_rows(behavior, name="`behavior`")
     text = as_rows(text, name="`text`", num_rows=len(behavior))

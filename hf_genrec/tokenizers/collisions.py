@@ -56,12 +56,10 @@ def level_statistics(codes: np.ndarray, *, codebook_size: int) -> list[dict[str,
 
 def append_code(codes: np.ndarray) -> np.ndarray:
     """
-    Add a level that numbers the items of each group 0, 1, 2, ... in item order, also where an item is alone.
+    Add a level that numbers the items of each group 0, 1, 2, ... in item order, also where an item is alone. The last
+    code may exceed the codebook size.
 
-    Unlike the other policies it needs no embeddings, cannot fail, and makes the tuples longer; the last code may
-    exceed the codebook size. Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
-
-    Args: see [`reassign_by_candidates`].
+    Args: the codes. Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
     """
     groups, sizes = group_by_codes(codes)
     order = np.argsort(groups, kind="stable")
@@ -88,12 +86,8 @@ def reassign_by_candidates(
     embedding. The paper's code scores with the old tuple's reconstruction instead, so all items of a group rank the
     same tuples.
 
-    Args:
-        codes (`np.ndarray` of shape `(num_items, num_levels)`): Codes with collisions.
-        embeddings (`np.ndarray` of shape `(num_items, dim)`): What the codes were computed from.
-        codebooks (`np.ndarray` of shape `(num_levels, codebook_size, dim)`): The centroids.
-        num_candidates (`int`, *optional*, defaults to 5): Centroids per level; the paper's value.
-        widen (`bool`, *optional*, defaults to `False`): Whether the number doubles until an item finds a free tuple.
+    Args: codes `(num_items, num_levels)`; the embeddings that they were computed from; the centroids `(num_levels,
+    codebook_size, dim)`; how many per level are tried; and whether that doubles until an item finds a free tuple.
 
     Source: exhaustive candidate matching, arXiv 2509.16446; Hou et al. 2026
     (https://huggingface.co/papers/2605.06331).
@@ -140,9 +134,7 @@ def rematch_last_level(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: 
 
     Only prefix groups with a collision are touched. The cost of a code is the squared distance between its centroid
     and what the levels before leave of the item's embedding. Fails if a prefix has more items than the last level has
-    codes.
-
-    Args: see [`reassign_by_candidates`].
+    codes. Args: see [`reassign_by_candidates`].
     """
     codes = _check_geometry(codes, embeddings=embeddings, codebooks=codebooks)
     groups, sizes = group_by_codes(codes)

@@ -114,15 +114,6 @@ class Whitening:
             Orthonormal directions, by falling variance; the entry of largest magnitude is positive in each.
         scale (`np.ndarray` of shape `(num_components,)`):
             Standard deviation of the fitted rows along each direction (denominator `num_rows - 1`).
-
-    Example:
-
-    ```python
-    >>> points = np.array([[0, 0], [4, 0], [0, 2], [4, 2]], dtype=np.float32)
-    >>> Whitening.fit(points, num_components=1).transform(points[:2]).round(3).tolist()
-    [[-0.8659999966621399], [0.8659999966621399]]
-
-    ```
     """
 
     mean: np.ndarray
@@ -139,18 +130,14 @@ class Whitening:
         take_fewer: bool = False,
     ) -> "Whitening":
         """
-        Find the directions of largest variance.
+        Find the directions of largest variance; a `ValueError` if the matrix is not finite or has too few of them.
 
         Args:
             embeddings (`np.ndarray` of shape `(num_items, dim)`): The matrix.
             num_components (`int`): Directions to keep; the paper keeps 192 of 768.
-            fit_on (`np.ndarray`, *optional*):
-                Row numbers to fit on, such as the items that occur in training. `None` is all rows, as in the paper.
+            fit_on (`np.ndarray`, *optional*): Rows to fit on, such as items in training. `None` is all.
             take_fewer (`bool`, *optional*, defaults to `False`):
                 Whether to take as many directions as have any variance where there are fewer, instead of an error.
-
-        Raises:
-            ValueError: If the matrix is not finite or has too few directions with any variance.
         """
         rows = as_rows(embeddings if fit_on is None else embeddings[np.asarray(fit_on)]).astype(np.float64)
         limit = min(len(rows) - 1, rows.shape[1])
@@ -175,12 +162,7 @@ class Whitening:
         return cls(*(np.ascontiguousarray(part, np.float32) for part in (mean, components, np.sqrt(variances))))
 
     def transform(self, embeddings: np.ndarray) -> np.ndarray:
-        """
-        Project rows of the same encoder: `(num_items, dim)` to `(num_items, num_components)`, float32.
-
-        Args:
-            embeddings (`np.ndarray` of shape `(num_items, dim)`): Finite, of the fitted width.
-        """
+        """Project rows of the same encoder: `(num_items, dim)` to `(num_items, num_components)`, float32."""
         rows = as_rows(embeddings, dim=len(self.mean))
         with one_thread():
             projected = torch.from_numpy(rows - self.mean) @ torch.from_numpy(self.components.T)
@@ -204,9 +186,8 @@ def load_matrix(path: str | Path, *, num_items: int) -> np.ndarray:
     """
     Read ready embeddings `(num_items, dim)` as float32, row order = item order.
 
-    Args:
-        path (`str` or `Path`): A `.npy` file, or a `.safetensors` file with one tensor (or one called `embeddings`).
-        num_items (`int`): Rows the matrix must have.
+    Args: a `.npy` file, or a `.safetensors` file with one tensor (or one called `embeddings`); and the rows it must
+    have.
     """
     path = Path(path)
     if path.suffix == ".npy":

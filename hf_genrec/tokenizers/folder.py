@@ -109,9 +109,8 @@ def read_embeddings(path: str | os.PathLike[str], prepared: PreparedDataset) -> 
     The embeddings of a catalog, and what the file says of them if it says anything: `model`, `revision`, `identity`
     and fingerprints; for behaviour also `behavior`, `weight` and `behavior_columns`, the first ones of the matrix.
 
-    Args:
-        path (`str` or `Path`): What [`embed_items`] wrote (file or folder), or a ready matrix file.
-        prepared ([`PreparedDataset`]): The data set whose items and texts the rows must be.
+    Args: what [`embed_items`] wrote (file or folder) or a ready matrix file; the data set whose items and texts they
+    are.
     """
     path = Path(path)
     file = path if path.is_file() or path.suffix == ".npy" else embeddings_path(path)
@@ -229,15 +228,8 @@ def import_ids(
     """
     Another project's `{item_id: [codes]}` to a tokenized folder without a quantizer. Returns the table.
 
-    Args:
-        prepared ([`PreparedDataset`]): The data set, whose items the file must list.
-        ids (`str` or `Path`): A JSON file.
-        output_dir (`str` or `Path`): See [`tokenize_items`].
-        overwrite (`bool`, *optional*, defaults to `False`): See [`tokenize_items`].
-        policy (`str`, *optional*):
-            `"append"` or `"keep"`, see [`SemanticIds.from_codes`]; the others need centroids. `None` appends a code,
-            but keeps ids of more than 8.
-        codebook_size (`int`, *optional*): Codes per level; `None` takes the largest code plus one.
+    Args: see [`tokenize_items`] and [`SemanticIds.from_json`]. `policy` is `"append"` or `"keep"`, since the others
+    need centroids; `None` appends a code, but keeps ids of more than 8.
     """
     if policy not in ("append", "keep", None):
         raise ValueError(f'Imported ids have no centroids: `policy` must be "append" or "keep", got {policy!r}.')

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from tqdm.auto import tqdm
 
-from hf_genrec.tokenizers.base import PROGRESS_DELAY, Quantizer
+from hf_genrec.tokenizers.base import PROGRESS_DELAY, Quantizer, squared_distances
 from hf_genrec.tokenizers.rqvae_network import balancing_shifts
 
 
@@ -30,9 +30,7 @@ class GAOQ(Quantizer):
     of the last one. Two levels make ids of three codes. There is no `codebooks`.
 
     Args:
-        num_levels (`int`, *optional*, defaults to 2): See [`Quantizer`], as for the next two.
-        codebook_size (`int`, *optional*, defaults to 64): Children per cluster, a power of two.
-        seed (`int`, *optional*, defaults to 1234): Of k-means and of the directions.
+        num_levels, codebook_size, seed: See [`Quantizer`]; by default 2 levels of 64 children per cluster.
         num_iterations (`int`, *optional*, defaults to 10): Of each k-means.
 
     Raises:
@@ -114,7 +112,7 @@ class GAOQ(Quantizer):
         for level, (keys, centroids, shifts) in enumerate(zip(self._keys, self._centroids, self._shifts, strict=True)):
             for node, members in zip(*_groups(parents), strict=True):
                 first, end = np.searchsorted(keys, [node * self.codebook_size, (node + 1) * self.codebook_size])
-                own = (_distances(rows[members], centroids[first:end]) - shifts[first:end]).argmin(axis=1)
+                own = (squared_distances(rows[members], centroids[first:end]) - shifts[first:end]).argmin(axis=1)
                 parents[members] = keys[first + own]
             codes[:, level] = parents % self.codebook_size
         return codes
@@ -155,10 +153,10 @@ def balanced_clusters(
     """
     distinct = np.unique(rows, axis=0)
     if len(distinct) <= num_clusters:
-        return distinct, np.zeros(len(distinct)), _distances(rows, distinct).argmin(axis=1)
+        return distinct, np.zeros(len(distinct)), squared_distances(rows, distinct).argmin(axis=1)
     centroids = _far_apart(distinct, num_clusters, random)
     for _ in range(num_iterations):
-        distances = _distances(rows, centroids)
+        distances = squared_distances(rows, centroids)
         shifts = balancing_shifts(torch.from_numpy(distances), epsilon=_EPSILON, num_iterations=_ROUNDS).numpy()
         own = (distances - shifts).argmin(axis=1)
         sizes = np.bincount(own, minlength=len(centroids))
@@ -166,7 +164,7 @@ def balanced_clusters(
         np.add.at(sums, own, rows)
         centroids = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centroids)
     # The centroids have moved once more: the rows of training must get what any row gets later.
-    own = (_distances(rows, centroids.astype(np.float32)) - shifts.astype(np.float32)).argmin(axis=1)
+    own = (squared_distances(rows, centroids.astype(np.float32)) - shifts.astype(np.float32)).argmin(axis=1)
     used, own = np.unique(own, return_inverse=True)
     return centroids[used], shifts[used], own
 
@@ -193,9 +191,3 @@ def _aligned(steps: np.ndarray, directions: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(steps, axis=1, keepdims=True)
     cosines = (steps / np.where(lengths > 0, lengths, 1.0)) @ directions.T  # (children, K): K at least as many
     return linear_sum_assignment(cosines, maximize=True)[1]
-
-
-def _distances(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Squared distances (B, K) up to a constant per row; in float64, so that rounding decides nothing."""
-    centroids = centroids.astype(np.float64)
-    return (centroids**2).sum(axis=1) - 2 * rows @ centroids.T

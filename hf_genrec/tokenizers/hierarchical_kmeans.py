@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_genrec.tokenizers.base import PROGRESS_DELAY, Quantizer
+from hf_genrec.tokenizers.base import PROGRESS_DELAY, Quantizer, squared_distances
 
 
 _TUPLES_PER_ITEM = 8  # clusters differ in size
@@ -174,7 +174,7 @@ class HierarchicalKMeans(Quantizer):
         kmeans = faiss.Kmeans(rows.shape[1], self.codebook_size, niter=self.num_iterations, seed=self.seed, **points)
         kmeans.train(rows)
         centroids = np.asarray(kmeans.centroids)
-        used, codes = np.unique(_nearest(rows, centroids), return_inverse=True)
+        used, codes = np.unique(squared_distances(rows, centroids).argmin(axis=1), return_inverse=True)
         return centroids[used], codes
 
 
@@ -195,11 +195,5 @@ def _walk(rows: np.ndarray, nodes: np.ndarray, level: _Level, centroids: np.ndar
     visited, starts = np.unique(nodes[choosing], return_index=True)
     for node, members in zip(visited, np.split(choosing, starts[1:]), strict=True):
         children = level.children[level.offsets[node] : level.offsets[node + 1]]
-        codes[members] = _nearest(rows[members], centroids[children])
+        codes[members] = squared_distances(rows[members], centroids[children]).argmin(axis=1)
     return codes
-
-
-def _nearest(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """In float64, so that rounding, which depends on the batch, decides nothing."""
-    centroids = centroids.astype(np.float64)
-    return ((centroids**2).sum(axis=1) - 2 * rows @ centroids.T).argmin(axis=1)

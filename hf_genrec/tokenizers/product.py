@@ -106,10 +106,6 @@ class ProductQuantizer(Quantizer):
         pieces = (self.num_levels, self.codebook_size, dim // self.num_levels)
         return {"rotation": (dim, dim), "center": (dim,), "centroids": pieces}
 
-    @property
-    def _num_bits(self) -> int:
-        return self.codebook_size.bit_length() - 1
-
     def _check_dim(self, dim: int) -> None:
         if dim % self.num_levels:
             below = dim - dim % self.num_levels

@@ -14,23 +14,7 @@ class RandomCodes(Quantizer):
     The codes are a hash of the embedding, so items with equal embeddings share them. Nothing is learned; there are no
     centroids, so of the collision policies only `"append"` and `"keep"` work.
 
-    Args:
-        num_levels (`int`, *optional*, defaults to 32): See [`Quantizer`], as for the next two.
-        codebook_size (`int`, *optional*, defaults to 256): A power of two.
-        seed (`int`, *optional*, defaults to 1234): Another seed gives other codes.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    Example:
-
-    ```python
-    >>> points = np.array([[0.0, 1.0], [0.2, 1.1], [0.0, 1.0]])
-    >>> codes = RandomCodes(num_levels=3, codebook_size=8).fit(points).encode(points)
-    >>> codes.shape, (codes[0] == codes[2]).all(), (codes[0] == codes[1]).all()
-    ((3, 3), np.True_, np.False_)
-
-    ```
+    Args: see [`Quantizer`]; by default 32 levels of 256 codes.
     """
 
     quantizer_type = "random"
@@ -56,7 +40,7 @@ class RandomCodes(Quantizer):
         hashed = _mix((_mix(words) * keys[: rows.shape[1]]).sum(axis=1, dtype=np.uint64))
         drawn = _mix(hashed[:, None] ^ keys[rows.shape[1] :])  # (num_items, num_levels)
         # The codebook size is a power of two, so the highest bits are uniform codes without a remainder.
-        return (drawn >> np.uint64(64 - (self.codebook_size.bit_length() - 1))).astype(np.int64)
+        return (drawn >> np.uint64(64 - self._num_bits)).astype(np.int64)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

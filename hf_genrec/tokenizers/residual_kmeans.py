@@ -79,10 +79,6 @@ class ResidualKMeans(Quantizer):
         faiss.copy_array_to_vector(flat, self._quantizer.codebooks)
         self._quantizer.is_trained = True
 
-    @property
-    def _num_bits(self) -> int:
-        return self.codebook_size.bit_length() - 1
-
     def _new_quantizer(self, dim: int) -> faiss.ResidualQuantizer:
         quantizer = faiss.ResidualQuantizer(dim, self.num_levels, self._num_bits)
         quantizer.train_type = faiss.ResidualQuantizer.Train_progressive_dim

@@ -244,9 +244,9 @@ class RQVAE(Quantizer):
         return self._exact
 
     def _terms(self, taken: sp.csr_array) -> BehaviorTerms:
-        weights: dict[str, Any] = {name: float(self._schedule[f"{name}_weight"]) for name in _TERMS}
-        sizes: dict[str, Any] = {"dim": self._shape["latent_dim"], "batch_size": self._schedule["batch_size"]}
-        return BehaviorTerms(taken, **sizes, **weights, seed=self.seed)
+        weights = {name: float(self._schedule[f"{name}_weight"]) for name in _TERMS}
+        dim, batch_size = self._shape["latent_dim"], self._schedule["batch_size"]
+        return BehaviorTerms(taken, dim=dim, batch_size=batch_size, weights=weights, seed=self.seed)
 
     def _train(
         self,

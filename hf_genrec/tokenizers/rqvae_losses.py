@@ -6,6 +6,7 @@ What an RQ-VAE can learn of behaviour: who took which row in, terms that are add
 - Diversity (LETTER): the centroids of a level that lie near each other are drawn together, so that all are of use.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class BehaviorTerms(nn.Module):
         taken (`scipy.sparse.csr_array` of shape `(num_users, num_rows)`): 1 where the user took the row.
         dim (`int`): Columns of the latents.
         batch_size (`int`): Rows of a step, for the rows of the co-occurrence term too.
-        cooccurrence, collaborative, diversity (`float`): The weights, see [`RQVAE`].
+        weights (`dict[str, float]`): Of `cooccurrence`, `collaborative` and `diversity`, see [`RQVAE`].
         seed (`int`): Of what is drawn.
 
     Source: COSETTE, arXiv 2508.14910, section 3; LETTER (https://huggingface.co/papers/2405.07314), section 3.2.
@@ -43,20 +44,18 @@ class BehaviorTerms(nn.Module):
         *,
         dim: int,
         batch_size: int,
-        cooccurrence: float = 0.0,
-        collaborative: float = 0.0,
-        diversity: float = 0.0,
+        weights: Mapping[str, float],
         seed: int,
     ) -> None:
         super().__init__()
-        self.weights = {"cooccurrence": cooccurrence, "collaborative": collaborative, "diversity": diversity}
+        self.weights = weights
         # SigLIP's scale and bias, learned; so negative a bias because nearly all pairs are negative.
         self.scale, self.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-8.0))
         self.taken = taken[np.flatnonzero(np.diff(taken.indptr) > 1)]  # users with a pair
         self.batch_size = batch_size
         self.random = np.random.default_rng(seed)
         vectors = np.zeros((taken.shape[1], dim), np.float32)
-        if collaborative:
+        if weights["collaborative"]:
             found = singular_vectors(taken, num_components=dim)
             vectors[:, : found.shape[1]] = found * dim**0.5  # rows of length 1 otherwise: the softmax would be flat
         self.register_buffer("vectors", torch.from_numpy(vectors))

@@ -42,32 +42,18 @@ def build_tokenizer(
     item_ids: Sequence[str], config: GenRecConfig, *, max_history_length: int = 20
 ) -> PreTrainedTokenizerFast:
     """
-    The tokenizer of a checkpoint. Histories are truncated and padded on the left, so the latest items stay.
+    The tokenizer of a checkpoint. Histories are truncated and padded on the left, so the latest items stay; unknown
+    ids become `<unk>`.
 
     Call it with lists of ids and `is_split_into_words=True`; a bare string is one id, spaces and all.
 
-    Args:
-        item_ids (`Sequence[str]`): Item ids in row order.
-        config ([`GenRecConfig`]): The token layout.
-        max_history_length (`int`, *optional*, defaults to 20): Items kept by `truncation=True`.
+    Args: item ids in row order, see [`vocabulary`]; the token layout; and the items kept by `truncation=True`.
 
-    Returns:
-        `PreTrainedTokenizerFast`: unknown ids become `<unk>`.
-
-    Raises:
-        ValueError: If an id cannot be a token, see [`vocabulary`].
-
-    Example:
-
-    ```python
-    >>> config = GenRecConfig(num_items=2, num_levels=1, codebook_size=2)
-    >>> tokenizer = build_tokenizer(["soap", "tooth brush"], config)
+    >>> tokenizer = build_tokenizer(["soap", "tooth brush"], GenRecConfig(num_items=2, num_levels=1, codebook_size=2))
     >>> tokenizer(["tooth brush", "comb", "soap"], is_split_into_words=True).input_ids
     [7, 1, 6]
     >>> tokenizer.decode([0, 5, 7])
     '<pad> <code_0_1> tooth brush'
-
-    ```
     """
     tokens = vocabulary(item_ids, config)
     # no pre-tokenizer: an id is one word, with any characters

@@ -306,7 +306,8 @@ class TestCoST(TestRQVAE):
 
 
 def behavior_terms(taken, **weights) -> BehaviorTerms:
-    return BehaviorTerms(taken, dim=5, batch_size=64, seed=3, **weights)
+    chosen = dict.fromkeys(("cooccurrence", "collaborative", "diversity"), 0.0) | weights
+    return BehaviorTerms(taken, dim=5, batch_size=64, seed=3, weights=chosen)
 
 
 def test_cooccurrence_is_the_sigmoid_loss_of_all_pairs(model):
