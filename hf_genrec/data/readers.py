@@ -22,6 +22,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from hf_genrec.data.columns import ID_RULE, bad_ids, id_column, id_string, number_column, text_of, time_column
+from hf_genrec.data.json_lines import columns_of
 from hf_genrec.data.tables import Source, open_parquet, owner_of, table_of
 from hf_genrec.data.text_files import DELIMITERS, OnError, Record, Skips, TextFile, first_names, format_of, writable
 from hf_genrec.files import reading
@@ -83,7 +84,8 @@ def read_interactions(
     opened = open_source(source, delimiter, allow_huge=allow_huge)
     owner = owner_of(source)
     if isinstance(opened, TextFile):
-        raw = _read_plain(opened, columns, owner) or _read_records(opened.records(), columns, skips, owner, opened)
+        raw = _read_plain(opened, columns, owner)
+        raw = raw or _read_records(_parts(opened, columns), columns, skips, owner, opened)
     elif isinstance(opened, list):
         raw = _read_records(records_of(opened), columns, skips, owner, None)
     else:
@@ -200,8 +202,13 @@ def _read_plain(file: TextFile, columns: dict[str, str], owner: str) -> _Raw | N
     _require_columns(file.header, columns, owner)
     wanted = list(dict.fromkeys(columns.values()))
     tables: list[pa.Table] = []
-    for block in file.blocks():
-        if block is None:
+    header = f"{file.delimiter.join(file.header)}\n" if file.has_header else ""
+    for _, block, is_sound in file.blocks():
+        if not is_sound or not block.startswith(header):
+            return None
+        block, header = block.removeprefix(header), ""
+        # A quotation mark, a blank line; a byte order mark inside the text would be taken for that of the block.
+        if '"' in block or "\n\n" in f"\n{block}" or block.startswith("\ufeff"):
             return None
         try:
             table = pyarrow.csv.read_csv(
@@ -218,8 +225,31 @@ def _read_plain(file: TextFile, columns: dict[str, str], owner: str) -> _Raw | N
     return _Raw(pa.concat_tables(tables), lambda row: file.place_of(row + 1 + file.has_header)) if tables else None
 
 
+class _Block(NamedTuple):
+    """Lines of one layout: the number of the first, and the values of each column."""
+
+    number: int
+    values: dict[str, list[str]]
+
+
+def _parts(file: TextFile, columns: dict[str, str]) -> Iterator[Record | _Block]:
+    """The records of a file; where many lines of JSON have one layout, blocks of them."""
+    if file.delimiter is not None:
+        yield from file.records()
+        return
+    for number, block, is_sound in file.blocks():
+        values = columns_of(block, columns) if is_sound else None
+        if values is not None:
+            yield _Block(number, values)
+        elif number == 1 and columns_of(block.partition("\n")[0], columns) is None:
+            yield from file.records()  # it may be one array, or one object of objects
+            return
+        else:
+            yield from file.records_in(number, block)
+
+
 def _read_records(
-    records: Iterator[Record], columns: dict[str, str], skips: Skips, owner: str, file: TextFile | None
+    records: Iterator[Record | _Block], columns: dict[str, str], skips: Skips, owner: str, file: TextFile | None
 ) -> _Raw:
     """Collects the columns asked for as texts, a batch at a time, and the line of every row."""
     batches: dict[str, list[pa.Array]] = {key: [] for key in columns}
@@ -234,6 +264,13 @@ def _read_records(
             column.clear()
 
     for record in records:
+        if isinstance(record, _Block):
+            flush()
+            for key, column in record.values.items():
+                batches[key].append(pa.array(column, pa.large_string()))
+            numbers.extend(range(record.number, record.number + len(column)))
+            absent.clear()
+            continue
         error = record.error
         row = {} if record.values is None else {key: record.values.get(name) for key, name in columns.items()}
         for key, value in row.items():
@@ -251,7 +288,7 @@ def _read_records(
         numbers.append(record.number)
         for key, value in row.items():
             values[key].append(value)
-        if len(numbers) % _ROWS_AT_ONCE == 0:
+        if len(values["user_id"]) == _ROWS_AT_ONCE:
             flush()
     flush()
     if numbers and absent:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import logging
 import os
@@ -189,25 +190,36 @@ class TextFile:
                 error = f"malformed, expected {len(self.header)} fields, found {len(fields or [])}"
                 yield line._replace(error=line.error or error)
 
-    def blocks(self) -> Iterator[str | None]:
+    def blocks(self) -> Iterator[tuple[int, str, bool]]:
         """
-        The text of a delimited file below its header in pieces of whole lines, while every line can be taken for a
-        row: there is no quotation mark, no blank line and nothing undecoded. At the first doubt comes `None`.
+        The text in pieces of whole lines: the number of the first, the piece, and whether it is sound (all of it is
+        decoded). A line that may be too long ends them with an empty piece: from there on, [`records_in`] reads on.
         """
-        size, header = 0, f"{(self.delimiter or '').join(self.header)}\n"
+        number, size = 1, 0
         with self._decoded() as file:
-            is_plain = not self.has_header or file.readline(MAX_LINE) == header
-            while is_plain and (block := file.read(_BLOCK)):
+            while block := file.read(_BLOCK):
                 rest = file.readline(MAX_LINE)
                 block += rest
                 size += len(block)
                 self._check_size(size, file)
-                is_plain = len(rest) < MAX_LINE and '"' not in block and "\n\n" not in f"\n{block}"
-                # A byte order mark inside the text would be taken for that of the block.
-                is_plain = is_plain and (block.isascii() or (block[0] != "\ufeff" and _undecoded(block) is None))
-                yield block if is_plain else None
-            if not is_plain:
-                yield None
+                if len(rest) >= MAX_LINE - _BLOCK:
+                    yield number, "", False
+                    return
+                yield number, block, block.isascii() or _undecoded(block) is None
+                number += block.count("\n")
+
+    def records_in(self, number: int, block: str) -> Iterator[Record]:
+        """
+        The records of a piece of JSON Lines that [`blocks`] gave; of an empty piece those of all lines from there on.
+
+        Args:
+            number (`int`): Of the first line.
+            block (`str`): The piece.
+        """
+        if not block:
+            return self._parsed(itertools.islice(self.lines(), number - 1, None))
+        lines = enumerate(block.split("\n"), start=number)
+        return self._parsed(Record(str(self.path), at, None, _undecoded(text), text) for at, text in lines)
 
     def place_of(self, number: int) -> str:
         """The place of a line, with its beginning; slow, for messages."""
@@ -239,8 +251,12 @@ class TextFile:
         if document is not None:
             for number, values in enumerate(document, start=1):
                 yield Record(owner, number, unit="record").holding(values)
-            return
-        for line in self.lines():
+        else:
+            yield from self._parsed(self.lines())
+
+    def _parsed(self, lines: Iterable[Record]) -> Iterator[Record]:
+        """Lines of JSON as records; blank ones are left out."""
+        for line in lines:
             if line.error is None and line.text.strip():
                 try:
                     line = line.holding(self.parse(line.text))

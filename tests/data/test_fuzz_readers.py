@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 import zipfile
-from functools import partial
+from functools import cache, partial
 
 import datasets
 import numpy as np
@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_genrec.data import readers
+from hf_genrec.data import readers, text_files
 from hf_genrec.data.item_readers import read_items
 from hf_genrec.data.prepare import prepare
 from hf_genrec.data.prepared import PreparedDataset
@@ -201,13 +201,23 @@ def check_log(path, suffix, content):
         lines = lines_in(path)
         if suffix != ".csv" or '"' not in "".join(lines):
             assert number == len(lines) - (suffix != ".jsonl")
-    if number is not None and suffix.endswith("sv"):
-        check_the_quick_way(path, "\t" if suffix == ".tsv" else ",")
+    if number is not None and suffix.endswith(("sv", ".jsonl")):
+        check_the_quick_way(path, {".tsv": "\t", ".jsonl": None}.get(suffix, ","))
 
 
 def check_the_quick_way(path, delimiter):
-    """Files without a doubt hold for the native reader what they hold line by line."""
+    """Files without a doubt hold for the native reader what they hold line by line; blocks of JSON Lines, too."""
     file, columns = TextFile(path, delimiter=delimiter), {name: name for name in LOG[0]}
+    if delimiter is None:
+        with pytest.MonkeyPatch.context() as small_blocks:
+            small_blocks.setattr(text_files, "_BLOCK", 200)
+            parts, skips = readers._parts(file, columns), Skips("skip")
+            quick = readers._read_records(parts, columns, skips, "log", file)
+        other = Skips("skip")
+        slow = readers._read_records(file.records(), columns, other, "log", file)
+        assert (skips.count, skips.first) == (other.count, other.first)
+        assert quick.table.equals(slow.table)
+        return
     quick = readers._read_plain(file, columns, "log")
     if quick is not None:
         slow = readers._read_records(file.records(), columns, Skips("raise"), "log", file)
@@ -223,14 +233,18 @@ def check_items(path, suffix, content):
         assert number == len(lines_in(path))
 
 
+@cache
+def schema_of(kind):
+    columns = {"meta": amazon._ITEM_2014, "raw_meta": amazon._ITEM_2023}.get(kind, amazon._INTERACTION)
+    return datasets.Features(columns | ({"history": amazon._STRINGS} if kind.endswith("his") else {})).arrow_schema
+
+
 def check_amazon(path, kind, content):
     """The properties of Amazon's files: rows that fit the schema of the data set."""
     path.write_bytes(content)
-    columns = {"meta": amazon._ITEM_2014, "raw_meta": amazon._ITEM_2023}.get(kind, amazon._INTERACTION)
-    columns = columns | ({"history": amazon._STRINGS} if kind.endswith("his") else {})
     for mode in ("raise", "skip"):
         rows, _ = outcome(lambda path, mode=mode: list(amazon._records(str(path), kind, mode)), path)
-        pa.Table.from_pylist(rows or [], schema=datasets.Features(columns).arrow_schema)
+        pa.Table.from_pylist(rows or [], schema=schema_of(kind))
 
 
 KINDS = [(check_log, LOGS), (check_items, CATALOGS), (check_amazon, AMAZON)]
