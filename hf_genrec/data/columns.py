@@ -8,6 +8,7 @@ Here alone these are told apart. What is no id, number or time comes out as null
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence, Set
 from decimal import Decimal
@@ -19,6 +20,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+
+logger = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = "<pad>, <unk>, <eos>, <user>, <latent_0>, <code_0_0> and so on"  # a vocabulary has them besides items
 ID_RULE = f"is empty, holds whitespace or a broken character, or is a special token ({SPECIAL_TOKENS})"
@@ -33,6 +36,8 @@ UNITS = {
     "microseconds": (1e-3, 1e17),
     "nanoseconds": (1e-6, 1e20),
 }
+_COMPACT = {"yyyymmdd": 8, "yyyymmddHHMM": 12, "yyyymmddHHMMSS": 14}
+_MOST = 0.9  # of the numbers of a column must be dates for the column to hold dates
 _LATEST = 1e14  # milliseconds; an interaction after the year 5138 (or 3,168 years before 1970) is no interaction
 _NOW = (6.3e11, 4.1e12)  # milliseconds, the years 1990 to 2099: a number that means a date in another unit
 
@@ -114,7 +119,8 @@ def number_column(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 def time_column(column: pa.ChunkedArray | pa.Array, date_format: str | None = None) -> Times:
     """
-    Times of any form as milliseconds. The unit of numbers is that of their median.
+    Times of any form as milliseconds. The unit of numbers is that of their median; 20191001 is a date where (nearly)
+    all numbers of the column are such dates.
 
     Args: timestamps, dates, numbers, or texts with numbers or ISO 8601 times; `date_format` is that of
     [`~readers.read_interactions`].
@@ -153,6 +159,13 @@ def time_column(column: pa.ChunkedArray | pa.Array, date_format: str | None = No
 
 def _in_milliseconds(numbers: np.ndarray) -> tuple[np.ndarray, list[tuple[np.ndarray, str]]]:
     """Numbers in the unit of their median, and which of them are dates of our days in another unit."""
+    for form, digits in _COMPACT.items():
+        milliseconds = _compact_dates(numbers, digits)
+        num_numbers, num_dates = (int((~np.isnan(values)).sum()) for values in (numbers, milliseconds))
+        if num_dates >= max(1, _MOST * num_numbers):
+            logger.warning("Times such as %d are read as dates (%s), not as seconds.", np.nanmax(numbers), form)
+            is_other = np.isnan(milliseconds) & ~np.isnan(numbers)
+            return milliseconds, [(is_other, f"is no date in the form {form}, as the others of the column are")]
     typical = np.nanmedian(np.abs(numbers)) if not np.isnan(numbers).all() else 0.0
     unit = next((name for name, (_, bound) in UNITS.items() if typical < bound), "nanoseconds")
     problems = []
@@ -162,6 +175,22 @@ def _in_milliseconds(numbers: np.ndarray) -> tuple[np.ndarray, list[tuple[np.nda
             reason = f"looks like {name} where the column holds {unit}: write all times in one unit"
             problems.append(((scaled > _NOW[0]) & (scaled < _NOW[1]), reason))
     return numbers * UNITS[unit][0], problems
+
+
+def _compact_dates(numbers: np.ndarray, num_digits: int) -> np.ndarray:
+    """Numbers such as 20191001 or 20191001183000 as float64 milliseconds, NaN for others; the years 1980 to 2100."""
+    places = 10 ** (num_digits - 4)
+    is_date = (numbers >= 1980 * places) & (numbers < 2101 * places) & (numbers == np.floor(numbers))
+    whole = np.where(is_date, numbers, 1980 * places + places // 100 + places // 10_000).astype(np.int64)
+    date, time = np.divmod(whole, 10 ** (num_digits - 8))
+    year, month, day = date // 10_000, date // 100 % 100, date % 100
+    time *= 10 ** (14 - num_digits)
+    hour, minute, second = time // 10_000, time // 100 % 100, time % 100
+    first = ((year - 1970) * 12 + month - 1).astype("datetime64[M]")
+    days = first.astype("datetime64[D]") + (day - 1)
+    is_date &= (month >= 1) & (month <= 12) & (day >= 1) & (days.astype("datetime64[M]") == first)
+    is_date &= (hour < 24) & (minute < 60) & (second < 60)
+    return np.where(is_date, days.astype(np.int64) * 86_400e3 + (hour * 3600 + minute * 60 + second) * 1e3, np.nan)
 
 
 def _milliseconds_of(column: pa.ChunkedArray) -> np.ndarray:

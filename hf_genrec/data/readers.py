@@ -56,8 +56,9 @@ def read_interactions(
 
     Timestamps may be numbers, ISO 8601 strings or Parquet timestamps. Numbers are seconds, milliseconds, microseconds
     or nanoseconds: what the median of the column says (below 1e11 seconds, and so on), and numbers that are dates of
-    our days in another unit are malformed. Without a zone, times count as UTC. Whole numbers as ids are converted to
-    strings.
+    our days in another unit are malformed. Columns of numbers such as 20191001, 201910011830 or 20191001183000 are
+    read as the dates that they spell, with a warning. Without a zone, times count as UTC. Whole numbers as ids are
+    converted to strings.
 
     Args:
         source (`str`, `os.PathLike`, table or `list[dict]`):

@@ -293,7 +293,7 @@ class TextFile:
         The rows of a delimited file: their first line and their fields, `None` where they cannot be told apart.
 
         A quoted field may hold line ends. A quotation mark that nothing closes would take all lines up to the next one
-        with it; then only its own line is malformed, and reading goes on with the line after it.
+        with it, and these are rows; then only its own line is malformed, and reading goes on with the line after it.
         """
         ahead: deque[Record] = deque()
         lines = self.lines()
@@ -311,11 +311,20 @@ class TextFile:
             else:
                 taken = [line]
                 fields, error = _quoted(taken, following, delimiter, _LOOK_AHEAD + line.number - wasted)
-                if fields is None or (len(taken) > 1 and self.header and len(fields) != len(self.header)):
+                is_row = fields is not None and len(fields) == len(self.header or fields)
+                if fields is None or not (is_row or self._is_one_row(taken[1:], delimiter)):
                     wasted += len(taken) - 1
                     ahead.extendleft(reversed(taken[1:]))
-                    line, fields = line._replace(error=error or _OPEN_QUOTE), None
-                yield line, fields
+                    yield line._replace(error=error or _OPEN_QUOTE), None
+                else:
+                    damaged = next((part for part in taken if part.error is not None), None)
+                    yield (line, fields) if damaged is None else (damaged, None)
+
+    def _is_one_row(self, lines: list[Record], delimiter: str) -> bool:
+        """Whether lines go on inside a quoted field of a row of the wrong length: none of them is a row of its own."""
+        even = (line for line in lines if line.text.count('"') % 2 == 0)
+        rows = (_quoted([line], lambda: None, delimiter, 0)[0] for line in even)
+        return all(len(row or []) != len(self.header) for row in rows)
 
     def _check_size(self, size: int, file: io.TextIOWrapper) -> None:
         if size <= ALWAYS_ALLOWED or self.allow_huge or not isinstance(file.buffer, gzip.GzipFile):
@@ -355,8 +364,7 @@ def format_of(path: Path, delimiter: str | None = None) -> str:
 
     Args: the file, and the delimiter: where one is given, files with any other extension are delimited text.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    suffix = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else "".join(suffixes[-1:])
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix not in _FORMATS and delimiter is None:
         raise ValueError(f"{path}: the name must end in one of {', '.join(_FORMATS)} (text also followed by .gz).")
     return _FORMATS.get(suffix, "csv")
@@ -449,8 +457,6 @@ def _quoted(
             if line is None:
                 return
             taken.append(line)
-            if line.error is not None:
-                return
 
     limit = csv.field_size_limit(2**31 - 1)
     try:

@@ -168,6 +168,38 @@ def test_a_time_is_the_same_in_every_form(column):
     assert times.values.to_pylist() == [SECOND * 1000] * 2
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.float64(), pa.large_string()])
+@pytest.mark.parametrize(
+    ("numbers", "texts"),
+    [
+        ([20191001, 20200229, 19991231], ["2019-10-01", "2020-02-29", "1999-12-31"]),
+        ([201910011830, 202002290000], ["2019-10-01 18:30:00", "2020-02-29 00:00:00"]),
+        ([20191001183059], ["2019-10-01 18:30:59"]),
+    ],
+)
+def test_numbers_that_spell_dates_are_these_dates_and_it_is_said(numbers, texts, kind, caplog):
+    found, wanted = time_column(pa.array(numbers).cast(kind)), time_column(pa.array(texts))
+
+    assert found.values == wanted.values
+    assert not any(mask.any() for mask, _ in found.problems)
+    assert f"Times such as {max(numbers)} are read as dates (yyyymmdd" in caplog.text
+
+
+def test_one_number_that_is_no_date_among_dates_is_malformed():
+    found = time_column(pa.array([20191001] * 19 + [20191301, None]))
+
+    assert found.values[18].as_py() == 1_569_888_000_000
+    masks = {reason: np.flatnonzero(mask).tolist() for mask, reason in found.problems if mask.any()}
+    assert masks.pop("is no date in the form yyyymmdd, as the others of the column are") == [19]
+
+
+@pytest.mark.parametrize("numbers", [[20191301, 20190230], [19791231], [21010101], [20191001.5], [20191001, 7]])
+def test_numbers_of_which_many_are_no_dates_are_seconds(numbers):
+    found = time_column(pa.array(numbers, pa.float64()))
+
+    assert found.values.to_pylist() == [round(1000 * number) for number in numbers]
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [

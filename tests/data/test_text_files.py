@@ -1,8 +1,10 @@
 """Text files: whatever the bytes are, each line is read, counted or named, in linear time."""
 
 import bz2
+import csv
 import gzip
 import json
+import random
 import time
 
 import pytest
@@ -48,6 +50,32 @@ def test_a_quote_that_nothing_closes_takes_its_own_line_only(tmp_path, opened, l
 
     assert rows[3] == "a quotation mark opens a field and nothing closes it"
     assert [rows[2], rows[4][0], rows[max(rows)]] == [["1", "x"], "3", ["4", "y"]]
+
+
+def test_a_row_of_the_wrong_length_is_one_row_however_many_lines_it_has(tmp_path):
+    text = f'a,b\n1,"two\n{"y" * 200_000}\nlines",extra\n2,x\n"three\r\nlines"\n3,y\n4,"a\n\udcffb"\n5,z\n'
+    path = write(tmp_path, text.encode(errors="surrogateescape"))
+
+    assert rows_of(path) == {
+        2: "malformed, expected 2 fields, found 3",
+        5: ["2", "x"],
+        6: "malformed, expected 2 fields, found 1",
+        8: ["3", "y"],
+        10: "not UTF-8: byte 0xff after 0 characters; convert the file first",
+        11: ["5", "z"],
+    }
+
+
+def test_rows_that_the_csv_module_wrote_are_the_rows_that_are_read(tmp_path):
+    randomness, path = random.Random(5), tmp_path / "log.csv"
+    parts = ["a", " ", ",", '"', "\n", "\n\n", "\u2028", "'", "\t", "x,y"]
+    rows = [["".join(randomness.choices(parts, k=randomness.randrange(5))) for _ in range(3)] for _ in range(400)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["a", "b", "c"], *rows])
+
+    found = [record.values for record in TextFile(path, delimiter=",").records()]
+
+    assert found == [dict(zip("abc", row, strict=True)) for row in rows]
 
 
 @pytest.mark.parametrize("line", ['x"y,"b', 'a","b', '"', '""', '"""', ',"', '"a', "a,b", "[", "{", '{"a":'])
