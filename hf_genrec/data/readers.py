@@ -272,14 +272,7 @@ def _read_records(
             numbers.extend(range(record.number, record.number + len(column)))
             absent.clear()
             continue
-        error = record.error
-        row = {} if record.values is None else {key: record.values.get(name) for key, name in columns.items()}
-        for key, value in row.items():
-            if not isinstance(value, str):
-                text = id_string(value) if key in ("user_id", "item_id") else text_of(value)
-                if text is None and value is not None:
-                    error = f"{_in_words(key)} {value!r} is no string and no number"
-                row[key] = text
+        row, error = _texts_of(record, columns)
         if error is not None:
             skips.add(record.shown, error)
             continue
@@ -304,6 +297,19 @@ def _read_records(
         return Record("" if file is None else owner, number, None, unit=unit).place
 
     return _Raw(pa.table({key: pa.chunked_array(chunks) for key, chunks in batches.items()}), place_of)
+
+
+def _texts_of(record: Record, columns: dict[str, str]) -> tuple[dict[str, str | None], str | None]:
+    """The columns asked for of one record, and what is wrong with it."""
+    error = record.error
+    row = {} if record.values is None else {key: record.values.get(name) for key, name in columns.items()}
+    for key, value in row.items():
+        if not isinstance(value, str):
+            text = id_string(value) if key in ("user_id", "item_id") else text_of(value)
+            if text is None and value is not None:
+                error = f"{_in_words(key)} {value!r} is no string and no number"
+            row[key] = text
+    return row, error
 
 
 def _checked(raw: _Raw, skips: Skips, owner: str, date_format: str | None) -> pa.Table:

@@ -79,7 +79,7 @@ def test_blocks_of_one_layout_and_lines_of_others_make_one_table(tmp_path, monke
     assert found.table["user_id"].to_pylist() == [
         "late" if n == 30 else f"u{n}" for n in range(60) if n not in (7, 41, 55)
     ]
-    assert (found.num_skipped, found.first_skipped.partition("log.jsonl: ")[2][:6]) == (2, "line 8")
+    assert (found.skips.count, found.skips.first.partition("log.jsonl: ")[2][:6]) == (2, "line 8")
     texts[50] = '{"u": "<pad>", "i": 50, "t": 50}'
     path.write_text("\n".join(texts[42:55]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"log.jsonl: line 9 .*user id '<pad>'"):
