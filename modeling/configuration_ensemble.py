@@ -62,6 +62,7 @@ class EnsembleConfig(GenRecConfig):
 
     members: list[dict[str, Any]] | None = None
     weights: list[float] | None = None
+    weights_with_seen: list[float] | None = None
     combination: str = "standardised"
     num_candidates: int = 50
     listing_floor: float | int = 0.7
@@ -91,11 +92,13 @@ class EnsembleConfig(GenRecConfig):
                 )
         if self.members and self.weights is None:
             self.weights = [1.0] * len(self.scores)
-        if self.members and (len(self.weights) != len(self.scores) or min(self.weights) < 0):
-            raise ValueError(
-                f"`weights` must be {len(self.scores)} numbers of at least 0, one for each of "
-                f"{', '.join(self.scores)}, got {self.weights}."
-            )
+        for name in ("weights", "weights_with_seen"):
+            found = getattr(self, name)
+            if self.members and found is not None and (len(found) != len(self.scores) or min(found) < 0):
+                raise ValueError(
+                    f"`{name}` must be {len(self.scores)} numbers of at least 0, one for each of "
+                    f"{', '.join(self.scores)}, got {found}."
+                )
         super().__post_init__(**kwargs)
 
     def member_configs(self) -> list[GenRecConfig]:

@@ -130,9 +130,13 @@ class ItemScorer(RecommendMixin, CheckpointMixin, ItemTokensMixin, PreTrainedMod
                 )
         return self._logits_bytes(history_length) + SCORE_BYTES * self.config.num_items, 0
 
+    def _users_logits(self, users: UserBatch) -> torch.FloatTensor:
+        """What ranks the lists of some users; of a model whose scores depend on the rules, more than `item_logits`."""
+        return self.item_logits(users.input_ids, users.attention_mask)
+
     def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
         """Nothing is searched for; of equal logits the lower item index stands first."""
-        logits, infinity = self.item_logits(users.input_ids, users.attention_mask), float("inf")
+        logits, infinity = self._users_logits(users), float("inf")
         ranked = logits if request.penalty is None else logits - request.penalty
         if request.options.sample_seed is not None:
             numbers = torch.arange(users.first_user, users.first_user + len(logits), device=logits.device)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .configuration_ensemble import EnsembleConfig
+from .genrec_recommend import UserBatch
 from .genrec_scorer import ItemScorer
 from .modeling_acerec import ACERecForItemGeneration
 from .modeling_item_to_item import ItemToItemForItemGeneration
@@ -100,15 +101,33 @@ class EnsembleForItemGeneration(ItemScorer):
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.FloatTensor:
         """
-        The weighted sums.
+        The weighted sums, by the weights for lists in which items of the history may stand.
 
         Args: see [`ItemScorer.item_logits`].
         """
-        parts = self.member_scores(input_ids, attention_mask, weights=self.config.weights)
-        total = torch.zeros(len(input_ids), self.config.num_items, device=input_ids.device)
-        for weight, scores in zip(self.config.weights, parts, strict=True):
-            if weight:
-                total += weight * scores
+        leaves_out = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return self._sums(input_ids, attention_mask, leaves_out)
+
+    def _users_logits(self, users: UserBatch) -> torch.FloatTensor:
+        """By the weights for the list of each user: whether a rule leaves out the whole history, or not."""
+        is_item = self.is_item(users.input_ids, users.attention_mask)
+        leaves_out = torch.zeros(len(is_item), dtype=torch.bool, device=is_item.device)
+        if users.allowed is not None:
+            items = (users.input_ids - self.config.first_item_token).masked_fill(~is_item, 0)
+            may_stand = users.allowed.expand(len(items), -1).gather(1, items) & is_item
+            leaves_out = is_item.any(1) & ~may_stand.any(1)
+        return self._sums(users.input_ids, users.attention_mask, leaves_out)
+
+    def _sums(self, input_ids, attention_mask, leaves_out: torch.BoolTensor) -> torch.FloatTensor:
+        """Each row by one of the two lists of weights."""
+        config, device = self.config, input_ids.device
+        both = torch.tensor([config.weights_with_seen or config.weights, config.weights], device=device)
+        weights = both[leaves_out.long()]  # (B, number of scores)
+        parts = self.member_scores(input_ids, attention_mask, weights=weights.sum(0).tolist())
+        total = torch.zeros(len(input_ids), config.num_items, device=device)
+        for number, scores in enumerate(parts):
+            if scores is not None:
+                total += weights[:, number, None] * scores
         return total
 
     def member_scores(

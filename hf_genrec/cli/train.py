@@ -278,7 +278,7 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
 
 
 def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, Any] | None:
-    """The network that fits the size of the data, a linear model beside it, and their weighted sum as the run."""
+    """The network that fits the size of the data, linear models beside it, and their weighted sum as the run."""
     from hf_genrec.evaluation.record import is_finished, read_training
     from hf_genrec.training.arguments import CHECKPOINTS_NAME
     from hf_genrec.training.closed_form import ensemble_run, fit_run
@@ -286,16 +286,18 @@ def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, 
     is_there = is_finished(asked.output)
     if is_there and not asked.resume:
         raise ValueError(f"The run in {asked.output} is finished. Choose another folder.")
-    _choose(prepared, asked)
+    texts = _choose(prepared, asked)
     folder = Path(asked.output) / CHECKPOINTS_NAME
-    members = {name: folder / name for name in ("psid", "ridge")}
+    linear: dict[str, Any] = {"ridge": None, "item-knn": None} | ({} if texts is None else {"text": texts})
+    members = {name: folder / name for name in ("psid", *linear)}
     resume = asked.resume or is_finished(members["psid"])
     network = vars(asked) | {"output": str(members["psid"]), "chooses": False, "resume": resume}
     if _run_training(prepared, SimpleNamespace(**network)) is None:
         return None
     if is_there:
         return read_training(asked.output)
-    fit_run(prepared, members["ridge"], command=command_line())
+    for method, vectors in linear.items():
+        fit_run(prepared, members[method], method=method, embeddings=vectors, command=command_line())
     record = ensemble_run(prepared, members, asked.output, command=command_line())
     found = record["ensemble"]
     shares = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(found["scores"], found["weights"], strict=True))
@@ -303,22 +305,32 @@ def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, 
     return record
 
 
-def _choose(prepared: PreparedDataset, asked: SimpleNamespace) -> None:
-    """Makes ids for the data, and completes what is asked for by what fits its size."""
-    from hf_genrec.tokenizers.folder import embed_items, tokenize_items
+def _choose(prepared: PreparedDataset, asked: SimpleNamespace) -> Any:
+    """
+    Makes ids for the data, and completes what is asked for by what fits its size. The text vectors, `None` without.
+    """
+    from hf_genrec.tokenizers.folder import add_behavior, embed_items, read_embeddings, tokenize_items
     from hf_genrec.training.arguments import CHECKPOINTS_NAME
     from hf_genrec.training.choice import choose
 
     choice, folder = choose(prepared), Path(asked.output) / CHECKPOINTS_NAME
-    made = folder / "behavior.safetensors"
     typer.echo(choice.reason, err=True)
+    vectors, texts = folder / "vectors.safetensors", None
+    if asked.embeddings is None:
+        embed_items(prepared, vectors, behavior="svd", weight=0.0)
+    else:
+        found, encoder = read_embeddings(asked.embeddings, prepared)
+        texts = found[:, int(encoder.get("behavior_columns", 0)) :]
+        if "behavior" in encoder:
+            vectors = Path(asked.embeddings)
+        else:
+            add_behavior(prepared, asked.embeddings, vectors)
     asked.ids = str(folder / "ids")
     if not (folder / "ids" / "tokenizer.json").is_file():
-        vectors = asked.embeddings or embed_items(prepared, made, behavior="svd", weight=0.0)
         tokenize_items(prepared, vectors, asked.ids, **choice.tokenizer)
-    if choice.reads_vectors:
-        asked.embeddings = asked.embeddings or str(made)
+    asked.embeddings = str(vectors) if choice.reads_vectors else None
     asked.shape, asked.schedule = choice.shape | asked.shape, choice.schedule | asked.schedule
+    return texts if texts is not None and texts.shape[1] else None
 
 
 def _after_interruption(output: str, resume: bool) -> str:

@@ -47,21 +47,24 @@ def fit_ensemble(
     An ensemble of models, weighted by coordinate search for ndcg@10.
 
     What adds to a good model is one that knows something else: a linear model, texts, a generator. A weight may become
-    0; that member is saved all the same.
+    0; that member is saved all the same. Lists without items of the history and lists in which these may stand have
+    weights of their own, searched alike; serving takes those of the list that is asked for.
 
     Args:
         members (`dict[str, PreTrainedModel]`): Models over the items of the data set, by a name for each.
         prepared ([`PreparedDataset`]): The data set; its validation split alone is read.
         combination (`str`, *optional*, defaults to `"standardised"`): See [`EnsembleConfig`].
         num_candidates (`int`, *optional*, defaults to 50): See [`EnsembleConfig`].
-        exclude_seen (`bool`, *optional*, defaults to `False`): Weigh for lists without items of the history.
+        exclude_seen (`bool`, *optional*, defaults to `False`):
+            Of which lists the report speaks first: those without items of the history, or the others.
         max_users (`int`, *optional*, defaults to 6000): Use a sample of this many validation users. `None` means all.
         seed (`int`, *optional*, defaults to 0): Of the sample, and of its halves.
 
     Returns:
         The [`EnsembleForItemGeneration`] and a `dict`: `scores` (what is added up), `weights` (of a size that makes
         the softmax of the sums probabilities that mean something), and `ndcg@10` with the pairs of halves (searched,
-        held out) of the weighted sum (`chosen`), of equal weights (`equal`) and of each score `alone`.
+        held out) of the weighted sum (`chosen`), of equal weights (`equal`) and of each score `alone`. The same three
+        of the other lists stand under `seen_excluded` or `seen_allowed`.
 
     Raises:
         ValueError: If a member is about other items, or there are no validation users.
@@ -73,20 +76,18 @@ def fit_ensemble(
     settings: dict[str, Any] = {"combination": combination, "num_candidates": num_candidates}
     model = EnsembleForItemGeneration.of(list(members.values()), **settings)
     histories, targets = validation_users(prepared, max_users=max_users, seed=seed)
-    pool = _Pool.of(model, histories, targets, prepared.item_ids, exclude_seen=exclude_seen)
+    pools = _Pool.of(model, histories, targets, prepared.item_ids)
     is_searched = np.random.default_rng(seed).permutation(len(histories)) % 2 == 0
-    equal = np.ones(pool.values.shape[2])
-    weights = _searched_weights(pool, is_searched)
-    model.config.weights = weights.tolist()
-    model.config.weights = (weights * _likeliest(model, histories, targets, prepared.item_ids)).tolist()
-
-    def halves(weights: NDArray[np.float64]) -> list[float]:
-        ranks = pool.ranks(weights)
-        return [ndcg_at_k(ranks[half], k=10) if half.any() else 0.0 for half in (is_searched, ~is_searched)]
-
-    alone = {name: halves(row) for name, row in zip(_names(model, members), np.eye(len(equal)), strict=True)}
-    report: dict[str, Any] = {"scores": list(alone), "weights": model.config.weights}
-    report["ndcg@10"] = {"chosen": halves(weights), "equal": halves(equal), "alone": alone}
+    found = {column: _searched_weights(pool, is_searched) for column, pool in pools.items()}
+    for column, weights in found.items():
+        model.config.weights = weights.tolist()
+        found[column] = weights * _likeliest(model, histories, targets, prepared.item_ids)
+    model.config.weights, model.config.weights_with_seen = found[True].tolist(), found[False].tolist()
+    names = _names(model, members)
+    shown = {column: _shown(pool, found[column], is_searched, names) for column, pool in pools.items()}
+    other = "seen_allowed" if exclude_seen else "seen_excluded"
+    report: dict[str, Any] = {"scores": names, "weights": found[exclude_seen].tolist(), "ndcg@10": shown[exclude_seen]}
+    report[other] = {"weights": found[not exclude_seen].tolist(), "ndcg@10": shown[not exclude_seen]}
     searched, held_out = report["ndcg@10"]["chosen"]
     if searched - held_out > _NOTABLE:
         logger.warning(
@@ -95,6 +96,19 @@ def fit_ensemble(
             held_out,
         )
     return model, report
+
+
+def _shown(
+    pool: _Pool, weights: NDArray[np.float64], is_searched: NDArray[np.bool_], names: list[str]
+) -> dict[str, Any]:
+    """ndcg@10 on both halves of the users: of the weighted sum, of equal weights and of each score alone."""
+
+    def halves(weights: NDArray[np.float64]) -> list[float]:
+        ranks = pool.ranks(weights)
+        return [ndcg_at_k(ranks[half], k=10) if half.any() else 0.0 for half in (is_searched, ~is_searched)]
+
+    alone = {name: halves(row) for name, row in zip(names, np.eye(len(names)), strict=True)}
+    return {"chosen": halves(weights), "equal": halves(np.ones(len(names))), "alone": alone}
 
 
 @dataclass(frozen=True)
@@ -111,20 +125,18 @@ class _Pool:
         histories: list[list[str]],
         targets: Sequence[str],
         item_ids: Sequence[str],
-        *,
-        exclude_seen: bool,
-    ) -> _Pool:
-        """Of these users; items of the history take no place where they are excluded."""
-        values, is_before = [], []
+    ) -> dict[bool, _Pool]:
+        """Of these users, by whether items of the history are excluded: they take no place then."""
+        parts: dict[bool, list[Any]] = {True: [], False: []}
         for start in range(0, len(histories), _USERS_AT_ONCE):
             some = histories[start : start + _USERS_AT_ONCE]
             own = torch.from_numpy(item_indices([targets[start : start + _USERS_AT_ONCE]], item_ids=item_ids)[0])
-            taken = history_matrix(some if exclude_seen else [[]] * len(some), item_ids=item_ids)
-            seen = torch.from_numpy(taken.toarray() > 0)
-            part = _places(model, as_tokens(some, item_ids, model.config), own, seen)
-            values.append(part[0])
-            is_before.append(part[1])
-        return cls(np.concatenate(values), np.concatenate(is_before))
+            taken = torch.from_numpy(history_matrix(some, item_ids=item_ids).toarray() > 0)
+            with torch.no_grad():
+                scores: Any = list(model.member_scores(as_tokens(some, item_ids, model.config)))  # type: ignore[arg-type]
+            for exclude_seen, rows in parts.items():
+                rows.append(_places(scores, own, taken if exclude_seen else torch.zeros_like(taken)))
+        return {column: cls(*map(np.concatenate, zip(*rows, strict=True))) for column, rows in parts.items()}
 
     def ranks(self, weights: NDArray[np.float64]) -> NDArray[np.int64]:
         """0-based rank of each target by the weighted sum."""
@@ -134,13 +146,11 @@ class _Pool:
         return np.where(np.isnan(target[:, 0]), total.shape[1], ranks)  # a target that may not be listed
 
 
-@torch.no_grad()
 def _places(
-    model: EnsembleForItemGeneration, tokens: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor
+    scores: list[torch.Tensor], targets: torch.Tensor, seen: torch.Tensor
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Rows of a [`_Pool`]."""
-    length = min(_NUM_BEST, model.config.num_items)
-    scores = list(model.member_scores(tokens))  # type: ignore[arg-type]
+    length = min(_NUM_BEST, seen.shape[1])
     best = [row.masked_fill(seen, -float("inf")).topk(length).indices for row in scores]
     items = torch.cat([targets.unsqueeze(1), *best], dim=1)  # (B, 1 + num_scores * length)
     order = items.sort(dim=1, stable=True)

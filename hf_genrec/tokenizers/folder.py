@@ -79,16 +79,55 @@ def embed_items(
         embeddings = load_matrix(os.fspath(matrix or ""), num_items=len(texts))
         encoder["model"] = f"matrix {Path(matrix or '').name}"
     if behavior is not None:
-        vectors = behavior_vectors(prepared, run=None if str(behavior) == "svd" else behavior)
-        method = "svd" if str(behavior) == "svd" else "sasrec"
-        encoder |= {"behavior": method, "behavior_columns": str(vectors.shape[1]), "data": prepared.fingerprint}
-        encoder["weight"] = str(weight if embeddings.shape[1] else 0.0)
-        num_cold = int((~vectors.any(axis=1)).sum())
-        if num_cold and not embeddings.shape[1]:
-            logger.warning("%d items are in no training history and have no texts: they all get one vector.", num_cold)
-        elif num_cold:
-            logger.warning("%d items are in no training history: behaviour is predicted from their texts.", num_cold)
-        embeddings = fuse_vectors(embeddings, vectors, weight=weight) if embeddings.shape[1] else vectors
+        embeddings, encoder = _beside_behavior(prepared, embeddings, encoder, behavior=behavior, weight=weight)
+    return _write_embeddings(path, embeddings, encoder)
+
+
+def add_behavior(
+    prepared: PreparedDataset,
+    embeddings: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    behavior: str | os.PathLike[str] = "svd",
+    weight: float = 0.6,
+) -> Path:
+    """
+    Write embeddings of texts that [`embed_items`] wrote once more, beside the behaviour in the log.
+
+    Args: see [`embed_items`]. `embeddings` is what it wrote without `behavior`, or a ready matrix.
+    """
+    texts, encoder = read_embeddings(embeddings, prepared)
+    if "behavior" in encoder:
+        raise ValueError(f"{embeddings} holds behaviour already: take it as it is.")
+    unknown = {"model": "", "revision": "", "identity": "", "items_fingerprint": items_fingerprint(prepared.item_ids)}
+    encoder = unknown | encoder
+    fused = _beside_behavior(prepared, texts, encoder, behavior=behavior, weight=weight)
+    return _write_embeddings(embeddings_path(output), *fused)
+
+
+def _beside_behavior(
+    prepared: PreparedDataset,
+    embeddings: np.ndarray,
+    encoder: dict[str, str],
+    *,
+    behavior: str | os.PathLike[str],
+    weight: float,
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Text vectors `(num_items, dim)`, of width 0 where there are none, beside behaviour; and what the file says."""
+    vectors = behavior_vectors(prepared, run=None if str(behavior) == "svd" else behavior)
+    method = "svd" if str(behavior) == "svd" else "sasrec"
+    encoder = encoder | {"behavior": method, "behavior_columns": str(vectors.shape[1]), "data": prepared.fingerprint}
+    encoder["weight"] = str(weight if embeddings.shape[1] else 0.0)
+    num_cold = int((~vectors.any(axis=1)).sum())
+    if num_cold and not embeddings.shape[1]:
+        logger.warning("%d items are in no training history and have no texts: they all get one vector.", num_cold)
+    elif num_cold:
+        logger.warning("%d items are in no training history: behaviour is predicted from their texts.", num_cold)
+    fused = fuse_vectors(embeddings, vectors, weight=weight) if embeddings.shape[1] else vectors
+    return fused, encoder
+
+
+def _write_embeddings(path: Path, embeddings: np.ndarray, encoder: dict[str, str]) -> Path:
     with replaced(path) as partial:
         save_file({"embeddings": np.ascontiguousarray(embeddings)}, partial, metadata=encoder)
     return path

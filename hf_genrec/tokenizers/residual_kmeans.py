@@ -62,6 +62,8 @@ class ResidualKMeans(Quantizer):
 
     def _fit(self, rows: np.ndarray, *, show_progress: bool) -> None:
         self._quantizer = self._new_quantizer(rows.shape[1])
+        if len(rows) < rows.shape[1]:  # the rotation of the progressive k-means needs as many rows as dimensions
+            self._quantizer.train_type = faiss.ResidualQuantizer.Train_default
         self._quantizer.train(rows)
 
     def _encode(self, rows: np.ndarray) -> np.ndarray:

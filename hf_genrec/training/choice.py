@@ -63,5 +63,5 @@ def choose(prepared: PreparedDataset) -> Choice:
         reads_vectors=num_items > _MANY_ITEMS,
         reason=f"{num_items:,} items, {num_targets:,} targets: ids of {levels} x {codes} codes; PSID with two heads, "
         f"width {width}, the latest {length} items of a history; {epochs} epochs in batches of {batch_size} targets; "
-        "beside it the sequential ridge",
+        "beside it the sequential ridge, item-kNN and, of embeddings, similar texts",
     )  # fmt: skip

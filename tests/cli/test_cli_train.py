@@ -78,11 +78,21 @@ def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(
     assert network["semantic_ids"] == {"policy": "widen", "num_levels": 2, "codebook_size": 8}
     assert (network["settings"]["model"]["d_model"], network["settings"]["model"]["dense_head"]) == (16, True)
     assert network["settings"]["model"]["dense_text_dim"] == 0  # for so few items
-    assert record["ensemble"]["scores"] == ["psid", "psid, dense head", "ridge"]
+    assert record["ensemble"]["scores"] == ["psid", "psid, dense head", "ridge", "item-knn"]
     assert "is finished" in error_of(*words)
     assert "d_model was 16, is 8" in error_of(*words[:-4], "--d-model", 8, *words[-2:], "--resume")
     found = result_of("recommend", "--model", tmp_path / "run", "--history", "i3", "i4", "--top-k", 5)
     assert len(found["recommendations"]) == 5
+
+
+def test_training_with_texts_alone_sets_the_behaviour_beside_them_and_adds_similar_texts(shop, tmp_path):
+    words = ["train", shop / "data", "--embeddings", shop / "emb", "--output", tmp_path / "run", "--epochs", 1]
+
+    record = result_of(*words, "--d-model", 16, "--precision", "fp32")
+
+    assert record["ensemble"]["scores"][2:] == ["ridge", "item-knn", "text"]
+    source = json.loads((tmp_path / "run/checkpoints/ids/quantizer/encoder.json").read_text(encoding="utf-8"))
+    assert (source["model"], source["behavior"], source["weight"]) == ("matrix matrix.npy", "svd", "0.6")
 
 
 def test_unknown_and_wrong_training_options_are_named(shop, tmp_path):

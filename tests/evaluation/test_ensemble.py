@@ -39,13 +39,15 @@ def test_ndcg_of_the_search_is_that_of_the_evaluation(circle, members, exclude_s
     settings = EvaluationSettings(split="validation", exclude_seen=exclude_seen)
     found = evaluate(Recommender(model, circle.items), circle, settings, baselines={})
     assert np.mean(report["ndcg@10"]["chosen"]) == pytest.approx(found["model"]["ndcg@10"], abs=1e-6)
+    other = "seen_allowed" if exclude_seen else "seen_excluded"
+    assert np.mean(report[other]["ndcg@10"]["chosen"]) == pytest.approx(found["model"][other]["ndcg@10"], abs=1e-6)
     assert report["scores"] == ["ridge", "text", "PSID"]
 
 
 def test_what_only_disturbs_weighs_little(circle, members):
     model, report = fit_ensemble(members, circle)
 
-    ridge, text = model.config.weights
+    ridge, text = model.config.weights_with_seen
     assert text < ridge
     searched = {name: values[0] for name, values in report["ndcg@10"]["alone"].items()}
     assert report["ndcg@10"]["chosen"][0] >= max(searched["ridge"], report["ndcg@10"]["equal"][0])

@@ -78,6 +78,24 @@ def test_ranking_is_that_of_the_weighted_sum_over_the_whole_catalog():
     torch.testing.assert_close(output.scores, expected.log_softmax(1).gather(1, order), rtol=1e-4, atol=1e-4)
 
 
+def test_users_whose_whole_history_is_left_out_have_weights_of_their_own():
+    members = [make_item_to_item(), make_sasrec()]
+    model = make_ensemble(members, weights=[1.0, 0.0], weights_with_seen=[0.0, 1.0])
+    ids, mask = histories_of(model.config)
+    left_out = torch.where(mask == 1, ids, 0)
+    left_out[1, mask[1].nonzero()[0, 0]] = 0  # of the second user one item may stand
+
+    def lists(rule=None, **settings):
+        found = make_ensemble(members, **settings) if settings else model
+        return found.recommend(ids, mask, top_k=3, exclude_items=rule).item_tokens.tolist()
+
+    mixed, alone = lists(left_out), lists(left_out, weights=[1.0, 0.0])
+    assert mixed == [alone[0], lists(left_out, weights=[0.0, 1.0])[1], alone[2]]
+    assert lists() == lists(weights=[0.0, 1.0]) != lists(weights=[1.0, 0.0])
+    expected = make_ensemble(members, weights=[0.0, 1.0]).score_items(ids, mask)
+    assert torch.equal(model.score_items(ids, mask), expected)
+
+
 def test_items_that_beams_have_not_listed_lie_under_the_last_one():
     latte = make_latte()
     model = make_ensemble([latte], num_candidates=4, combination="log_probability", listing_floor=2.0)
@@ -145,6 +163,7 @@ def test_damaged_ids_of_a_member_are_refused(tmp_path):
         ({"num_candidates": 0}, "`num_candidates` must be at least 1, got 0"),
         ({"listing_floor": -1.0}, "`listing_floor` must be at least 0"),
         ({"weights": [1.0]}, "`weights` must be 2 numbers of at least 0, one for each of SASRec, Sequential ridge"),
+        ({"weights_with_seen": [1.0, -1.0]}, "`weights_with_seen` must be 2 numbers of at least 0, .*, got .1.0, -1.0"),
         ({"num_items": 7}, "`members` must have the 7 items of the ensemble, a sasrec has 12"),
         ({"members": [{"model_type": "bert"}]}, "`members` must be configs of latte, .* got 'bert'"),
     ],

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from hf_genrec import SASRecConfig, SASRecForItemGeneration
 from hf_genrec.cli.main import app
 from hf_genrec.tokenizers.behavior import behavior_vectors, fuse_vectors
-from hf_genrec.tokenizers.folder import embed_items, load_tokenized, read_embeddings, tokenize_items
+from hf_genrec.tokenizers.folder import add_behavior, embed_items, load_tokenized, read_embeddings, tokenize_items
 from hf_genrec.tokenizers.report import id_report, report_tokenized
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
 
@@ -148,6 +148,19 @@ def test_behaviour_is_not_whitened_and_new_items_learn_what_it_was(prepared, mat
     assert record["settings"]["num_whitened"] == 0
     assert not (tmp_path / "ids" / "quantizer" / "whitening.safetensors").exists()
     assert (encoder["model"], encoder["behavior"], encoder["weight"]) == ("matrix texts.npy", "svd", "0.6")
+
+
+def test_behaviour_added_to_written_texts_is_that_of_both_at_once(prepared, tmp_path):
+    np.save(tmp_path / "texts.npy", np.random.default_rng(5).normal(size=(47, 13)).astype(np.float32))
+    texts = embed_items(prepared, tmp_path / "texts", matrix=tmp_path / "texts.npy")
+
+    later = read_embeddings(add_behavior(prepared, texts, tmp_path / "later"), prepared)
+    at_once = embed_items(prepared, tmp_path / "both", matrix=tmp_path / "texts.npy", behavior="svd")
+
+    np.testing.assert_array_equal(later[0], read_embeddings(at_once, prepared)[0])
+    assert later[1] == read_embeddings(at_once, prepared)[1]
+    with pytest.raises(ValueError, match="holds behaviour already"):
+        add_behavior(prepared, at_once, tmp_path / "again")
 
 
 def test_log_without_texts_gets_ids_from_behaviour_alone(prepared, tmp_path, caplog):

@@ -70,3 +70,11 @@ def test_more_beams_than_tuples_find_the_best_of_all_tuples(embeddings, codebook
     tuples = np.indices((codebook_size,) * num_levels).reshape(num_levels, -1).T
     distances = ((embeddings[:, None] - quantizer.decode(tuples)) ** 2).sum(axis=2)
     np.testing.assert_array_equal(codes, tuples[distances.argmin(axis=1)])
+
+
+def test_fewer_rows_than_dimensions_are_enough(embeddings):
+    wide = embeddings[:26].reshape(13, 26)
+
+    quantizer = ResidualKMeans(num_levels=2, codebook_size=8).fit(wide)
+
+    assert len(np.unique(quantizer.encode(wide), axis=0)) > 8
