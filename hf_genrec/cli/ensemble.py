@@ -30,7 +30,7 @@ def _ensemble(
         bool | None,
         typer.Option(
             "--exclude-seen/--allow-seen",
-            help="Choose weights for lists without or with items of the history.",
+            help="Serve lists without or with items of the history; weights are chosen for both.",
             show_default="without, where the data has almost no repeats",
         ),
     ] = None,

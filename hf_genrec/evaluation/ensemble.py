@@ -78,16 +78,20 @@ def fit_ensemble(
     histories, targets = validation_users(prepared, max_users=max_users, seed=seed)
     pools = _Pool.of(model, histories, targets, prepared.item_ids)
     is_searched = np.random.default_rng(seed).permutation(len(histories)) % 2 == 0
-    found = {column: _searched_weights(pool, is_searched) for column, pool in pools.items()}
-    for column, weights in found.items():
+    chosen = {column: _searched_weights(pool, is_searched) for column, pool in pools.items()}
+    for column, weights in chosen.items():
         model.config.weights = weights.tolist()
-        found[column] = weights * _likeliest(model, histories, targets, prepared.item_ids)
-    model.config.weights, model.config.weights_with_seen = found[True].tolist(), found[False].tolist()
+        chosen[column] = weights * _likeliest(model, histories, targets, prepared.item_ids)
+    model.config.weights, model.config.weights_with_seen = chosen[True].tolist(), chosen[False].tolist()
     names = _names(model, members)
-    shown = {column: _shown(pool, found[column], is_searched, names) for column, pool in pools.items()}
+    shown = {column: _shown(pool, chosen[column], is_searched, names) for column, pool in pools.items()}
     other = "seen_allowed" if exclude_seen else "seen_excluded"
-    report: dict[str, Any] = {"scores": names, "weights": found[exclude_seen].tolist(), "ndcg@10": shown[exclude_seen]}
-    report[other] = {"weights": found[not exclude_seen].tolist(), "ndcg@10": shown[not exclude_seen]}
+    report: dict[str, Any] = {
+        "scores": names,
+        "weights": chosen[exclude_seen].tolist(),
+        "ndcg@10": shown[exclude_seen],
+    }
+    report[other] = {"weights": chosen[not exclude_seen].tolist(), "ndcg@10": shown[not exclude_seen]}
     searched, held_out = report["ndcg@10"]["chosen"]
     if searched - held_out > _NOTABLE:
         logger.warning(

@@ -29,7 +29,13 @@ from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.training.arguments import GenRecTrainingArguments
 from hf_genrec.training.sampler import TargetBatchSampler
 from hf_genrec.training.threads import num_threads_for, threads
-from hf_genrec.training.two_heads import best_weight, choose_dense_weight, set_weight_decays
+from hf_genrec.training.two_heads import (
+    DENSE_WEIGHTS,
+    best_weight,
+    choose_dense_weight,
+    ranks_by_weight,
+    set_weight_decays,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -63,6 +69,7 @@ class GenRecTrainer(Trainer):
     """
 
     args: GenRecTrainingArguments
+    leaves_out_seen = False  # in the lists of a model with two heads, as serving does where the data has no repeats
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """
@@ -126,7 +133,7 @@ class GenRecTrainer(Trainer):
         """Of a model with two heads: the weight of the dense one in lists, by the validation users."""
         model: Any = self.accelerator.unwrap_model(self.model)
         rows: Any = self.eval_dataset
-        if not getattr(model.config, "dense_head", False) or not rows:
+        if not _has_two_heads(model) or not rows:
             return
         loader = DataLoader(rows, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
         figures = choose_dense_weight(
@@ -136,6 +143,13 @@ class GenRecTrainer(Trainer):
         self.log(
             {"dense_weight": best_weight(figures)} | {f"ndcg@10_of_{key:g}": value for key, value in figures.items()}
         )
+
+    def _ranks(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Ranks of the targets `(B, num_lists)`: of a model with two heads by each weight of the dense one."""
+        if not _has_two_heads(model):
+            return _target_ranks(model, batch, self.args).unsqueeze(1)
+        options = {"num_beams": self.args.eval_num_beams, "latent_aggregation": self.args.latent_aggregation}
+        return ranks_by_weight(model, batch, leaves_out=self.leaves_out_seen, **options)  # type: ignore[arg-type]
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Refused: what is published is a whole run folder, which a trainer alone does not have."""
@@ -177,7 +191,9 @@ class GenRecTrainer(Trainer):
 
         Returns:
             `dict`: `ndcg@10` and `recall@10` of the lists of `recommend()`, and `loss`: the negative log-likelihood
-            per code with latents summed out.
+            per code with latents summed out. Of a model with two heads the lists are those that will be served: by
+            the weight of the dense head that is best at this step, without items of the history where the data has
+            (almost) no repeats.
         """
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         self._check_weights()
@@ -191,30 +207,36 @@ class GenRecTrainer(Trainer):
             collate_fn=self.data_collator,
             generator=torch.Generator(),  # evaluating must not change the random numbers of training
         )
-        ranks = [torch.empty(0, dtype=torch.long, device=model.device)]  # a process may get no user
+        num_lists = len(DENSE_WEIGHTS) if _has_two_heads(model) else 1
+        ranks = [torch.empty(0, num_lists, dtype=torch.long, device=model.device)]  # a process may get no user
         losses = [torch.zeros((), device=model.device)]
         hidden = self.args.disable_tqdm or not self.is_world_process_zero()  # and, as `None` means, no terminal
         for batch in tqdm(loader, desc="Validating", leave=False, disable=hidden or None):
             batch = self._prepare_inputs(batch)
-            ranks.append(_target_ranks(model, batch, self.args))
+            ranks.append(self._ranks(model, batch))
             with self.compute_loss_context_manager():
                 losses.append(model(**batch).loss.float() * len(ranks[-1]))
         model.train(was_training)
-        # (num_users, 2): rank and the batch's share of the loss, gathered over processes
+        # (num_users, num_lists + 1): ranks and the batch's share of the loss, gathered over processes
         mine_ranks = torch.cat(ranks)
         shares = torch.stack(losses).sum() / max(1, len(mine_ranks))
-        table = torch.stack([mine_ranks.float(), shares.expand(len(mine_ranks))], dim=1)
+        table = torch.cat([mine_ranks.float(), shares.expand(len(mine_ranks), 1)], dim=1)
         table = self.accelerator.gather(self.accelerator.pad_across_processes(table, pad_index=-2))
         table = table[table[:, 0] > -2]
-        all_ranks = table[:, 0].long().cpu().numpy()
+        columns = table[:, :-1].long().cpu().numpy().T
+        best = max(columns, key=lambda column: ndcg_at_k(column, k=10))
         metrics = {
-            f"{metric_key_prefix}_ndcg@10": ndcg_at_k(all_ranks, k=10),
-            f"{metric_key_prefix}_recall@10": recall_at_k(all_ranks, k=10),
-            f"{metric_key_prefix}_loss": float(table[:, 1].mean()),
+            f"{metric_key_prefix}_ndcg@10": ndcg_at_k(best, k=10),
+            f"{metric_key_prefix}_recall@10": recall_at_k(best, k=10),
+            f"{metric_key_prefix}_loss": float(table[:, -1].mean()),
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _has_two_heads(model: Any) -> bool:
+    return bool(getattr(model.config, "dense_head", False))
 
 
 def _target_ranks(model: Any, batch: dict[str, torch.Tensor], args: GenRecTrainingArguments) -> torch.Tensor:
@@ -331,7 +353,7 @@ def make_trainer(
         )
     patience = args.early_stopping_patience
     callbacks = [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
-    return GenRecTrainer(
+    trainer = GenRecTrainer(
         model=model,
         args=args,
         train_dataset=train_rows,
@@ -339,6 +361,8 @@ def make_trainer(
         data_collator=SequenceCollator(pad_token_id=config.pad_token_id),
         callbacks=callbacks,  # type: ignore[arg-type]
     )
+    trainer.leaves_out_seen = not prepared.has_repeats
+    return trainer
 
 
 def _check_beams(model: Any, args: GenRecTrainingArguments) -> None:

@@ -14,7 +14,7 @@ from hf_genrec.data.prepared import MAX_REPEAT_RATE
 from hf_genrec.evaluation.metrics import ndcg_at_k
 
 
-DENSE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+DENSE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # with the last, lists are the dense head's
 
 
 def set_weight_decays(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
@@ -59,21 +59,33 @@ def choose_dense_weight(
         `dict[float, float]`: ndcg@10 of each weight; put the best one into `model.recommend_config.dense_weight`.
     """
     batches = list(batches)
-    ranks: dict[float, list[torch.Tensor]] = {weight: [] for weight in weights}
     leaves_out = _share_of_repeats(model, batches) <= MAX_REPEAT_RATE
-    for batch in batches:
-        input_ids, mask = batch["input_ids"], batch["attention_mask"]
-        both = model.score_both(
-            input_ids,
-            mask,
-            allowed=_unseen(model, input_ids, mask) if leaves_out else None,
-            num_beams=num_beams,
-            latent_aggregation=latent_aggregation,
-        )
-        targets = batch["labels"].amax(dim=1, keepdim=True) - model.config.first_item_token
-        for weight in weights:
-            ranks[weight].append(_ranks(both.generated + weight * both.dense, targets))
-    return {weight: ndcg_at_k(torch.cat(parts).cpu().numpy(), k=10) for weight, parts in ranks.items()}
+    options: dict[str, Any] = {"num_beams": num_beams, "latent_aggregation": latent_aggregation}
+    parts = [ranks_by_weight(model, batch, leaves_out=leaves_out, weights=weights, **options) for batch in batches]
+    ranks = torch.cat(parts).cpu().numpy()
+    return {weight: ndcg_at_k(ranks[:, place], k=10) for place, weight in enumerate(weights)}
+
+
+def ranks_by_weight(
+    model: Any,
+    batch: Mapping[str, torch.Tensor],
+    *,
+    leaves_out: bool,
+    num_beams: int,
+    latent_aggregation: str,
+    weights: Sequence[float] = DENSE_WEIGHTS,
+) -> torch.Tensor:
+    """
+    0-based rank of each row's target in lists by both heads, `(B, number of weights)`; -1 where it is no candidate.
+
+    Args: see [`choose_dense_weight`]. `leaves_out` says whether items of the history may stand in no list.
+    """
+    input_ids, mask = batch["input_ids"], batch["attention_mask"]
+    allowed = _unseen(model, input_ids, mask) if leaves_out else None
+    options: dict[str, Any] = {"num_beams": num_beams, "latent_aggregation": latent_aggregation}
+    both = model.score_both(input_ids, mask, allowed=allowed, **options)
+    targets = batch["labels"].amax(dim=1, keepdim=True) - model.config.first_item_token
+    return torch.stack([_ranks(both.generated + weight * both.dense, targets) for weight in weights], dim=1)
 
 
 def best_weight(figures: Mapping[float, float]) -> float:

@@ -163,7 +163,10 @@ def test_damaged_ids_of_a_member_are_refused(tmp_path):
         ({"num_candidates": 0}, "`num_candidates` must be at least 1, got 0"),
         ({"listing_floor": -1.0}, "`listing_floor` must be at least 0"),
         ({"weights": [1.0]}, "`weights` must be 2 numbers of at least 0, one for each of SASRec, Sequential ridge"),
-        ({"weights_with_seen": [1.0, -1.0]}, "`weights_with_seen` must be 2 numbers of at least 0, .*, got .1.0, -1.0"),
+        (
+            {"weights_with_seen": [1.0, -1.0]},
+            "`weights_with_seen` must be 2 numbers of at least 0, .*, got .1.0, -1.0",
+        ),
         ({"num_items": 7}, "`members` must have the 7 items of the ensemble, a sasrec has 12"),
         ({"members": [{"model_type": "bert"}]}, "`members` must be configs of latte, .* got 'bert'"),
     ],

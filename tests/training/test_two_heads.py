@@ -52,6 +52,18 @@ def test_training_ends_with_the_weight_that_validation_users_like_best(circle, t
     assert loaded.recommend_config.dense_weight == model.recommend_config.dense_weight
 
 
+def test_validation_ranks_as_the_trained_model_is_served(circle, tmp_path):
+    trainer = trainer_of(
+        circle_model(d_model=24), circle, tmp_path, num_train_epochs=3, learning_rate=1e-2, eval_num_beams=50
+    )
+
+    trainer.train()
+
+    weights = trainer.state.log_history[-1]
+    best = weights[f"ndcg@10_of_{weights['dense_weight']:g}"]
+    assert trainer.evaluate()["eval_ndcg@10"] == pytest.approx(best)
+
+
 def test_of_equally_good_weights_the_smallest_is_taken():
     assert best_weight({4.0: 0.3, 1.0: 0.3, 0.5: 0.2, 8.0: 0.1}) == 1.0
 
