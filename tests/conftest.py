@@ -42,14 +42,22 @@ def pytest_collection_finish():
     gc.enable()
 
 
+# What these tests share is made once for all of them: the files of the command line, the process without the package.
+TOGETHER = {
+    **dict.fromkeys(["tests/hub/test_cards.py", "tests/hub/test_hub_protocol.py"], "stranger"),
+    **dict.fromkeys(["tests/modeling/test_pipeline.py", "tests/modeling/test_remote_code.py"], "stranger"),
+}
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Tests of one file, and those of the command line, run in one process: what they share is made once."""
+    """Tests of one file, and those of files that share something, run in one process."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return "tests/cli" if nodeid.startswith("tests/cli/") else nodeid.partition("::")[0]
+            file = nodeid.partition("::")[0]
+            return "tests/cli" if file.startswith("tests/cli/") else TOGETHER.get(file, file)
 
     return Scheduling(config, log)
 

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 
 PROGRAM = """
-import json, os, sys, traceback
+import gc, json, os, sys, traceback
+gc.disable()
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
@@ -23,6 +24,7 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+from transformers.models.t5 import modeling_t5
 
 try:
     import hf_genrec
@@ -31,6 +33,8 @@ except ImportError:
 else:
     raise SystemExit("hf_genrec could be imported")
 torch.set_num_threads(1)
+gc.freeze()
+gc.enable()
 for line in sys.stdin:
     program, words, folder = json.loads(line)
     child = os.fork()

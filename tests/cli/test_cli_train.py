@@ -186,6 +186,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_shows_the_command_that_goes_on(sho
 
 
 def press_ctrl_c(*_, **__):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from jobs in the background
     signal.raise_signal(signal.SIGINT)
 
 

@@ -55,8 +55,11 @@ assert task["impl"]._load_tokenizer is not None
 """
 # One process imports what takes long and has no say in the order; each program runs in a child of it.
 CHILDREN = """
-import os, sys
-import torch, scipy.stats, accelerate
+import gc, os, sys
+gc.disable()
+import torch.distributed.fsdp, torch.distributed.tensor, torch._dynamo.convert_frame
+import accelerate, huggingface_hub, pandas, pyarrow.parquet, scipy.stats
+gc.freeze()
 for program in sys.argv[1:]:
     child = os.fork()
     if not child:

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -372,38 +370,25 @@ def resumable_trainer(prepared, output):
     return make_trainer(model, prepared, args)
 
 
-PROGRAM = """
-import os, signal, sys
-tests, root, prepared, output = sys.argv[1:]
-sys.path[:0] = [*tests.split(os.pathsep), root]
-from transformers import TrainerCallback
-from hf_genrec import PreparedDataset
-from test_training import resumable_trainer
-
 class Killer(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 13:
             os.kill(os.getpid(), signal.SIGKILL)
 
-trainer = resumable_trainer(PreparedDataset.load(prepared), output)
-trainer.add_callback(Killer())
-trainer.train()
-"""
 
-
-def test_killed_run_resumes_and_ends_with_the_weights_of_an_uninterrupted_one(circle, tmp_path, repository):
+def test_killed_run_resumes_and_ends_with_the_weights_of_an_uninterrupted_one(circle, tmp_path):
     whole = resumable_trainer(circle, tmp_path / "whole")
     whole.train()
 
-    folders = (
-        os.pathsep.join([str(repository / "tests"), str(repository / "tests" / "training")]),
-        repository,
-        circle.folder,
-        tmp_path / "run",
-    )
-    command = [sys.executable, "-c", PROGRAM, *map(str, folders)]
-    killed = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=200, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    child = os.fork()
+    if child == 0:
+        try:
+            trainer = resumable_trainer(circle, tmp_path / "run")
+            trainer.add_callback(Killer())
+            trainer.train()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-10", "checkpoint-5"]
     resumed = resumable_trainer(circle, tmp_path / "run")
     resumed.train(resume_from_checkpoint=True)
