@@ -1,5 +1,10 @@
 """Complete folders of tiny models with random weights, for each architecture, as `save_recommender` writes them."""
 
+import atexit
+import shutil
+import tempfile
+from pathlib import Path
+
 import pyarrow as pa
 
 from hf_genrec import (
@@ -17,6 +22,9 @@ from invariants.model import CODEBOOK_SIZE, NUM_ITEMS, make_item_to_item, make_m
 
 ITEM_IDS = [f"i{number}" for number in range(NUM_ITEMS)]
 TITLES = [f"T{number}" for number in range(NUM_ITEMS)]
+_FOLDERS = tempfile.mkdtemp(prefix="hf_genrec_saved_")
+atexit.register(shutil.rmtree, _FOLDERS, ignore_errors=True)
+_SAVED = {}
 ARCHITECTURES = ("latte", "rpg", "acerec", "sasrec", "item_to_item")
 
 
@@ -37,7 +45,14 @@ def model_of(architecture, *, seed=0):
 
 
 def make_folder(folder, architecture="latte", *, item_ids=ITEM_IDS, seed=0, titles=TITLES):
-    """Write a folder; without titles where they are `None`."""
+    """Write a folder, a copy of the first of its kind; without titles where they are `None`."""
+    kind = architecture, tuple(item_ids), seed, titles and tuple(titles)
+    if kind not in _SAVED:
+        _SAVED[kind] = _save(Path(tempfile.mkdtemp(dir=_FOLDERS)) / "run", architecture, item_ids, seed, titles)
+    return shutil.copytree(_SAVED[kind], folder, dirs_exist_ok=True)
+
+
+def _save(folder, architecture, item_ids, seed, titles):
     model = model_of(architecture, seed=seed)
     ids = None
     if model.config.has_codes:

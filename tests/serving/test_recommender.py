@@ -1,6 +1,7 @@
 """Recommender: histories of item ids in, ranked item ids out; a folder that does not fit together is refused."""
 
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,12 +21,17 @@ from invariants.model import NUM_ITEMS, make_model, random_codes, tiny_config
 ITEM_IDS = [f"item {number}" for number in range(NUM_ITEMS)]
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def saved_folder(tmp_path_factory):
     semantic_ids = SemanticIds(ITEM_IDS, random_codes().numpy(), 5, "keep")
     model = make_model(tiny_config(num_latent_tokens=2, max_history_length=4))
     items = pa.table({"item_id": ITEM_IDS, "title": [f"The {name}" for name in ITEM_IDS]})
-    return save_recommender(tmp_path / "run", model, semantic_ids, items)
+    return save_recommender(tmp_path_factory.mktemp("saved") / "run", model, semantic_ids, items)
+
+
+@pytest.fixture
+def folder(saved_folder, tmp_path):
+    return shutil.copytree(saved_folder, tmp_path / "run")
 
 
 @pytest.fixture
@@ -35,9 +41,9 @@ def older_folder(folder):
     return folder
 
 
-@pytest.fixture
-def recommender(folder):
-    return Recommender.from_pretrained(folder, device="cpu", num_beams=7)
+@pytest.fixture(scope="module")
+def recommender(saved_folder):
+    return Recommender.from_pretrained(saved_folder, device="cpu", num_beams=7)
 
 
 def replace_items(folder, change):
