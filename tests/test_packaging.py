@@ -50,6 +50,13 @@ def expected_files(repository: Path) -> set[str]:
     return files
 
 
+def test_image_of_the_server_copies_what_a_build_reads(repository):
+    text = (repository / "scripts/docker/Dockerfile").read_text(encoding="utf-8")
+    copied = {name for line in text.splitlines() if line.startswith("COPY ") for name in line.split()[1:-1]}
+
+    assert copied == {"pyproject.toml", "LICENSE", "README.md", "constraints.txt", "hf_genrec", *MAPPED_FOLDERS}
+
+
 def test_symlinks_are_committed_and_point_to_the_mapped_folders(repository):
     for name in MAPPED_FOLDERS:
         link = repository / "hf_genrec" / name

@@ -12,8 +12,8 @@ import logging
 import platform
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -58,7 +58,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Source = Recommender | Callable[[], Recommender]
-_SLOW: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (413, 422, 429, 500, 503, 504)}
+_SETTLE = 0.5  # seconds
+_SLOW: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 413, 422, 429, 500, 503, 504)}
 _NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"model": Status, "description": "The model is being loaded, or the server ends."}
 }
@@ -69,12 +70,12 @@ class ServerState:
     """What the routes share; `recommender` is `None` until it is loaded, `failure` why it cannot be."""
 
     settings: ServerSettings
-    metrics: ServerMetrics
-    batches: MicroBatcher
+    metrics: ServerMetrics = field(default_factory=ServerMetrics)
+    batches: MicroBatcher = field(init=False)
+    changing: asyncio.Lock = field(init=False)  # one change of the catalog at a time
     recommender: Recommender | None = None
     failure: Exception | None = None
     is_draining: bool = False
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # one change of the catalog at a time
     when_failed: Callable[[], None] = lambda: None
 
     def ready(self) -> Recommender:
@@ -114,7 +115,7 @@ def create_app(recommender: Source, settings: ServerSettings | None = None) -> F
     ```
     """
     settings = settings or ServerSettings()
-    state = _state_of(settings)
+    state = ServerState(settings)
     app = FastAPI(
         title="hf_genrec",
         version=version("hf-genrec"),
@@ -131,50 +132,42 @@ def create_app(recommender: Source, settings: ServerSettings | None = None) -> F
     return app
 
 
-def _state_of(settings: ServerSettings) -> ServerState:
-    metrics = ServerMetrics()
-
-    def compute(key: Any, asked: list[Asked]) -> list[Any]:
-        answers = answers_of(state.ready(), key, asked)
-        metrics.unknown.inc(sum(answer.num_unknown for answer in answers))
-        return answers
-
-    batches = MicroBatcher(
-        compute,
-        size=settings.max_batch,
-        window=settings.window_ms / 1000,
-        max_waiting=settings.max_queue,
-        observe=metrics.observe_batch,
-    )
-    state = ServerState(settings, metrics, batches)
-    metrics.queue.set_function(lambda: batches.num_waiting)
-    return state
-
-
 def _lifespan(recommender: Source, state: ServerState) -> Callable[[FastAPI], Any]:
-    def load() -> Recommender:
-        loaded = recommender if isinstance(recommender, Recommender) else recommender()
-        torch.set_num_threads(state.settings.threads or num_threads())
-        loaded.recommend([[]], top_k=1)  # tables that are built lazily are there before the first visitor
-        return loaded
-
-    async def prepare() -> None:
+    def load() -> None:
         try:
-            with ThreadPoolExecutor(1) as thread:
-                state.recommender = await asyncio.get_running_loop().run_in_executor(thread, load)
+            loaded = recommender if isinstance(recommender, Recommender) else recommender()
+            torch.set_num_threads(state.settings.threads or num_threads())
+            loaded.recommend([[]], top_k=1)  # tables that are built lazily are there before the first visitor
+            state.recommender = loaded
         except Exception as error:  # noqa: BLE001 (raised by `serve`, which ends)
             state.failure = error
             state.when_failed()
 
+    def compute(key: Any, asked: list[Asked]) -> list[Any]:
+        answers = answers_of(state.ready(), key, asked)
+        state.metrics.unknown.inc(sum(answer.num_unknown for answer in answers))
+        return answers
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(state.batches.run()), asyncio.create_task(prepare())]
+        settings, metrics = state.settings, state.metrics
+        state.batches = batches = MicroBatcher(
+            compute,
+            size=settings.max_batch,
+            window=settings.window_ms / 1000,
+            max_waiting=settings.max_queue,
+            observe=metrics.observe_batch,
+        )
+        metrics.queue.set_function(lambda: batches.num_waiting)
+        state.changing = asyncio.Lock()
         if isinstance(recommender, Recommender):
-            await tasks[1]
+            load()
+        else:  # a thread that the end of the process does not wait for
+            threading.Thread(target=load, name="load", daemon=True).start()
+        running = asyncio.create_task(batches.run())
         yield
-        for task in tasks:
-            task.cancel()
-        state.batches.close()
+        running.cancel()
+        batches.close()
 
     return lifespan
 
@@ -277,9 +270,30 @@ def _add_recommend(app: FastAPI, state: ServerState) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Goes on answering for a while after SIGTERM, see `ServerSettings.drain`; a second signal ends this."""
+    """
+    Goes on accepting for a while after SIGTERM, see `ServerSettings.drain` (a second signal ends this), and then
+    answers everything that was sent: uvicorn alone resets connections whose request it has not read yet.
+    """
 
     state: ServerState
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.state.is_draining = True
+        loop, accepted = asyncio.get_running_loop(), []
+        with contextlib.suppress(BlockingIOError):
+            while sockets:  # closing the listener resets what the system has accepted for it
+                accepted.append(sockets[0].accept()[0])
+        for server in self.servers:
+            server.close()
+        for connection in accepted:
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(self._protocol, connection)
+        await asyncio.sleep(_SETTLE)  # requests on their way to open connections arrive
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> Any:
+        config: Any = self.config
+        return config.http_protocol_class(config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig != signal.SIGTERM or self.state.is_draining or not self.state.settings.drain:

@@ -26,7 +26,7 @@ from hf_genrec.serving.server_settings import TOKEN_VARIABLE, ServerSettings, is
 if TYPE_CHECKING:
     from hf_genrec.serving.server import ServerState
 
-_REFUSED: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (401, 403, 409, 413, 422, 501, 503)}
+_REFUSED: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 401, 403, 413, 422, 501, 503)}
 _bearer = HTTPBearer(auto_error=False, description=f"What the server was started with as {TOKEN_VARIABLE}.")
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from hf_genrec.serving.server_batches import MicroBatcher, QueueFullError
 from hf_genrec.serving.server_settings import ServerSettings
 from hf_genrec.training.threads import threads
 from saved_folders import ITEM_IDS, make_folder
+from served import accepts, assert_soon, served
 
 
 @pytest.fixture(scope="module")
@@ -325,45 +325,25 @@ def test_draining_server_answers_and_closes_the_connection(recommender):
 
 
 def test_requests_in_flight_are_answered_after_sigterm(recommender):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    pid = os.fork()
-    if pid == 0:
-        slow = Slow(recommender, seconds=0.2)
-        serve(lambda: slow, ServerSettings(port=port, drain=0.1, max_batch=1))
-        os._exit(1)
     statuses = []
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-        assert_soon(lambda: says(client, "/ready", "ready"))
+    with served(Slow(recommender, seconds=0.2), drain=0.0, max_batch=1) as (address, pid):
+        with httpx.Client(base_url=address, timeout=20) as client, httpx.Client(base_url=address, timeout=20) as late:
 
-        def post():
-            statuses.append(client.post("/recommend", json={"history": ["i1"]}).status_code)
+            def post():
+                statuses.append(client.post("/recommend", json={"history": ["i1"]}).status_code)
 
-        clients = [threading.Thread(target=post) for _ in range(5)]
-        for thread in clients:
-            thread.start()
-        assert_soon(lambda: says(client, "/metrics", "hf_genrec_requests_in_flight 6.0"))  # the five and this one
-        os.kill(pid, signal.SIGTERM)
-        for thread in clients:
-            thread.join()
+            clients = [threading.Thread(target=post) for _ in range(5)]
+            for thread in clients:
+                thread.start()
+            assert_soon(lambda: "hf_genrec_requests_in_flight 6.0" in late.get("/metrics").text)  # with this one
+            os.kill(pid, signal.SIGTERM)
+            assert_soon(lambda: not accepts(address))
+            assert late.get("/health").json() == {"status": "alive"}  # on a connection that was open before
+            for thread in clients:
+                thread.join()
 
         assert statuses == [200] * 5
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
-        assert not says(client, "/health", "alive")
-
-
-def says(client, path, text):
-    try:
-        return text in client.get(path).text
-    except httpx.TransportError:
-        return False
-
-
-def assert_soon(condition, *, seconds=20):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_missing_extra_is_named_with_its_command(monkeypatch):

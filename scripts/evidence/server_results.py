@@ -1,0 +1,83 @@
+"""
+Figures of `scripts/evidence/benchmark_server.py` in, a section of the page `RESULTS.md` out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hf_genrec.evaluation.tables import markdown_table
+
+
+_COLUMNS = ("requests_per_second", "p50_ms", "p95_ms", "p99_ms", "users_per_batch")
+
+
+def server_blocks(figures: Mapping[str, Any] | None) -> list[str]:
+    """
+    The section "The HTTP server".
+
+    Args:
+        figures (`dict` or `None`): The content of `server_speed.json`.
+
+    Returns:
+        `list[str]`: blocks of Markdown; empty without figures.
+
+    Example:
+
+    ```python
+    >>> cell = {"mode": "one by one", "clients": 8, "requests_per_second": 51.5, "p50_ms": 150.2, "p95_ms": 180.0}
+    >>> cell |= {"p99_ms": 201.3, "users_per_batch": 1.0, "outcomes": {"200": 515}}
+    >>> load = {"cells": [cell], "seconds": 10, "turns": 3, "machine": {"device": "x86_64", "threads": 2}}
+    >>> print(server_blocks({"num_items": 12101, "model": "latte", "load": load})[2].splitlines()[2])
+    | 8 | one by one | 51.5 | 150.2 | 180.0 | 201.3 | 1.0 |
+
+    ```
+    """
+    if not figures:
+        return []
+    blocks = ["## The HTTP server"]
+    if "load" in figures:
+        load = figures["load"]
+        blocks.append(
+            f"`hf-genrec serve` with a `{figures['model']}` model of {figures['num_items']:,} items on "
+            f"{load['machine']['device']}, {load['machine']['threads']} threads, its clients on the same machine. "
+            "Each client sends its next request, one history, when it has the answer to the last one; medians of "
+            f"{load['turns']} turns of {load['seconds']:g} seconds. Made by `scripts/evidence/benchmark_server.py`."
+        )
+        rows = [["clients", "computed", "requests per second", "p50 ms", "p95 ms", "p99 ms", "users per batch"]]
+        for cell in sorted(load["cells"], key=lambda cell: (cell["clients"], cell["mode"])):
+            rows.append([str(cell["clients"]), cell["mode"], *(f"{cell[name]:.1f}" for name in _COLUMNS)])
+        blocks.append(markdown_table(rows, num_left=2))
+    blocks += [_TEXTS[name](figures[name]) for name in _TEXTS if name in figures]
+    return blocks
+
+
+def _swaps(found: Mapping[str, Any]) -> str:
+    return (
+        f"**Changes under load.** {found['swaps']} changes of {found['items']} items, {found['answers']:,} answers "
+        f"meanwhile: {found['failed']} requests and {found['failed changes']} changes failed, {found['wrong']} "
+        "answers were not those of the catalog whose version they name. A change took "
+        f"{found['swap_ms']['p50']:.0f} ms (median; p99 {found['swap_ms']['p99']:.0f} ms)."
+    )
+
+
+def _sigterm(found: Mapping[str, Any]) -> str:
+    return (
+        f"**SIGTERM under load.** Of {found['answered'] + found['lost']:,} requests of {found['clients']} clients, "
+        f"sent until no connection was accepted any more, {found['lost']} got no answer."
+    )
+
+
+def _soak(found: Mapping[str, Any]) -> str:
+    rss = found["rss_mb"]
+    return (
+        f"**Soak.** {found['seconds'] / 60:.0f} minutes, {found['requests']:,} requests: resident memory went from "
+        f"{rss['first']:,.0f} to {rss['last']:,.0f} MB (at most {rss['most']:,.0f}; {found['mb_per_hour']:+.1f} MB "
+        "per hour by a straight line)."
+    )
+
+
+_TEXTS = {"swaps": _swaps, "sigterm": _sigterm, "soak": _soak}
+
+__all__ = ["server_blocks"]
