@@ -56,15 +56,9 @@ def diagnose(
 
     Scores are exact, those of a sample of users of the test split for the items of the sampled pairs.
 
-    Args:
-        systems (`dict[str, Recommender]`): Loaded models by name. The first must decode along a tree.
-        prepared ([`PreparedDataset`]): The data set; its catalog is that of all models.
-        num_users (`int`, *optional*, defaults to 512): Users, as in the paper; all of them where there are fewer.
-        num_pairs (`int`, *optional*, defaults to 1024): Pairs of items per distance.
-        seed (`int`, *optional*, defaults to 0): Seed of the users and the pairs.
-        latent_aggregation (`str`, *optional*, defaults to `"sum"`): Over the latents of an item; or `"max"`.
-        num_latent_users (`int`, *optional*, defaults to 32): Users for the entropy and information of the latent.
-        show_progress (`bool`, *optional*, defaults to `False`): Whether progress bars are shown.
+    Args: loaded models by name, of which the first must decode along a tree; their data set; users, and pairs of items
+    per distance, as in the paper, with the seed of both; the aggregation over the latents of an item, `"sum"` or
+    `"max"`; users for the entropy and information of the latent; and whether progress bars are shown.
 
     Returns:
         `dict`: what was measured, and by name in `models`: `tree_of` (whose tree), `tree`, `kendall_tau` with its

@@ -65,9 +65,6 @@ def fit_ensemble(
         the softmax of the sums probabilities that mean something), and `ndcg@10` with the pairs of halves (searched,
         held out) of the weighted sum (`chosen`), of equal weights (`equal`) and of each score `alone`. The same three
         of the other lists stand under `seen_excluded` or `seen_allowed`.
-
-    Raises:
-        ValueError: If a member is about other items, or there are no validation users.
     """
     found = items_fingerprint(prepared.item_ids)
     for name, member in members.items():

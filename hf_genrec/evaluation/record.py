@@ -47,14 +47,10 @@ def users_path(path: str | os.PathLike[str]) -> Path:
 
 def write_users(users: pa.Table, path: str | os.PathLike[str], *, keep_names: bool = False) -> None:
     """
-    Write per-user results as Parquet.
+    Write per-user results as Parquet; without `user_id` and `target` (`keep_names`) they are ranks and counts in the
+    order of the split, and may be published with the record.
 
-    Args:
-        users (`pa.Table`): One row per evaluated user, see [`EvaluationRecord`].
-        path (`str` or `Path`): The Parquet file; its folder is created where it is missing.
-        keep_names (`bool`, *optional*, defaults to `False`):
-            Whether `user_id` and `target` are written too. Without them the rows are ranks and counts, in the order
-            of the split, and may be published with the record.
+    Args: one row per user, see [`EvaluationRecord`]; the file; and whether the names are kept.
     """
     if not keep_names:
         users = users.drop_columns([name for name in PERSONAL_COLUMNS if name in users.column_names])

@@ -103,13 +103,7 @@ def load_evaluation(word: str | os.PathLike[str]) -> StoredEvaluation:
     """
     Read an evaluation record and the results of its users beside it (`FILE_users.parquet` of `FILE.json`).
 
-    Args:
-        word (`str` or `Path`):
-            A JSON file, or a run folder for its `evaluation.json`; `NAME=` before it names the system.
-
-    Raises:
-        FileNotFoundError: If there is no such file, or the folder has no evaluation.
-        ValueError: If the file is no evaluation record, or the results of the users do not belong to it.
+    Args: a JSON file, or a run folder for its `evaluation.json`; `NAME=` before it names the system.
     """
     name, file = named_path(word)
     path = Path(file)

@@ -64,6 +64,7 @@ class Quantizer(ABC):
     has_codebooks: ClassVar[bool] = True
     can_decode: ClassVar[bool] = True
     block_size: ClassVar[int] = 2**16  # rows encoded at once
+    least_rows: ClassVar[int | None] = None  # to learn from; `None` is one for each centroid of a level
 
     def __init__(self, *, num_levels: int, codebook_size: int, seed: int) -> None:
         check_sizes(num_levels=num_levels, codebook_size=codebook_size)
@@ -113,17 +114,11 @@ class Quantizer(ABC):
         """What the codebooks approximate, float32: the embeddings, unless a quantizer maps them elsewhere."""
         return as_rows(embeddings, dim=self.dim)
 
-    @property
-    def _least_rows(self) -> int:
-        """Rows to learn from, at least: each centroid of a level starts from one."""
-        return self.codebook_size
-
     @classmethod
     def default_codebook_size(cls, *, num_levels: int, num_items: int, num_rows: int) -> int:
         """
         Codes per level if none are given: 256. With fewer than 288 items to learn from (an RQ-VAE holds a tenth out)
         the largest power of two up to a quarter of them, so that codes are shared, or more if the catalog needs more.
-        For hierarchical k-means the smallest power of two whose tuples are at least eight times as many as the items.
         """
         if num_rows >= _ROWS_OF_FULL_CODEBOOKS:
             return _FULL_CODEBOOK
@@ -162,21 +157,15 @@ class Quantizer(ABC):
 
     def fit(self, embeddings: np.ndarray, *, taken: sp.csr_array | None = None, show_progress: bool = True) -> Self:
         """
-        Learn the codes, on one thread.
+        Learn the codes, on one thread; a `ValueError` for wrong shapes, too few rows, or NaN and infinity.
 
         Args:
             embeddings (`np.ndarray` of shape `(num_rows, dim)`): Usually those of the items that occur in training.
             taken (`scipy.sparse.csr_array` of shape `(num_users, num_rows)`, *optional*):
                 1 where a user took the item of a row; only where [`Quantizer.reads_log`].
             show_progress (`bool`, *optional*, defaults to `True`): Whether a bar is shown after two seconds.
-
-        Returns:
-            [`Quantizer`]: itself.
-
-        Raises:
-            ValueError: If the shape is wrong, there are too few rows, or NaN or infinity is among them.
         """
-        rows = as_rows(embeddings, at_least=self._least_rows)
+        rows = as_rows(embeddings, at_least=self.codebook_size if self.least_rows is None else self.least_rows)
         if self.reads_log and (taken is None or taken.shape[1] != len(rows)):
             found = "none" if taken is None else f"the shape {taken.shape}"
             raise ValueError(f"`taken` must be of the shape (num_users, {len(rows)}): who took the rows; got {found}.")
@@ -386,8 +375,8 @@ def _subclasses() -> Iterator[type[Quantizer]]:
     modules = [f"hf_genrec.tokenizers.{name}" for name in _MODULES]
     for module in modules:
         defined = vars(importlib.import_module(module)).values()
-        yield from (each for each in defined if inspect.isclass(each) and each.__module__ == module
-                    and issubclass(each, Quantizer))  # fmt: skip
+        classes = [each for each in defined if inspect.isclass(each) and issubclass(each, Quantizer)]
+        yield from (each for each in classes if each.__module__ == module and not inspect.isabstract(each))
     yield from (each for each in Quantizer.__subclasses__() if each.__module__ not in modules)
 
 

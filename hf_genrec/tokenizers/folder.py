@@ -192,24 +192,12 @@ def tokenize_items(
     """
     Embeddings to semantic IDs: whitening, quantizer, collision policy. Returns the table that was written.
 
-    Args:
-        prepared ([`PreparedDataset`]): The data set.
-        embeddings (`str` or `Path`): What [`embed_items`] wrote, or a ready matrix.
-        output_dir (`str` or `Path`): The tokenized folder; it appears whole or not at all.
-        quantizer (`str`, *optional*, defaults to `"residual-kmeans"`): As for [`Quantizer.named`].
-        num_levels (`int`, *optional*): Codes per item. `None` is the default of its class.
-        codebook_size (`int`, *optional*): Codes per level. `None` is [`Quantizer.default_codebook_size`].
-        policy (`str`, *optional*): See [`SemanticIds.from_codes`]. `None` is [`Quantizer.default_policy`].
-        num_whitened (`int`, *optional*):
-            Principal components to whiten to, at most what embeddings and items allow; 0 for the plain embeddings.
-            `None` is [`Quantizer.default_whitened`], and 0 for embeddings that hold behaviour.
-        fit_on (`"train"` or `"all"`, *optional*, defaults to `"train"`):
-            Which items whitening and quantizer learn from: those of the training part, or all as the paper does.
-        num_candidates (`int`, *optional*, defaults to 5): See [`SemanticIds.from_codes`].
-        options (`Mapping[str, Any]`, *optional*): Such as `{"sinkhorn_epsilon": 0.003}` for `"rqvae"`.
-        seed (`int`, *optional*, defaults to 1234): Seed of the quantizer.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether an existing tokenized folder is replaced.
-        show_progress (`bool`, *optional*, defaults to `True`): Whether long training shows a progress bar.
+    Args: see [`Quantizer.named`] for the quantizer with its sizes, options and seed, and [`SemanticIds.from_codes`]
+    for the policy. `embeddings` is what [`embed_items`] wrote or a ready matrix; `output_dir` appears whole or not at
+    all. `num_whitened` is the number of principal components to whiten to, at most what embeddings and items allow; 0
+    leaves the embeddings as they are, and `None` is [`Quantizer.default_whitened`], or 0 for embeddings that hold
+    behaviour. `fit_on` says which items whitening and quantizer learn from: those of the training part, or all as the
+    paper does.
     """
     if fit_on not in ("train", "all"):
         raise ValueError(f'`fit_on` must be "train" or "all", got {fit_on!r}.')

@@ -21,15 +21,12 @@ class RandomCodes(Quantizer):
     names = {"random": {}}
     has_codebooks = False
     can_decode = False
+    least_rows = 0
 
     def __init__(self, *, num_levels: int = 32, codebook_size: int = 256, seed: int = 1234) -> None:
         super().__init__(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
         if seed < 0:
             raise ValueError(f"`seed` must be at least 0, got {seed}.")
-
-    @property
-    def _least_rows(self) -> int:
-        return 0
 
     def _fit(self, rows: np.ndarray, *, show_progress: bool) -> None:
         """Nothing is learned."""

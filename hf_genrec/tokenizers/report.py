@@ -43,41 +43,22 @@ def id_report(
     popularity predicts, divided by the same of all pairs: 1 is chance. Items without users (or with a zero
     embedding) take no part in what cannot be known of them.
 
-    Args:
-        semantic_ids ([`SemanticIds`]): The table.
-        embeddings (`np.ndarray` of shape `(num_items, dim)`, *optional*): Of the texts. `None` leaves them out.
-        taken (`scipy.sparse.csr_array` of shape `(num_users, num_items)`, *optional*):
-            1 where the user took the item in the training part. `None` leaves the co-purchases out.
+    Args: the table; the embeddings of its texts `(num_items, dim)`, and who took what in the training part
+    `(num_users, num_items)`; `None` leaves either out.
 
     Returns:
         `dict[str, Any]`: `statistics` ([`SemanticIds.statistics`]); `measures`, the similarities that could be
-        measured; and two lists whose entries hold per measure the mean over pairs, `None` where there is no pair.
+        measured; and two lists whose entries hold the mean of each over pairs, `None` where there is no pair.
 
         - `prefixes`, one entry per `length` from 0 (all items: chance) to where longer prefixes separate no further
           items: `num_prefixes`, `mean_items` and `max_items` per prefix, `share_alone` (items alone in their prefix),
           `group_sizes` (`{items: number of prefixes}`), `num_pairs`, and per measure `at_least` (pairs that share at
-          least this many first codes) and `exactly` (those whose next code differs; in the last entry all). With
-          texts also `text_lift`, their `at_least` over that of any two items: what `lift` is for the users. Whitened
-          texts, of which any two are as good as orthogonal, have none.
+          least this many first codes) and `exactly` (those whose next code differs; in the last entry all).
+          `text_lift` is `at_least` of the texts over that of any two items; whitened texts, which are as good as
+          orthogonal, have none.
         - `positions`, one entry per code of the tuple: `num_used`, `usage`, `perplexity`, `code_counts` (items per
-          code, descending), `num_pairs` that share this code, the others alike or not, and per measure their mean.
-          The codes of product quantization have no order, so only this is fair to them.
-
-    Raises:
-        ValueError: If the rows of `embeddings` or the columns of `taken` are not the items, or one is not finite.
-
-    Example:
-
-    ```python
-    >>> codes = np.array([[0, 1], [0, 2], [1, 1]])
-    >>> ids = SemanticIds.from_codes(["a", "b", "c"], codes, codebook_size=3, policy="keep")
-    >>> report = id_report(ids, embeddings=np.array([[1.0, 0.0], [3.0, 4.0], [0.0, 2.0]]))
-    >>> [(entry["length"], entry["num_prefixes"], entry["text"]["at_least"]) for entry in report["prefixes"]]
-    [(0, 1, 0.466...), (1, 2, 0.6), (2, 3, None)]
-    >>> [entry["text"] for entry in report["positions"]]
-    [0.6, 0.0]
-
-    ```
+          code, descending), and `num_pairs` that share this code, the others alike or not. The codes of product
+          quantization have no order, so only this is fair to them.
     """
     measures = _measures(semantic_ids.num_items, embeddings=embeddings, taken=taken)
     statistics = semantic_ids.statistics()

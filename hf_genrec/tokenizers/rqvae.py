@@ -3,6 +3,7 @@ RQ-VAE as a quantizer: trains [`RQVAEModel`] until rows held out are no longer r
 """
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,6 @@ from typing import Any, Self
 
 import faiss
 import numpy as np
-import scipy.sparse as sp
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import nn
@@ -27,6 +27,7 @@ from hf_genrec.tokenizers.rqvae_network import RQVAEConfig, RQVAEModel
 
 
 _TRAINING_NAME = "training.json"
+_OF_NETWORK = {field.name for field in dataclasses.fields(RQVAEConfig)}
 _TERMS = ("cooccurrence", "collaborative", "diversity")
 
 
@@ -97,6 +98,7 @@ class RQVAE(Quantizer):
         "cost": {"reconstruction": "contrastive"},
     }
     block_size = 4096
+    least_rows = 0  # checked in `_fit`: what counts is how many are left without the rows held out
 
     def __init__(
         self,
@@ -126,22 +128,12 @@ class RQVAE(Quantizer):
         patience: int = 5,
         device: str = "cpu",
     ) -> None:
+        given = {name: value for name, value in locals().items() if name in self._defaults()}
         super().__init__(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
-        self._shape: dict[str, Any] = {
-            "num_levels": num_levels, "codebook_size": codebook_size, "hidden_sizes": list(hidden_sizes),
-            "latent_dim": latent_dim, "commitment_weight": float(commitment_weight), "reconstruction": reconstruction,
-            "dropout": float(dropout),
-            "sinkhorn_epsilon": float(sinkhorn_epsilon), "sinkhorn_iterations": sinkhorn_iterations,
-            "sinkhorn_levels": sinkhorn_levels,
-        }  # fmt: skip
-        self._schedule: dict[str, Any] = {
-            "cooccurrence_weight": cooccurrence_weight, "collaborative_weight": collaborative_weight,
-            "diversity_weight": diversity_weight, "seed": seed, "restart_dead_codes": restart_dead_codes,
-            "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "optimizer": optimizer,
-            "weight_decay": weight_decay, "validation_share": validation_share, "evaluate_every": evaluate_every,
-            "patience": patience,
-            "device": device,
-        }  # fmt: skip
+        self._shape: dict[str, Any] = {name: given[name] for name in self._defaults() if name in _OF_NETWORK}
+        self._shape |= {name: float(given[name]) for name in ("commitment_weight", "dropout", "sinkhorn_epsilon")}
+        self._shape["hidden_sizes"] = list(hidden_sizes)
+        self._schedule: dict[str, Any] = {name: value for name, value in given.items() if name not in self._shape}
         try:
             RQVAEConfig(**self._shape)  # its checks
         except StrictDataclassFieldValidationError as error:
@@ -166,10 +158,6 @@ class RQVAE(Quantizer):
         """See [`Quantizer.reads_log`]: with any weight of behaviour."""
         return any(self._schedule[f"{name}_weight"] > 0 for name in _TERMS)
 
-    @property
-    def _least_rows(self) -> int:
-        return 0  # checked below: what counts is how many are left without the rows held out
-
     def _fit(self, rows: np.ndarray, *, show_progress: bool) -> None:
         order = np.random.default_rng(self.seed).permutation(len(rows))
         num_held_out = round(len(rows) * self._schedule["validation_share"])
@@ -184,7 +172,11 @@ class RQVAE(Quantizer):
             _start_codebooks(model, train_rows, seed=self.seed)
             nn.Module.to(model, device)
             validation = torch.from_numpy(rows[held_out]).to(device)
-            terms = None if self._taken is None else self._terms(self._taken[:, rest]).to(device)
+            terms = None
+            if self._taken is not None:
+                weights = {name: float(self._schedule[f"{name}_weight"]) for name in _TERMS}
+                sizes = {"dim": self._shape["latent_dim"], "batch_size": self._schedule["batch_size"]}
+                terms = BehaviorTerms(self._taken[:, rest], **sizes, weights=weights, seed=self.seed).to(device)
             self.report = self._train(model, terms, train_rows.to(device), validation, show_progress=show_progress)
         if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
             raise ValueError("Training diverged: weights are not finite. Use a smaller `learning_rate`.")
@@ -242,11 +234,6 @@ class RQVAE(Quantizer):
         if self._exact is None:
             raise ValueError("The quantizer is not fitted: call `fit` or `load` first.")
         return self._exact
-
-    def _terms(self, taken: sp.csr_array) -> BehaviorTerms:
-        weights = {name: float(self._schedule[f"{name}_weight"]) for name in _TERMS}
-        dim, batch_size = self._shape["latent_dim"], self._schedule["batch_size"]
-        return BehaviorTerms(taken, dim=dim, batch_size=batch_size, weights=weights, seed=self.seed)
 
     def _train(
         self,

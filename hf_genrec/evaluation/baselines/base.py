@@ -59,11 +59,7 @@ class CatalogRanker(ABC):
 
     Args:
         prepared ([`PreparedDataset`]): The data set; only its training part is read.
-        decay (`float`, *optional*, defaults to 1.0):
-            Weight of a history item relative to the one after it, in (0, 1].
-
-    Raises:
-        ValueError: If an argument is out of range.
+        decay (`float`, *optional*, defaults to 1.0): Weight of a history item relative to the one after it, in (0, 1].
     """
 
     title: ClassVar[str]
@@ -96,22 +92,15 @@ class CatalogRanker(ABC):
         **tried: Sequence[float],
     ) -> Self:
         """
-        Choose the settings by ndcg@10 on the validation split; the test split is never read.
+        Choose the settings by ndcg@10 on the validation split, the first of equal ones; the test split is never read.
 
         Args:
             prepared ([`PreparedDataset`]): The data set; what is learned comes from its training part.
             vectors (`np.ndarray`, *optional*): Of the texts, for [`TextSimilarity`].
             exclude_seen (`bool`, *optional*, defaults to `False`): Whether for lists without items of the history.
-            max_users (`int`, *optional*, defaults to 20000):
-                Use a sample of this many validation users. `None` means all.
+            max_users (`int`, *optional*, defaults to 20000): Size of a sample of validation users; `None` means all.
             seed (`int`, *optional*, defaults to 0): Seed of the sample.
             tried: Values to try, such as `decays=(0.5, 0.9)`; each class has defaults.
-
-        Returns:
-            The best ranker; the first one on a tie.
-
-        Raises:
-            ValueError: If there is nothing to try, or the validation split is empty.
         """
         tuning = Tuning(prepared, columns=(exclude_seen,), max_users=max_users, seed=seed)
         cls._try_settings(tuning, prepared, *vectors, **tried)
@@ -202,12 +191,10 @@ class CatalogRanker(ABC):
 
 class Popularity(CatalogRanker):
     """
-    The most frequent items of the training part, the same for every user: the floor.
+    The most frequent items of the training part, the same for every user: the floor. A score is the item's share of
+    all training interactions; equal counts keep the order of the catalog.
 
-    A score is the item's share of all training interactions; equal counts keep the order of the catalog.
-
-    Args:
-        prepared ([`PreparedDataset`]): The data set; only its training part is read.
+    Args: see [`CatalogRanker`].
     """
 
     title = "Popularity"
