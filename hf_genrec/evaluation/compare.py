@@ -130,17 +130,14 @@ def compare_evaluations(
     groups: dict[tuple[str, ...], list[StoredEvaluation]] = {}
     for evaluation in evaluations:
         groups.setdefault(group_of({**evaluation.record, "exclude_seen": None}), []).append(evaluation)
-    columns = [column for group in groups.values() for column in _columns(group)]
+    columns = []
+    for group in groups.values():  # the columns that all have, or as many as have each if there is none
+        both = [[in_column(own, exclude_seen=exclude_seen) for own in group] for exclude_seen in (False, True)]
+        known = [[own for own in column if own is not None] for column in both]
+        columns += [column for column in known if len(column) == len(group)] or [column for column in known if column]
     if not grouped and len(columns[0]) < len(evaluations):
         check_comparable(evaluations)
     return [_compare(column, metric, against, num_resamples, seed) for column in columns]
-
-
-def _columns(group: Sequence[StoredEvaluation]) -> list[list[StoredEvaluation]]:
-    """With seen items allowed and excluded: the columns that all have, or as many as have each if there is none."""
-    both = [[in_column(own, exclude_seen=exclude_seen) for own in group] for exclude_seen in (False, True)]
-    known = [[own for own in column if own is not None] for column in both]
-    return [column for column in known if len(column) == len(group)] or [column for column in known if column]
 
 
 def difference_of(
@@ -291,7 +288,10 @@ def _compare(
         for system in systems
         if system is not reference
     }
-    return Comparison(metric, reference.name, conditions, systems, _with_adjusted(differences))
+    tested = {name: found.users.p_value for name, found in differences.items() if found.users is not None}
+    for name, p_value in zip(tested, holm_adjusted([*tested.values()]), strict=True):
+        differences[name] = replace(differences[name], adjusted_p_value=p_value)
+    return Comparison(metric, reference.name, conditions, systems, differences)
 
 
 def _reference(systems: Sequence[System], against: str | None, *, first: str) -> System:
@@ -305,10 +305,3 @@ def _reference(systems: Sequence[System], against: str | None, *, first: str) ->
             return system
     known = ", ".join(system.name for system in systems)
     raise ValueError(f"`against` names no system of the table, got {against!r}; there are {known}.")
-
-
-def _with_adjusted(differences: dict[str, Differences]) -> dict[str, Differences]:
-    p_values = {name: None if found.users is None else found.users.p_value for name, found in differences.items()}
-    tested = {name: p_value for name, p_value in p_values.items() if p_value is not None}
-    adjusted = dict(zip(tested, holm_adjusted(list(tested.values())), strict=True))
-    return {name: replace(found, adjusted_p_value=adjusted.get(name)) for name, found in differences.items()}

@@ -22,15 +22,19 @@ from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.baselines import BASELINES
 from hf_genrec.evaluation.baselines.base import sampled_users
 from hf_genrec.evaluation.lists import history_matrix, is_invalid_list, item_indices, list_values, unit_columns
-from hf_genrec.evaluation.metrics import PER_USER, bootstrap_interval, ndcg_at_k, ranks_of_targets, recall_at_k
-from hf_genrec.evaluation.ranked_lists import RankedLists, check_search, length_for_shared_ids, rank_both_ways
-from hf_genrec.evaluation.record import COLUMNS
-from hf_genrec.evaluation.shared_ids import (
+from hf_genrec.evaluation.metrics import (
+    PER_USER,
+    bootstrap_interval,
     corrected_ndcg_per_user,
     corrected_recall_per_user,
+    ndcg_at_k,
     rank_ids,
+    ranks_of_targets,
+    recall_at_k,
     shared_id_groups,
 )
+from hf_genrec.evaluation.ranked_lists import RankedLists, check_search, length_for_shared_ids, rank_both_ways
+from hf_genrec.evaluation.record import COLUMNS
 from hf_genrec.serving.recommendations import Recommender
 
 

@@ -18,9 +18,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from hf_genrec.evaluation.baselines import BASELINES as RANKERS
-from hf_genrec.evaluation.metrics import PER_USER, bootstrap_interval
+from hf_genrec.evaluation.metrics import (
+    PER_USER,
+    bootstrap_interval,
+    corrected_ndcg_per_user,
+    corrected_recall_per_user,
+)
 from hf_genrec.evaluation.record import COLUMNS, named_path, users_path
-from hf_genrec.evaluation.shared_ids import corrected_ndcg_per_user, corrected_recall_per_user
 
 
 EVALUATION_NAME = "evaluation.json"

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_genrec.evaluation.metrics import ndcg_per_user, ranks_of_targets, recall_per_user
-from hf_genrec.evaluation.shared_ids import (
+from hf_genrec.evaluation.metrics import (
     corrected_ndcg_per_user,
     corrected_recall_per_user,
+    ndcg_per_user,
     rank_ids,
+    ranks_of_targets,
+    recall_per_user,
     shared_id_groups,
 )
 

@@ -66,12 +66,11 @@ def test_new_items_walk_to_the_nearest_child(embeddings, quantizer):
     codes = quantizer.encode(new_items)
 
     for depth in range(3):
+        nodes = np.unique(quantizer.encode(embeddings)[:, : depth + 1], axis=0)
         for item, row in zip(new_items, codes, strict=True):
-            level, node = quantizer._levels[depth], 0
-            for before, code in zip(quantizer._levels[:depth], row, strict=False):
-                node = before.offsets[node] + code
-            children = level.children[level.offsets[node] : level.offsets[node + 1]]
-            assert row[depth] == ((quantizer._centroids[children] - item) ** 2).sum(axis=1).argmin()
+            children = nodes[(nodes[:, :depth] == row[:depth]).all(axis=1)]
+            distances = ((quantizer.decode(children) - item) ** 2).sum(axis=1)
+            assert row[depth] == children[distances.argmin(), depth]
 
 
 def test_deeper_levels_reconstruct_better(embeddings, quantizer):
