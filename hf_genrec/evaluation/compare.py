@@ -288,7 +288,8 @@ def _compare(
         for system in systems
         if system is not reference
     }
-    tested = {name: found.users.p_value for name, found in differences.items() if found.users is not None}
+    p_values = {name: found.users and found.users.p_value for name, found in differences.items()}
+    tested = {name: p_value for name, p_value in p_values.items() if p_value is not None}
     for name, p_value in zip(tested, holm_adjusted([*tested.values()]), strict=True):
         differences[name] = replace(differences[name], adjusted_p_value=p_value)
     return Comparison(metric, reference.name, conditions, systems, differences)
