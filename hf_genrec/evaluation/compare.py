@@ -288,7 +288,7 @@ def _compare(
         for system in systems
         if system is not reference
     }
-    p_values = {name: found.users and found.users.p_value for name, found in differences.items()}
+    p_values = {name: found.users.p_value if found.users else None for name, found in differences.items()}
     tested = {name: p_value for name, p_value in p_values.items() if p_value is not None}
     for name, p_value in zip(tested, holm_adjusted([*tested.values()]), strict=True):
         differences[name] = replace(differences[name], adjusted_p_value=p_value)
