@@ -1,6 +1,7 @@
 """Which files of a run folder may be published, and what is refused."""
 
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,10 +17,16 @@ from invariants.model import NUM_ITEMS, make_model, random_codes, tiny_config
 ITEM_IDS = [f"i{number}" for number in range(NUM_ITEMS - 1)] + ["/home/me/soap"]  # an id may look like a path
 
 
-@pytest.fixture
-def run(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "run"
     semantic_ids = SemanticIds(ITEM_IDS, random_codes().numpy(), 5, "keep")
-    return save_recommender(tmp_path / "run", make_model(tiny_config()), semantic_ids, pa.table({"item_id": ITEM_IDS}))
+    return save_recommender(folder, make_model(tiny_config()), semantic_ids, pa.table({"item_id": ITEM_IDS}))
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
 
 
 def test_all_that_saving_wrote_is_published(run):
