@@ -99,11 +99,13 @@ def compare_evaluations(
     Put systems side by side: their metrics, and how far each is from one of them.
 
     Evaluations of one name are one system. Without a name, those whose records differ in nothing but the seed are.
+    Comparisons are those with seen items allowed and with seen items excluded, where all records have both; with
+    `grouped` these for each group in the order of the evaluations. A `ValueError` names records that are not
+    comparable.
 
     Args:
         evaluations (`list[StoredEvaluation]`): What [`load_evaluation`] returned.
-        metric (`str`, *optional*, defaults to `"ndcg@10"`):
-            `"recall@k"`, `"ndcg@k"` or `"mrr@k"`, one that all records have.
+        metric (`str`, *optional*, defaults to `"ndcg@10"`): `"recall@k"`, `"ndcg@k"` or `"mrr@k"` of all records.
         against (`str`, *optional*):
             Name of the reference. `None` takes the best of the baselines with results per user; without such, the
             first evaluation if it has them, else the best baseline.
@@ -111,14 +113,6 @@ def compare_evaluations(
             Whether records that are not comparable make a comparison each instead of an error.
         num_resamples (`int`, *optional*, defaults to 9999): Resamples of intervals and tests.
         seed (`int`, *optional*, defaults to 0): Seed of the resamples.
-
-    Returns:
-        `list[Comparison]`: with seen items allowed and with seen items excluded, where all records have both; with
-        `grouped` these for each group in the order of the evaluations.
-
-    Raises:
-        ValueError: If records are not comparable, an evaluation is given twice, the reference is unknown, or the
-            metric is none of a record.
     """
     user_values([], metric)
     if not evaluations:

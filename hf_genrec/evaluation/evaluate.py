@@ -100,14 +100,11 @@ class EvaluationRecord(dict[str, Any]):
     """
     What [`evaluate`] measured: a dict that goes to JSON, and in `users` a table with one row per user.
 
-    Args:
-        content (`dict`): The record.
-        users (`pa.Table`):
-            In the order of the split: `rank` (0-based position of the target, -1 if it is not among the first
-            `max(ks)`), `num_train` (how often the target occurs in the training part), `history_length`, where ids are
-            shared `id_rank`, `group_start` and `group_size` (see [`IdRanks`]), `rank_NAME` of each baseline, and
-            `seen_excluded_rank`, `seen_excluded_rank_NAME` of the other column (`seen_allowed_...` where the first
-            one excludes them), all int32; `user_id` and `target`, strings.
+    In the order of the split: `rank` (0-based position of the target, -1 if it is not among the first `max(ks)`),
+    `num_train` (how often the target occurs in the training part), `history_length`, where ids are shared `id_rank`,
+    `group_start` and `group_size` (see [`IdRanks`]), `rank_NAME` of each baseline, and `seen_excluded_rank`,
+    `seen_excluded_rank_NAME` of the other column (`seen_allowed_...` where the first one excludes them), all int32;
+    `user_id` and `target`, strings.
     """
 
     def __init__(self, content: Mapping[str, Any], users: pa.Table) -> None:

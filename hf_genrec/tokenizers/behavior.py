@@ -39,19 +39,12 @@ def behavior_vectors(
     (`regularization`) keeps short histories and rare items from counting most. Its right singular vectors are the
     eigenvectors of the normalised co-occurrence of items; each is scaled by its eigenvalue. It takes seconds.
 
-    Args:
-        data ([`PreparedDataset`]): The data set.
-        num_components (`int`, *optional*, defaults to 96): Columns, at most what users and items allow.
-        regularization (`float`, *optional*, defaults to 3.0): What is added to both counts, at least 0.
-        run (`str` or `Path`, *optional*):
-            The folder of a SASRec trained on the same data: its item table instead of the SVD, as wide as the model.
+    Args: the data set; the columns, at most what users and items allow; what is added to both counts; and the folder
+    of a SASRec trained on the same data, whose item table is taken instead of the SVD.
 
     Returns:
         `np.ndarray` of shape `(num_items, num_components)`: float32, rows of unit length; zeros for items that occur
-            nowhere in the training part. [`fuse_vectors`] gives these a vector.
-
-    Raises:
-        ValueError: If a number is out of range, nothing was taken, or the run is about other items.
+        nowhere in the training part. [`fuse_vectors`] gives these a vector.
 
     Source: ours, after spectral collaborative filtering; compared on validation data with the SVD of the item-item
     matrix and of its PMI, which both predict the next item worse.
@@ -71,23 +64,14 @@ def fuse_vectors(
     text: np.ndarray, behavior: np.ndarray, *, weight: float = 0.6, num_components: int = 64
 ) -> np.ndarray:
     """
-    Behaviour beside texts: `[behaviour | weight * text]`, where both parts of a row have unit length.
+    Behaviour beside texts: `[behaviour | weight * text]`, float32, where both parts of a row have unit length.
 
     The texts are whitened on the items that have behaviour. Cold items, whose behaviour is all zeros, get the
     behaviour that ridge regression predicts from their whitened texts, scaled to unit length: they stand where items
     with such texts stand.
 
-    Args:
-        text (`np.ndarray` of shape `(num_items, text_dim)`): Embeddings of the texts.
-        behavior (`np.ndarray` of shape `(num_items, dim)`): What [`behavior_vectors`] gave.
-        weight (`float`, *optional*, defaults to 0.6): Length of the text part, above 0. 1 counts both alike.
-        num_components (`int`, *optional*, defaults to 64): Whitened components, at most what items and texts allow.
-
-    Returns:
-        `np.ndarray` of shape `(num_items, dim + num_components)`: float32.
-
-    Raises:
-        ValueError: If the rows differ in number, a number is out of range, or all items are cold.
+    Args: embeddings of the texts `(num_items, text_dim)`; what [`behavior_vectors`] gave; the length of the text part,
+    where 1 counts both alike; and the whitened components, at most what items and texts allow.
 
     Source: ours; sums of text and collaborative vectors as in LETTER (https://huggingface.co/papers/2405.07314) need a
     trained network, a concatenation does not. Example: the room's README.

@@ -67,7 +67,7 @@ def embed_items(
     texts = prepared.items["text"].to_pylist()
     encoder = {"model": "", "revision": "", "identity": "", "items_fingerprint": items_fingerprint(prepared.item_ids)}
     if behavior is None or (weight > 0 and (matrix is not None or any(text.strip() for text in texts))):
-        encoder["texts"] = _digest(json.dumps(texts).encode())
+        encoder["texts"] = _text_digest(prepared)
     embeddings = np.zeros((len(texts), 0), np.float32)
     if "texts" in encoder and matrix is None:
         options: dict[str, Any] = {"batch_size": batch_size, "device": device, "show_progress": show_progress}
@@ -159,16 +159,17 @@ def read_embeddings(path: str | os.PathLike[str], prepared: PreparedDataset) -> 
     if file.suffix == ".safetensors":
         with safe_open(file, framework="np") as opened:
             encoder = opened.metadata() or {}
-    wanted = items_fingerprint(prepared.item_ids)
-    if encoder.get("items_fingerprint", wanted) != wanted:
-        raise ValueError(
-            f"{file} holds the embeddings of other items than those of {prepared.folder}. Embed them again."
-        )
-    texts = json.dumps(prepared.items["text"].to_pylist())
-    if encoder.get("texts", _digest(texts.encode())) != _digest(texts.encode()):
-        raise ValueError(f"{file} was made from other texts than those of {prepared.folder}. Embed them again.")
-    if encoder.get("data", prepared.fingerprint) != prepared.fingerprint:
-        raise ValueError(f"{file} was made from the log of other data than {prepared.folder}. Embed them again.")
+    own = {
+        "items_fingerprint": (
+            items_fingerprint(prepared.item_ids),
+            "holds the embeddings of other items than those of",
+        ),
+        "texts": (_text_digest(prepared), "was made from other texts than those of"),
+        "data": (prepared.fingerprint, "was made from the log of other data than"),
+    }
+    for name, (expected, fault) in own.items():
+        if encoder.get(name, expected) != expected:
+            raise ValueError(f"{file} {fault} {prepared.folder}. Embed them again.")
     return load_matrix(file, num_items=len(prepared.item_ids)), encoder
 
 
@@ -324,3 +325,7 @@ def _write_tokenized(
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _text_digest(prepared: PreparedDataset) -> str:
+    return _digest(json.dumps(prepared.items["text"].to_pylist()).encode())

@@ -1,7 +1,5 @@
 """
 A report of semantic IDs in, one PNG file out: similarity by shared codes, usage of the codes, sizes of the groups.
-
-Needs the extra `plot`.
 """
 
 from __future__ import annotations

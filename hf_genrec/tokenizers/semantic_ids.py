@@ -141,7 +141,8 @@ class SemanticIds:
         num_candidates: int = 5,
     ) -> "SemanticIds":
         """
-        The ids that a fitted quantizer gives to a catalog: its codes, collisions resolved.
+        The ids that a fitted quantizer gives to a catalog: its codes, collisions resolved; unique for every policy but
+        `"keep"`. A `ValueError` if the quantizer is not fitted, sizes do not fit, or the policy cannot succeed.
 
         Args:
             quantizer ([`Quantizer`]): Fitted; it knows the codebook size, the centroids and the usual policy.
@@ -149,12 +150,6 @@ class SemanticIds:
             item_ids (`Sequence[str]`): Distinct item ids, in the order of the rows.
             policy (`str`, *optional*): See [`SemanticIds.from_codes`]; `None` is [`Quantizer.default_policy`].
             num_candidates (`int`, *optional*, defaults to 5): See [`SemanticIds.from_codes`].
-
-        Returns:
-            [`SemanticIds`]: unique for every policy but `"keep"`.
-
-        Raises:
-            ValueError: If the quantizer is not fitted, sizes do not fit, or the policy cannot succeed.
 
         Example:
 
@@ -292,15 +287,6 @@ class SemanticIds:
             (`{items sharing a tuple: number of such tuples}`); and `levels`, one entry per level after the policy with
             `num_used` codes, `usage` (their share of `codebook_size`), `perplexity` (the exponential of the entropy;
             `codebook_size` if all are equally frequent) and `num_prefixes`, distinct tuples up to this level.
-
-        Example:
-
-        ```python
-        >>> ids = SemanticIds.from_codes(["a", "b", "c"], np.array([[1], [0], [1]]), codebook_size=2, policy="keep")
-        >>> ids.statistics()["after"]
-        {'num_distinct': 2, 'collision_rate': 0.66..., 'excess_rate': 0.33..., 'group_sizes': {1: 1, 2: 1}}
-
-        ```
         """
         kept = self.codes[:, : self.codes_before.shape[1]]
         return {

@@ -3,8 +3,7 @@ The sequential ridge regression: which item comes next, as a linear function of 
 
 A row `x` for each position of the training part, the history before it with `decay ** age` at its items, and a row `y`
 with a 1 at the item that came. The weights are `B = (X'X + regularization I)^-1 X'Y`, one least-squares problem per
-target item. Solved whole, time grows with the cube of the catalog and memory with its square; restricted to the items
-that stood before the target most, each problem is small and both grow with the number of such pairs.
+target item. Restricted to the items that stood before the target most, each problem is small.
 """
 
 from __future__ import annotations
@@ -49,14 +48,9 @@ class SequentialRidge(CatalogRanker):
             History items that each target's problem is restricted to, those with the most weight before it; as many as
             there are items is the whole problem. `None` for the whole problem up to 5,000 items and 200 above.
 
-    Raises:
-        ValueError: If an argument is out of range, or no user has two items in the training part.
-
     Source: ours, in the family of EASE (Steck 2019, https://arxiv.org/abs/1905.03375) and SLIST (Choi et al. 2021,
     https://arxiv.org/abs/2103.16104); the restriction as in Steck 2019 (https://arxiv.org/abs/1910.09645). The
     defaults were chosen on the validation splits of Amazon Beauty 2014 and Scientific 2018.
-
-    Example: see [`hf_genrec.evaluation.baselines`].
     """
 
     title = "ridge"

@@ -29,15 +29,9 @@ class TextSimilarity(CatalogRanker):
 
     Args:
         prepared ([`PreparedDataset`]): The data set.
-        embeddings (`np.ndarray` of shape `(num_items, dimension)`):
-            Text vectors in the order of the catalog, such as [`read_embeddings`] returns of what `hf-genrec embed`
-            wrote.
+        embeddings (`np.ndarray` of shape `(num_items, dimension)`): Text vectors in the order of the catalog, such as
+            [`read_embeddings`] returns of what `hf-genrec embed` wrote.
         decay (`float`, *optional*, defaults to 0.5): See [`CatalogRanker`].
-
-    Raises:
-        ValueError: If `decay` is out of range, or `embeddings` has another number of rows than there are items.
-
-    Example: see [`hf_genrec.evaluation.baselines`].
     """
 
     title = "text similarity"
