@@ -36,7 +36,11 @@ class LatteConfig(TwoHeadConfig):
         history_attention (`str`, defaults to `"bidirectional"`):
             `"bidirectional"` is the paper's encoder, one training example per prefix of a history. `"causal"` attends
             backwards only and has no end-of-history token, so one pass trains every target of a sequence; the
-            decoder's first tokens, start token and latent, carry the state of the latest item instead.
+            decoder's tokens carry the state of the latest item instead, see `marked_tokens`.
+        marked_tokens (`str`, defaults to `"first"`):
+            Tokens of the decoder to which a causal encoder's state at the latest item is added. `"first"`: those that
+            the first code is written from, start token and latent. `"all"`: every one; on validation users of
+            Scientific the generator alone gains by it (PSID 0.0505 to 0.0555 with one token more).
         history_unit (`str`, defaults to `"code"`):
             What the encoder reads of an item. `"code"` is the papers': its codes one after the other. `"item"`: one
             vector, the sum of the embeddings of its codes, as parallel models read items. Attention then compares
@@ -124,6 +128,7 @@ class LatteConfig(TwoHeadConfig):
     label_smoothing: float | int = 0.0
     history_attention: str = "bidirectional"
     history_unit: str = "code"
+    marked_tokens: str = "first"
     max_history_length: int = 20
     is_encoder_decoder: bool = True
     use_cache: bool = True
@@ -132,6 +137,7 @@ class LatteConfig(TwoHeadConfig):
     def __post_init__(self, **kwargs):
         self._check_choice("history_attention", "bidirectional", "causal")
         self._check_choice("history_unit", "code", "item")
+        self._check_choice("marked_tokens", "first", "all")
         if self.history_unit == "item" and self.history_attention != "causal":
             raise ValueError("`history_unit='item'` needs `history_attention='causal'`.")
         if self.dense_head and self.history_unit != "item":

@@ -204,6 +204,8 @@ class LatteForConditionalGeneration(
         embeddings = self.shared(decoder_input_ids)
         num_seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         num_marked = (2 if self.config.num_latent_tokens else 1) - num_seen
+        if self.config.marked_tokens == "all":
+            num_marked = embeddings.shape[1]
         if self.config.history_attention == "causal" and num_marked > 0:
             last = history.attention_mask.sum(1, keepdim=True) if num_visible is None else num_visible
             embeddings = self._start_at(embeddings, history.last_hidden_state, last - 1, num_marked)
@@ -227,7 +229,7 @@ class LatteForConditionalGeneration(
         """
         Add the encoder's state at the last visible history token `(num_users, group or 1)` to the first `num_marked`
         tokens of each row: to the start token and, where there is one, to the latent, from which the first code is
-        written.
+        written; or to all of them, see `marked_tokens` of the config.
 
         T5's cross-attention knows no positions. The paper's encoder marks the end of a history with a token; the
         causal one cannot, since one pass serves the targets of every prefix. Without this a decoder does not see

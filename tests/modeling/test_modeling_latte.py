@@ -402,10 +402,13 @@ def test_config_survives_its_file(tmp_path):
     assert (loaded.first_code_token, loaded.vocab_size, loaded.first_item_token) == (7, 22, 22)
 
 
-@pytest.mark.parametrize(("num_latent_tokens", "num_marked"), [(0, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("num_latent_tokens", "marked_tokens", "num_marked"), [(0, "first", 1), (3, "first", 2), (0, "all", 4)]
+)
 @pytest.mark.parametrize("cached", [False, True])
-def test_first_code_is_written_from_the_latest_item(monkeypatch, num_latent_tokens, num_marked, cached):
-    config = tiny_config(history_attention="causal", history_unit="item", num_latent_tokens=num_latent_tokens)
+def test_codes_are_written_from_the_latest_item(monkeypatch, num_latent_tokens, marked_tokens, num_marked, cached):
+    sizes = {"num_latent_tokens": num_latent_tokens, "marked_tokens": marked_tokens}
+    config = tiny_config(history_attention="causal", history_unit="item", **sizes)
     model = make_model(config)
     history = model.encode_history(*histories_of(config))
     tokens = torch.full((3, 4), config.decoder_start_token_id)
