@@ -17,10 +17,10 @@ def sizes(num_items, num_targets, num_users):
 @pytest.mark.parametrize(
     ("data", "ids", "width", "length", "epochs"),
     [
-        (sizes(1_349, 96_458, 943), (2, 64), 64, 50, 12),
+        (sizes(1_349, 96_458, 943), (2, 64), 64, 50, 16),
         (sizes(12_101, 131_413, 22_363), (3, 256), 64, 20, 11),
         (sizes(5_282, 33_541, 8_435), (3, 256), 64, 20, 12),
-        (sizes(31, 200, 40), (2, 8), 64, 20, 12),
+        (sizes(31, 200, 40), (2, 8), 64, 20, 30),
         (sizes(100_000, 9_000_000, 900_000), (3, 256), 128, 20, 3),
     ],
     ids=["MovieLens-100K", "Beauty", "Scientific", "tiny", "large"],
