@@ -58,7 +58,7 @@ class ACERecConfig(RPGConfig):
     model_type = "acerec"
     display_name = "ACERec"
     papers = ("ACERec: 2026, https://huggingface.co/papers/2602.13573", *RPGConfig.papers)
-    default_shape: ClassVar[dict[str, Any]] = {}
+    default_shape: ClassVar[dict[str, Any]] = {}  # not RPG's
     # One of the two learning rates that the paper searched; what it does not state is taken from RPG.
     paper_schedule: ClassVar[dict[str, Any]] = RPGConfig.paper_schedule | {"learning_rate": 3e-3}
 

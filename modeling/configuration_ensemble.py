@@ -71,12 +71,9 @@ class EnsembleConfig(GenRecConfig):
 
     def __post_init__(self, **kwargs):
         kwargs.pop("max_history_length", None)
-        if self.combination not in COMBINATIONS:
-            raise ValueError(f"`combination` must be one of {', '.join(COMBINATIONS)}, got {self.combination!r}.")
-        if self.num_candidates < 1:
-            raise ValueError(f"`num_candidates` must be at least 1, got {self.num_candidates}.")
-        if not self.listing_floor >= 0:
-            raise ValueError(f"`listing_floor` must be at least 0, got {self.listing_floor}.")
+        self._check_choice("combination", *COMBINATIONS)
+        self._check_least(1, "num_candidates")
+        self._check_least(0, "listing_floor")
         self.members = [
             {name: value for name, value in member.items() if name not in NO_SETTINGS} for member in self.members or []
         ]
@@ -103,7 +100,10 @@ class EnsembleConfig(GenRecConfig):
 
     def member_configs(self) -> list[GenRecConfig]:
         """The members' configs, made anew."""
-        return [MEMBER_CONFIGS[member["model_type"]](**_fields(member)) for member in self.members]
+        return [
+            MEMBER_CONFIGS[member["model_type"]](**{name: member[name] for name in member if name != "model_type"})
+            for member in self.members
+        ]
 
     @property
     def scores(self) -> list[str]:
@@ -132,10 +132,6 @@ class EnsembleConfig(GenRecConfig):
             f"{name} x {weight:.3g}" for name, weight in zip(self.scores, self.weights or [], strict=True)
         )
         return [f"{self.combination.replace('_', ' ')} scores of {members}", *super().description]
-
-
-def _fields(member: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in member.items() if name != "model_type"}
 
 
 __all__ = ["COMBINATIONS", "EnsembleConfig"]

@@ -93,9 +93,13 @@ class GenRecConfig(PreTrainedConfig):
         if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             # the package knows the task: `pipeline` must not ask for the permission to run the repository's code
             kwargs.pop("custom_pipelines", None)
-        self._check_least(1, "num_items")
-        self._check_least(int(self.has_codes), "num_levels", "codebook_size")
+        self._check_least(1, "num_items", *(("num_levels", "codebook_size") if self.has_codes else ()))
         self._check_least(0, "num_latent_tokens")
+        for name in () if self.has_codes else ("num_levels", "codebook_size", "num_latent_tokens"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` must be 0, got {getattr(self, name)}: items of {self.system_name} have no codes."
+                )
         if self.codebook_size > 32768:
             raise ValueError(f"`codebook_size` must be at most 32768 (codes are int16), got {self.codebook_size}.")
         self._check_choice("normalization", "vocabulary", "catalog")
@@ -126,12 +130,6 @@ class GenRecConfig(PreTrainedConfig):
                 Anything with `num_items`, `num_levels` and `codebook_size`; for an architecture without semantic IDs
                 the item ids are enough.
             **shape: Other fields of the config.
-
-        Returns:
-            The config.
-
-        Raises:
-            ValueError: If the architecture needs semantic IDs and `ids` are none.
 
         Example:
 
@@ -204,12 +202,7 @@ class GenRecConfig(PreTrainedConfig):
 
 @strict
 class HistoryConfig(GenRecConfig):
-    """
-    What the configs of models share that read histories with GPT-2 blocks; their fields are named alike.
-
-    Raises:
-        ValueError: If a size of the blocks is out of range.
-    """
+    """What the configs of models share that read histories with GPT-2 blocks; their fields are named alike."""
 
     attribute_map = {
         "hidden_size": "d_model",

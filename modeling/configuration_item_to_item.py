@@ -1,7 +1,5 @@
 """Configuration of the item-to-item models: what a history item says about the next one, solved for or counted."""
 
-from typing import Any, ClassVar
-
 from huggingface_hub.dataclasses import strict
 
 from .configuration_genrec import GenRecConfig
@@ -34,8 +32,6 @@ class ItemToItemConfig(GenRecConfig):
         vector_dim (`int`, defaults to 0):
             Width of the items' text vectors, whose inner products are weights too; 0 for none.
         max_history_length (`int`, defaults to 50): Number of most recent items that are read.
-        num_levels (`int`, defaults to 0): Always 0: an item has no codes.
-        codebook_size (`int`, defaults to 0): Always 0.
 
     Raises:
         ValueError: If an option is out of range, or one is set that only models with codes have.
@@ -55,7 +51,6 @@ class ItemToItemConfig(GenRecConfig):
     has_codes = False
     display_name = "Item-to-item"
     summary = "scores every item by weights from the history items"
-    default_shape: ClassVar[dict[str, Any]] = {}
 
     method: str = "ridge"
     decay: float | int = 0.5
@@ -66,16 +61,11 @@ class ItemToItemConfig(GenRecConfig):
     codebook_size: int = 0
 
     def __post_init__(self, **kwargs):
-        if self.method not in METHODS:
-            raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {self.method!r}.")
+        self._check_choice("method", *METHODS)
         if not 0 < self.decay <= 1:
             raise ValueError(f"`decay` must be in (0, 1], got {self.decay}.")
-        for name, least in (("num_weights", 0), ("vector_dim", 0), ("max_history_length", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        for name in ("num_levels", "codebook_size", "num_latent_tokens"):
-            if getattr(self, name):
-                raise ValueError(f"`{name}` must be 0, got {getattr(self, name)}: these items have no codes.")
+        self._check_least(0, "num_weights", "vector_dim")
+        self._check_least(1, "max_history_length")
         super().__post_init__(**kwargs)
 
     @property

@@ -27,8 +27,6 @@ class SASRecConfig(HistoryConfig):
         scale_embeddings (`bool`, defaults to `True`):
             Whether item embeddings enter the first block times the square root of `d_model`. Without it positions
             are as loud as items at the start.
-        num_levels (`int`, defaults to 0): Always 0: an item has no codes.
-        codebook_size (`int`, defaults to 0): Always 0.
         max_history_length (`int`, defaults to 50): Number of most recent items that are read, and of positions.
 
     Raises:
@@ -96,9 +94,6 @@ class SASRecConfig(HistoryConfig):
         if self.d_ff is None:
             self.d_ff = 4 * self.d_model
         self._check_share("dropout_rate")
-        for name in ("num_levels", "codebook_size"):
-            if getattr(self, name):
-                raise ValueError(f"`{name}` must be 0, got {getattr(self, name)}: items of SASRec have no codes.")
         super().__post_init__(**kwargs)
 
     @property

@@ -340,14 +340,9 @@ def repeated_paths(leaves: torch.LongTensor, latents: torch.LongTensor | None = 
     - `latents` (same shape): latent at its beginning; `None` for models without.
     Returns the same shape: `True` from the second beam of each path on.
 
-    Example:
-
-    ```python
     >>> leaves, latents = torch.tensor([[4, 7, 4, 4]]), torch.tensor([[0, 0, 1, 0]])
     >>> repeated_paths(leaves).tolist(), repeated_paths(leaves, latents).tolist()
     ([[False, False, True, True]], [[False, False, False, True]])
-
-    ```
     """
     paths = leaves if latents is None else (leaves + 1) * (latents.max() + 1) + latents
     paths, order = paths.sort(dim=1, stable=True)
@@ -437,19 +432,3 @@ def _given_maximum(gumbels: torch.Tensor, maximum: torch.Tensor) -> torch.Tensor
     log_rest = torch.where(gap > -math.log(2), (-gap.expm1()).log(), (-gap.exp()).log1p())  # log(1 - e^gap)
     shift = maximum - gumbels + log_rest
     return maximum - shift.clamp_min(0) - (-shift.abs()).exp().log1p()
-
-
-__all__ = [
-    "Beams",
-    "DiverseGroups",
-    "GumbelTopK",
-    "HistoryOutput",
-    "SearchStep",
-    "Selection",
-    "TraceStep",
-    "beam_search",
-    "best_candidates",
-    "repeated_paths",
-    "token_log_probs",
-    "token_range",
-]

@@ -193,15 +193,10 @@ class Catalog:
         Returns codes, nodes at `depth + 1`, and which places of the lists are taken, each `(*nodes.shape, width)`.
         Children stand in the order of their codes; behind them code 0, node -1, `False`.
 
-        Example:
-
-        ```python
         >>> catalog = Catalog(torch.tensor([[1, 0], [0, 2], [1, 1]]), codebook_size=3)
         >>> codes, nodes, is_child = catalog.children(1, torch.tensor([0, 1]))
         >>> codes.tolist(), nodes.tolist()
         ([[2, 0], [0, 1]], [[0, -1], [1, 2]])
-
-        ```
         """
         start, end = self._children_range(depth, nodes)
         if width is None:
@@ -414,6 +409,3 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
         levels = torch.arange(config.num_levels, device=item_tokens.device)
         codes = self.item_codes[item_tokens - config.first_item_token].long()
         return codes + config.first_code_token + levels * config.codebook_size
-
-
-__all__ = ["Catalog", "CatalogMixin"]

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .genrec_beams import HistoryOutput, beam_search
-from .genrec_item_loss import item_loss, sampled_item_loss
+from .genrec_encoder import item_loss, sampled_item_loss
 from .genrec_lists import first_of_the_best
 from .genrec_ranking import id_of_items, list_items, rank_ids
 from .genrec_recommend import Ranking, RankRequest, UserBatch, evaluation_mode
@@ -81,7 +81,8 @@ class ItemTableMixin:
     The items' vectors and the loss of a model with a second head, where `config.dense_head` is set.
 
     A model calls `register_item_table()` in its `__init__`, before `post_init()`, initialises the table in
-    `_init_weights` and supplies `code_vectors`, the part of the codes in an item's vector.
+    `_init_weights` and supplies `code_vectors`, the part of the codes in an item's vector, `_last_states`, the states
+    behind histories, and `score_both`: both scores that `recommend()` adds up, as [`TwoScores`].
     """
 
     item_table: ItemTable | None
@@ -154,6 +155,21 @@ class ItemTableMixin:
         with torch.autocast(states.device.type, enabled=False):
             return torch.matmul(states.float(), self.item_vectors().float().t()).log_softmax(-1)
 
+    @torch.no_grad()
+    def dense_scores(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        Log-probability of every item by the dense head, as `score_items` gives that of the generator.
+
+        Args: see [`ItemTokensMixin.is_item`].
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_items)`
+        """
+        with evaluation_mode(self):
+            return self.log_probs_of_items(self._last_states(input_ids, attention_mask))
+
     def dense_loss(self, states: torch.Tensor, items: torch.LongTensor) -> torch.Tensor:
         """
         Cross-entropy of the next items, summed; of a large catalog with a sample of the other items.
@@ -179,36 +195,8 @@ class DenseHeadMixin(ItemTableMixin):
 
     # --- scores --------------------------------------------------------------------------------------------------
 
-    def dense_log_probs(self, history: HistoryOutput) -> torch.FloatTensor:
-        """
-        Log-probability of every item to follow each history, by the dense head.
-
-        Args:
-            history ([`HistoryOutput`]): Encoded histories, one row per user.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_items)`: float32; their exponentials sum to one.
-        """
-        last = history.attention_mask.sum(1) - 1
-        states = history.last_hidden_state[torch.arange(len(last), device=last.device), last]
-        return self.log_probs_of_items(states)
-
-    @torch.no_grad()
-    def dense_scores(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.FloatTensor:
-        """
-        Log-probability of every item by the dense head, as `score_items` gives that of the generator.
-
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_items)`
-        """
-        with evaluation_mode(self):
-            return self.dense_log_probs(self.encode_history(input_ids, attention_mask))
+    def _last_states(self, input_ids, attention_mask) -> torch.Tensor:
+        return _states_behind(self.encode_history(input_ids, attention_mask))
 
     @torch.no_grad()
     def score_both(
@@ -221,7 +209,7 @@ class DenseHeadMixin(ItemTableMixin):
         latent_aggregation: str = "max",
     ) -> TwoScores:
         """
-        What `recommend()` adds up: both scores of the items that the beams or the dense head propose.
+        See [`ItemTableMixin`]: of the items that the beams or the dense head propose.
 
         Args:
             input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
@@ -230,9 +218,6 @@ class DenseHeadMixin(ItemTableMixin):
                 Items that may be proposed; `None` for all.
             num_beams (`int`, defaults to 50): Width of the search, and number of the dense head's proposals.
             latent_aggregation (`str`, defaults to `"max"`): As in `score_items`.
-
-        Returns:
-            [`TwoScores`]
         """
         num_beams = min(num_beams, self.config.num_paths)
         with evaluation_mode(self):
@@ -278,7 +263,7 @@ class DenseHeadMixin(ItemTableMixin):
         - `latent_aggregation`, `chunk_size`: as in `score_candidates`.
         """
         infinity = float("inf")
-        dense = self.dense_log_probs(history)
+        dense = self.log_probs_of_items(_states_behind(history))
         num_items = dense.shape[1]
         generated = dense.new_full((len(dense), num_items + 1), -infinity)  # one place more: for no item
         generated = generated.scatter_(1, items.masked_fill(items < 0, num_items), scores.to(dense.dtype))
@@ -313,24 +298,20 @@ class DenseHeadMixin(ItemTableMixin):
         if not len(users.input_ids):
             scores = torch.zeros(0, self.config.num_items, device=users.input_ids.device)
         else:
-            scores = self.dense_log_probs(self.encode_history(users.input_ids, users.attention_mask))
-        if users.allowed is not None:
-            scores = scores.masked_fill(~users.allowed, -float("inf"))
-        items, scores = self._best_listed(scores, request, top_k=request.num_pooled())
+            scores = self.log_probs_of_items(self._last_states(users.input_ids, users.attention_mask))
+        items, scores = self._best_listed(scores, request, allowed=users.allowed)
         num_found = torch.zeros(len(items), dtype=torch.long, device=items.device)
         nothing: list | None = [[] for _ in items] if request.return_paths else None
         return Ranking(items, scores, paths=nothing, pruned=nothing, num_distinct=num_found)
 
-    def _best_listed(self, scores, request: RankRequest, *, top_k: int):
+    def _best_listed(self, scores, request: RankRequest, *, allowed=None, top_k: int | None = None):
         """The best of all items by `scores` `(B, N)`, `-inf` where an item may not be listed; or a diverse list."""
-        infinity = float("inf")
-        ranked = scores
-        if request.penalty is not None:
-            ranked = scores - request.penalty[-1][id_of_items(self.catalog)]
-        items = first_of_the_best(ranked, top_k)
-        scores, ranked = scores.gather(1, items), ranked.gather(1, items)
-        items = items.masked_fill(scores == -infinity, -1)
-        return request.picked(items, scores, ranked, item_codes=self.item_codes)
+        penalty = None if request.penalty is None else request.penalty[-1][id_of_items(self.catalog)]
+        found = request.best_of_all(scores, allowed=allowed, penalty=penalty, top_k=top_k)
+        return request.picked(*found, item_codes=self.item_codes)
 
 
-__all__ = ["DenseHeadMixin", "ItemTable", "ItemTableMixin", "TwoScores"]
+def _states_behind(history: HistoryOutput) -> torch.Tensor:
+    """States of the last tokens of histories, `(batch_size, d_model)`."""
+    last = history.attention_mask.sum(1) - 1
+    return history.last_hidden_state[torch.arange(len(last), device=last.device), last]

@@ -1,12 +1,11 @@
 """
-How a network reads histories: GPT-2 blocks over packed items, which RPG, ACERec and SASRec share, and two layers that
-transformers lacks.
+How a network reads histories: GPT-2 blocks over packed items, which RPG, ACERec and SASRec share; and the loss over
+all items of a catalog.
 
 A batch of item tokens comes in, padded on either side; the items that are read go through the blocks packed, all items
 of all users in one list without padding, and states come out behind those items where something is predicted. How an
 item is read and what is predicted is up to the model. [`ByteDropout`] draws its random numbers eight at a time;
-drawing them singly takes a quarter of a training step. [`shared_history_attention`] lets many decoder rows (targets in
-training, beams in decoding) read one user's history.
+drawing them singly takes a quarter of a training step.
 """
 
 from dataclasses import dataclass
@@ -14,15 +13,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, GPT2Config, PreTrainedModel
+from torch.autograd.function import once_differentiable
+from transformers import GPT2Config, PreTrainedModel
 from transformers import initialization as init
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2Block
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import ModelOutput
 
 from .genrec_folder import CheckpointMixin, ItemTokensMixin
+from .genrec_recommend import NoGenerationMixin, PredictionOutput
 
 
 @dataclass
@@ -203,22 +201,7 @@ def _add(block, states, mixed) -> torch.Tensor:
     return states + block.mlp(block.ln_2(states))
 
 
-@dataclass
-class PredictionOutput(ModelOutput):
-    """
-    What a forward pass returns.
-
-    - `loss` `()`: with labels.
-    - `logits`: without labels, log-probabilities of what follows each history: of each code
-      `(batch_size, num_levels, codebook_size)`, or of each item `(batch_size, num_items)`. With labels none: the loss
-      never holds all of them.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-
-
-class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
+class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin, PreTrainedModel):
     """
     A model that reads histories of items with a [`BlockEncoder`].
 
@@ -229,7 +212,6 @@ class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
     base_model_prefix = "model"
     _supports_sdpa = True
     supports_gradient_checkpointing = True
-    _predicts = "the next item"  # what it says of itself where somebody asks it to write tokens
 
     def __init__(self, config):
         super().__init__(config)
@@ -271,20 +253,6 @@ class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
     def set_input_embeddings(self, new_embeddings: nn.Embedding) -> None:
         """Replace the token table."""
         self.token_embeddings = new_embeddings
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        """`False`: a model that ranks writes no tokens one by one."""
-        # Stated outright: the Auto classes mix `GenerationMixin` into remote code that has a `generate`, and fields of
-        # the config that are called like options of `generate()` (`temperature`) would then be saved as such.
-        return False
-
-    def generate(self, *args, **kwargs):
-        """Not for these models. Raises `NotImplementedError` always; use `recommend`."""
-        raise NotImplementedError(
-            f"{type(self).__name__} predicts {self._predicts} and writes no tokens one by one: call `recommend()` "
-            "instead of `generate()`."
-        )
 
     def forward(
         self,
@@ -365,7 +333,7 @@ class HistoryPreTrainedModel(CheckpointMixin, ItemTokensMixin, PreTrainedModel):
         return self.token_embeddings.weight.dtype.itemsize * numbers
 
 
-# --- layers that transformers lacks ------------------------------------------------------------------------------
+# --- a layer that transformers lacks -----------------------------------------------------------------------------
 
 
 class ByteDropout(nn.Dropout):
@@ -410,63 +378,116 @@ def use_byte_dropout(module: nn.Module) -> None:
                 setattr(parent, name, ByteDropout(child.p))
 
 
-SHARED_HISTORY_ATTENTION = "genrec_shared_history"
-MAX_DIRECT_KEYS = 8  # with at most so many keys, a beam's own past, products by hand beat a kernel call: half the time
+# --- the loss of models that score every item ----------------------------------------------------------------------
 
 
-def shared_history_attention(
-    module, query, key, value, attention_mask, position_bias=None, **kwargs
-) -> tuple[torch.Tensor, None]:
+# Logits that exist at a time. With 12,101 items and a width of 64 a core is fastest at this number, by a fifth over a
+# quarter or four times as many.
+LOGITS_AT_A_TIME = 1 << 21
+ACCELERATOR_LOGITS_AT_A_TIME = 1 << 26
+
+
+def item_loss(states: torch.Tensor, table: torch.Tensor, items: torch.LongTensor) -> torch.Tensor:
     """
-    Scaled-dot-product attention in which `group` rows of queries may share one row of keys.
+    Cross-entropy of items whose logits are the inner products of a state and their rows, summed over targets.
 
-    Where queries come from more rows than keys (cross-attention of several targets or beams per user), the rows of a
-    user are laid end to end as one longer query, so keys and values are neither computed nor stored more than once.
+    The logits, a number per target and item, are the largest tensor of such a model by far; here they exist for a few
+    targets at a time. Under autocast the matrix products run in its dtype, else in that of `states`; the softmax is
+    in float32 at least.
 
-    Takes `query` `(num_users * group, num_heads, length, width)`, `key` `(num_users, num_heads, num_keys, width)`,
-    `value` (same shape). `position_bias`: T5's bias; cross-attention has none, so it is dropped with a group. Returns
-    `(num_users * group, length, num_heads, width)` and no weights.
+    Args:
+        states (`torch.Tensor` of shape `(num_targets, d_model)`): What the encoder says at each target.
+        table (`torch.Tensor` of shape `(num_items, d_model)`): Embeddings of the items.
+        items (`torch.LongTensor` of shape `(num_targets,)`): Item indices of the targets.
+
+    Returns:
+        `torch.Tensor`: a scalar, float32 (float64 for float64 states), differentiable once with respect to `states`
+        and `table`.
+
+    Raises:
+        ValueError: If there is not one item per state.
+
+    >>> states, table = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 5.0]])
+    >>> round(item_loss(states, table, torch.tensor([0])).item(), 4)  # -log(e^2 / (e^2 + e^0))
+    0.1269
     """
-    num_rows, num_heads, length, width = query.shape
-    num_users = key.shape[0]
-    if num_rows == num_users and length == 1 and key.shape[2] <= MAX_DIRECT_KEYS and not module.training:
-        return _attend_from_one_position(query, key, value, attention_mask, position_bias, **kwargs), None
-    if num_rows == num_users:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, position_bias=position_bias, **kwargs)
-    group = num_rows // num_users
-    query = query.view(num_users, group, num_heads, length, width).transpose(1, 2)
-    query = query.reshape(num_users, num_heads, group * length, width)
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return output.reshape(num_rows, length, num_heads, width), None
+    if items.shape != states.shape[:1]:
+        raise ValueError(f"`items` must have shape {tuple(states.shape[:1])}, got {tuple(items.shape)}.")
+    device_type = states.device.type
+    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else states.dtype
+    with torch.autocast(device_type, enabled=False):
+        return _ItemLoss.apply(states, table, items, dtype)
 
 
-def _attend_from_one_position(
-    query, key, value, attention_mask, position_bias=None, scaling=None, **kwargs
+def sampled_item_loss(
+    states: torch.Tensor,
+    target_rows: torch.Tensor,
+    drawn_rows: torch.Tensor,
+    items: torch.LongTensor,
+    drawn: torch.LongTensor,
+    *,
+    num_items: int,
 ) -> torch.Tensor:
-    """Attention of one query a row to a handful of keys, without a matrix product per row and head."""
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = (query.float() * key.float()).sum(-1) * scaling  # (num_rows, num_heads, num_keys)
-    if position_bias is not None:
-        scores = scores + position_bias[..., 0, :]
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask[..., 0, :], torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
-        scores = scores + attention_mask[..., 0, :]
-    weights = scores.softmax(-1).to(value.dtype).unsqueeze(-1)
-    return (weights * value).sum(2).unsqueeze(1)
+    """
+    An estimate of `item_loss` from some of the items, drawn uniformly without replacement, the same for all targets.
+
+    The drawn items stand for all but the target: each counts `(num_items - 1) / n` times, `n` being the number of
+    those that are not the target. With all items drawn it is the full loss.
+
+    Args:
+        states (`torch.Tensor` of shape `(num_targets, d_model)`): What the encoder says at each target.
+        target_rows (`torch.Tensor` of shape `(num_targets, d_model)`): Embeddings of the targets.
+        drawn_rows (`torch.Tensor` of shape `(num_drawn, d_model)`): Embeddings of the drawn items.
+        items (`torch.LongTensor` of shape `(num_targets,)`): Item indices of the targets.
+        drawn (`torch.LongTensor` of shape `(num_drawn,)`): Item indices of the drawn items.
+        num_items (`int`): Size of the catalog.
+
+    Returns:
+        `torch.Tensor`: a scalar, float32 at least.
+
+    Source: sampled softmax, Bengio and Senecal 2008, with uniform draws (https://doi.org/10.1109/TNN.2007.912312).
+
+    >>> states, table = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 5.0]])
+    >>> items, drawn = torch.tensor([0]), torch.tensor([1, 0])
+    >>> round(sampled_item_loss(states, table[items], table[drawn], items, drawn, num_items=2).item(), 4)
+    0.1269
+    """
+    own = (states * target_rows).sum(-1, keepdim=True)
+    others = states @ drawn_rows.t()
+    wide = torch.promote_types(others.dtype, torch.float32)
+    is_own = items.unsqueeze(1) == drawn
+    num_others = len(drawn) - is_own.sum(1, keepdim=True)
+    others = others.to(wide).masked_fill(is_own, -float("inf")) + ((num_items - 1) / num_others).log()
+    return (torch.cat([own.to(wide), others], dim=1).logsumexp(1) - own.to(wide)[:, 0]).sum()
 
 
-AttentionInterface.register(SHARED_HISTORY_ATTENTION, shared_history_attention)
-AttentionMaskInterface.register(SHARED_HISTORY_ATTENTION, sdpa_mask)
+class _ItemLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states, table, items, dtype):
+        wide = torch.promote_types(dtype, torch.float32)
+        rows, inputs = table.to(dtype), states.to(dtype)
+        loss = torch.zeros((), dtype=wide, device=states.device)
+        needs_gradient = any(ctx.needs_input_grad)
+        if needs_gradient:
+            state_gradient = torch.empty_like(inputs)
+            table_gradient = torch.zeros(table.shape, dtype=wide, device=table.device)
+        num_logits = LOGITS_AT_A_TIME if states.device.type == "cpu" else ACCELERATOR_LOGITS_AT_A_TIME
+        size = max(1, num_logits // len(table))
+        for start in range(0, len(items), size):
+            part, targets = inputs[start : start + size], items[start : start + size].unsqueeze(1)
+            log_probs = torch.mm(part, rows.t()).log_softmax(1, dtype=wide)
+            target_log_probs = log_probs.gather(1, targets)
+            loss -= target_log_probs.sum()
+            if needs_gradient:
+                error = log_probs.exp_().scatter_(1, targets, target_log_probs.expm1()).to(dtype)
+                torch.mm(error, rows, out=state_gradient[start : start + size])
+                table_gradient += torch.mm(error.t(), part)
+        if needs_gradient:
+            ctx.save_for_backward(state_gradient.to(states.dtype), table_gradient.to(table.dtype))
+        return loss
 
-
-__all__ = [
-    "SHARED_HISTORY_ATTENTION",
-    "BlockEncoder",
-    "ByteDropout",
-    "HistoryPreTrainedModel",
-    "PackedHistories",
-    "PredictionOutput",
-    "shared_history_attention",
-    "use_byte_dropout",
-]
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        states, table = ctx.saved_tensors
+        return states * gradient, table * gradient, None, None

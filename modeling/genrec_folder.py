@@ -1,40 +1,114 @@
 """
-What a model shares with the other files of its folder: the item ids and their tokens, the weights, the pipeline.
+What a model shares with the other files of its folder: digests of all files, item ids and their tokens, the pipeline.
 
 A folder or the name of a repository comes in; a model whose weights are those that its config describes goes out, or
-an error that names both sides. Histories of item ids come in as a batch; of its tokens the model says here which count
-as items and which have a target. Saving takes the code of the pipeline along.
+an error that names both sides. `manifest.json` holds a SHA-256 of each file as it was saved, compared when the file is
+read: a flipped bit in weights, titles or settings would give other items without any error. Folders saved before there
+was a manifest have nothing to compare. Saving takes the code of the pipeline along.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.utils import cached_file
-
-from .genrec_manifest import check_finite, check_manifest, is_model_file
 
 
 if TYPE_CHECKING:  # not needed at run time: saving and loading follow this line and so carry the file of the pipeline
     from .pipeline_genrec import NextItemPipeline  # noqa: F401
 
-_HUB_ARGUMENTS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "proxies", "subfolder")
 TASK = "next-item-recommendation"
 # what `transformers.pipeline` reads in the config of a repository to find the class of a task that it does not know
 CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_genrec.NextItemPipeline", "pt": ["AutoModel"]}}
+MANIFEST_FILE = "manifest.json"
+_MODEL_FILES = ("config.json", "generation_config.json", "recommend_config.json", "model*.safetensors*", "*.py")
+_KEPT_ARGUMENTS = ("revision", "cache_dir", "local_files_only")  # not the token: a model may be pickled
+_HUB_ARGUMENTS = (*_KEPT_ARGUMENTS, "force_download", "token", "proxies", "subfolder")
+
+
+def hub_arguments(kwargs: dict[str, Any], config=None) -> dict[str, Any]:
+    """What of the arguments of `from_pretrained` says where files are; all are of the commit that `config` is of."""
+    where = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+    commit = getattr(config, "_commit_hash", None)
+    return where | {"revision": commit} if commit else where
 
 
 def optional_file(source, name: str, **where) -> str | None:
     """
-    Path of a file of a folder or repository; `None` where it has none or cannot be asked.
-
-    `where`: `revision`, `cache_dir`, `token`, ... as in `transformers.utils.cached_file`.
+    Path of a file of a folder or repository, `None` where it has none or cannot be asked; `where` is `revision`,
+    `cache_dir`, `token`, ... as in `transformers.utils.cached_file`.
     """
     kinds = ("missing_entries", "gated_repo", "connection_errors")
     return cached_file(str(source), name, **where, **{f"_raise_exceptions_for_{kind}": False for kind in kinds})
+
+
+# --- manifest.json: what the files held when they were saved -------------------------------------------------------
+
+
+def write_manifest(folder: str | Path, patterns: Iterable[str] = _MODEL_FILES) -> None:
+    """Record the files of a folder that fit one of the `patterns` (of a model by default); other entries stay."""
+    folder, patterns = Path(folder), list(patterns)
+    path = folder / MANIFEST_FILE
+    files = _entries(path) if path.is_file() else {}
+    files = {name: digest for name, digest in files.items() if not _fits(name, patterns)}
+    for found in (found for entry in patterns for found in folder.glob(entry) if found.is_file()):
+        files[found.relative_to(folder).as_posix()] = _sha256_of(found)
+    content = {"files": dict(sorted(files.items())), "digest": _sha256_of_entries(files)}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def check_manifest(source: str | Path, is_read: Callable[[str], bool], **where) -> None:
+    """
+    Compare the files whose names `is_read` with the manifest, fetching those of a repository; `where` is as in
+    [`optional_file`]. Raises `ValueError` for the first file that differs, `OSError` for a missing one.
+    """
+    manifest = optional_file(source, MANIFEST_FILE, **where)
+    if manifest is None:
+        return
+    for name, expected in _entries(Path(manifest)).items():
+        if is_read(name):
+            path = cached_file(str(source), name, **where)
+            if path is None:  # transformers' answer for a missing config.json
+                raise FileNotFoundError(f"{source} has no {name}, which {manifest} records. Fetch the folder again.")
+            found = _sha256_of(path)
+            if found != expected:
+                raise ValueError(
+                    f"{path} is not the file that was saved: its SHA-256 begins with {found[:12]}, {manifest} records "
+                    f"{expected[:12]}. It is damaged, or of another save: write or fetch the folder again. If it was "
+                    f"edited on purpose, pass `check_files=False`, or delete {MANIFEST_FILE} to compare nothing."
+                )
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, entry) and name.count("/") == entry.count("/") for entry in patterns)
+
+
+def _entries(path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        files = {str(name): str(digest) for name, digest in content["files"].items()}
+        is_whole = content["digest"] == _sha256_of_entries(files)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{path} is damaged: it must be the one that was saved. Write or fetch the folder again.")
+    return files
+
+
+def _sha256_of(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of_entries(files: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
+
+
+# --- items and codes: all files are about the same ones ------------------------------------------------------------
 
 
 def items_fingerprint(item_ids: Iterable[str]) -> str:
@@ -43,13 +117,8 @@ def items_fingerprint(item_ids: Iterable[str]) -> str:
 
     Returns the first 16 hex digits of the SHA-256 of the ids as a JSON list.
 
-    Example:
-
-    ```python
     >>> items_fingerprint(["a", "b"]) == items_fingerprint(["b", "a"])
     False
-
-    ```
     """
     return hashlib.sha256(json.dumps(list(item_ids)).encode()).hexdigest()[:16]
 
@@ -60,13 +129,8 @@ def catalog_fingerprint(item_codes: torch.Tensor) -> str:
 
     Takes `item_codes` `(num_items, num_levels)`. Returns 16 hexadecimal digits.
 
-    Example:
-
-    ```python
     >>> catalog_fingerprint(torch.tensor([[0, 1], [2, 0]]))
     '3d9c5bb3f8a2b241'
-
-    ```
     """
     codes = item_codes.detach().to(device="cpu", dtype=torch.int16).contiguous().numpy().astype("<i2")
     return hashlib.sha256(codes.tobytes() + str(tuple(codes.shape)).encode()).hexdigest()[:16]
@@ -131,14 +195,22 @@ def check_parts(config, item_ids: Sequence[str], *, codes: Sequence | None = Non
             )
 
 
-class CheckpointMixin:
-    """
-    Loading that refuses what does not belong together, and saving that takes the pipeline along.
+# --- weights ------------------------------------------------------------------------------------------------------
 
-    A model without semantic IDs may have a buffer `items_digest`, 8 bytes: the items fingerprint as it was when the
-    weights were saved. It does for these weights what the semantic-ID table does for others: the rows of an item table
-    and weights whose rows mean other items are told apart.
-    """
+
+class CheckpointMixin:
+    """Loading that refuses what does not belong together, and saving that takes the pipeline along."""
+
+    _checks_files = False  # whether files that are read later, such as titles, are compared with the manifest
+    _hub_arguments: dict[str, Any] = {}  # where they are: the name of a repository does not say at which revision
+
+    def register_items_digest(self) -> None:
+        """
+        Reserve a buffer `items_digest`, 8 bytes: the items fingerprint as it was when the weights were saved. For a
+        model without semantic IDs it does what their table does for others: weights whose rows mean other items than
+        those of the item table are refused.
+        """
+        self.register_buffer("items_digest", torch.zeros(8, dtype=torch.uint8))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -154,33 +226,44 @@ class CheckpointMixin:
             )
         checks_files = kwargs.pop("check_files", True)
         if checks_files and pretrained_model_name_or_path is not None:
-            where = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
-            if getattr(kwargs.get("config"), "_commit_hash", None):  # the commit that the rest is of
-                where["revision"] = kwargs["config"]._commit_hash
-            has_code = cls.__module__.startswith("transformers_modules")
-            also = "tokenizer" if Path(pretrained_model_name_or_path).is_dir() else "\0"  # a pipeline reads it next
-            check_manifest(
-                pretrained_model_name_or_path,
-                lambda name: is_model_file(name, has_code=has_code) or name.startswith(also),
-                **where,
-            )
+            # code counts only where it is not imported from a package
+            read = list(_MODEL_FILES if cls.__module__.startswith("transformers_modules") else _MODEL_FILES[:-1])
+            if Path(pretrained_model_name_or_path).is_dir():  # a pipeline reads these next
+                read += ["tokenizer*", "tokenizer*/*"]
+            where = hub_arguments(kwargs, kwargs.get("config"))
+            check_manifest(pretrained_model_name_or_path, lambda name: _fits(name, read), **where)
         wants_info = kwargs.pop("output_loading_info", False)
         own = {"use_safetensors": True, "output_loading_info": True}
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **(kwargs | own))
         for name in ("items_digest", "item_counts"):
             if name in info["missing_keys"]:  # saved before there was one
                 getattr(model, name).zero_()
-        _check_weights(
-            model, pretrained_model_name_or_path, info, may_differ=bool(kwargs.get("ignore_mismatched_sizes"))
-        )
+        may_differ = bool(kwargs.get("ignore_mismatched_sizes"))
+        _check_weights(model, pretrained_model_name_or_path, info, may_differ=may_differ)
         _check_digest(model, pretrained_model_name_or_path)
         check_finite(model, pretrained_model_name_or_path)
-        model._checks_files = checks_files  # for what is read later: titles, an item graph
-        # where the table of titles is: the name of a repository alone does not say at which revision
-        model._hub_arguments = {
-            name: kwargs[name] for name in ("revision", "cache_dir", "local_files_only") if name in kwargs
-        }
+        model._checks_files = checks_files
+        where = hub_arguments(kwargs, model.config)
+        model._hub_arguments = {name: where[name] for name in _KEPT_ARGUMENTS if name in where}
         return (model, info) if wants_info else model
+
+    def companion_file(self, name: str, **where) -> str | None:
+        """
+        Path of another file of the folder or repository that the model was loaded from, after comparing it with the
+        manifest; `None` where there is none, or the model was made in this process.
+        """
+        source, where = self.config.name_or_path, {**self._hub_arguments, **where}
+        if not source or (Path(source).is_absolute() and not Path(source).is_dir()):  # a folder that is gone
+            return None
+        path = optional_file(source, name, **where)
+        if path is not None:
+            self.check_files(name, **where)
+        return path
+
+    def check_files(self, *names: str, **where) -> None:
+        """Compare files with the manifest beside them, unless the model was loaded with `check_files=False`."""
+        if self._checks_files:
+            check_manifest(self.name_or_path, names.__contains__, **{**self._hub_arguments, **where})
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs):
         """Not for these models: raises `NotImplementedError` for another size, before anything is replaced."""
@@ -194,14 +277,22 @@ class CheckpointMixin:
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; in addition `pipeline` finds the class of the task in the folder."""
         self.config.custom_pipelines = {task: dict(entry) for task, entry in CUSTOM_PIPELINES.items()}
-        digest = getattr(self, "items_digest", None)
-        if digest is not None and self.config.items_fingerprint is not None:
-            digest.copy_(_digest_of(self.config.items_fingerprint))
+        digest, recorded = getattr(self, "items_digest", None), self.config.items_fingerprint
+        if digest is not None and recorded is not None:
+            digest.copy_(torch.tensor(list(bytes.fromhex(recorded)), dtype=torch.uint8))
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def _digest_of(fingerprint: str) -> torch.Tensor:
-    return torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)
+def check_finite(model: torch.nn.Module, source: str | Path) -> None:
+    """Whether all weights are numbers: `ValueError` for NaN or infinity, which `source` holds or would hold."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            raise ValueError(
+                f"The weights of {source} (model.safetensors) must be finite; `{name}` holds {count} NaN or infinite "
+                "values. The training broke down: train again with a smaller learning rate or in float32, or use an "
+                "earlier checkpoint."
+            )
 
 
 def _check_weights(model, source, info, *, may_differ: bool) -> None:
@@ -236,6 +327,9 @@ def _shown(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
 
 
+# --- histories ----------------------------------------------------------------------------------------------------
+
+
 def as_histories(histories: Iterable, *, name: str = "histories") -> list[list[str]]:
     """A batch of histories, whether one flat history or a batch was given; see [`batch_of`]."""
     return batch_of(histories, name=name)[0]
@@ -250,15 +344,10 @@ def batch_of(histories: Iterable, *, name: str = "histories") -> tuple[list[list
     `TypeError` for a string, which would be read letter by letter, a set or dictionary, which has no order, a mixture
     of ids and lists, and ids that are no strings.
 
-    Example:
-
-    ```python
     >>> batch_of(["soap", "brush"]), batch_of([["soap"], []])
     (([['soap', 'brush']], True), ([['soap'], []], False))
     >>> batch_of(item_id for item_id in ["soap"]), batch_of([])
     (([['soap']], True), ([], False))
-
-    ```
     """
     entries = _listed(histories, name)
     is_string = [isinstance(entry, str) for entry in entries]
@@ -333,18 +422,3 @@ class ItemTokensMixin:
         if bool((is_target & ((labels < first) | (labels >= end))).any()):
             raise ValueError(f"`labels` must be item tokens in [{first}, {end}) or -100.")
         return is_target
-
-
-__all__ = [
-    "CUSTOM_PIPELINES",
-    "TASK",
-    "CheckpointMixin",
-    "ItemTokensMixin",
-    "as_histories",
-    "batch_of",
-    "catalog_fingerprint",
-    "check_parts",
-    "item_ids_of",
-    "items_fingerprint",
-    "optional_file",
-]

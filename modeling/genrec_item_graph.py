@@ -12,14 +12,11 @@ Source: Hou et al. 2025, section 3.3 (https://huggingface.co/papers/2506.05781).
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-from .genrec_folder import optional_file
 from .genrec_lists import GOLDEN, best_of, hashed, random_items, user_keys
-from .genrec_manifest import check_manifest
 from .genrec_parallel import pair_scores
 
 
@@ -32,13 +29,8 @@ def item_graph_fingerprint(item_codes: torch.Tensor, code_embeddings: torch.Tens
 
     Embeddings count as rounded to bfloat16, so a checkpoint in float32 and the same one loaded in bfloat16 agree.
 
-    Example:
-
-    ```python
     >>> item_graph_fingerprint(torch.tensor([[0], [1]]), torch.eye(2).unsqueeze(0), num_neighbors=2)
     '102852177f3cbb30'
-
-    ```
     """
     codes = item_codes.detach().to(device="cpu", dtype=torch.int16).contiguous()
     embeddings = code_embeddings.detach().to(device="cpu", dtype=torch.bfloat16).contiguous().view(torch.int16)
@@ -91,16 +83,11 @@ def graph_search(
     Takes `log_probs` `(batch_size, num_levels, codebook_size)`, `item_codes` `(num_items, num_levels)`, `neighbors`
     `(num_items, k)`, and `penalty` `(num_items,)`, which is subtracted from scores to choose the beams.
 
-    Example:
-
-    ```python
     >>> log_probs = torch.tensor([[[-3.0, -2.0, -1.0, -9.0]]])  # one user, one level of four codes
     >>> codes, ring = torch.arange(4).unsqueeze(1), torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0]])
     >>> visited = graph_search(log_probs, codes, ring, torch.tensor([[0]]), num_beams=1, num_propagations=2)
     >>> visited.items.tolist(), visited.best(2)[0].tolist()
     ([[0, 1, 2]], [[2, 1]])
-
-    ```
     """
     empty = torch.zeros(len(log_probs), 0, device=log_probs.device)
     visited = VisitedItems(empty.int(), empty)
@@ -199,19 +186,13 @@ class ItemGraphMixin:
         return self._item_graph
 
     def _read_item_graph(self) -> None:
-        source, path = getattr(self.config, "_name_or_path", ""), None
-        if source and (Path(source).is_dir() or not Path(source).is_absolute()):  # else a folder that is gone
-            path = optional_file(source, GRAPH_FILE, revision=getattr(self.config, "_commit_hash", None))
+        source, path = self.config.name_or_path, self.companion_file(GRAPH_FILE)
         if path is None:
             raise ValueError(
                 f"`decoding='graph'` needs an item graph, and there is no {GRAPH_FILE} "
                 + (f"in {source}. " if source else "since this model was not loaded from a folder. ")
                 + "Build it with `hf_genrec.serving.item_graph.build_item_graph(model)` and save it beside the "
                 "checkpoint or pass it to `model.set_item_graph`."
-            )
-        if getattr(self, "_checks_files", False):
-            check_manifest(
-                source, lambda name: name == GRAPH_FILE, revision=getattr(self.config, "_commit_hash", None)
             )
         with safe_open(path, framework="pt") as file:
             neighbors, metadata = file.get_tensor("neighbors"), file.metadata() or {}
@@ -229,6 +210,3 @@ class ItemGraphMixin:
         place = is_item.flip(1).cumsum(1).flip(1)  # 1 at the last item of the history, 2 at the one before, ...
         history = hashed(items + place * (1 << 32)).masked_fill(~is_item, 0).sum(1) + GOLDEN
         return random_items(user_keys(seed, history), num_starts, num_items=self.config.num_items)
-
-
-__all__ = ["GRAPH_FILE", "ItemGraphMixin", "graph_search", "item_graph_fingerprint", "search_bytes"]

@@ -22,13 +22,8 @@ def item_penalties(item_prior: torch.Tensor, prior_correction: float, *, num_ite
 
     `item_prior` `(num_items,)` holds positive weights, which are normalised here.
 
-    Example:
-
-    ```python
     >>> item_penalties(torch.tensor([1, 1, 2]), 2.0, num_items=3).exp().tolist()
     [0.0625, 0.0625, 0.25]
-
-    ```
     """
     check_prior(item_prior, num_items=num_items)
     prior = item_prior.double()
@@ -114,17 +109,12 @@ def allowed_items(
     - `allow_items`: in the same forms; `None` for all. Only padding allows nothing.
     Returns `(batch_size or 1, num_items)`, or `None` without rules. One row is for all users.
 
-    Example:
-
-    ```python
     >>> from hf_genrec.modeling.configuration_genrec import GenRecConfig
     >>> config = GenRecConfig(num_items=3)
     >>> first = config.first_item_token
     >>> exclude, allow = torch.tensor([[first], [0]]), torch.tensor([first, first + 2])
     >>> allowed_items(config, exclude, allow, device=torch.device("cpu")).int().tolist()
     [[0, 0, 1], [1, 0, 1]]
-
-    ```
     """
     excluded = None if exclude_items is None else ~item_mask(exclude_items, config=config, device=device)
     allowed = None if allow_items is None else item_mask(allow_items, config=config, device=device)
@@ -154,15 +144,10 @@ def mmr(scores: torch.Tensor, similarity: torch.Tensor, *, top_k: int, diversity
 
     Source: Carbonell & Goldstein 1998, section 2; scaling the scores to [0, 1] is ours.
 
-    Example:
-
-    ```python
     >>> scores = torch.tensor([[0.5, 0.4, 0.1]]).log()
     >>> similarity = torch.tensor([[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])  # the first two are alike
     >>> [mmr(scores, similarity, top_k=3, diversity=diversity).tolist() for diversity in (0.0, 0.5)]
     [[[0, 1, 2]], [[0, 2, 1]]]
-
-    ```
     """
     if scores.ndim != 2 or similarity.shape != (*scores.shape, scores.shape[1]):
         raise ValueError(
@@ -200,16 +185,11 @@ def code_overlap(codes: torch.Tensor, *, has_prefixes: bool = True) -> torch.Flo
     Takes `codes` `(batch_size, num_pooled, num_levels)`. Returns `(batch_size, num_pooled, num_pooled)`: 1 for the
     same semantic ID. Computed level by level, so no tensor is larger than the result.
 
-    Example:
-
-    ```python
     >>> codes = torch.tensor([[[7, 1], [7, 2], [0, 1]]])
     >>> code_overlap(codes).tolist()
     [[[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]]
     >>> code_overlap(codes, has_prefixes=False).tolist()
     [[[1.0, 0.5, 0.5], [0.5, 1.0, 0.0], [0.5, 0.0, 1.0]]]
-
-    ```
     """
     batch_size, num_pooled, num_levels = codes.shape
     overlap = torch.zeros(batch_size, num_pooled, num_pooled, device=codes.device)
@@ -228,13 +208,8 @@ def embedding_similarity(embeddings: torch.Tensor) -> torch.FloatTensor:
     `embeddings` `(batch_size, num_pooled, dimension)`: embeddings of the pooled items; one of zeros, or with a value
     that is not finite, resembles nothing. Returns `(batch_size, num_pooled, num_pooled)`: in [-1, 1].
 
-    Example:
-
-    ```python
     >>> embedding_similarity(torch.tensor([[[3.0, 4.0], [-4.0, 3.0], [-0.6, -0.8]]])).round().tolist()
     [[[1.0, 0.0, -1.0], [0.0, 1.0, -0.0], [-1.0, -0.0, 1.0]]]
-
-    ```
     """
     directions = torch.nn.functional.normalize(embeddings.float(), dim=-1)
     return (directions @ directions.transpose(1, 2)).nan_to_num(nan=0)
@@ -257,15 +232,10 @@ def diversify(
     They are compared by `item_embeddings` `(num_items, dimension)`, without these by `item_codes`
     `(num_items, num_levels)`, see `code_overlap`. `ranked`: log of the relevance, where that is not the score.
 
-    Example:
-
-    ```python
     >>> items, scores = torch.tensor([[2, 0, 1]]), torch.tensor([[0.5, 0.4, 0.1]]).log()
     >>> codes = torch.tensor([[5, 1], [3, 1], [5, 2]])
     >>> diversify(items, scores, top_k=2, diversity=0.7, item_codes=codes)[0].tolist()
     [[2, 1]]
-
-    ```
     """
     pooled = items.clamp_min(0)
     if item_embeddings is None:
@@ -314,14 +284,9 @@ def best_of(
     `items` and `scores`, `(batch_size, n)`: distinct items in ascending order; -1 for none. `item_order`
     `(num_items,)`: all items in the order in which those of equal scores stand; `None` for ascending order.
 
-    Example:
-
-    ```python
     >>> items, scores = torch.tensor([[0, 2, 5, -1]]), torch.tensor([[-3.0, -1.0, -1.0, 0.0]])
     >>> best_of(items, scores, top_k=5)[0].tolist()
     [[2, 5, 0, -1, -1]]
-
-    ```
     """
     if item_order is not None:
         places = item_order.argsort()  # of each item in that order
@@ -345,13 +310,8 @@ def first_of_the_best(values: torch.Tensor, top_k: int) -> torch.LongTensor:
 
     Takes `values` `(num_rows, n)`. Returns `(num_rows, min(top_k, n))`: positions.
 
-    Example:
-
-    ```python
     >>> first_of_the_best(torch.tensor([[2.0, 5.0, 3.0, 5.0, 3.0]]), 3).tolist()
     [[1, 3, 2]]
-
-    ```
     """
     if top_k >= values.shape[1]:
         return values.sort(dim=1, descending=True, stable=True).indices
@@ -377,13 +337,8 @@ def hashed(numbers: torch.LongTensor) -> torch.LongTensor:
 
     Source: the output function of SplitMix64, Steele et al. 2014 (https://doi.org/10.1145/2660193.2660195).
 
-    Example:
-
-    ```python
     >>> hashed(torch.tensor([0, 1]) + GOLDEN)[0].item() == -2152535657050944081  # 0xE220A8397B1DCDAF
     True
-
-    ```
     """
     numbers = (numbers ^ _shifted(numbers, 30)) * MULTIPLIERS[0]
     numbers = (numbers ^ _shifted(numbers, 27)) * MULTIPLIERS[1]
@@ -402,14 +357,9 @@ def gumbel_noise(keys: torch.LongTensor, items: torch.LongTensor) -> torch.Float
 
     Source: Kool et al. 2019, section 2.2 (https://huggingface.co/papers/1903.06059).
 
-    Example:
-
-    ```python
     >>> noise = gumbel_noise(user_keys(0, torch.arange(2)), torch.arange(50_000))
     >>> torch.allclose(noise.mean(1), torch.tensor(0.5772), atol=0.02)
     True
-
-    ```
     """
     bits = hashed(keys.unsqueeze(-1) + (items + 1) * GOLDEN)
     uniform = (_shifted(bits, 11).double() + 0.5) * 2.0**-53
@@ -425,24 +375,3 @@ def random_items(keys: torch.LongTensor, num_draws: int, *, num_items: int) -> t
 def _shifted(numbers: torch.LongTensor, num_bits: int) -> torch.LongTensor:
     """To the right, with zeros coming in: `>>` repeats the sign."""
     return (numbers >> num_bits) & ((1 << (64 - num_bits)) - 1)
-
-
-__all__ = [
-    "allowed_items",
-    "best_of",
-    "check_prior",
-    "check_rule",
-    "check_scores",
-    "code_overlap",
-    "diversify",
-    "embedding_similarity",
-    "filled_up",
-    "first_of_the_best",
-    "gumbel_noise",
-    "hashed",
-    "item_penalties",
-    "mmr",
-    "random_items",
-    "rule_rows",
-    "user_keys",
-]

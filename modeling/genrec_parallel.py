@@ -36,14 +36,9 @@ def item_scores(log_probs: torch.Tensor, item_codes: torch.Tensor) -> torch.Floa
     """
     Scores of all items `(B, N)`, float32, for catalogs that are small enough to hold them.
 
-    Example:
-
-    ```python
     >>> log_probs = torch.tensor([[[-1.0, -2.0], [-0.5, -8.0]]])  # one user, two levels of two codes
     >>> item_scores(log_probs, torch.tensor([[0, 0], [1, 0], [1, 1]])).tolist()
     [[-1.5, -2.5, -10.0]]
-
-    ```
     """
     scores = torch.empty(len(log_probs), len(item_codes), device=log_probs.device)
     for users, items, part in _pieces(log_probs, item_codes):
@@ -55,14 +50,9 @@ def candidate_scores(log_probs: torch.Tensor, item_codes: torch.Tensor, items: t
     """
     Scores of some items `(B, n)` of each user; bit for bit those of `item_scores`.
 
-    Example:
-
-    ```python
     >>> log_probs = torch.tensor([[[-1.0, -2.0], [-0.5, -8.0]]])
     >>> candidate_scores(log_probs, torch.tensor([[0, 0], [1, 0], [1, 1]]), torch.tensor([[2, 0]])).tolist()
     [[-10.0, -1.5]]
-
-    ```
     """
     users = torch.arange(len(items), device=items.device).repeat_interleave(items.shape[1])
     return pair_scores(log_probs, item_codes, users, items.flatten()).view(items.shape)
@@ -74,14 +64,9 @@ def pair_scores(
     """
     Scores `(n,)` of any pairs of a user, a row of `log_probs`, and an item; bit for bit those of `item_scores`.
 
-    Example:
-
-    ```python
     >>> log_probs = torch.tensor([[[-1.0, -2.0]], [[-3.0, -4.0]]])
     >>> pair_scores(log_probs, torch.tensor([[1], [0]]), torch.tensor([1, 1, 0]), torch.tensor([0, 1, 0])).tolist()
     [-4.0, -3.0, -2.0]
-
-    ```
     """
     _, num_levels, codebook_size = log_probs.shape
     table = log_probs.float().reshape(-1, 1)
@@ -100,13 +85,8 @@ def code_scores(log_probs: torch.Tensor, codes: torch.Tensor) -> torch.FloatTens
     """
     Log-probability of each code of some semantic IDs `(B, n, L)`; their sum is the score.
 
-    Example:
-
-    ```python
     >>> code_scores(torch.tensor([[[-1.0, -2.0], [-0.5, -8.0]]]), torch.tensor([[[1, 0]]])).tolist()
     [[[-2.0, -0.5]]]
-
-    ```
     """
     return log_probs.float().gather(2, codes.long().transpose(1, 2)).transpose(1, 2)
 
@@ -136,15 +116,10 @@ def best_items(
     allowed. Where two rank equally the lower index stands first, and neither the other users nor the size of the
     pieces change a list.
 
-    Example:
-
-    ```python
     >>> log_probs = torch.tensor([[[-1.0, -2.0], [-0.5, -8.0]]])
     >>> codes = torch.tensor([[1, 1], [0, 0], [1, 0], [0, 0]])
     >>> [values.tolist() for values in best_items(log_probs, codes, top_k=3)]
     [[[1, 3, 2]], [[-1.5, -1.5, -2.5]]]
-
-    ```
     """
     infinity = float("inf")
     shape, device = (len(log_probs), top_k), log_probs.device
@@ -275,15 +250,10 @@ def code_loss(
 
     Source: Hou et al. 2025 (RPG), section 3.2 (https://huggingface.co/papers/2506.05781).
 
-    Example:
-
-    ```python
     >>> states, table = torch.tensor([[3.0, 0.0]]), torch.tensor([[[1.0, 0.0], [0.0, 5.0]]])
     >>> loss = code_loss(states, None, None, table, torch.tensor([[0]]), temperature=0.5)
     >>> round(loss.item(), 4)  # -log(e^2 / (e^2 + e^0))
     0.1269
-
-    ```
     """
     num_levels = table.shape[0]
     if not temperature > 0:
@@ -429,14 +399,3 @@ def _score(
         torch.mul(d_units, inverse_rows, out=d_rows)
     radial = (radial * inverse).neg_().to(dtype)
     return loss, d_outputs.to(dtype).addcmul_(outputs, radial)
-
-
-__all__ = [
-    "best_items",
-    "candidate_scores",
-    "code_loss",
-    "code_scores",
-    "item_scores",
-    "pair_scores",
-    "users_per_table",
-]

@@ -339,6 +339,3 @@ def _empty_ranking(batch_size: int, request: RankRequest, *, device: torch.devic
         pruned=[[] for _ in range(batch_size)] if request.return_paths else None,
         num_distinct=torch.zeros(batch_size, dtype=torch.long, device=device),
     )
-
-
-__all__ = ["BeamRankingMixin"]

@@ -15,7 +15,7 @@ import torch
 from .genrec_beams import Beams, HistoryOutput, beam_search
 from .genrec_catalog import Catalog
 from .genrec_item_graph import ItemGraphMixin, graph_search, search_bytes
-from .genrec_lists import best_of, first_of_the_best, gumbel_noise, rule_rows
+from .genrec_lists import best_of, gumbel_noise, rule_rows
 from .genrec_parallel import best_items, candidate_scores, code_scores, item_scores, users_per_table
 from .genrec_ranking import describe_paths, items_of_ids, prior_penalties
 from .genrec_recommend import BeamPath, Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
@@ -95,7 +95,9 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         else:
             log_probs = self._log_probs(users.input_ids, users.attention_mask)
         if decoding == "dense":
-            found = _best_by(dense, users, request)
+            items, scores, _ = request.best_of_all(dense, allowed=users.allowed, penalty=request.penalty)
+            num_visited = torch.full((len(items),), self.config.num_items, device=items.device)
+            found = Ranking(items, scores, num_visited=num_visited)
         elif decoding == "exact":
             found = self._find_exact(log_probs, users, request, dense)
         else:
@@ -306,17 +308,3 @@ def search_codes(
         for level, step in enumerate(steps):
             step.tokens = step.tokens + first_code_token + level * catalog.codebook_size
     return beams
-
-
-def _best_by(dense: torch.FloatTensor, users: UserBatch, request: RankRequest) -> Ranking:
-    """The best items by the second head alone, whose log-probabilities are `dense` `(B, N)`."""
-    infinity = float("inf")
-    scores = dense if users.allowed is None else dense.masked_fill(~users.allowed, -infinity)
-    ranked = scores if request.penalty is None else scores - request.penalty
-    items = first_of_the_best(ranked, request.num_pooled())
-    scores = scores.gather(1, items)
-    num_visited = torch.full((len(items),), dense.shape[1], device=dense.device)
-    return Ranking(items.masked_fill(scores == -infinity, -1), scores, num_visited=num_visited)
-
-
-__all__ = ["CodeRankingMixin", "search_codes"]

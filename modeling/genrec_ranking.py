@@ -19,13 +19,8 @@ def id_of_items(catalog: Catalog) -> torch.LongTensor:
     """
     The id of each item, a leaf of the trie, `(num_items,)`.
 
-    Example:
-
-    ```python
     >>> id_of_items(Catalog(torch.tensor([[1, 0], [0, 2], [1, 0]]), codebook_size=3)).tolist()
     [1, 0, 1]
-
-    ```
     """
     sizes = catalog.first_item(catalog.num_levels).diff()
     leaves = torch.arange(catalog.num_ids, device=catalog.device).repeat_interleave(sizes)
@@ -49,15 +44,10 @@ def items_of_ids(
     Returns item indices and the place of each one's id in `leaves`, both `(batch_size, width)`; behind them item -1,
     place 0.
 
-    Example:
-
-    ```python
     >>> catalog = Catalog(torch.tensor([[1, 0], [0, 2], [1, 0], [1, 1]]), codebook_size=3)
     >>> items, places = items_of_ids(catalog, torch.tensor([[1, 0, -1], [2, -1, -1]]))
     >>> items.tolist(), places.tolist()
     ([[0, 2, 1], [3, -1, -1]], [[0, 0, 1], [0, 0, 0]])
-
-    ```
     """
     if catalog.is_unique:
         items = catalog.item_at(leaves)
@@ -123,14 +113,9 @@ def prior_penalties(catalog: Catalog, item_prior: torch.Tensor, prior_correction
     Returns for each depth from 0 to `num_levels` `prior_correction` times the log of the sum of the priors below each
     node, `(num_nodes[depth],)`; the prior is as in `item_penalties`. Items that share an id have its prior together.
 
-    Example:
-
-    ```python
     >>> catalog = Catalog(torch.tensor([[0, 0], [0, 1], [1, 0]]), codebook_size=2)
     >>> [table.exp().tolist() for table in prior_penalties(catalog, torch.tensor([1, 1, 2]), 1.0)]
     [[1.0], [0.5, 0.5], [0.25, 0.25, 0.5]]
-
-    ```
     """
     check_prior(item_prior, num_items=catalog.num_items)
     prior = item_prior.to(catalog.device).double()[catalog.items_in_order]
@@ -313,17 +298,3 @@ def _path(config, tokens: list[int], scores: list[float], item_token: int | None
         latent, tokens = tokens[0] - config.first_latent_token, tokens[1:]
     codes = [token - config.first_code_token - level * config.codebook_size for level, token in enumerate(tokens)]
     return BeamPath(latent=latent, codes=codes, scores=scores, item_token=item_token)
-
-
-__all__ = [
-    "describe_paths",
-    "id_of_items",
-    "id_places",
-    "items_of_ids",
-    "list_items",
-    "num_distinct_items",
-    "prior_penalties",
-    "rank_ids",
-    "reordered",
-    "sampled_items",
-]

@@ -15,15 +15,26 @@ from typing import Any, ClassVar
 import torch
 from transformers.utils import ModelOutput
 
-from .genrec_lists import allowed_items, check_rule, check_scores, diversify, item_penalties, rule_rows, user_keys
-from .genrec_manifest import write_manifest
+from .genrec_folder import hub_arguments, write_manifest
+from .genrec_lists import (
+    allowed_items,
+    check_rule,
+    check_scores,
+    diversify,
+    first_of_the_best,
+    gumbel_noise,
+    item_penalties,
+    rule_rows,
+    user_keys,
+)
 from .genrec_recommend_config import RecommendConfig, check_names
 
 
 RULE_BYTES = 8  # per item and user: the mask, its order, the counts and the tables that close prefixes
 SAMPLING_BYTES = 32  # per candidate of a beam: the noise and what is computed from it
+SCORE_BYTES = 24  # per item and user: logit, log-probability, what is ranked, and its place while the best are found
+NOISE_BYTES = 44  # and for a sample: hashes, uniform numbers and the noise
 SIMILARITY_BYTES = 12  # per pair of items of the pool that a diverse list is picked from
-HUB_ARGUMENTS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "proxies", "subfolder")
 
 
 @dataclass
@@ -160,6 +171,30 @@ class RankRequest:
         size = max(1, self.options.memory_budget // max(1, per_user))
         return [slice(start, start + size) for start in range(0, num_users, size)]
 
+    def best_of_all(
+        self,
+        scores: torch.FloatTensor,
+        *,
+        allowed: torch.BoolTensor | None = None,
+        penalty: torch.Tensor | None = None,
+        noise: torch.FloatTensor | None = None,
+        top_k: int | None = None,
+    ) -> tuple[torch.LongTensor, torch.FloatTensor, torch.FloatTensor]:
+        """
+        The best by scores of all items `(B, N)`, of equal ones the lower index first: items, their scores and what
+        they were ranked by, `(B, top_k)`, -1 and `-inf` where there are fewer.
+
+        `allowed` `(B or 1, N)`, `penalty` `(N,)` and `noise` `(B, N)` are as in `best_items`; `top_k` is `None` for
+        `num_pooled`.
+        """
+        ranked = scores if penalty is None else scores - penalty
+        ranked = ranked if noise is None else ranked + noise
+        ranked = ranked if allowed is None else ranked.masked_fill(~allowed, -float("inf"))
+        items = first_of_the_best(ranked, self.num_pooled() if top_k is None else top_k)
+        scores, ranked = scores.gather(1, items), ranked.gather(1, items)
+        is_none = ranked == -float("inf")
+        return items.masked_fill(is_none, -1), scores.masked_fill(is_none, -float("inf")), ranked
+
     def picked(
         self,
         items: torch.LongTensor,
@@ -181,6 +216,41 @@ class RankRequest:
             item_embeddings=self.item_embeddings,
             ranked=ranked,
             has_prefixes=has_prefixes,
+        )
+
+
+@dataclass
+class PredictionOutput(ModelOutput):
+    """
+    What a forward pass returns.
+
+    - `loss` `()`: with labels.
+    - `logits`: without labels, log-probabilities of what follows each history: of each code
+      `(batch_size, num_levels, codebook_size)`, or of each item `(batch_size, num_items)`. With labels none: the loss
+      never holds all of them.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+
+
+class NoGenerationMixin:
+    """For models that rank and write no tokens; `_predicts` is what such a model says of itself."""
+
+    _predicts = "a score for each item"
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """`False`: a model that ranks writes no tokens one by one."""
+        # Stated outright: the Auto classes mix `GenerationMixin` into remote code that has a `generate`, and fields of
+        # the config that are called like options of `generate()` (`temperature`) would then be saved as such.
+        return False
+
+    def generate(self, *args, **kwargs):
+        """Not for these models. Raises `NotImplementedError` always; use `recommend`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} predicts {self._predicts} and writes no tokens one by one: call `recommend()` "
+            "instead of `generate()`."
         )
 
 
@@ -229,9 +299,7 @@ class RecommendMixin:
         """As in transformers; also reads `recommend_config.json`, where there is one."""
         found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
-        where = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-        if getattr(model.config, "_commit_hash", None):  # of the same commit as the weights
-            where["revision"] = model.config._commit_hash
+        where = hub_arguments(kwargs, model.config)
         model.recommend_config = RecommendConfig.from_pretrained(pretrained_model_name_or_path, **where)
         return found
 
@@ -353,6 +421,78 @@ class RecommendMixin:
         return item_penalties(request.item_prior, request.options.prior_correction, num_items=self.config.num_items)
 
 
+class ItemScoresMixin(RecommendMixin):
+    """
+    `recommend()` and `score_items()` of models that score every item, so that nothing is searched for.
+
+    A model supplies `item_logits`, `history_bytes` and, for diverse lists, `item_embeddings`.
+    """
+
+    def item_logits(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        Scores of all items, whose softmax over the catalog are the probabilities; with gradients and, in training
+        mode, dropout.
+
+        Args:
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_items)`: float32.
+        """
+        raise NotImplementedError
+
+    def item_embeddings(self) -> torch.Tensor | None:
+        """What `diversity` compares items by, `(num_items, dimension)`, unless a call gives vectors; or `None`."""
+        return None
+
+    def history_bytes(self, history_length: int) -> int:
+        """What reading a history takes, for the size of a chunk of users."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def score_items(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        Log-probability of every item to follow each history, without gradients and dropout.
+
+        Args: see [`ItemScoresMixin.item_logits`].
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities, which sum to one over the items.
+        """
+        with evaluation_mode(self):
+            return self.item_logits(input_ids, attention_mask).log_softmax(-1)
+
+    def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
+        if request.options.diversity and request.item_embeddings is None:
+            request.item_embeddings = self.item_embeddings()  # there are no codes to compare items by
+            if request.item_embeddings is None:
+                raise ValueError(
+                    f"`diversity` compares items by vectors, which a {type(self).__name__} does not have: give "
+                    "`item_embeddings`."
+                )
+        per_item = SCORE_BYTES + (NOISE_BYTES if request.options.sample_seed is not None else 0)
+        return self.history_bytes(history_length) + per_item * self.config.num_items, 0
+
+    def _users_logits(self, users: UserBatch) -> torch.FloatTensor:
+        """What ranks the lists of some users; of a model whose scores depend on the rules, more than `item_logits`."""
+        return self.item_logits(users.input_ids, users.attention_mask)
+
+    def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
+        """Items of equal logits stand in ascending order."""
+        logits, noise = self._users_logits(users), None
+        if request.options.sample_seed is not None:
+            catalog = torch.arange(self.config.num_items, device=logits.device)
+            noise = gumbel_noise(users.keys(request.options.sample_seed), catalog)
+        items, _, ranked = request.best_of_all(logits, allowed=users.allowed, penalty=request.penalty, noise=noise)
+        scores = logits.log_softmax(1).gather(1, items.clamp_min(0)).masked_fill(items < 0, -float("inf"))
+        return Ranking(*request.picked(items, scores, ranked, item_codes=None))
+
+
 def _described(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"{value.dtype} of shape {tuple(value.shape)}"
@@ -384,6 +524,3 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         if was_training:
             model.train()
-
-
-__all__ = ["BeamPath", "RankRequest", "Ranking", "RecommendMixin", "RecommendOutput", "UserBatch", "evaluation_mode"]

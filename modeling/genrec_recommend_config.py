@@ -15,8 +15,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
-from .genrec_folder import optional_file
-from .genrec_manifest import MANIFEST_FILE, write_manifest
+from .genrec_folder import MANIFEST_FILE, optional_file, write_manifest
 
 
 RECOMMEND_CONFIG_FILE = "recommend_config.json"
@@ -298,6 +297,3 @@ def check_seed(name: str, seed: Any) -> None:
     """Whether a number can be a seed. Raises `ValueError` if it cannot."""
     if not isinstance(seed, int) or not 0 <= seed < 1 << 63:
         raise ValueError(f"`{name}` must be an integer in [0, 2**63), got {seed!r}.")
-
-
-__all__ = ["RECOMMEND_CONFIG_FILE", "RecommendConfig", "check_latent_aggregation", "check_names"]

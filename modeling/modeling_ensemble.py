@@ -8,9 +8,8 @@ from torch import nn
 
 from .configuration_ensemble import EnsembleConfig
 from .genrec_recommend import UserBatch
-from .genrec_scorer import ItemScorer
 from .modeling_acerec import ACERecForItemGeneration
-from .modeling_item_to_item import ItemToItemForItemGeneration
+from .modeling_item_to_item import ItemScorer, ItemToItemForItemGeneration
 from .modeling_latte import LatteForConditionalGeneration
 from .modeling_rpg import RPGForItemGeneration
 from .modeling_sasrec import SASRecForItemGeneration
@@ -56,7 +55,6 @@ class EnsembleForItemGeneration(ItemScorer):
     config: EnsembleConfig
     config_class = EnsembleConfig
     _made = "made of its members"
-    items_digest: torch.Tensor
     members: Any  # a `ModuleList`, of models
 
     def __init__(self, config: EnsembleConfig):
@@ -64,8 +62,7 @@ class EnsembleForItemGeneration(ItemScorer):
         if not config.members:
             raise ValueError("`members` is empty: an ensemble needs the config of one member at least.")
         self.members = nn.ModuleList(MEMBERS[member.model_type](member) for member in config.member_configs())
-        # filled in when the model is saved: the ids of the items that the weights are about
-        self.register_buffer("items_digest", torch.zeros(8, dtype=torch.uint8))
+        self.register_items_digest()
         self.post_init()
         # `post_init` does not look for tied weights inside a list of models
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
@@ -103,7 +100,7 @@ class EnsembleForItemGeneration(ItemScorer):
         """
         The weighted sums, by the weights for lists in which items of the history may stand.
 
-        Args: see [`ItemScorer.item_logits`].
+        Args: see [`ItemScoresMixin.item_logits`].
         """
         leaves_out = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         return self._sums(input_ids, attention_mask, leaves_out)
@@ -189,7 +186,8 @@ class EnsembleForItemGeneration(ItemScorer):
         log_probs = floor.expand(-1, num_items + 1).scatter(1, places, listed)[:, :num_items]
         return log_probs, torch.cat([listed, floor], dim=1).std(1, keepdim=True)
 
-    def _logits_bytes(self, history_length: int) -> int:
+    def history_bytes(self, history_length: int) -> int:
+        """What the members take that score every item."""
         reading = sum(
             member.history_bytes(history_length) for member in self.members if hasattr(member, "history_bytes")
         )

@@ -2,13 +2,51 @@
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from .configuration_item_to_item import ItemToItemConfig
-from .genrec_scorer import ItemScorer
+from .genrec_folder import CheckpointMixin, ItemTokensMixin
+from .genrec_recommend import ItemScoresMixin, NoGenerationMixin, PredictionOutput
 
 
 _TIE = 1e-6  # what the most popular item has ahead of one that is never taken, where no weight speaks for either
 _PROJECTION = 64  # width of the vectors that stand for the rows of the table where lists shall be diverse
+
+
+class ItemScorer(NoGenerationMixin, ItemScoresMixin, CheckpointMixin, ItemTokensMixin, PreTrainedModel):
+    """Parent of models that score the whole catalog and are not trained by gradients."""
+
+    base_model_prefix = "model"
+    _auto_class = "AutoModel"  # saving takes the code along
+    _made = "fitted in closed form"
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> PredictionOutput:
+        """
+        The log-probabilities of the item after each history.
+
+        Args:
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
+            labels: Not taken: there is no loss.
+            **kwargs: Not used.
+
+        Returns:
+            [`PredictionOutput`]: its `loss` is always `None`.
+
+        Raises:
+            ValueError: If there is no `input_ids`, or there are `labels`.
+        """
+        if input_ids is None:
+            raise ValueError("`input_ids` is needed.")
+        if labels is not None:
+            raise ValueError(f"`labels` are not taken: a {type(self).__name__} is {self._made}, not trained.")
+        return PredictionOutput(logits=self.score_items(input_ids, attention_mask))
 
 
 class ItemToItemForItemGeneration(ItemScorer):
@@ -37,7 +75,6 @@ class ItemToItemForItemGeneration(ItemScorer):
     targets: torch.Tensor
     offsets: torch.Tensor
     item_shares: torch.Tensor
-    items_digest: torch.Tensor
 
     def __init__(self, config: ItemToItemConfig):
         super().__init__(config)
@@ -46,8 +83,7 @@ class ItemToItemForItemGeneration(ItemScorer):
         self.register_buffer("targets", torch.zeros(config.num_weights, dtype=torch.int32))
         self.register_buffer("offsets", torch.zeros(config.num_items + 1, dtype=torch.int64))
         self.register_buffer("item_shares", torch.zeros(config.num_items))
-        # filled in when the model is saved: the ids of the items that the weights are about
-        self.register_buffer("items_digest", torch.zeros(8, dtype=torch.uint8))
+        self.register_items_digest()
         self.post_init()
 
     @torch.no_grad()
@@ -80,7 +116,7 @@ class ItemToItemForItemGeneration(ItemScorer):
         """
         The sums; of items that no weight speaks for the more popular one has a trace more.
 
-        Args: see [`ItemScorer.item_logits`].
+        Args: see [`ItemScoresMixin.item_logits`].
         """
         num_users, num_items = len(input_ids), self.config.num_items
         is_item = self.is_item(input_ids, attention_mask)
@@ -112,9 +148,10 @@ class ItemToItemForItemGeneration(ItemScorer):
         projected = torch.zeros_like(directions)
         return projected.index_add_(0, rows, self.weights.float().unsqueeze(1) * directions[self.targets.long()])
 
-    def _logits_bytes(self, history_length: int) -> int:
-        per_item = -(-self.config.num_weights // self.config.num_items)  # entries of a table's row, and their places
+    def history_bytes(self, history_length: int) -> int:
+        """The entries of the table that a history reads, and their places."""
+        per_item = -(-self.config.num_weights // self.config.num_items)
         return min(history_length, self.config.max_history_length) * (32 * per_item + 4 * self.config.vector_dim)
 
 
-__all__ = ["ItemToItemForItemGeneration"]
+__all__ = ["ItemScorer", "ItemToItemForItemGeneration"]

@@ -17,8 +17,8 @@ from .configuration_latte import LatteConfig
 from .genrec_beams import HistoryOutput, token_range
 from .genrec_catalog import CatalogMixin
 from .genrec_dense import DenseHeadMixin, ItemTable
-from .genrec_encoder import SHARED_HISTORY_ATTENTION, use_byte_dropout
-from .genrec_generate import CatalogGenerationMixin
+from .genrec_encoder import use_byte_dropout
+from .genrec_generate import SHARED_HISTORY_ATTENTION, CatalogGenerationMixin
 from .genrec_rank_beams import BeamRankingMixin
 
 

@@ -170,21 +170,6 @@ class ParallelPreTrainedModel(ItemTableMixin, CodeRankingMixin, CatalogMixin, Hi
         return self._code_log_probs(states), self.log_probs_of_items(states)
 
     @torch.no_grad()
-    def dense_scores(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.FloatTensor:
-        """
-        Log-probability of every item by the dense head, as `score_items` gives that of the codes.
-
-        Args: see [`ItemTokensMixin.is_item`].
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_items)`
-        """
-        with evaluation_mode(self):
-            return self.log_probs_of_items(self._last_states(input_ids, attention_mask))
-
-    @torch.no_grad()
     def score_both(
         self,
         input_ids: torch.LongTensor,
@@ -194,7 +179,7 @@ class ParallelPreTrainedModel(ItemTableMixin, CodeRankingMixin, CatalogMixin, Hi
         **search,
     ) -> TwoScores:
         """
-        What `recommend()` adds up: both scores of all items.
+        See [`ItemTableMixin`]: of all items.
 
         Args:
             input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].

@@ -3,17 +3,11 @@
 import torch
 
 from .configuration_sasrec import SASRecConfig
-from .genrec_encoder import HistoryPreTrainedModel, PackedHistories
-from .genrec_item_loss import item_loss
-from .genrec_lists import first_of_the_best, gumbel_noise
-from .genrec_recommend import Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
+from .genrec_encoder import HistoryPreTrainedModel, PackedHistories, item_loss
+from .genrec_recommend import ItemScoresMixin
 
 
-SCORE_BYTES = 24  # per item and user: logit, log-probability, what is ranked, and its place while the best are found
-NOISE_BYTES = 44  # and for a sample: hashes, uniform numbers and the noise
-
-
-class SASRecForItemGeneration(RecommendMixin, HistoryPreTrainedModel):
+class SASRecForItemGeneration(ItemScoresMixin, HistoryPreTrainedModel):
     """
     Item tokens in, the next item out, without semantic IDs: the baseline for models that have them.
 
@@ -47,77 +41,33 @@ class SASRecForItemGeneration(RecommendMixin, HistoryPreTrainedModel):
 
     def __init__(self, config: SASRecConfig):
         super().__init__(config)
-        # filled in when the model is saved: the ids of the items whose rows the token table holds
-        self.register_buffer("items_digest", torch.zeros(8, dtype=torch.uint8))
+        self.register_items_digest()
         self._finish_init()
 
     def item_embeddings(self) -> torch.Tensor:
-        """
-        The rows of the token table that stand for items.
-
-        Returns:
-            `torch.Tensor` of shape `(num_items, d_model)`: a view.
-        """
+        """The rows of the token table that stand for items, `(num_items, d_model)`: a view."""
         return self.token_embeddings.weight[self.config.first_item_token :]
 
-    def item_log_probs(
+    def item_logits(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.FloatTensor:
         """
-        Log-probability of every item to follow each history, with gradients and, in training mode, dropout.
+        Inner products of the states behind the histories with the rows of the items.
 
-        Args: see [`ItemTokensMixin.is_item`].
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_items)`: float32.
+        Args: see [`ItemScoresMixin.item_logits`].
         """
         if not len(input_ids):
             return torch.zeros(0, self.config.num_items, dtype=torch.float32, device=input_ids.device)
         states = self._encode(self._pack(input_ids, self._present(input_ids, attention_mask)))
         with torch.autocast(states.device.type, enabled=False):
-            return torch.matmul(states.float(), self.item_embeddings().float().t()).log_softmax(-1)
+            return torch.matmul(states.float(), self.item_embeddings().float().t())
 
     def history_bytes(self, history_length: int) -> int:
         """What the encoder takes per user, for the size of a chunk of users."""
         return self._encoder_bytes(min(max(1, history_length), self.config.max_history_length))
 
-    @torch.no_grad()
-    def score_items(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.FloatTensor:
-        """
-        [`item_log_probs`] without gradients and dropout, under the name that all architectures have.
-
-        Args: see [`ItemTokensMixin.is_item`].
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities, which sum to one over the items.
-        """
-        with evaluation_mode(self):
-            return self.item_log_probs(input_ids, attention_mask)
-
-    def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
-        if request.options.diversity and request.item_embeddings is None:
-            request.item_embeddings = self.item_embeddings()  # there are no codes to compare items by
-        per_item = SCORE_BYTES + (NOISE_BYTES if request.options.sample_seed is not None else 0)
-        return self.history_bytes(history_length) + per_item * self.config.num_items, 0
-
-    def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
-        """Every item is scored, so nothing is searched for; of equal scores the lower item index stands first."""
-        log_probs, infinity = self.item_log_probs(users.input_ids, users.attention_mask), float("inf")
-        ranked = log_probs if request.penalty is None else log_probs - request.penalty
-        if request.options.sample_seed is not None:
-            catalog = torch.arange(self.config.num_items, device=log_probs.device)
-            ranked = ranked + gumbel_noise(users.keys(request.options.sample_seed), catalog)
-        if users.allowed is not None:
-            ranked = ranked.masked_fill(~users.allowed, -infinity)
-        items = first_of_the_best(ranked, request.num_pooled())
-        scores, ranked = log_probs.gather(1, items), ranked.gather(1, items)
-        items, scores = items.masked_fill(ranked == -infinity, -1), scores.masked_fill(ranked == -infinity, -infinity)
-        return Ranking(*request.picked(items, scores, ranked, item_codes=None))
-
     def _log_probs(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.FloatTensor:
-        return self.item_log_probs(input_ids, attention_mask)
+        return self.item_logits(input_ids, attention_mask).log_softmax(-1)
 
     def _loss(self, histories: PackedHistories, targets: torch.LongTensor, anchors: torch.LongTensor) -> torch.Tensor:
         """Cross-entropy over the whole catalog."""

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from .genrec_folder import batch_of, item_ids_of, optional_file
-from .genrec_manifest import check_manifest
+from .genrec_folder import batch_of, item_ids_of
 from .genrec_recommend_config import check_names
 
 
@@ -56,7 +55,7 @@ class NextItemPipeline(Pipeline):
         if tokenizer is None:
             raise ValueError("`tokenizer` is needed: it holds the item ids. Give the one of the model's folder.")
         if tokenizer.name_or_path == model.name_or_path:
-            _check_files(model, *_TOKENIZER_FILES)
+            model.check_files(*_TOKENIZER_FILES)
         self._item_ids = item_ids_of(tokenizer, model.config)
         first = model.config.first_item_token
         self._token_of = {item_id: token for token, item_id in enumerate(self._item_ids, first)}
@@ -72,7 +71,7 @@ class NextItemPipeline(Pipeline):
         Args:
             *names: Such as `"items.parquet"`; `ValueError` for one that is not the file that was saved.
         """
-        _check_files(self.model, *names)
+        self.model.check_files(*names)
 
     def __call__(self, histories, **options):
         """
@@ -200,24 +199,14 @@ class NextItemPipeline(Pipeline):
     def _read_titles(self) -> list[str] | None:
         """Titles in the order of the items; `None` where there are none, or pyarrow is not installed."""
         if not self._has_looked_for_titles:
-            path = self._find_table()
+            offline = {"local_files_only": True} if self._local_files_only else {}
+            path = self.model.companion_file("items.parquet", **offline)
             if path is not None and importlib.util.find_spec("pyarrow") is None:
                 logger.warning("Titles are left out: reading %s needs `pip install pyarrow`.", path)
             elif path is not None:
                 self._titles = self._titles_in(path)
             self._has_looked_for_titles = True
         return self._titles
-
-    def _find_table(self) -> str | None:
-        arguments = dict(getattr(self.model, "_hub_arguments", {}))
-        if self._local_files_only:
-            arguments["local_files_only"] = True
-        if not self.model.name_or_path:  # made in this process
-            return None
-        path = optional_file(self.model.name_or_path, "items.parquet", **arguments)
-        if path is not None:
-            self.check_files("items.parquet")
-        return path
 
     def _titles_in(self, path: str) -> list[str] | None:
         # by name, since a plain import would make pyarrow a requirement of everybody who loads the model
@@ -233,11 +222,6 @@ class NextItemPipeline(Pipeline):
                 "weights."
             )
         return table["title"].to_pylist() if "title" in table.column_names else None
-
-
-def _check_files(model, *names: str) -> None:
-    if getattr(model, "_checks_files", False):
-        check_manifest(model.name_or_path, names.__contains__, **model._hub_arguments)
 
 
 def _shown(item_ids: list[str]) -> str:

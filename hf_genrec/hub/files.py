@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from hf_genrec.files import read_json, reading
-from hf_genrec.modeling.genrec_manifest import check_manifest
+from hf_genrec.modeling.genrec_folder import check_manifest
 
 
 Content = Path | bytes

@@ -13,8 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from hf_genrec.files import updated_folder, write_table
-from hf_genrec.modeling.genrec_folder import check_parts, items_fingerprint
-from hf_genrec.modeling.genrec_manifest import check_finite, write_manifest
+from hf_genrec.modeling.genrec_folder import check_finite, check_parts, items_fingerprint, write_manifest
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 from hf_genrec.tokenizers.vocabulary import build_tokenizer
 

@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 from transformers import AutoModel
 
 from hf_genrec.files import replaced
+from hf_genrec.modeling.genrec_folder import write_manifest
 from hf_genrec.modeling.genrec_item_graph import GRAPH_FILE, item_graph_fingerprint
-from hf_genrec.modeling.genrec_manifest import write_manifest
 from hf_genrec.modeling.genrec_parallel import best_items
 
 

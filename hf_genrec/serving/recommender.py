@@ -29,8 +29,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_genrec.files import first_five, read_table, reading, restored
-from hf_genrec.modeling.genrec_folder import batch_of
-from hf_genrec.modeling.genrec_manifest import check_manifest, write_manifest
+from hf_genrec.modeling.genrec_folder import batch_of, check_manifest, write_manifest
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
 from hf_genrec.serving.recommendations import Recommendations

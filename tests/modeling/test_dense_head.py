@@ -11,7 +11,7 @@ from hf_genrec import (
     RPGConfig,
     RPGForItemGeneration,
 )
-from hf_genrec.modeling.genrec_item_loss import item_loss, sampled_item_loss
+from hf_genrec.modeling.genrec_encoder import item_loss, sampled_item_loss
 from invariants.model import (
     NUM_ITEMS,
     ModelInvariants,

@@ -8,12 +8,8 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_genrec.modeling import modeling_acerec
-from hf_genrec.modeling.genrec_encoder import (
-    MAX_DIRECT_KEYS,
-    ByteDropout,
-    shared_history_attention,
-    use_byte_dropout,
-)
+from hf_genrec.modeling.genrec_encoder import ByteDropout, use_byte_dropout
+from hf_genrec.modeling.genrec_generate import MAX_DIRECT_KEYS, shared_history_attention
 from hf_genrec.modeling.modeling_acerec import attend_to_rows
 
 

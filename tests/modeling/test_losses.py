@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from hf_genrec.modeling import genrec_item_loss
-from hf_genrec.modeling.genrec_item_loss import item_loss
+from hf_genrec.modeling import genrec_encoder
+from hf_genrec.modeling.genrec_encoder import item_loss
 from hf_genrec.modeling.genrec_parallel import code_loss
 
 
@@ -217,7 +217,7 @@ def test_loss_and_gradients_are_those_of_the_formula(num_targets, num_items, wid
     expected = torch.autograd.grad(plain_loss(states, table, items) * 3, (states, table))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(genrec_item_loss, "LOGITS_AT_A_TIME", num_logits)
+        patch.setattr(genrec_encoder, "LOGITS_AT_A_TIME", num_logits)
         loss = item_loss(states, table, items)
 
     assert loss.dtype == torch.float64

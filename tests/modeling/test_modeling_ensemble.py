@@ -159,7 +159,7 @@ def test_damaged_ids_of_a_member_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"combination": "vote"}, "`combination` must be one of standardised, log_probability"),
+        ({"combination": "vote"}, "`combination` must be one of 'standardised', 'log_probability'"),
         ({"num_candidates": 0}, "`num_candidates` must be at least 1, got 0"),
         ({"listing_floor": -1.0}, "`listing_floor` must be at least 0"),
         ({"weights": [1.0]}, "`weights` must be 2 numbers of at least 0, one for each of SASRec, Sequential ridge"),

@@ -103,10 +103,10 @@ def test_what_the_model_does_not_do_is_refused_by_name():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "svd"}, "`method` must be one of ridge, item-knn, text, got 'svd'"),
+        ({"method": "svd"}, "`method` must be one of 'ridge', 'item-knn', 'text', got 'svd'"),
         ({"decay": 0}, "`decay` must be in"),
         ({"num_weights": -1}, "`num_weights` must be at least 0, got -1"),
-        ({"num_levels": 3}, "`num_levels` must be 0, got 3: these items have no codes"),
+        ({"num_levels": 3}, "`num_levels` must be 0, got 3: items of Sequential ridge have no codes"),
     ],
 )
 def test_config_refuses_what_it_cannot_be(changes, message):

@@ -28,18 +28,17 @@ from invariants.model import histories_of, make_model, tiny_config
 # What each architecture uploads: its modeling file and all that this imports. A new file belongs here only if saving
 # must copy it.
 SHARED = {
-    "configuration_genrec.py", "genrec_encoder.py", "genrec_folder.py", "genrec_lists.py", "genrec_manifest.py",
-    "genrec_recommend.py", "genrec_recommend_config.py", "pipeline_genrec.py",
+    "configuration_genrec.py", "genrec_encoder.py", "genrec_folder.py", "genrec_lists.py", "genrec_recommend.py",
+    "genrec_recommend_config.py", "pipeline_genrec.py",
 }  # fmt: skip
 CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_ranking.py"}
-DENSE = {"genrec_dense.py", "genrec_item_loss.py"}
-PARALLEL = {"genrec_parallel.py", "genrec_item_graph.py", "genrec_rank_codes.py"} | CODES | DENSE
+PARALLEL = {"genrec_dense.py", "genrec_parallel.py", "genrec_item_graph.py", "genrec_rank_codes.py"} | CODES
 UPLOADS = {
-    "latte": SHARED | CODES | DENSE | {"genrec_generate.py", "genrec_rank_beams.py"},
+    "latte": SHARED | CODES | {"genrec_dense.py", "genrec_generate.py", "genrec_rank_beams.py"},
     "rpg": SHARED | PARALLEL,
     "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
-    "sasrec": SHARED | {"genrec_item_loss.py"},
-    "item_to_item": SHARED - {"genrec_encoder.py"} | {"genrec_scorer.py"},
+    "sasrec": SHARED,
+    "item_to_item": SHARED - {"genrec_encoder.py"},
 }
 UPLOADS["ensemble"] = set.union(*UPLOADS.values()) | {  # of all members that there may be
     f"{kind}_{name}.py" for kind in ("configuration", "modeling") for name in UPLOADS
