@@ -50,16 +50,11 @@ def reading(path: str | os.PathLike[str], kind: str, *, keeps: type[Exception] |
         kind (`str`): What it must be, such as `"JSON file"`.
         keeps (`type`, *optional*): A class of errors, not of its subclasses, that say enough and stay as they are.
 
-    Example:
-
-    ```python
     >>> with reading("run/config.json", "JSON file"):
     ...     json.loads("{")
     Traceback (most recent call last):
         ...
     hf_genrec.files.DamagedFileError: run/config.json is no readable JSON file: Expecting property name enclosed in...
-
-    ```
     """
     try:
         yield
@@ -79,8 +74,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """
     What a JSON file holds.
 
-    Args:
-        path (`str` or `Path`): The file; a [`DamagedFileError`] if it is none.
+    Args: see [`read_table`].
     """
     with reading(path, "JSON file"):
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -103,12 +97,9 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
 
 def write_table(table: pa.Table, path: str | os.PathLike[str], *, compression: str = "snappy") -> None:
     """
-    Write a Parquet file with a checksum per page, see [`replaced`].
+    Write a Parquet file with a checksum per page; `compression` may also be `"zstd"` or `"none"`.
 
-    Args:
-        table (`pa.Table`): The content.
-        path (`str` or `Path`): The file.
-        compression (`str`, *optional*, defaults to `"snappy"`): Or `"zstd"`, `"none"`.
+    Args: see [`replaced`].
     """
     import pyarrow.parquet as pq
 
@@ -121,24 +112,17 @@ def replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     A file to write that takes the place of another when the block ends; after an error the old one is left as it was.
 
+    What comes is the path to write to, a file of the same name in a hidden folder beside it.
+
     Args:
-        path (`str` or `Path`):
-            The file to replace, existing or not. Its folder is created where it is missing.
+        path (`str` or `Path`): The file, existing or not. Its folder is created where it is missing.
 
-    Returns:
-        `Path`: where to write, a file of the same name in a hidden folder beside it.
-
-    Example:
-
-    ```python
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replaced(f"{folder}/notes.txt") as partial:
     ...         size = partial.write_text("done", encoding="utf-8")
     ...     os.listdir(folder)
     ['notes.txt']
-
-    ```
     """
     target = Path(path)
     with hidden_folder(target) as folder:  # same disk, so a plain rename
@@ -151,11 +135,9 @@ def replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def write_text(text: str, path: str | os.PathLike[str]) -> None:
     """
-    Write a text in UTF-8, see [`replaced`].
+    Write a text in UTF-8.
 
-    Args:
-        text (`str`): The content.
-        path (`str` or `Path`): The file.
+    Args: see [`replaced`].
     """
     with replaced(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -163,14 +145,9 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:
     """
-    Write JSON for people to read (two spaces, a newline at the end), see [`replaced`].
+    Write JSON for people to read: two spaces, a newline at the end. NaN and infinity, which JSON lacks, are an error.
 
-    Args:
-        content (`Any`): What JSON can hold.
-        path (`str` or `Path`): The file.
-
-    Raises:
-        ValueError: If there is a NaN or an infinity, which JSON does not have.
+    Args: see [`replaced`].
     """
     write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", path)
 
@@ -271,18 +248,10 @@ def first_five(names: Sequence[object]) -> str:
     Args:
         names (`list`): Ids, paths or the like.
 
-    Returns:
-        `str`
-
-    Example:
-
-    ```python
     >>> first_five(["a", "b"])
     "'a', 'b'"
     >>> first_five(range(7))
     '0, 1, 2, 3, 4, ... (7 in all)'
-
-    ```
     """
     listed = ", ".join(map(repr, names[:5]))
     return listed if len(names) <= 5 else f"{listed}, ... ({len(names):,} in all)"

@@ -19,34 +19,21 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class HistoryOutput(ModelOutput):
-    """
-    Encoded histories, one row per user whatever the number of beams or targets that read them.
+    """Encoded histories, one row per user whatever the number of beams or targets that read them."""
 
-    - `last_hidden_state` `(batch_size, num_history_tokens, d_model)`.
-    - `attention_mask` `(batch_size, num_history_tokens)`: `True` at real tokens.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    attention_mask: torch.BoolTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None  # (batch_size, num_history_tokens, d_model)
+    attention_mask: torch.BoolTensor | None = None  # (batch_size, num_history_tokens): True at real tokens
 
 
 @dataclass
 class SearchStep:
-    """
-    What a selection is told about a step of the search, for beams `(B, W)` that each have `K` continuations.
+    """What a selection knows about a step of the search, for beams `(B, W)` that each have `K` continuations."""
 
-    - `number`: number of the step, from 0.
-    - `depth`: depth in the trie of the beams before the step; -1 where a latent is chosen.
-    - `nodes` `(B, W)`: trie nodes of the beams before the step, -1 where one is dead.
-    - `latents` `(B, W)`: latents of the beams; `None` before one is chosen and for models without.
-    - `children`: from flat positions `w * K + k`, `(B, n)`, to the trie nodes `(B, n)` that they lead to, -1 where
-      illegal. Where a latent is chosen all lead to the root.
-    """
-
-    number: int
-    depth: int
-    nodes: torch.LongTensor
-    latents: torch.LongTensor | None
+    number: int  # of the step, from 0
+    depth: int  # in the trie, of the beams before the step; -1 where a latent is chosen
+    nodes: torch.LongTensor  # (B, W), of the trie, before the step; -1 where a beam is dead
+    latents: torch.LongTensor | None  # (B, W), of the beams; `None` before one is chosen and for models without
+    # from flat positions `w * K + k`, (B, n), to the nodes that they lead to, -1 where illegal; a latent's is the root
     children: Callable[[torch.LongTensor], torch.LongTensor]
 
 
@@ -63,7 +50,7 @@ class Selection(Protocol):
 
 @dataclass
 class TraceStep:
-    """What a step of the search decided; from these the ways to the leaves are read when somebody asks for them."""
+    """What a step of the search decided; the ways to the leaves are read from these where they are asked for."""
 
     parents: torch.LongTensor  # (B, n): the beam of the step before that each beam continues
     tokens: torch.LongTensor  # (B, n)
@@ -72,18 +59,12 @@ class TraceStep:
 
 @dataclass
 class Beams:
-    """
-    Result of `beam_search`.
+    """Result of `beam_search`."""
 
-    - `leaves` `(batch_size, num_beams)`: leaves of the trie, -1 where a beam is dead.
-    - `scores` (same shape): log-probabilities, `-inf` where a beam is dead.
-    - `pruned`: the best continuations at each step that were not kept; empty unless asked for.
-    """
-
-    leaves: torch.LongTensor
-    scores: torch.FloatTensor
+    leaves: torch.LongTensor  # (B, W), of the trie; -1 where a beam is dead
+    scores: torch.FloatTensor  # (B, W), log-probabilities; -inf where a beam is dead
     trace: list[TraceStep]
-    pruned: list[TraceStep]
+    pruned: list[TraceStep]  # the best continuations at each step that were not kept; empty unless asked for
 
     def paths(
         self, last: TraceStep | None = None, *, num_steps: int | None = None
@@ -111,32 +92,6 @@ def token_range(config, step: int) -> tuple[int, int, int]:
         return config.first_latent_token, config.num_latent_tokens, -1
     depth = step - (1 if config.num_latent_tokens else 0)
     return config.first_code_token + depth * config.codebook_size, config.codebook_size, depth
-
-
-def token_log_probs(
-    model,
-    states: torch.FloatTensor,
-    step: int,
-    *,
-    codes: torch.LongTensor | None = None,
-    is_legal: torch.BoolTensor | None = None,
-) -> torch.FloatTensor:
-    """
-    Log-probabilities `(..., n)` of the tokens of a decoding step, over the whole vocabulary or over the legal tokens
-    (`config.normalization`); float32, those of illegal tokens mean nothing.
-
-    `codes` `(..., n)`: the tokens wanted, counted from the first of the step; `is_legal` (same shape).
-    """
-    config = model.config
-    start, width, _ = token_range(config, step)
-    is_catalog = config.normalization == "catalog"
-    logits = model.score_tokens(states, start, width) if is_catalog else model.score_tokens(states, 0, None)
-    block = logits if is_catalog else logits[..., start : start + width]
-    if codes is not None:
-        block = block.gather(-1, codes)
-    if not is_catalog:
-        return block - logits.logsumexp(-1, keepdim=True)
-    return (block if is_legal is None else block.masked_fill(~is_legal, -float("inf"))).log_softmax(-1)
 
 
 def best_candidates(candidates: torch.FloatTensor, num_beams: int, step: SearchStep) -> torch.LongTensor:
@@ -177,7 +132,7 @@ class _Continuations:
 
     def candidates(self, model, states, scores) -> torch.FloatTensor:
         """Cumulative log-probabilities `(B, W, width)`."""
-        log_probs = token_log_probs(model, states, self.step, codes=self.codes, is_legal=self.is_legal)
+        log_probs = model.token_log_probs(states, self.step, codes=self.codes, is_legal=self.is_legal)
         candidates = scores.unsqueeze(-1) + log_probs
         return candidates if self.is_open is None else candidates.masked_fill_(~self.is_open, -float("inf"))
 
@@ -210,6 +165,7 @@ def beam_search(
     """
     Beam search over the trie; the first step runs with one beam per user, keys and values of the history are shared.
 
+    `model` has `config`, `catalog`, `decode_states` and `token_log_probs`, see [`BeamRankingMixin`].
     - `allowed_items` `(batch_size or 1, num_items)`: items that may be reached; prefixes without any are closed. One
       row serves all users.
     - `penalties`: for each depth from 0 to `num_levels` what the selection subtracts from the score of a node,
@@ -259,11 +215,11 @@ class DiverseGroups:
     same child of the same trie node at this step. Prefixes are compared, not paths: two latents that lead to the same
     prefix are the same prefix, and the step that chooses a latent is without penalty. The penalty decides what is
     kept; it is not added to the score. Groups are searches of their own otherwise, each with its share of the beams
-    (the first ones one more where beams do not divide evenly), so different groups may hold the same path. The
-    candidates of later groups are worse by construction: expect less accuracy for the same number of beams.
+    (the first ones one more where beams do not divide evenly), so different groups may hold the same path. Later
+    groups choose among worse candidates: expect less accuracy for the same number of beams.
 
     After a step `order` `(batch_size, num_beams)` is the place of each beam in the list, highest first: groups take
-    turns, best beam first. Raises `ValueError` if an argument is out of range, or there are fewer beams than groups.
+    turns, best beam first.
 
     Source: Vijayakumar et al. 2018, algorithm 1 (https://huggingface.co/papers/1610.02424); their Hamming diversity
     counts the same token at the same step, ours the same prefix, since a code means little without those before it.
@@ -334,11 +290,8 @@ def _times_chosen(
 
 def repeated_paths(leaves: torch.LongTensor, latents: torch.LongTensor | None = None) -> torch.BoolTensor:
     """
-    Beams that are the same path as a beam before them, as groups of beams may hold; a sum must count a path once.
-
-    - `leaves` `(batch_size, num_beams)`: where each beam ends; -1 for a dead one.
-    - `latents` (same shape): latent at its beginning; `None` for models without.
-    Returns the same shape: `True` from the second beam of each path on.
+    Which beams, that end at `leaves` `(batch_size, num_beams)` and begin with `latents`, are the same path as a beam
+    before them, as groups of beams may hold; a sum must count a path once.
 
     >>> leaves, latents = torch.tensor([[4, 7, 4, 4]]), torch.tensor([[0, 0, 1, 0]])
     >>> repeated_paths(leaves).tolist(), repeated_paths(leaves, latents).tolist()
@@ -361,18 +314,16 @@ class GumbelTopK:
 
     What is sampled is the model made to stay in the catalog step by step: at each step the probabilities of the
     candidates that are not `-inf` are divided by their sum. With `normalization="catalog"` and no rules that changes
-    nothing, so the sample is from the model exactly. With `normalization="vocabulary"`, or where rules close prefixes,
-    the probability of what is closed goes to its neighbours under the same prefix. That is what sampling token by
-    token with a constraint does; it differs from dividing each item's probability by that of all items that are left.
+    nothing. Otherwise the probability of what is closed goes to its neighbours under the same prefix, as in sampling
+    token by token with a constraint; dividing each item's probability by that of all items left would differ.
 
     With latents, paths are drawn. In the order of their first paths, distinct items are then a sample of items without
     replacement, an item's probability being the sum over its latents. Number of items times number of latents is the
     number of beams that is always enough for it; a search repeated with more would draw anew.
 
-    The noise comes from `generator`, on the device of the model: the same state and the same batch give the same
-    sample; a user's sample depends on the other users of the batch. After a step `order` `(batch_size, num_beams)` is
-    log-probability plus noise of each beam, highest first, which is its place in the list. The noise at the root is 0,
-    which leaves the distribution of the order as it is.
+    The noise comes from `generator`, on the device of the model: a user's sample depends on the other users of the
+    batch. After a step `order` `(batch_size, num_beams)` is log-probability plus noise of each beam, highest first,
+    which is its place in the list. The noise at the root is 0, which leaves the distribution of the order as it is.
 
     Source: Kool et al. 2019, algorithm 1 and the stable form of its appendix (https://huggingface.co/papers/1903.06059).
 

@@ -125,10 +125,8 @@ class Catalog:
 
     def first_item(self, depth: int) -> torch.Tensor:
         """
-        Start of each node's range of items.
-
-        `depth`: depth of the nodes, from 0 (the root) to `num_levels` (the leaves). Returns `(num_nodes[depth] + 1,)`:
-        the items below node `n` are `items_in_order[first[n] : first[n + 1]]`.
+        Start of each node's range of items, `(num_nodes[depth] + 1,)`: those below node `n` are
+        `items_in_order[first[n] : first[n + 1]]`.
         """
         if depth == self.num_levels and self.is_unique:
             return torch.arange(self.num_items + 1, device=self.device)
@@ -136,11 +134,8 @@ class Catalog:
 
     def child(self, depth: int, nodes: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """
-        The node reached from each node by one code.
-
-        - `nodes`: nodes; -1 is no node.
-        - `codes` (same shape): codes of level `depth`; others than `[0, codebook_size)` lead nowhere.
-        Returns the same shape: nodes at `depth + 1`, -1 where there is none.
+        The nodes at `depth + 1` reached from `nodes` by `codes` of level `depth`, of the same shape; -1 from -1, by
+        what is no code, and where there is none.
         """
         table = self._child[depth]
         if table is not None:
@@ -159,13 +154,7 @@ class Catalog:
         return torch.where(is_found, place, -1)
 
     def child_mask(self, depth: int, nodes: torch.Tensor) -> torch.Tensor:
-        """
-        Which codes may follow each node.
-
-        - `depth`: depth of `nodes`, below `num_levels`.
-        - `nodes`: nodes; -1 is no node.
-        Returns `(*nodes.shape, codebook_size)`: all `False` for -1.
-        """
+        """Which codes may follow `nodes` of a depth: `(*nodes.shape, codebook_size)`, all `False` for -1."""
         table = self._legal[depth]
         if table is not None:
             rows = torch.where(nodes >= 0, nodes, len(table) - 1).reshape(-1)
@@ -181,17 +170,13 @@ class Catalog:
         self, depth: int, nodes: torch.Tensor, *, width: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        The children of each node, listed; `child_mask` says the same as a row of the codebook.
+        The children of each node, listed; `child_mask` says the same as a row of the codebook. A search gains by it
+        where nodes have many times fewer children than `codebook_size`, as at the last levels of a large catalog.
 
-        A search gains by it where nodes have many times fewer children than `codebook_size`, as at the last levels of
-        a large catalog of long semantic IDs.
-
-        - `depth`: depth of `nodes`, below `num_levels`.
-        - `nodes`: nodes; -1 is no node.
-        - `width`: length of the lists; further children are left out. `None` for the most children any of `nodes` has,
-          but at least 1. `max_children[depth]` loses none and, on an accelerator, does not wait for the device.
-        Returns codes, nodes at `depth + 1`, and which places of the lists are taken, each `(*nodes.shape, width)`.
-        Children stand in the order of their codes; behind them code 0, node -1, `False`.
+        `width` is the length of the lists; `None` for the most children any of `nodes` has, but at least 1.
+        `max_children[depth]` loses none and, on an accelerator, does not wait for the device. Returns codes, nodes at
+        `depth + 1`, and which places of the lists are taken, each `(*nodes.shape, width)`: children in the order of
+        their codes; behind them code 0, node -1, `False`.
 
         >>> catalog = Catalog(torch.tensor([[1, 0], [0, 2], [1, 1]]), codebook_size=3)
         >>> codes, nodes, is_child = catalog.children(1, torch.tensor([0, 1]))
@@ -221,13 +206,9 @@ class Catalog:
 
     def allowed_nodes(self, allowed_items: torch.Tensor) -> list[torch.Tensor]:
         """
-        Which nodes still lead to an allowed item, per row of a request; the other prefixes are closed.
-
-        The result has a byte per row and node. A rule that is the same for everybody needs one row only. An id is
-        closed when all its items are.
-
-        Takes `allowed_items` `(batch_size, num_items)`. Returns for each depth from 0 to `num_levels` a tensor
-        `(batch_size, num_nodes[depth])`.
+        Which nodes still lead to an allowed item of a row `(batch_size, num_items)`; the other prefixes are closed,
+        and an id is when all its items are. Returns for each depth from 0 to `num_levels` a tensor
+        `(batch_size, num_nodes[depth])`; a rule that is the same for all users needs one row only.
         """
         in_order = allowed_items.index_select(1, self.items_in_order)
         shapes = [(len(in_order), num_nodes) for num_nodes in self.num_nodes[: len(self._first_item)]]
@@ -314,13 +295,9 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
         self._catalog: Catalog | None = None
         self._item_order: torch.LongTensor | None = None
 
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in transformers; the semantic-ID table must be the one that the config records, see `check_catalog`."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.check_catalog()
-        return loaded
+    def _finish_loading(self, source, where) -> None:
+        super()._finish_loading(source, where)
+        self.check_catalog()
 
     def _load_from_state_dict(self, *args, **kwargs):
         self._catalog = self._item_order = None  # other codes may come in, by `load_state_dict` too
@@ -349,9 +326,6 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
 
         Args:
             counts (`torch.Tensor` of shape `(num_items,)`): Whole numbers from 0.
-
-        Raises:
-            ValueError: If the shape is another or a count is negative.
         """
         if tuple(counts.shape) != (self.config.num_items,) or bool((counts < 0).any()):
             raise ValueError(
@@ -405,7 +379,10 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
 
     def semantic_id_tokens(self, item_tokens: torch.LongTensor) -> torch.LongTensor:
         """Code tokens of items. Returns `(..., num_levels)`: their semantic IDs as tokens."""
-        config = self.config
-        levels = torch.arange(config.num_levels, device=item_tokens.device)
-        codes = self.item_codes[item_tokens - config.first_item_token].long()
-        return codes + config.first_code_token + levels * config.codebook_size
+        return self.code_tokens(item_tokens - self.config.first_item_token)
+
+    def code_tokens(self, items: torch.LongTensor | None = None) -> torch.LongTensor:
+        """The same of item indices, from 0; `None` for all items."""
+        codes = (self.item_codes if items is None else self.item_codes[items]).long()
+        levels = torch.arange(self.config.num_levels, device=codes.device)
+        return codes + self.config.first_code_token + levels * self.config.codebook_size

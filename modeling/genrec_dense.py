@@ -105,20 +105,8 @@ class ItemTableMixin:
         options = super().recommend_options
         return (*options, "dense_weight") if self.config.dense_head else options
 
-    def code_vectors(self, items: torch.LongTensor | None = None) -> torch.Tensor:
-        """The part of the codes in the vectors of `items` `(n,)`, `None` for all: `(n, d_model)`."""
-        raise NotImplementedError
-
     def item_vectors(self, items: torch.LongTensor | None = None) -> torch.Tensor:
-        """
-        What the last state of a history is compared with.
-
-        Args:
-            items (`torch.LongTensor` of shape `(n,)`, *optional*): Item indices, from 0; `None` for all.
-
-        Returns:
-            `torch.Tensor` of shape `(n, d_model)`
-        """
+        """What the last state of a history is compared with: vectors `(n, d_model)` of `items`, `None` for all."""
         if self.item_table is None:
             raise ValueError(f"This {type(self).__name__} has no dense head: its config says `dense_head=False`.")
         return self.item_table(items, self.code_vectors(items) if self.config.dense_codes else None)
@@ -130,9 +118,6 @@ class ItemTableMixin:
         Args:
             vectors (`torch.Tensor` or `np.ndarray` of shape `(num_items, dense_text_dim)`):
                 Of texts, or of anything else that is known of the items.
-
-        Raises:
-            ValueError: If the model has no such part or the shape differs.
         """
         wanted = (self.config.num_items, self.config.dense_text_dim)
         if self.item_table is None or not self.config.dense_text_dim:
@@ -160,21 +145,18 @@ class ItemTableMixin:
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.FloatTensor:
         """
-        Log-probability of every item by the dense head, as `score_items` gives that of the generator.
+        Log-probability of every item by the dense head `(batch_size, num_items)`, as `score_items` gives that of the
+        generator.
 
         Args: see [`ItemTokensMixin.is_item`].
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_items)`
         """
         with evaluation_mode(self):
             return self.log_probs_of_items(self._last_states(input_ids, attention_mask))
 
     def dense_loss(self, states: torch.Tensor, items: torch.LongTensor) -> torch.Tensor:
         """
-        Cross-entropy of the next items, summed; of a large catalog with a sample of the other items.
-
-        Takes `states` `(num_targets, d_model)`, `items` `(num_targets,)`. Returns a scalar.
+        Cross-entropy of the next items `(num_targets,)` after `states` `(num_targets, d_model)`, summed; of a large
+        catalog with a sample of the other items.
         """
         config = self.config
         if config.num_items <= 2 * config.dense_negatives:
@@ -253,14 +235,8 @@ class DenseHeadMixin(ItemTableMixin):
         chunk_size: int = 1024,
     ) -> TwoScores:
         """
-        Unites what the beams found with the dense head's best items, whose semantic IDs are scored exactly.
-
-        Takes `history` ([`HistoryOutput`]).
-        - `items` `(batch_size, n)`: items that the beams found; -1 for none.
-        - `scores` (same shape): their log-probabilities.
-        - `allowed` `(batch_size or 1, num_items)`: items that may be candidates; `None` for all.
-        - `num_candidates`: how many of the dense head's best items become candidates.
-        - `latent_aggregation`, `chunk_size`: as in `score_candidates`.
+        Unites what the beams found, `items` and `scores` `(batch_size, n)`, -1 for none, with the `num_candidates`
+        best items of the dense head, whose semantic IDs are scored exactly; the rest is as in `score_candidates`.
         """
         infinity = float("inf")
         dense = self.log_probs_of_items(_states_behind(history))
@@ -280,7 +256,6 @@ class DenseHeadMixin(ItemTableMixin):
         `-inf` where there are fewer candidates.
         """
         items, scores = list_items(self.catalog, leaves, scores, top_k=num_beams, allowed=allowed)
-        path_bytes = self.config.num_decoding_steps * request.bytes_per_beam
         both = self.two_scores(
             history,
             items,
@@ -288,7 +263,7 @@ class DenseHeadMixin(ItemTableMixin):
             allowed=allowed,
             num_candidates=num_beams,
             latent_aggregation=request.options.latent_aggregation,
-            chunk_size=max(1, request.options.memory_budget // (path_bytes * max(1, len(leaves)))),
+            chunk_size=request.paths_at_a_time(len(leaves)),
         )
         scores = both.generated + request.options.dense_weight * both.dense
         return self._best_listed(scores, request, top_k=request.num_pooled(num_beams))

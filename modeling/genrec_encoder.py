@@ -8,6 +8,7 @@ item is read and what is predicted is up to the model. [`ByteDropout`] draws its
 drawing them singly takes a quarter of a training step.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +69,9 @@ class BlockEncoder(nn.Module):
     """
     Causal transformer over blocks of tokens, a block per item.
 
-    Tokens of a block see each other and all earlier blocks. With `has_intent` the last token of a block is seen by
+    Tokens of a block see each other and all earlier blocks; with `has_intent` the last token of a block is seen by
     itself and by later blocks only. With blocks of one token this is GPT-2; parameters have the names and shapes of
     `GPT2Model`, without its token embeddings.
-
-    `has_intent`: whether the last token of a block is hidden from the others.
     """
 
     gradient_checkpointing = False  # of all blocks but the last, which computes only what is read
@@ -202,14 +201,12 @@ def _add(block, states, mixed) -> torch.Tensor:
 
 
 class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin, PreTrainedModel):
-    """
-    A model that reads histories of items with a [`BlockEncoder`].
+    """A model that reads histories of items with a [`BlockEncoder`]; it supplies `_log_probs` and `_loss`."""
 
-    It supplies `_log_probs(input_ids, attention_mask)`, what `forward` returns without labels, and
-    `_loss(histories, targets, anchors)`, the sum of the losses of target items behind packed items.
-    """
-
+    _log_probs: Callable[..., torch.FloatTensor]  # (input_ids, attention_mask): what `forward` returns without labels
+    _loss: Callable[..., torch.Tensor]  # (histories, targets, anchors): summed over target items behind packed items
     base_model_prefix = "model"
+    _input_embed_layer = "token_embeddings"  # its rows are also what predictions are compared with
     _supports_sdpa = True
     supports_gradient_checkpointing = True
 
@@ -246,14 +243,6 @@ class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin
                 std = config.initializer_range * (2 * config.num_layers) ** -0.5
                 init.normal_(module.c_proj.weight, mean=0.0, std=std)
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """`nn.Embedding`: the token table; its rows are also what predictions are compared with."""
-        return self.token_embeddings
-
-    def set_input_embeddings(self, new_embeddings: nn.Embedding) -> None:
-        """Replace the token table."""
-        self.token_embeddings = new_embeddings
-
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -274,12 +263,6 @@ class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Number of targets the loss is divided by under gradient accumulation; `None` for this batch's.
             **kwargs: Options that transformers passes along; not used.
-
-        Returns:
-            [`PredictionOutput`]
-
-        Raises:
-            ValueError: If there is no `input_ids`, tokens are out of range or a target follows no item that is read.
         """
         if input_ids is None:
             raise ValueError("`input_ids` is needed.")
@@ -290,12 +273,6 @@ class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin
         loss = self._loss(self._pack(input_ids, present), targets, anchors)
         num_targets = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
         return PredictionOutput(loss=loss / num_targets)
-
-    def _log_probs(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.FloatTensor:
-        raise NotImplementedError
-
-    def _loss(self, histories: PackedHistories, targets: torch.LongTensor, anchors: torch.LongTensor) -> torch.Tensor:
-        raise NotImplementedError
 
     # --- histories and targets -----------------------------------------------------------------------------------
 
@@ -326,7 +303,7 @@ class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin
         return labels[is_target], number[:, 1:][is_target]
 
     def _encoder_bytes(self, num_items: int) -> int:
-        """What one block of the encoder takes for a history of so many items, with its attention scores."""
+        """Bytes of one block of the encoder for a history of so many items, with its attention scores."""
         config = self.config
         num_tokens = num_items * self.encoder.tokens_per_item
         numbers = num_tokens * (8 * config.d_model + 2 * config.d_ff + 2 * config.num_heads * num_tokens)
@@ -343,8 +320,6 @@ class ByteDropout(nn.Dropout):
     torch draws a CPU mask number by number from one thread. Here each 64-bit draw serves eight elements, so the
     probability is rounded to a multiple of 1/256 (0.1 becomes 0.1016); kept elements are scaled by what was really
     kept, so the expectation is exact. The bytes come from torch's generator: a seed fixes them.
-
-    `p`: probability of an element to be zeroed, in [0, 1).
 
     Example:
 
@@ -395,17 +370,8 @@ def item_loss(states: torch.Tensor, table: torch.Tensor, items: torch.LongTensor
     targets at a time. Under autocast the matrix products run in its dtype, else in that of `states`; the softmax is
     in float32 at least.
 
-    Args:
-        states (`torch.Tensor` of shape `(num_targets, d_model)`): What the encoder says at each target.
-        table (`torch.Tensor` of shape `(num_items, d_model)`): Embeddings of the items.
-        items (`torch.LongTensor` of shape `(num_targets,)`): Item indices of the targets.
-
-    Returns:
-        `torch.Tensor`: a scalar, float32 (float64 for float64 states), differentiable once with respect to `states`
-        and `table`.
-
-    Raises:
-        ValueError: If there is not one item per state.
+    Takes `states` `(num_targets, d_model)`, `table` `(num_items, d_model)` and the targets' indices `items`
+    `(num_targets,)`. Returns a scalar, float32 at least, differentiable once with respect to `states` and `table`.
 
     >>> states, table = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 5.0]])
     >>> round(item_loss(states, table, torch.tensor([0])).item(), 4)  # -log(e^2 / (e^2 + e^0))
@@ -434,16 +400,8 @@ def sampled_item_loss(
     The drawn items stand for all but the target: each counts `(num_items - 1) / n` times, `n` being the number of
     those that are not the target. With all items drawn it is the full loss.
 
-    Args:
-        states (`torch.Tensor` of shape `(num_targets, d_model)`): What the encoder says at each target.
-        target_rows (`torch.Tensor` of shape `(num_targets, d_model)`): Embeddings of the targets.
-        drawn_rows (`torch.Tensor` of shape `(num_drawn, d_model)`): Embeddings of the drawn items.
-        items (`torch.LongTensor` of shape `(num_targets,)`): Item indices of the targets.
-        drawn (`torch.LongTensor` of shape `(num_drawn,)`): Item indices of the drawn items.
-        num_items (`int`): Size of the catalog.
-
-    Returns:
-        `torch.Tensor`: a scalar, float32 at least.
+    `target_rows` `(num_targets, d_model)` and `drawn_rows` `(num_drawn, d_model)` are the embeddings of the targets
+    `items` and of `drawn`, both indices.
 
     Source: sampled softmax, Bengio and Senecal 2008, with uniform draws (https://doi.org/10.1109/TNN.2007.912312).
 

@@ -9,6 +9,7 @@ was a manifest have nothing to compare. Saving takes the code of the pipeline al
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +21,8 @@ from transformers.utils import cached_file
 
 if TYPE_CHECKING:  # not needed at run time: saving and loading follow this line and so carry the file of the pipeline
     from .pipeline_genrec import NextItemPipeline  # noqa: F401
+
+logger = logging.getLogger(__name__)
 
 TASK = "next-item-recommendation"
 # what `transformers.pipeline` reads in the config of a repository to find the class of a task that it does not know
@@ -113,9 +116,7 @@ def _sha256_of_entries(files: dict[str, str]) -> str:
 
 def items_fingerprint(item_ids: Iterable[str]) -> str:
     """
-    Fingerprint of item ids and their order.
-
-    Returns the first 16 hex digits of the SHA-256 of the ids as a JSON list.
+    Fingerprint of item ids and their order: the first 16 hex digits of the SHA-256 of the ids as a JSON list.
 
     >>> items_fingerprint(["a", "b"]) == items_fingerprint(["b", "a"])
     False
@@ -125,9 +126,7 @@ def items_fingerprint(item_ids: Iterable[str]) -> str:
 
 def catalog_fingerprint(item_codes: torch.Tensor) -> str:
     """
-    Fingerprint of a semantic-ID table: the first 16 hex digits of the sha256 of its int16 codes and its shape.
-
-    Takes `item_codes` `(num_items, num_levels)`. Returns 16 hexadecimal digits.
+    Fingerprint of a semantic-ID table `(num_items, num_levels)`: 16 hex digits of a SHA-256 of int16 codes and shape.
 
     >>> catalog_fingerprint(torch.tensor([[0, 1], [2, 0]]))
     '3d9c5bb3f8a2b241'
@@ -138,10 +137,8 @@ def catalog_fingerprint(item_codes: torch.Tensor) -> str:
 
 def item_ids_of(tokenizer, config) -> list[str]:
     """
-    The item ids that a tokenizer holds, if they are those of a model.
-
-    Returns ids in row order; item `i` is token `config.first_item_token + i`. Raises `ValueError` if the tokenizer
-    holds more or fewer tokens than the model knows, or other items, or these in another order.
+    The item ids that a tokenizer holds, in row order: item `i` is token `config.first_item_token + i`. A `ValueError`
+    if they are not those of the model.
     """
     first, end = config.first_item_token, config.first_item_token + config.num_items
     if len(tokenizer) != end:
@@ -166,11 +163,8 @@ def _check_items(config, item_ids: list[str], owner: str, file: str) -> None:
 
 def check_parts(config, item_ids: Sequence[str], *, codes: Sequence | None = None, tokenizer=None) -> None:
     """
-    Whether an item table and a tokenizer are of one folder with a model: else right codes would get wrong items.
-
-    - `item_ids`: `item_id` of the item table, in row order.
-    - `codes`: `codes` of the item table, where it has any.
-    Raises `ValueError` if they are not; the message says which side differs.
+    Whether an item table, its columns `item_id` and `codes`, and a tokenizer are of one folder with a model: else
+    right codes would get wrong items. The `ValueError` says which side differs.
     """
     item_ids = list(item_ids)
     remedy = "Use the {} that was written beside these weights."
@@ -245,7 +239,11 @@ class CheckpointMixin:
         model._checks_files = checks_files
         where = hub_arguments(kwargs, model.config)
         model._hub_arguments = {name: where[name] for name in _KEPT_ARGUMENTS if name in where}
+        model._finish_loading(pretrained_model_name_or_path, where)
         return (model, info) if wants_info else model
+
+    def _finish_loading(self, source, where: dict[str, Any]) -> None:
+        """What is checked or read once the weights are there; mixins add to it."""
 
     def companion_file(self, name: str, **where) -> str | None:
         """
@@ -302,7 +300,7 @@ def _check_weights(model, source, info, *, may_differ: bool) -> None:
         "lack": [] if may_differ else sorted(set(info["missing_keys"]) - own),
         "hold what the model has no place for:": sorted(info["unexpected_keys"]),
     }
-    problems = [f"{what} {_shown(names)}" for what, names in found.items() if names]
+    problems = [f"{what} {_shown(names, '`{}`')}" for what, names in found.items() if names]
     if problems:
         raise ValueError(
             f"The weights of {source} (model.safetensors) are not those of its config.json: for a "
@@ -323,8 +321,8 @@ def _check_digest(model, source) -> None:
         )
 
 
-def _shown(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
+def _shown(names: list[str], form: str = "{!r}") -> str:
+    return ", ".join(map(form.format, names[:5])) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
 
 
 # --- histories ----------------------------------------------------------------------------------------------------
@@ -337,12 +335,11 @@ def as_histories(histories: Iterable, *, name: str = "histories") -> list[list[s
 
 def batch_of(histories: Iterable, *, name: str = "histories") -> tuple[list[list[str]], bool]:
     """
-    A batch of lists of item ids, and whether one flat list was given.
+    A batch of lists of item ids, oldest first, and whether one flat list was given; `name` is for errors.
 
-    `histories`: item ids, oldest first, or such lists; tuples, arrays and generators are read as lists. An empty list
-    is a batch of no users; one user without a history is `[[]]`. `name`: of the argument, for errors. Raises
-    `TypeError` for a string, which would be read letter by letter, a set or dictionary, which has no order, a mixture
-    of ids and lists, and ids that are no strings.
+    Tuples, arrays and generators are read as lists. An empty list is a batch of no users; one user without a history
+    is `[[]]`. A `TypeError` for a string, which would be read letter by letter, a set or dictionary, which has no
+    order, a mixture of ids and lists, and ids that are no strings.
 
     >>> batch_of(["soap", "brush"]), batch_of([["soap"], []])
     (([['soap', 'brush']], True), ([['soap'], []], False))
@@ -361,6 +358,27 @@ def batch_of(histories: Iterable, *, name: str = "histories") -> tuple[list[list
     return rows, False
 
 
+def look_up(rows: list[list[str]], numbers: dict[str, int], *, name: str) -> tuple[list[list[int]], int]:
+    """
+    The numbers of item ids, and how many ids have none, which are left out and logged; `name` is that of the argument.
+    A `ValueError` where `allow_items` holds no other.
+    """
+    known = [[numbers[item_id] for item_id in row if item_id in numbers] for row in rows]
+    unknown = [item_id for row in rows for item_id in row if item_id not in numbers]
+    if unknown and name == "allow_items" and not any(known):
+        raise ValueError(
+            f"`allow_items` holds no id of the catalog: {_shown(unknown)}. Give ids of the catalog's {len(numbers)} "
+            "items, or an empty list to allow nothing."
+        )
+    if unknown:
+        what = "history items" if name == "histories" else f"ids in `{name}`"
+        num_emptied = sum(bool(row) and not left for row, left in zip(rows, known, strict=True))
+        emptied = f" {num_emptied} {name} have no item left and are answered as empty ones." if num_emptied else ""
+        message = "%d %s are not in the catalog and are ignored: %s.%s"
+        logger.warning(message, len(unknown), what, _shown(unknown), emptied if name == "histories" else "")
+    return known, len(unknown)
+
+
 def _listed(entries, name: str) -> list:
     if isinstance(entries, str | bytes | dict | set | frozenset) or not isinstance(entries, Iterable):
         raise TypeError(
@@ -375,11 +393,10 @@ class ItemTokensMixin:
 
     def is_item(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.BoolTensor:
         """
-        Which positions hold an item that counts.
+        Which positions hold an item that counts: `False` at padding, unknown and special tokens.
 
         `input_ids` `(batch_size, history_length)` are item tokens, oldest first, padded on either side;
-        `attention_mask` (same shape) is 1 at items that count, `None` for all. Returns the same shape: `False` at
-        padding, unknown and special tokens. Raises `ValueError` if a token lies behind the last item.
+        `attention_mask` (same shape) is 1 at items that count, `None` for all.
         """
         config = self.config
         if input_ids.numel() and int(input_ids.max()) >= config.first_item_token + config.num_items:
@@ -407,13 +424,7 @@ class ItemTokensMixin:
         return input_ids.gather(1, order), is_read.gather(1, order)
 
     def is_target(self, input_ids: torch.LongTensor, labels: torch.LongTensor) -> torch.BoolTensor:
-        """
-        Which positions have a label.
-
-        Takes `input_ids` `(batch_size, history_length)`. `labels` (same shape): at each position the token of the next
-        item, or -100. Returns the same shape: `False` at -100. Raises `ValueError` if the shapes differ or a label is
-        neither an item nor -100.
-        """
+        """Which positions have a label: the token of the next item, or -100 for none, in the shape of `input_ids`."""
         first, end = self.config.first_item_token, self.config.first_item_token + self.config.num_items
         if labels.shape != input_ids.shape:
             shape, found = tuple(input_ids.shape), tuple(labels.shape)

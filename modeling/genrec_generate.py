@@ -140,10 +140,6 @@ class CatalogGenerationMixin(GenerationMixin):
             As in transformers: `(batch_size * num_return_sequences, 1 + num_decoding_steps)` tokens, the start token
             first. With beams, `sequences_scores` are sums of log-probabilities. Sequences are semantic IDs: of one
             that several items share `catalog.item_of` names the first item, `recommend()` lists all.
-
-        Raises:
-            ValueError: If `num_return_sequences` beams are asked for and the catalog has fewer different paths, or if
-                sampled beams left the catalog because too few continuations had a probability above zero.
         """
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         attention_mask = kwargs.pop("attention_mask", None)
@@ -191,10 +187,8 @@ class CatalogGenerationMixin(GenerationMixin):
 
     def check_sampled(self, sequences: torch.LongTensor) -> None:
         """
-        Whether sampled beams are items. Beam sampling draws without replacement; where fewer continuations than beams
-        have a probability above zero it draws illegal ones.
-
-        Takes `sequences` `(num_rows, length)`. Raises `ValueError` if some are no items.
+        Whether sampled beams `(num_rows, length)` are items. Beam sampling draws without replacement; where fewer
+        continuations than beams have a probability above zero it draws illegal ones.
         """
         config = self.config
         level_starts = config.codebook_size * torch.arange(config.num_levels, device=sequences.device)
@@ -208,7 +202,7 @@ class CatalogGenerationMixin(GenerationMixin):
             )
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """Opens `expand_size` rows per user for the tokens to come; the encoder's states stay one row per user."""
+        """Opens `expand_size` rows per user for the tokens to come; the encoder's states keep one row per user."""
         if expand_size > 1 and input_ids is not None:
             input_ids = input_ids.repeat_interleave(expand_size, dim=0)
         return input_ids, model_kwargs

@@ -42,13 +42,10 @@ def item_graph_fingerprint(item_codes: torch.Tensor, code_embeddings: torch.Tens
 
 @dataclass
 class VisitedItems:
-    """
-    Distinct items that a search has scored, in ascending order: `items` and `scores`, both `(batch_size, n)`;
-    `num_items` and `-inf` where a user has fewer.
-    """
+    """Distinct items that a search has scored, in ascending order."""
 
-    items: torch.IntTensor
-    scores: torch.FloatTensor
+    items: torch.IntTensor  # (batch_size, n); `num_items` where a user has fewer
+    scores: torch.FloatTensor  # (batch_size, n); -inf there
 
     def best(
         self, top_k: int, *, allowed=None, penalty=None, item_order=None
@@ -137,8 +134,7 @@ class ItemGraphMixin:
         """
         Give the model the graph `(num_items, num_neighbors)` that `recommend(decoding="graph")` follows, with what it
         was marked with when it was built. Training changes the embeddings that a graph is built from: build and set it
-        afterwards. `save_pretrained` does not write it, `hf_genrec.serving.item_graph.ItemGraph.save` does. Raises
-        `ValueError` if it does not fit the catalog, or was built from other codes or code embeddings.
+        afterwards. `save_pretrained` does not write it, `hf_genrec.serving.item_graph.ItemGraph.save` does.
         """
         num_items = self.config.num_items
         is_table = neighbors.ndim == 2 and len(neighbors) == num_items and neighbors.shape[1] > 0

@@ -31,7 +31,7 @@ def item_penalties(item_prior: torch.Tensor, prior_correction: float, *, num_ite
 
 
 def check_prior(item_prior: torch.Tensor, *, num_items: int) -> None:
-    """Whether a prior has a positive number for each item. Raises `ValueError` if not."""
+    """Whether a prior has a positive number for each item."""
     if item_prior.shape != (num_items,):
         raise ValueError(f"`item_prior` must have shape ({num_items},), got {tuple(item_prior.shape)}.")
     if not bool((item_prior > 0).all() & item_prior.isfinite().all()):
@@ -44,20 +44,12 @@ def check_prior(item_prior: torch.Tensor, *, num_items: int) -> None:
 
 
 def rule_rows(rule: torch.Tensor | None, users: torch.Tensor | slice) -> torch.Tensor | None:
-    """
-    A rule for some of the users.
-
-    `rule`: as in `allowed_items`. Returns their rows; the rule itself if it is one for all users.
-    """
+    """The rows of a rule, see `allowed_items`, for some of the users; the rule itself if it is one for all."""
     return rule if rule is None or rule.ndim == 1 or len(rule) == 1 else rule[users]
 
 
 def check_rule(name: str, rule: torch.Tensor | None, *, config, batch_size: int) -> None:
-    """
-    Whether a rule has a shape and a content that can be read.
-
-    `rule`: as in `allowed_items`. Raises `ValueError` if it has not.
-    """
+    """Whether a rule, see `allowed_items`, has a shape and a content that can be read."""
     if rule is None:
         return
     width = config.num_items if rule.dtype == torch.bool else rule.shape[-1] if rule.ndim else None
@@ -140,7 +132,6 @@ def mmr(scores: torch.Tensor, similarity: torch.Tensor, *, top_k: int, diversity
       `embedding_similarity`.
     - `diversity`: from 0, the order of the scores, to 1, the best item and then the least similar ones.
     Returns `(batch_size, top_k)`: positions in the pool, first picked first; places without an item come last.
-    Raises `ValueError` if an argument is out of range or shapes do not fit together.
 
     Source: Carbonell & Goldstein 1998, section 2; scaling the scores to [0, 1] is ours.
 
@@ -182,8 +173,8 @@ def code_overlap(codes: torch.Tensor, *, has_prefixes: bool = True) -> torch.Flo
     Similarity of items by their semantic IDs: the share of leading codes that two items have in common; or, where no
     code depends on those before it (`has_prefixes=False`), of levels at which they have the same code.
 
-    Takes `codes` `(batch_size, num_pooled, num_levels)`. Returns `(batch_size, num_pooled, num_pooled)`: 1 for the
-    same semantic ID. Computed level by level, so no tensor is larger than the result.
+    From `codes` `(batch_size, num_pooled, num_levels)` to `(batch_size, num_pooled, num_pooled)`, 1 for the same
+    semantic ID; level by level, so no tensor is larger than the result.
 
     >>> codes = torch.tensor([[[7, 1], [7, 2], [0, 1]]])
     >>> code_overlap(codes).tolist()
@@ -203,10 +194,8 @@ def code_overlap(codes: torch.Tensor, *, has_prefixes: bool = True) -> torch.Flo
 
 def embedding_similarity(embeddings: torch.Tensor) -> torch.FloatTensor:
     """
-    Similarity of items by their embeddings: the cosine of the angle between them.
-
-    `embeddings` `(batch_size, num_pooled, dimension)`: embeddings of the pooled items; one of zeros, or with a value
-    that is not finite, resembles nothing. Returns `(batch_size, num_pooled, num_pooled)`: in [-1, 1].
+    Cosines `(batch_size, num_pooled, num_pooled)` of items, from their embeddings `(batch_size, num_pooled,
+    dimension)`; one of zeros, or with a value that is not finite, resembles nothing.
 
     >>> embedding_similarity(torch.tensor([[[3.0, 4.0], [-4.0, 3.0], [-0.6, -0.8]]])).round().tolist()
     [[[1.0, 0.0, -1.0], [0.0, 1.0, -0.0], [-1.0, -0.0, 1.0]]]
@@ -308,8 +297,6 @@ def first_of_the_best(values: torch.Tensor, top_k: int) -> torch.LongTensor:
     Positions of the largest values of each row, largest first; of equal ones the first. `torch.topk` leaves open which
     of several equal values it takes, and takes others on another device or in another piece.
 
-    Takes `values` `(num_rows, n)`. Returns `(num_rows, min(top_k, n))`: positions.
-
     >>> first_of_the_best(torch.tensor([[2.0, 5.0, 3.0, 5.0, 3.0]]), 3).tolist()
     [[1, 3, 2]]
     """
@@ -331,9 +318,7 @@ def first_of_the_best(values: torch.Tensor, top_k: int) -> torch.LongTensor:
 
 def hashed(numbers: torch.LongTensor) -> torch.LongTensor:
     """
-    Numbers that look random, one for each number.
-
-    Returns the same shape: all 64 bits are used, so half of them are negative. Different numbers give different ones.
+    Numbers that look random, different ones for different numbers; all 64 bits are used, so half of them are negative.
 
     Source: the output function of SplitMix64, Steele et al. 2014 (https://doi.org/10.1145/2660193.2660195).
 
@@ -346,7 +331,7 @@ def hashed(numbers: torch.LongTensor) -> torch.LongTensor:
 
 
 def user_keys(seed: int, users: torch.LongTensor) -> torch.LongTensor:
-    """What the random numbers of each user are made from. `seed`: the seed, in [0, 2**63). Returns the same shape."""
+    """What the random numbers of each user are made from, with a seed in [0, 2**63)."""
     return hashed(hashed(users * GOLDEN + GOLDEN) ^ seed)
 
 

@@ -197,6 +197,7 @@ def _pieces(
         return
     is_cpu = log_probs.device.type == "cpu"
     codebook_size = log_probs.shape[-1]
+    first_rows = codebook_size * torch.arange(item_codes.shape[1], dtype=torch.int32, device=item_codes.device)
     groups = log_probs.float().flatten(1).split(users_per_table(log_probs.device))
     # rows that hold all users; a clone, since of one user the transpose counts as contiguous with strides that take a
     # slow path
@@ -205,18 +206,12 @@ def _pieces(
     num_together = max(least_items, min(num_scores, most_scores) // len(groups[0]))
     for first_item in range(0, len(item_codes), num_together):
         items = slice(first_item, min(len(item_codes), first_item + num_together))
-        rows = _table_rows(item_codes[items], codebook_size)
+        rows = item_codes[items] + first_rows
         first_user = 0
         for group, table in zip(groups, tables, strict=True):
             users = slice(first_user, first_user + len(group))
             yield users, items, torch.nn.functional.embedding_bag(rows, table, mode="sum")
             first_user = users.stop
-
-
-def _table_rows(codes: torch.Tensor, codebook_size: int) -> torch.IntTensor:
-    """Rows of a table of `num_levels * codebook_size` entries, for codes `(..., num_levels)`."""
-    levels = torch.arange(codes.shape[-1], dtype=torch.int32, device=codes.device)
-    return codes + levels * codebook_size
 
 
 # --- the loss ----------------------------------------------------------------------------------------------------
@@ -239,14 +234,9 @@ def code_loss(
     `states`; sums over many terms and the softmax are in float32 at least.
 
     Takes `states` `(num_positions, d_model)`, `table` `(num_levels, codebook_size, d_model)`, `codes`
-    `(num_positions, num_levels)`.
-    - `weight` `(num_levels, d_model, d_model)` or `(1, d_model, d_model)`: a matrix per level, or one for all levels;
-      `None` for no head (`g = h`).
-    - `bias` `(num_levels, d_model)` or `(1, d_model)`: goes with `weight`.
-    - `temperature`: positive; cosines are divided by it.
-    Returns a scalar, float32 (float64 for float64 states), differentiable once with respect to `states`, `weight`,
-    `bias` and `table`.
-    Raises `ValueError` if `temperature` is not positive, or `codes` or `weight` does not fit `states` and `table`.
+    `(num_positions, num_levels)`, and a `weight` `(num_levels or 1, d_model, d_model)` and `bias` per level or one for
+    all levels; `None` for no head (`g = h`). Returns a scalar, float32 at least, differentiable once with respect to
+    all but `codes`.
 
     Source: Hou et al. 2025 (RPG), section 3.2 (https://huggingface.co/papers/2506.05781).
 

@@ -21,7 +21,7 @@ from .genrec_beams import (
     Selection,
     beam_search,
     best_candidates,
-    token_log_probs,
+    token_range,
 )
 from .genrec_lists import check_scores, rule_rows
 from .genrec_ranking import (
@@ -136,12 +136,11 @@ class BeamRankingMixin(RecommendMixin):
 
     def _rescored(self, history, leaves, scores, request) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """Ids (B, n), -1 where there is none, in the order of exact scores: all for a diverse list, or `top_k`."""
-        path_bytes = self.config.num_decoding_steps * request.bytes_per_beam
         scores = self.score_candidates(
             history,
             self.catalog.item_at(leaves).clamp_min(0),
             latent_aggregation=request.options.latent_aggregation,
-            chunk_size=max(1, request.options.memory_budget // (path_bytes * max(1, len(leaves)))),
+            chunk_size=request.paths_at_a_time(len(leaves)),
         ).masked_fill(leaves < 0, -float("inf"))
         ranked = _corrected(leaves, scores, request)
         if request.options.diversity:
@@ -181,9 +180,6 @@ class BeamRankingMixin(RecommendMixin):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities. Items that share a semantic ID
             each have that of the id, to the last bit.
-
-        Raises:
-            ValueError: If `latent_aggregation` is neither of the two.
         """
         check_latent_aggregation(latent_aggregation)
         if not len(input_ids):
@@ -240,9 +236,6 @@ class BeamRankingMixin(RecommendMixin):
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_latent_tokens or 1, n)`
-
-        Raises:
-            ValueError: If an item is not in the catalog.
         """
         catalog, num_items = self.catalog, self.config.num_items
         items = torch.arange(num_items, device=catalog.device) if items is None else items.to(catalog.device)
@@ -270,6 +263,30 @@ class BeamRankingMixin(RecommendMixin):
                     first += len(part)
         return scores[..., column]
 
+    def token_log_probs(
+        self,
+        states: torch.FloatTensor,
+        step: int,
+        *,
+        codes: torch.LongTensor | None = None,
+        is_legal: torch.BoolTensor | None = None,
+    ) -> torch.FloatTensor:
+        """
+        Log-probabilities `(..., n)` of the tokens of a decoding step, over the whole vocabulary or over the legal
+        tokens (`config.normalization`); float32, those of illegal tokens mean nothing.
+
+        `codes` `(..., n)`: the tokens wanted, counted from the first of the step; `is_legal` (same shape).
+        """
+        start, width, _ = token_range(self.config, step)
+        is_catalog = self.config.normalization == "catalog"
+        logits = self.score_tokens(states, start, width) if is_catalog else self.score_tokens(states, 0, None)
+        block = logits if is_catalog else logits[..., start : start + width]
+        if codes is not None:
+            block = block.gather(-1, codes)
+        if not is_catalog:
+            return block - logits.logsumexp(-1, keepdim=True)
+        return (block if is_legal is None else block.masked_fill(~is_legal, -float("inf"))).log_softmax(-1)
+
     def _path_scores(self, history, items) -> torch.FloatTensor:
         """Log-probability of each way to write each item: `(num_latents or 1, batch_size, num_candidates)`."""
         config, catalog = self.config, self.catalog
@@ -289,10 +306,10 @@ class BeamRankingMixin(RecommendMixin):
                 tokens = torch.nn.functional.pad(code_tokens, (1, 0), value=config.first_latent_token + latent)
             states = self.path_states(tokens, history)
             if config.num_latent_tokens:
-                total = token_log_probs(self, states[:, :, 0], 0)[..., latent]
+                total = self.token_log_probs(states[:, :, 0], 0)[..., latent]
             for level in range(config.num_levels):
                 step = first_step + level
-                log_probs = token_log_probs(self, states[:, :, step], step, is_legal=is_legal[level])
+                log_probs = self.token_log_probs(states[:, :, step], step, is_legal=is_legal[level])
                 total = total + log_probs.gather(-1, codes[..., level, None]).squeeze(-1)
             paths.append(total)
         return torch.stack(paths)

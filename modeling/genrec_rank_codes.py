@@ -1,19 +1,17 @@
 """
 `recommend()` for models that predict all codes of a semantic ID at once.
 
-A model that mixes in `CodeRankingMixin` supplies `code_log_probs`, `history_bytes`, `config` and `item_codes`. The
-score of an item is the sum of the log-probabilities of its codes: a log-probability, as everywhere in the library.
-Two items may have the same codes; they have the same score and stand in the
-order of their counts, without counts in that of the catalog.
+A model that mixes in `CodeRankingMixin` supplies `code_log_probs`, `history_bytes`, `config`, `item_codes` and, with a
+second head, `_two_log_probs`: those of codes and those of items from one pass. The score of an item is the sum of the
+log-probabilities of its codes. Items with the same codes have the same score and stand in the order of their counts,
+without counts in that of the catalog.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-from .genrec_beams import Beams, HistoryOutput, beam_search
-from .genrec_catalog import Catalog
+from .genrec_beams import HistoryOutput, beam_search
 from .genrec_item_graph import ItemGraphMixin, graph_search, search_bytes
 from .genrec_lists import best_of, gumbel_noise, rule_rows
 from .genrec_parallel import best_items, candidate_scores, code_scores, item_scores, users_per_table
@@ -48,22 +46,15 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.FloatTensor:
         """
-        Exact log-probability of every item, for catalogs small enough that a number per user and item can be held.
+        Exact log-probability of every item `(batch_size, num_items)`, for catalogs small enough to hold them.
 
         Args: see [`ItemTokensMixin.is_item`].
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities.
         """
         with evaluation_mode(self):
             return item_scores(self.code_log_probs(input_ids, attention_mask), self.item_codes)
 
     def _log_probs(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.FloatTensor:
         return self.code_log_probs(input_ids, attention_mask)
-
-    def _two_log_probs(self, input_ids, attention_mask) -> tuple[torch.FloatTensor, torch.FloatTensor]:
-        """Those of codes, and those of items by a second head, from one pass."""
-        raise NotImplementedError
 
     def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
         config, options, decoding = self.config, request.options, self._decoding(request)
@@ -184,16 +175,19 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         return Ranking(items, scores, num_visited=num_visited)
 
     def _find_beam(self, log_probs: torch.FloatTensor, users: UserBatch, request: RankRequest) -> Ranking:
-        """Items whose codes the beams hold; of the ids that several items share, all of these."""
+        """
+        Items whose codes the beams hold; of the ids that several items share, all of these. It finds less than exact
+        scores at the same cost or more, since with long ids the best prefixes are rarely those of the best items; it
+        is here because papers compare with it.
+        """
         config, penalties = self.config, None
         if request.penalty is not None:
             penalties = prior_penalties(self.catalog, request.item_prior, request.options.prior_correction)
-        beams = search_codes(
-            log_probs,
-            self.catalog,
-            first_code_token=config.first_code_token,
+        beams = beam_search(
+            _GivenLevels(self, log_probs),
+            HistoryOutput(last_hidden_state=log_probs),
             num_beams=request.num_beams,
-            allowed=users.allowed,
+            allowed_items=users.allowed,
             penalties=penalties,
             num_pruned=request.num_beams if request.return_paths else 0,
         )
@@ -239,72 +233,15 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         ]
 
 
-@dataclass
-class _LevelConfig:
-    """What `beam_search` reads of a config. The logits of a step hold one level, so its codes begin at token 0."""
+class _GivenLevels:
+    """A decoder for `beam_search` that computes nothing: the log-probabilities of each level `(B, L, K)` are given."""
 
-    num_levels: int
-    codebook_size: int
-    level: int = -1
-    num_latent_tokens: int = 0
-    normalization: str = "vocabulary"
-    decoder_start_token_id: int = 0
+    def __init__(self, model, log_probs: torch.FloatTensor):
+        self.config, self.catalog, self.log_probs = model.config, model.catalog, log_probs
 
-    @property
-    def num_decoding_steps(self) -> int:
-        return self.num_levels
+    def decode_states(self, tokens, history, cache) -> None:
+        """A code is as likely after any prefix."""
 
-    @property
-    def first_code_token(self) -> int:
-        return -self.level * self.codebook_size
-
-
-class _LevelDecoder:
-    """A decoder for `beam_search` whose log-probabilities at each level are given."""
-
-    def __init__(self, catalog: Catalog):
-        self.catalog = catalog
-        self.config = _LevelConfig(catalog.num_levels, catalog.codebook_size)
-
-    def decode_states(self, tokens, history, cache) -> torch.FloatTensor:
-        """The log-probabilities of the next level, for every beam the same: `(B, W, K)`, a view."""
-        self.config.level += 1
-        level = history.last_hidden_state[:, self.config.level]
-        return level.unsqueeze(1).expand(-1, tokens.shape[1], -1)
-
-    def score_tokens(self, states, start, width) -> torch.FloatTensor:
-        return states
-
-
-def search_codes(
-    log_probs: torch.FloatTensor,
-    catalog: Catalog,
-    *,
-    first_code_token: int,
-    num_beams: int,
-    allowed: torch.BoolTensor | None = None,
-    penalties: list[torch.Tensor] | None = None,
-    num_pruned: int = 0,
-) -> Beams:
-    """
-    Beam search over the semantic IDs, which several items may share, with the log-probabilities of each level given.
-
-    The log-probabilities of a code are the same whatever codes stand before it, so the search is `beam_search` with a
-    decoder that has nothing to compute. It finds less than exact scores at the same cost or more: with long ids the
-    best prefixes are rarely those of the best items. It is here because papers compare with it.
-
-    Takes `log_probs` `(batch_size, num_levels, codebook_size)`; the leaves are those of `catalog`, other options those
-    of `beam_search`. `first_code_token`: token of code 0 of level 0, for the tokens of the trace.
-    """
-    beams = beam_search(
-        _LevelDecoder(catalog),
-        HistoryOutput(last_hidden_state=log_probs),
-        num_beams=num_beams,
-        allowed_items=allowed,
-        penalties=penalties,
-        num_pruned=num_pruned,
-    )
-    for steps in (beams.trace, beams.pruned):
-        for level, step in enumerate(steps):
-            step.tokens = step.tokens + first_code_token + level * catalog.codebook_size
-    return beams
+    def token_log_probs(self, states, step, *, codes=None, is_legal=None) -> torch.FloatTensor:
+        level = self.log_probs[:, step].unsqueeze(1)  # (B, 1, K), for every beam
+        return level if codes is None else level.expand(-1, codes.shape[1], -1).gather(-1, codes)

@@ -76,10 +76,8 @@ def items_of_ids(
 
 def id_places(catalog: Catalog, leaves: torch.LongTensor) -> tuple[torch.LongTensor, torch.BoolTensor]:
     """
-    The items of some ids as a table with a row for each id.
-
-    `leaves` `(batch_size, n)`: ids as leaves; -1 for none. Returns item indices, and which places
-    are taken, both `(batch_size, n, most items of any of the ids)`, one place at least.
+    The items of ids `(batch_size, n)`, -1 for none, as a table with a row for each id, and which of its places are
+    taken; both `(batch_size, n, most items of any of the ids)`, one place at least.
     """
     first, sizes = catalog.first_item(catalog.num_levels), _sizes(catalog, leaves)
     offsets = torch.arange(max(1, int(sizes.max())) if sizes.numel() else 1, device=leaves.device)
@@ -108,10 +106,9 @@ def _flat(
 
 def prior_penalties(catalog: Catalog, item_prior: torch.Tensor, prior_correction: float) -> list[torch.Tensor]:
     """
-    What a prior correction subtracts from the score of each node of the trie in ranking.
-
-    Returns for each depth from 0 to `num_levels` `prior_correction` times the log of the sum of the priors below each
-    node, `(num_nodes[depth],)`; the prior is as in `item_penalties`. Items that share an id have its prior together.
+    What a prior correction subtracts in ranking from the score of each node of the trie: for each depth from 0 to
+    `num_levels` `prior_correction` times the log of the sum of the priors below the nodes, `(num_nodes[depth],)`.
+    Items that share an id have its prior together.
 
     >>> catalog = Catalog(torch.tensor([[0, 0], [0, 1], [1, 0]]), codebook_size=2)
     >>> [table.exp().tolist() for table in prior_penalties(catalog, torch.tensor([1, 1, 2]), 1.0)]

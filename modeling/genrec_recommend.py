@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from transformers.utils import ModelOutput
 
-from .genrec_folder import hub_arguments, write_manifest
+from .genrec_folder import write_manifest
 from .genrec_lists import (
     allowed_items,
     check_rule,
@@ -39,20 +39,12 @@ SIMILARITY_BYTES = 12  # per pair of items of the pool that a diverse list is pi
 
 @dataclass
 class BeamPath:
-    """
-    One way through the decoding tree.
+    """One way through the decoding tree, or a prefix that was pruned."""
 
-    Args:
-        latent (`int`, *optional*): Latent chosen first; `None` for models without.
-        codes (`list[int]`): Codes so far; shorter than `num_levels` for a prefix that was pruned.
-        scores (`list[float]`): Cumulative log-probability after the latent (if any) and after each code.
-        item_token (`int`, *optional*): Token of the item the path ends at; `None` for a pruned prefix.
-    """
-
-    latent: int | None
-    codes: list[int]
-    scores: list[float]
-    item_token: int | None
+    latent: int | None  # chosen first; `None` for models without
+    codes: list[int]  # so far
+    scores: list[float]  # cumulative log-probability after the latent (if any) and after each code
+    item_token: int | None  # of the item that the path ends at; `None` for a pruned prefix
 
 
 @dataclass
@@ -142,7 +134,7 @@ class RankRequest:
 
     @property
     def most_beams(self) -> int:
-        """`int`: beams that hold every path, whatever the scores; equal groups must each have so many."""
+        """`int`: beams that hold every path, whatever the scores; each group must have so many."""
         return self.options.num_groups * self.config.num_paths
 
     @property
@@ -165,8 +157,13 @@ class RankRequest:
             pool = self.num_beams
         return max(self.options.top_k, min(pool, self.config.num_items))  # beams hold no more items
 
+    def paths_at_a_time(self, num_users: int) -> int:
+        """`int`: paths of each user to score together under the memory budget, at least one."""
+        path_bytes = self.config.num_decoding_steps * self.bytes_per_beam
+        return max(1, self.options.memory_budget // (path_bytes * max(1, num_users)))
+
     def chunks(self, num_users: int, num_beams: int | None = None) -> list[slice]:
-        """`list[slice]`: users to compute together under the memory budget, at least one each."""
+        """`list[slice]`: users to compute together under the memory budget, at least one."""
         per_user = self.bytes_per_user + (self.num_beams if num_beams is None else num_beams) * self.bytes_per_beam
         size = max(1, self.options.memory_budget // max(1, per_user))
         return [slice(start, start + size) for start in range(0, num_users, size)]
@@ -294,14 +291,10 @@ class RecommendMixin:
         shared = ("top_k", "num_beams", "latent_aggregation", "decoding", "prior_correction", "diversity")
         return (*shared, "sample_seed", "memory_budget", *self.search_options)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers; also reads `recommend_config.json`, where there is one."""
-        found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = found[0] if isinstance(found, tuple) else found
-        where = hub_arguments(kwargs, model.config)
-        model.recommend_config = RecommendConfig.from_pretrained(pretrained_model_name_or_path, **where)
-        return found
+    def _finish_loading(self, source, where: dict[str, Any]) -> None:
+        """The options stand in `recommend_config.json`, where there is one."""
+        super()._finish_loading(source, where)
+        self.recommend_config = RecommendConfig.from_pretrained(source, **where)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; also writes `recommend_config.json` and `manifest.json`."""
@@ -411,12 +404,6 @@ class RecommendMixin:
                 f"{tuple(embeddings.shape)}."
             )
 
-    def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
-        raise NotImplementedError
-
-    def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
-        raise NotImplementedError
-
     def _penalties(self, request: RankRequest) -> Any:
         return item_penalties(request.item_prior, request.options.prior_correction, num_items=self.config.num_items)
 
@@ -432,15 +419,12 @@ class ItemScoresMixin(RecommendMixin):
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.FloatTensor:
         """
-        Scores of all items, whose softmax over the catalog are the probabilities; with gradients and, in training
-        mode, dropout.
+        Scores of all items `(batch_size, num_items)`, float32, whose softmax are the probabilities; with gradients
+        and, in training mode, dropout.
 
         Args:
             input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
             attention_mask: 1 at items that count; `None` for all.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_items)`: float32.
         """
         raise NotImplementedError
 
@@ -448,21 +432,14 @@ class ItemScoresMixin(RecommendMixin):
         """What `diversity` compares items by, `(num_items, dimension)`, unless a call gives vectors; or `None`."""
         return None
 
-    def history_bytes(self, history_length: int) -> int:
-        """What reading a history takes, for the size of a chunk of users."""
-        raise NotImplementedError
-
     @torch.no_grad()
     def score_items(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.FloatTensor:
         """
-        Log-probability of every item to follow each history, without gradients and dropout.
+        Log-probability of every item to follow each history, `(batch_size, num_items)`; no gradients, no dropout.
 
         Args: see [`ItemScoresMixin.item_logits`].
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities, which sum to one over the items.
         """
         with evaluation_mode(self):
             return self.item_logits(input_ids, attention_mask).log_softmax(-1)
@@ -515,7 +492,7 @@ def _output(parts: list[Ranking], config) -> RecommendOutput:
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Without dropout for a while; a model that was in training mode is so again afterwards."""
+    """Without dropout for a while; then a model is in the mode that it was in before."""
     was_training = model.training
     if was_training:  # walking through the modules costs time, so only where it changes something
         model.eval()

@@ -136,10 +136,8 @@ class RecommendConfig:
 
     def check(self, *, num_items: int, known: Iterable[str], decodings: tuple[str, ...], owner: str) -> None:
         """
-        Whether a model can do this.
-
-        `decodings`: values of `decoding` that it knows. Raises `ValueError` if an option is out of range, unknown to
-        the model, or contradicts another one.
+        Whether a model with these options and `decodings` can do this: a `ValueError` if an option is out of range,
+        unknown to the model, or contradicts another one.
         """
         self._check_types()
         if self.decoding is not None and self.decoding not in decodings:
@@ -176,7 +174,7 @@ class RecommendConfig:
             is_right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)  # True is an int too
             if not is_right and not (value is None and NoneType in types):
                 words += " or None" if NoneType in types else ""
-                raise WrongType(f"`{field.name}` must be {words}, got {value!r}.")
+                raise WrongOption(f"`{field.name}` must be {words}, got {value!r}.")
 
     def _check_lists(self) -> None:
         """The part of `check` about corrections, groups, samples and re-ranking."""
@@ -238,10 +236,7 @@ class RecommendConfig:
 
     @classmethod
     def from_pretrained(cls, folder_or_repo: str | Path, **where: Any) -> "RecommendConfig":
-        """
-        Read the options of a folder or repository; without the file they are the defaults. `where` is as in
-        `optional_file`. Raises `ValueError` if the file is no JSON object of these options.
-        """
+        """Read the options of a folder or repository, see `optional_file`; without the file they are the defaults."""
         path = optional_file(folder_or_repo, RECOMMEND_CONFIG_FILE, **where)
         if path is None:
             return cls()
@@ -261,39 +256,31 @@ KINDS: dict[Any, tuple[type, str]] = {
 DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in fields(RecommendConfig)}
 
 
-class WrongType(TypeError, ValueError):
-    """An option is of another type. Also a `ValueError`, for the same reason as [`UnknownOption`]."""
-
-
-class UnknownOption(TypeError, ValueError):
-    """There is no such option. Also a `ValueError`, since options come from files and command lines too."""
+class WrongOption(TypeError, ValueError):
+    """An option does not exist or is of another type. Also a `ValueError`: options come from files and shells too."""
 
 
 def check_names(names: Iterable[str], *, known: Iterable[str], owner: str) -> None:
-    """
-    Whether all options exist.
-
-    Raises `UnknownOption` if one does not, with the nearest name and all names; or if it was removed.
-    """
+    """Whether all options exist: the error has the nearest name and all names, or says why one was removed."""
     known = sorted(known)
     for name in names:
         if name in REMOVED:
-            raise UnknownOption(f"The option `{name}` was removed: {REMOVED[name]}.")
+            raise WrongOption(f"The option `{name}` was removed: {REMOVED[name]}.")
     wrong = sorted(set(names) - set(known))
     if wrong:
         near = [match for name in wrong for match in get_close_matches(name, known, n=1)]
         hint = f" Did you mean {' and '.join(f'`{name}`' for name in near)}?" if near else ""
         shown = ", ".join(f"`{name}`" for name in wrong)
-        raise UnknownOption(f"There is no option {shown}: those of a {owner} are {', '.join(known)}.{hint}")
+        raise WrongOption(f"There is no option {shown}: those of a {owner} are {', '.join(known)}.{hint}")
 
 
 def check_latent_aggregation(latent_aggregation: str) -> None:
-    """Whether it is a known one. Raises `ValueError` if it is not."""
+    """Whether it is a known one."""
     if latent_aggregation not in LATENT_AGGREGATIONS:
         raise ValueError(f"`latent_aggregation` must be 'max' or 'sum', got {latent_aggregation!r}.")
 
 
 def check_seed(name: str, seed: Any) -> None:
-    """Whether a number can be a seed. Raises `ValueError` if it cannot."""
+    """Whether a number can be a seed."""
     if not isinstance(seed, int) or not 0 <= seed < 1 << 63:
         raise ValueError(f"`{name}` must be an integer in [0, 2**63), got {seed!r}.")

@@ -213,22 +213,16 @@ class AttentiveMerger(nn.Module):
 
     def forward(self, table: torch.Tensor, places: torch.LongTensor, vectors: torch.Tensor) -> torch.Tensor:
         """
-        Takes `vectors` `(num_items, d_model)`.
-        - `table` `(num_rows, d_model)`: code embeddings as `normed` returns them.
-        - `places` `(num_items, num_levels)`: which rows of `table` each item has.
-        Returns `(num_items, num_merged_tokens, d_model)`.
+        From code embeddings `(num_rows, d_model)` as `normed` returns them, which of these rows each item has
+        `(num_items, num_levels)`, and the items' vectors `(num_items, d_model)` to `(num_items, num_merged_tokens,
+        d_model)`.
         """
         queries = self.queries(vectors).view(len(vectors), self.num_merged_tokens, -1)
         merged = queries + self.output(self._attend(self.query_norm(queries), table, places))
         return merged + self.mlp(self.mlp_norm(merged))
 
     def normed(self, rows: torch.Tensor, levels: torch.Tensor | slice) -> torch.Tensor:
-        """
-        Code embeddings as the attention reads them.
-
-        Takes `rows` `(..., d_model)`. `levels`: level of each, something that indexes `num_levels` rows and broadcasts
-        to `rows` without its last axis. Returns the same shape.
-        """
+        """Code embeddings `(..., d_model)` as the attention reads them; `levels` are those of the rows."""
         return self.code_norm(rows + self.level_embedding[levels])
 
     def _attend(self, queries, table, places) -> torch.Tensor:
@@ -285,11 +279,9 @@ class Reconstruction(nn.Module):
 
     def forward(self, merged: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """
-        One minus the mean cosine between an item's code embeddings and the rebuilt ones.
-
-        Takes `merged` `(num_items, num_merged_tokens, d_model)`. `rows` `(num_items, num_levels, d_model)`: their code
-        embeddings. No gradient goes into them: they are not to become easy to rebuild. Returns a scalar in [0, 2], the
-        mean over items, float32 at least.
+        One minus the mean cosine, in [0, 2], between the code embeddings `(num_items, num_levels, d_model)` and those
+        rebuilt from `merged` `(num_items, num_merged_tokens, d_model)`. No gradient goes into the former: they
+        are not to become easy to rebuild.
         """
         rows, is_code = level_groups(rows.detach(), merged.shape[1])
         rebuilt = self.decoder(merged).view(rows.shape)

@@ -85,14 +85,11 @@ class EnsembleForItemGeneration(ItemScorer):
             own.load_state_dict(member.state_dict())
         return model.eval()
 
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in transformers; each member's semantic-ID table must be the one that its config records."""
-        found = super().from_pretrained(*args, **kwargs)
-        for member in (found[0] if isinstance(found, tuple) else found).members:
+    def _finish_loading(self, source, where) -> None:
+        super()._finish_loading(source, where)
+        for member in self.members:
             if member.config.has_codes:
                 member.check_catalog()
-        return found
 
     def item_logits(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
@@ -149,14 +146,16 @@ class EnsembleForItemGeneration(ItemScorer):
             config = member.config
             tokens = input_ids - self.config.first_item_token + config.first_item_token
             tokens = tokens.masked_fill(~is_item, config.pad_token_id)
-            for score in _scores_of(member):
+            ways = [self._listed if "beam" in member.decodings else _exact]
+            if getattr(config, "dense_head", False):
+                ways.append(_dense)
+            for find in ways:
                 is_wanted = weights is None or weights[number] != 0
-                yield self._combined(score(self, member, tokens)) if is_wanted else None
+                yield self._combined(*find(member, tokens)) if is_wanted else None
                 number += 1
 
-    def _combined(self, scores: tuple[torch.FloatTensor, torch.FloatTensor]) -> torch.FloatTensor:
+    def _combined(self, log_probs: torch.FloatTensor, scale: torch.FloatTensor) -> torch.FloatTensor:
         """Log-probabilities of all items and the scale of each user to what is added up."""
-        log_probs, scale = scores
         if self.config.combination == "log_probability":
             return log_probs
         if self.config.combination == "standardised":
@@ -164,14 +163,6 @@ class EnsembleForItemGeneration(ItemScorer):
         best = log_probs.topk(min(self.config.num_candidates, log_probs.shape[1]), dim=1).indices
         ranks = torch.arange(RANK_OFFSET, RANK_OFFSET + best.shape[1], device=best.device, dtype=log_probs.dtype)
         return torch.zeros_like(log_probs).scatter_(1, best, ranks.reciprocal().expand_as(best))
-
-    def _exact(self, member, tokens) -> tuple[torch.FloatTensor, torch.FloatTensor]:
-        log_probs = member.score_items(tokens).float()
-        return log_probs, log_probs.std(1, keepdim=True)
-
-    def _dense(self, member, tokens) -> tuple[torch.FloatTensor, torch.FloatTensor]:
-        log_probs = member.dense_scores(tokens).float()
-        return log_probs, log_probs.std(1, keepdim=True)
 
     def _listed(self, member, tokens) -> tuple[torch.FloatTensor, torch.FloatTensor]:
         """Beams: scores of the items listed, the others under the last of them. The scale is that of the list."""
@@ -194,10 +185,14 @@ class EnsembleForItemGeneration(ItemScorer):
         return MEMBER_BYTES * self.config.num_items + reading
 
 
-def _scores_of(member) -> list:
-    """How a member is asked, in the order of `EnsembleConfig.scores`."""
-    first = EnsembleForItemGeneration._listed if "beam" in member.decodings else EnsembleForItemGeneration._exact
-    return [first, EnsembleForItemGeneration._dense] if getattr(member.config, "dense_head", False) else [first]
+def _exact(member, tokens) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+    log_probs = member.score_items(tokens).float()
+    return log_probs, log_probs.std(1, keepdim=True)
+
+
+def _dense(member, tokens) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+    log_probs = member.dense_scores(tokens).float()
+    return log_probs, log_probs.std(1, keepdim=True)
 
 
 __all__ = ["EnsembleForItemGeneration"]

@@ -28,19 +28,13 @@ class ItemScorer(NoGenerationMixin, ItemScoresMixin, CheckpointMixin, ItemTokens
         **kwargs,
     ) -> PredictionOutput:
         """
-        The log-probabilities of the item after each history.
+        The log-probabilities of the item after each history, without a loss.
 
         Args:
             input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
             attention_mask: 1 at items that count; `None` for all.
-            labels: Not taken: there is no loss.
+            labels: Not taken.
             **kwargs: Not used.
-
-        Returns:
-            [`PredictionOutput`]: its `loss` is always `None`.
-
-        Raises:
-            ValueError: If there is no `input_ids`, or there are `labels`.
         """
         if input_ids is None:
             raise ValueError("`input_ids` is needed.")
@@ -95,9 +89,6 @@ class ItemToItemForItemGeneration(ItemScorer):
             items: History item of each weight `(num_weights,)`, indices in ascending order.
             targets: The item that it speaks for `(num_weights,)`, an index.
             weights: The weights `(num_weights,)`.
-
-        Raises:
-            ValueError: If there are more or fewer than `config.num_weights`, or the items are not in order.
         """
         if not len(items) == len(targets) == len(weights) == self.config.num_weights:
             raise ValueError(

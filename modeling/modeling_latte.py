@@ -123,10 +123,7 @@ class LatteForConditionalGeneration(
         """
         config = self.config
         items, is_item = self._items_in_front(input_ids, attention_mask)
-        level_starts = config.first_code_token + config.codebook_size * torch.arange(
-            config.num_levels, device=items.device
-        )
-        tokens = (self.item_codes[items].long() + level_starts).masked_fill(~is_item[..., None], config.pad_token_id)
+        tokens = self.code_tokens(items).masked_fill(~is_item[..., None], config.pad_token_id)
         tokens = nn.functional.pad(tokens.flatten(1), (1, 0), value=config.user_token_id)
         num_tokens = 1 + config.num_levels * is_item.sum(1, keepdim=True)
         if config.history_attention == "bidirectional":
@@ -179,9 +176,7 @@ class LatteForConditionalGeneration(
 
     def code_vectors(self, items: torch.LongTensor | None = None) -> torch.Tensor:
         """The part of the codes in the vectors of `items` `(n,)`, `None` for all; as histories are read."""
-        codes: torch.Tensor = self.item_codes if items is None else self.item_codes[items]
-        starts = self.config.codebook_size * torch.arange(self.config.num_levels, device=codes.device)
-        tokens = codes.long() + self.config.first_code_token + starts
+        tokens = self.code_tokens(items)
         return nn.functional.embedding_bag(tokens, self.shared.weight, mode="sum") * self.config.num_levels**-0.5
 
     # --- the decoder ---------------------------------------------------------------------------------------------
@@ -404,9 +399,6 @@ class LatteForConditionalGeneration(
             [`~transformers.modeling_outputs.Seq2SeqLMOutput`]: with `labels` the `loss`, without `logits` of shape
             `(batch_size, length, vocab_size)`. Those behind a loss are its largest tensor, and their number differs
             from device to device where a batch is split, so they are not returned.
-
-        Raises:
-            ValueError: If neither a history nor `encoder_outputs` is given, or tokens are out of range.
         """
         if encoder_outputs is None:
             if input_ids is None:

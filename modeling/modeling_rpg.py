@@ -7,6 +7,7 @@ A model of the family says how items become tokens of the encoder (`_merge`) and
 token table's rows for codes, the heads, the loss and the log-probabilities of codes are the same for all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,16 +28,11 @@ ITEMS_STEP = 64
 
 @dataclass
 class MergedItems:
-    """
-    Items as the encoder reads them.
+    """Items as the encoder reads them."""
 
-    Takes `tokens` `(num_items, tokens_per_item, d_model)`, `vectors` `(num_items, d_model)`, `code_tokens`
-    `(num_items, num_levels)`.
-    """
-
-    tokens: torch.Tensor
-    vectors: torch.Tensor | None = None
-    code_tokens: torch.LongTensor | None = None
+    tokens: torch.Tensor  # (num_items, tokens_per_item, d_model)
+    vectors: torch.Tensor | None = None  # (num_items, d_model)
+    code_tokens: torch.LongTensor | None = None  # (num_items, num_levels)
 
 
 class CodeHeads(nn.Module):
@@ -53,10 +49,11 @@ class ParallelPreTrainedModel(ItemTableMixin, CodeRankingMixin, CatalogMixin, Hi
     """
     A model that predicts all codes of an item at once.
 
-    Args:
-        config ([`RPGConfig`]): Sizes, token layout and options.
+    It supplies `_merge(code_tokens)`: how items, given as tokens of their codes `(num_items, num_levels)`, enter the
+    encoder, as [`MergedItems`].
     """
 
+    _merge: Callable[[torch.LongTensor], MergedItems]
     _predicts = "all codes of an item at once"
 
     def __init__(self, config):
@@ -79,21 +76,12 @@ class ParallelPreTrainedModel(ItemTableMixin, CodeRankingMixin, CatalogMixin, Hi
             module.init_weights(self.config.initializer_range)
 
     def code_embeddings(self) -> torch.Tensor:
-        """
-        The rows of the token table that stand for codes.
-
-        Returns:
-            `torch.Tensor` of shape `(num_levels, codebook_size, d_model)`: a view.
-        """
+        """The rows of the token table that stand for codes, `(num_levels, codebook_size, d_model)`: a view."""
         config = self.config
         rows = self.token_embeddings.weight[config.first_code_token :]
         return rows.view(config.num_levels, config.codebook_size, config.d_model)
 
     # --- what a model says of itself -----------------------------------------------------------------------------
-
-    def _merge(self, code_tokens: torch.LongTensor) -> MergedItems:
-        """How items, given as tokens of their codes `(num_items, num_levels)`, enter the encoder."""
-        raise NotImplementedError
 
     def _merge_items(self, tokens: torch.LongTensor) -> MergedItems:
         """Items, given as tokens `(num_items,)`, as they enter the encoder: their codes, and what the table adds."""
@@ -106,10 +94,7 @@ class ParallelPreTrainedModel(ItemTableMixin, CodeRankingMixin, CatalogMixin, Hi
 
     def code_vectors(self, items: torch.LongTensor | None = None) -> torch.Tensor:
         """The part of the codes in the vectors of `items` `(n,)`, `None` for all: the mean of their embeddings."""
-        codes: torch.Tensor = self.item_codes if items is None else self.item_codes[items]
-        starts = self.config.codebook_size * torch.arange(self.config.num_levels, device=codes.device)
-        tokens = codes.long() + self.config.first_code_token + starts
-        return nn.functional.embedding_bag(tokens, self.token_embeddings.weight, mode="mean")
+        return nn.functional.embedding_bag(self.code_tokens(items), self.token_embeddings.weight, mode="mean")
 
     def _merged_numbers(self) -> int:
         """How many numbers merging an item takes, beside the tokens of its codes."""
@@ -126,7 +111,7 @@ class ParallelPreTrainedModel(ItemTableMixin, CodeRankingMixin, CatalogMixin, Hi
     def _code_tokens(self, tokens: torch.LongTensor) -> torch.LongTensor:
         """Tokens of the codes of items `(n, num_levels)`; the user token all along for the user token."""
         first = self.config.first_item_token
-        code_tokens = self.semantic_id_tokens(tokens.clamp_min(first))
+        code_tokens = self.code_tokens((tokens - first).clamp_min(0))
         return code_tokens.masked_fill((tokens < first).unsqueeze(1), self.config.user_token_id)
 
     # --- predictions ---------------------------------------------------------------------------------------------
@@ -135,14 +120,10 @@ class ParallelPreTrainedModel(ItemTableMixin, CodeRankingMixin, CatalogMixin, Hi
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.FloatTensor:
         """
-        Log-probability of every code at every level of the item that follows each history.
-
-        The levels are independent of each other: the log-probability of an item is the sum over its codes.
+        Log-probability of every code at every level of the item that follows each history, `(batch_size, num_levels,
+        codebook_size)`, float32. Levels are independent: the log-probability of an item is the sum over its codes.
 
         Args: see [`ItemTokensMixin.is_item`].
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_levels, codebook_size)`: float32.
         """
         return self._code_log_probs(self._last_states(input_ids, attention_mask))
 

@@ -9,12 +9,13 @@ import importlib
 import importlib.util
 import logging
 import types
+from functools import cached_property
 from typing import Any
 
 import torch
 from transformers import Pipeline
 
-from .genrec_folder import batch_of, item_ids_of
+from .genrec_folder import batch_of, item_ids_of, look_up
 from .genrec_recommend_config import check_names
 
 
@@ -60,8 +61,6 @@ class NextItemPipeline(Pipeline):
         first = model.config.first_item_token
         self._token_of = {item_id: token for token, item_id in enumerate(self._item_ids, first)}
         self._local_files_only = local_files_only
-        self._titles: list[str] | None = None
-        self._has_looked_for_titles = False
         super().__init__(model=model, tokenizer=tokenizer, batch_size=batch_size, **kwargs)
 
     def check_files(self, *names: str) -> None:
@@ -97,22 +96,10 @@ class NextItemPipeline(Pipeline):
         batch, is_one = batch_of(histories)
         if not batch:
             return []
-        answers = super().__call__(self._known(batch), **options)
+        tokens, _ = look_up(batch, self._token_of, name="histories")  # unknown ids are logged once for the whole batch
+        first = self.model.config.first_item_token
+        answers = super().__call__([[self._item_ids[token - first] for token in row] for row in tokens], **options)
         return answers[0] if is_one else answers
-
-    def _known(self, batch: list[list[str]]) -> list[list[str]]:
-        """The histories without unknown ids, which are counted and logged once."""
-        known = [[item_id for item_id in history if item_id in self._token_of] for history in batch]
-        unknown = [item_id for history in batch for item_id in history if item_id not in self._token_of]
-        if unknown:
-            num_emptied = sum(bool(before) and not after for before, after in zip(batch, known, strict=True))
-            logger.warning(
-                "%d history items are not in the catalog and are ignored: %s.%s",
-                len(unknown),
-                _shown(unknown),
-                f" {num_emptied} histories have no item left and are answered as empty ones." if num_emptied else "",
-            )
-        return known
 
     def _sanitize_parameters(
         self, *, top_k=None, exclude_seen=None, exclude_items=None, allow_items=None, **search_options
@@ -134,36 +121,26 @@ class NextItemPipeline(Pipeline):
             raise TypeError(
                 f"`{name}` must be one list of item ids, which holds for all histories of the call, got {item_ids!r}."
             )
-        known = [self._token_of[item_id] for item_id in item_ids if item_id in self._token_of]
-        unknown = [item_id for item_id in item_ids if item_id not in self._token_of]
-        if unknown and not known and name == "allow_items":
-            raise ValueError(f"`allow_items` holds no id of the catalog: {_shown(unknown)}.")
-        if unknown:
-            logger.warning(
-                "%d ids in `%s` are not in the catalog and are ignored: %s.", len(unknown), name, _shown(unknown)
-            )
-        return torch.tensor(known, dtype=torch.long)
+        (tokens,), _ = look_up([list(item_ids)], self._token_of, name=name)
+        return torch.tensor(tokens, dtype=torch.long)
 
     def preprocess(self, history, *, exclude_seen: bool | None = None) -> dict[str, torch.Tensor]:
         """
-        Tokens of one history; a batch of them is padded by transformers.
+        Tokens of the latest items of one history `(1, history_length)`, at least a pad token.
 
         Args:
             history (`list[str]`): Item ids, oldest first.
             exclude_seen (`bool`, *optional*):
                 Whether all of them are handed over as `seen_items` too; `None` for the model's `recommend_config`.
 
-        Returns:
-            `dict[str, torch.LongTensor]`: `input_ids` `(1, history_length)`, the latest items, at least a pad token.
         """
         if exclude_seen is None:
             exclude_seen = self.model.recommend_config.exclude_seen
         batch, is_flat = batch_of([history])
         if is_flat:
             raise TypeError(f"A generator or data set must hold histories, lists of item ids, got {history!r}.")
-        (known,) = self._known(batch)
-        pad = self.model.config.pad_token_id
-        tokens = torch.tensor([[self._token_of[item_id] for item_id in known] or [pad]], dtype=torch.long)
+        (known,), _ = look_up(batch, self._token_of, name="histories")
+        tokens = torch.tensor([known or [self.model.config.pad_token_id]], dtype=torch.long)
         inputs = {"input_ids": tokens[:, -self.model.config.max_history_length :]}
         return inputs | ({"seen_items": tokens} if exclude_seen else {})
 
@@ -187,7 +164,7 @@ class NextItemPipeline(Pipeline):
         Returns:
             `list[dict]`: see `__call__`; shorter than `top_k` where the rules left fewer items.
         """
-        titles = self._read_titles()
+        titles = self._titles
         items = (model_outputs["item_tokens"][0] - self.model.config.first_item_token).tolist()
         answer: list[dict] = []
         for item, score in zip(items, model_outputs["scores"][0].tolist(), strict=True):
@@ -196,19 +173,16 @@ class NextItemPipeline(Pipeline):
                 answer.append(entry if titles is None else entry | {"title": titles[item] or self._item_ids[item]})
         return answer
 
-    def _read_titles(self) -> list[str] | None:
+    @cached_property
+    def _titles(self) -> list[str] | None:
         """Titles in the order of the items; `None` where there are none, or pyarrow is not installed."""
-        if not self._has_looked_for_titles:
-            offline = {"local_files_only": True} if self._local_files_only else {}
-            path = self.model.companion_file("items.parquet", **offline)
-            if path is not None and importlib.util.find_spec("pyarrow") is None:
-                logger.warning("Titles are left out: reading %s needs `pip install pyarrow`.", path)
-            elif path is not None:
-                self._titles = self._titles_in(path)
-            self._has_looked_for_titles = True
-        return self._titles
-
-    def _titles_in(self, path: str) -> list[str] | None:
+        offline = {"local_files_only": True} if self._local_files_only else {}
+        path = self.model.companion_file("items.parquet", **offline)
+        if path is None:
+            return None
+        if importlib.util.find_spec("pyarrow") is None:
+            logger.warning("Titles are left out: reading %s needs `pip install pyarrow`.", path)
+            return None
         # by name, since a plain import would make pyarrow a requirement of everybody who loads the model
         parquet = importlib.import_module("pyarrow.parquet")
         try:
@@ -222,10 +196,6 @@ class NextItemPipeline(Pipeline):
                 "weights."
             )
         return table["title"].to_pylist() if "title" in table.column_names else None
-
-
-def _shown(item_ids: list[str]) -> str:
-    return ", ".join(map(repr, item_ids[:5])) + (f", ... ({len(item_ids)} in all)" if len(item_ids) > 5 else "")
 
 
 __all__ = ["NextItemPipeline"]

@@ -32,15 +32,7 @@ class Page(NamedTuple):
 
 
 def start_loading(repo_or_folder: str | os.PathLike[str]) -> "Future[Page]":
-    """
-    Load the model and find its examples beside the page.
-
-    Args:
-        repo_or_folder (`str` or `Path`): Name of a Hub repository, or a folder with the same files.
-
-    Returns:
-        `Future[Page]`
-    """
+    """Load the model and find its examples beside the page."""
 
     def load() -> Page:
         served = load_model(repo_or_folder)
@@ -51,14 +43,11 @@ def start_loading(repo_or_folder: str | os.PathLike[str]) -> "Future[Page]":
 
 def build_demo(repo_or_folder: str | os.PathLike[str], page: "Future[Page] | None" = None) -> gr.Blocks:
     """
-    The page; its model is loaded while it is already shown.
+    The page, to be started with `.launch(**launch_options())`; its model is loaded while it is already shown.
 
     Args:
         repo_or_folder (`str` or `Path`): Name of a Hub repository, or a folder with the same files.
         page (`Future[Page]`, *optional*): What [`start_loading`] returned for it, for who wants to wait for it.
-
-    Returns:
-        `gr.Blocks`: to be started with `.launch(**launch_options())`.
     """
     page = page or start_loading(repo_or_folder)
     with gr.Blocks(title="What comes next?", analytics_enabled=False) as demo:
@@ -76,12 +65,7 @@ def build_demo(repo_or_folder: str | os.PathLike[str], page: "Future[Page] | Non
 
 
 def launch_options() -> dict[str, Any]:
-    """
-    How the page is started: its look, and nothing fetched from elsewhere.
-
-    Returns:
-        `dict`: arguments of `gr.Blocks.launch`.
-    """
+    """Arguments of `gr.Blocks.launch`: the look of the page, and nothing fetched from elsewhere."""
     theme = gr.themes.Default(
         primary_hue="indigo",
         neutral_hue="slate",

@@ -32,15 +32,8 @@ class Neighbors:
 
     def recommend(self, history: Sequence[int], *, top_k: int, exclude_seen: bool = False) -> list[int]:
         """
-        The items that are most similar to a history, the latest of which counts most; popular ones where none is.
-
-        Args:
-            history (`Sequence[int]`): Distinct rows, oldest first.
-            top_k (`int`): Length of the list.
-            exclude_seen (`bool`, defaults to `False`): Whether items of the history are left out.
-
-        Returns:
-            `list[int]`: rows, best first; equal scores in order of popularity.
+        The rows that are most similar to a history, distinct rows of which the latest counts most; popular ones where
+        none is. Equal scores stand in order of popularity.
         """
         scores = np.zeros(len(self.popularity))
         weights = {item: self.decay**age for age, item in enumerate(reversed(history))}
@@ -53,19 +46,7 @@ class Neighbors:
 
 
 def read_neighbors(path: Path, item_ids: Sequence[str]) -> Neighbors:
-    """
-    Read `item_neighbors.parquet`.
-
-    Args:
-        path (`Path`): The file.
-        item_ids (`Sequence[str]`): The items of the model, in their order.
-
-    Returns:
-        [`Neighbors`]
-
-    Raises:
-        ValueError: If the file is of other items.
-    """
+    """Read `item_neighbors.parquet`, which must list the items of the model in their order."""
     table = pq.read_table(path)
     if table["item_id"].to_pylist() != list(item_ids):
         raise ValueError(

@@ -27,15 +27,7 @@ BEAMS = "how many unfinished items the search keeps after each code"
 
 
 def head_html(served: ServedModel) -> str:
-    """
-    What the page is, and whose lists it shows.
-
-    Args:
-        served ([`ServedModel`]): The model.
-
-    Returns:
-        `str`: HTML.
-    """
+    """What the page is, and whose lists it shows."""
     name = escaped(served.name)
     where = f"from the folder <b>{name}</b>"
     if served.is_on_hub:
@@ -47,30 +39,12 @@ def head_html(served: ServedModel) -> str:
 
 
 def loading_html(name: str) -> str:
-    """
-    What the page is while its model is loaded.
-
-    Args:
-        name (`str`): The repository or folder.
-
-    Returns:
-        `str`: HTML.
-    """
+    """What the page is while its model is loaded."""
     return f'{TITLE}<p role="status"><span class="spinner"></span>Loading <b>{escaped(name)}</b> …</p>'
 
 
 def history_html(served: ServedModel, history: Sequence[int], *, notice: str = "") -> str:
-    """
-    The history, oldest first, with buttons to move and remove.
-
-    Args:
-        served ([`ServedModel`]): The model.
-        history (`Sequence[int]`): Item indices.
-        notice (`str`): A sentence above it; any text.
-
-    Returns:
-        `str`: HTML.
-    """
+    """The history, oldest first, with buttons to move and remove."""
     parts = ["<h2>Your history</h2>"]
     if notice:
         parts.append(f'<p class="notice" role="status">{escaped(notice)}</p>')
@@ -98,17 +72,7 @@ def history_html(served: ServedModel, history: Sequence[int], *, notice: str = "
 
 
 def found_html(served: ServedModel, text: str, found: Sequence[int]) -> str:
-    """
-    Items that a search found, with a button each.
-
-    Args:
-        served ([`ServedModel`]): The model.
-        text (`str`): What was searched for; any text.
-        found (`Sequence[int]`): Item indices.
-
-    Returns:
-        `str`: HTML.
-    """
+    """Items that a search found, with a button each."""
     if not text.strip():
         return ""
     if not found:
@@ -122,16 +86,7 @@ def found_html(served: ServedModel, text: str, found: Sequence[int]) -> str:
 
 
 def examples_html(served: ServedModel, examples: Sequence[Sequence[int]]) -> str:
-    """
-    A button for each example.
-
-    Args:
-        served ([`ServedModel`]): The model.
-        examples (`Sequence[Sequence[int]]`): Histories.
-
-    Returns:
-        `str`: HTML.
-    """
+    """A button for each example."""
     buttons = []
     for number, history in enumerate(examples):
         title = escaped(_short(served.titles[history[0]], 34))
@@ -140,17 +95,7 @@ def examples_html(served: ServedModel, examples: Sequence[Sequence[int]]) -> str
 
 
 def list_html(served: ServedModel, history: Sequence[int], answer: Answer) -> str:
-    """
-    The ranked list: title, probability, log-probability and why.
-
-    Args:
-        served ([`ServedModel`]): The model.
-        history (`Sequence[int]`): Item indices.
-        answer ([`Answer`]): What was recommended.
-
-    Returns:
-        `str`: HTML.
-    """
+    """The ranked list: title, probability, log-probability and why."""
     head = f'<h2>What comes next</h2><p class="status" role="status">{_how(served, history, answer)}</p>'
     if not answer.items:
         return head + '<p class="quiet">No item is left: every item of the catalog is in the history.</p>'
@@ -173,17 +118,7 @@ def list_html(served: ServedModel, history: Sequence[int], answer: Answer) -> st
 
 
 def neighbors_html(served: ServedModel, history: Sequence[int], answer: Answer) -> str:
-    """
-    The list of item-kNN, with the place that each item has in the model's list.
-
-    Args:
-        served ([`ServedModel`]): The model.
-        history (`Sequence[int]`): Item indices.
-        answer ([`Answer`]): What the model recommended.
-
-    Returns:
-        `str`: HTML, empty where the repository holds no neighbours.
-    """
+    """The list of item-kNN, with each item's place in the model's list; empty where the repository holds none."""
     if answer.by_neighbors is None:
         return ""
     how = "The most popular items, since there is no history."
@@ -205,16 +140,7 @@ def neighbors_html(served: ServedModel, history: Sequence[int], answer: Answer) 
 
 
 def tree_html(served: ServedModel, answer: Answer) -> str:
-    """
-    How the list was found, for models that search.
-
-    Args:
-        served ([`ServedModel`]): The model.
-        answer ([`Answer`]): What was recommended.
-
-    Returns:
-        `str`: HTML.
-    """
+    """How the list was found, for models that search."""
     if not served.has_beams:
         return ""
     first = served.config.first_item_token
@@ -229,15 +155,7 @@ def tree_html(served: ServedModel, answer: Answer) -> str:
 
 
 def about_html(served: ServedModel) -> str:
-    """
-    What the model is and what it reached.
-
-    Args:
-        served ([`ServedModel`]): The model.
-
-    Returns:
-        `str`: HTML.
-    """
+    """What the model is and what it reached."""
     config = served.config
     num_parameters = sum(parameter.numel() for parameter in served.model.parameters())
     facts = [f"{config.num_items:,} items", f"{num_parameters:,} parameters"]
@@ -256,15 +174,7 @@ def about_html(served: ServedModel) -> str:
 
 
 def percent(score: float) -> str:
-    """
-    A log-probability as a probability.
-
-    Args:
-        score (`float`): Natural logarithm.
-
-    Returns:
-        `str`: per cent with two digits that count.
-    """
+    """A log-probability as a probability in per cent, with two digits that count."""
     value = 100 * math.exp(score)
     if value >= 1:
         return f"{value:.1f} %" if value < 10 else f"{value:.0f} %"

@@ -224,19 +224,7 @@ class ServedModel:
 
 
 def repository(arguments: Sequence[str], *, readme: Path = README) -> str:
-    """
-    Whose page it is.
-
-    Args:
-        arguments (`Sequence[str]`): The command line without the program.
-        readme (`Path`): Card of the Space.
-
-    Returns:
-        `str`: name of a repository, or a folder.
-
-    Raises:
-        ValueError: If it is said nowhere.
-    """
+    """Whose page it is: the repository or folder named on the command line, by the variable, or in the card."""
     models = ((metadata_load(readme) if readme.is_file() else None) or {}).get("models") or []
     names = [*arguments[:1], os.environ.get("HF_GENREC_REPO", ""), *models]
     name = next((name for name in names if name), None)
@@ -290,15 +278,7 @@ def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
 
 
 def pinned(name: str) -> tuple[str, str | None]:
-    """
-    A repository and the revision that it is pinned to.
-
-    Args:
-        name (`str`): `user/name` or `user/name@revision`.
-
-    Returns:
-        `tuple[str, str | None]`
-    """
+    """A repository and the revision that it is pinned to, from `user/name` or `user/name@revision`."""
     repository, _, revision = name.partition("@")
     return repository, revision or None
 
@@ -308,14 +288,6 @@ def default_settings(evaluation: dict[str, Any] | None, saved: Any = None, *, nu
     The settings that the model was evaluated with, or those saved beside it where they are set, as far as a page
     allows them. The history is left out, whatever the evaluation did: what a visitor has just chosen is no
     recommendation.
-
-    Args:
-        evaluation (`dict`, *optional*): The record of `evaluation.json`.
-        saved (`RecommendConfig`, *optional*): Of `recommend_config.json`; what differs from the defaults counts.
-        num_items (`int`): Size of the catalog.
-
-    Returns:
-        [`Settings`]
     """
     run = ((evaluation or {}).get("run") or {}) | (saved.changed() if saved is not None else {})
     return Settings(

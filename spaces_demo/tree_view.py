@@ -61,18 +61,9 @@ def tree_svg(
     num_latents: int = 0,
 ) -> str:
     """
-    Draw the beams that won.
+    Draw the beams that won, and the best continuations that were dropped.
 
-    Args:
-        paths (`Sequence[BeamPath]`): Beams that ended at recommended items.
-        pruned (`Sequence[BeamPath]`): The best continuations that were dropped.
-        ranks (`Mapping[int, int]`): Place in the list, from 1, of each item token.
-        titles (`Mapping[int, str]`): Title of each item token; any text.
-        num_levels (`int`): Codes of an item.
-        num_latents (`int`, defaults to 0): Latents of the model.
-
-    Returns:
-        `str`: HTML; a sentence instead of a picture where there is no path.
+    `ranks` and `titles` are the place in the list, from 1, and the title of each item token; any text is safe.
     """
     if not paths:
         return '<p class="quiet">No path was found: every item is excluded.</p>'
@@ -100,16 +91,7 @@ def tree_svg(
 
 
 def grown(paths: Sequence[Any], pruned: Sequence[Any]) -> Node:
-    """
-    The tree of some paths; those that differ in their latent alone are one.
-
-    Args:
-        paths (`Sequence[BeamPath]`): Beams to be drawn, best first.
-        pruned (`Sequence[BeamPath]`): Continuations, of which the best ones beside drawn prefixes are drawn too.
-
-    Returns:
-        [`Node`]: the root.
-    """
+    """The tree of some paths; those that differ in their latent alone are one."""
     root = Node("", 0, 0.0)
     for path in paths:
         node = root
@@ -139,16 +121,7 @@ def grown(paths: Sequence[Any], pruned: Sequence[Any]) -> Node:
 
 
 def placed(node: Node, top: float) -> float:
-    """
-    Give every node its height on the page, the likeliest branches first.
-
-    Args:
-        node ([`Node`]): Root of what is placed.
-        top (`float`): Where it begins.
-
-    Returns:
-        `float`: where it ends.
-    """
+    """Give every node its height on the page from `top` on, the likeliest branches first; the end of what it took."""
     if not node.children:
         row = PRUNED_ROW if node.is_pruned else ROW
         node.y = top + row / 2

@@ -12,18 +12,7 @@ MAX_LINK = 16_000  # characters of a link's ids
 
 
 def shown(served: ServedModel, history: Sequence[int], *controls: Any, notice: str = "") -> tuple[Any, ...]:
-    """
-    Everything that depends on the history and the controls.
-
-    Args:
-        served ([`ServedModel`]): The model.
-        history (`Sequence[int]`): Item indices.
-        *controls: Values of the controls, in their order.
-        notice (`str`): A sentence for the visitor.
-
-    Returns:
-        `tuple`: history, its HTML, that of the list, that of item-kNN's list, that of the tree.
-    """
+    """What depends on history and controls: the history, and as HTML it, the list, item-kNN's list and the tree."""
     answer = served.recommend(history, Settings(*controls))
     return (
         tuple(history),
@@ -38,17 +27,8 @@ def changed(
     served: ServedModel, examples: Sequence[Sequence[int]], history: Sequence[int], action: Any, item: Any
 ) -> tuple[tuple[int, ...], str]:
     """
-    A history after a button was pressed.
-
-    Args:
-        served ([`ServedModel`]): The model.
-        examples (`Sequence[Sequence[int]]`): Histories of the examples.
-        history (`Sequence[int]`): Item indices.
-        action: What the button does.
-        item: Item index, or number of the example. Both come from a browser and may be anything.
-
-    Returns:
-        `tuple[tuple[int, ...], str]`: the history, and a sentence for the visitor, mostly empty.
+    A history after a button was pressed, and a sentence for the visitor, mostly empty. `action` and `item`, an item or
+    the number of an example, come from a browser and may be anything.
     """
     old = list(history)
     if action == "clear":
@@ -73,15 +53,8 @@ def changed(
 
 def linked(served: ServedModel, ids: str) -> tuple[tuple[int, ...], str]:
     """
-    The history of a link that ends in `?items=id1,id2`.
-
-    Args:
-        served ([`ServedModel`]): The model.
-        ids (`str`): What stands behind `items=`; any text. An id may be percent-encoded once more, since it may hold
-            a comma.
-
-    Returns:
-        `tuple[tuple[int, ...], str]`: the items that the catalog has, and a sentence about those it has not.
+    The history of a link that ends in `?items=id1,id2`, and a sentence about ids that are unknown. An id may be
+    percent-encoded once more, since it may hold a comma.
     """
     named = [item_id.strip() for item_id in ids[:MAX_LINK].split(",") if item_id.strip()]
     named = [unquote(name) if unquote(name) in served.index_of else name for name in named]

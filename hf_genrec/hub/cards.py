@@ -84,7 +84,8 @@ def model_card(
         collisions=_collisions(items),
         ids_made_by=_ids_made_by(quantizer or {}),
         data=data,
-        evaluation=evaluation and {**evaluation, **_as_texts(evaluation, "protocol", "split")},
+        evaluation=evaluation
+        and {**evaluation, **{name: markdown_text(str(evaluation[name])) for name in ("protocol", "split")}},
         versions=_versions(),
         **_measured(evaluation),
     )
@@ -118,7 +119,10 @@ def folder_card(
         _read(folder / "evaluation.json"),
         repo_id=repo_id,
         run=_read(folder / "training.json"),
-        quantizer=_quantizer_of(folder / "quantizer"),
+        quantizer={
+            "quantizer_type": (_read(folder / "quantizer/config.json") or {}).get("quantizer_type"),
+            "encoder": (_read(folder / "quantizer/encoder.json") or {}).get("model"),
+        },
         items=read_table(items) if items.is_file() else None,
         **(earlier | {name: value for name, value in given.items() if value is not None}),
     )
@@ -187,10 +191,10 @@ def sample_output(history: Sequence[str], recommended: Sequence[tuple[str, str, 
 
 def is_generated(card: str) -> bool:
     """
-    Whether a card is generated and was not edited since: text and metadata are those that were [`marked`].
+    Whether a card is generated and was not edited since: it is as it was [`marked`], but for line ends.
 
     Args:
-        card (`str`): The text of a `README.md`. Line ends and blank lines at the end do not count.
+        card (`str`): The text of a `README.md`.
     """
     body, found, digest = _plain_lines(card).rpartition(_MARK)
     return bool(found) and digest == f"{_digest(body)} -->"
@@ -218,12 +222,11 @@ def check_written(card: str, *, license: str | None = None, space: str | None = 
     """
     if is_generated(card):
         return
-    known = RepoCard(card, ignore_metadata_errors=True)
-    lacks = (
-        [f"`license: {license}` in the block at its top"] if license not in (None, known.data.get("license")) else []
-    )
-    link = f"https://huggingface.co/spaces/{space}"
-    lacks += [link] if space is not None and link not in card else []
+    lacks, link = [], f"https://huggingface.co/spaces/{space}"
+    if license not in (None, RepoCard(card, ignore_metadata_errors=True).data.get("license")):
+        lacks.append(f"`license: {license}` in the block at its top")
+    if space is not None and link not in card:
+        lacks.append(link)
     if lacks:
         logger.warning(
             "README.md was edited, so it stays as it is, without %s. Write that into it; or delete it in the folder, "
@@ -239,7 +242,7 @@ def markdown_text(text: str) -> str:
     Args:
         text (`str`): Any string; control characters are dropped and what is too long is cut.
     """
-    line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+    line = _one_line(text)
     if len(line) > MAX_TEXT:
         line = line[: MAX_TEXT - 1].rstrip() + "…"
     line = re.sub(r"([\\`*_{}\[\]#|~!$])", r"\\\1", html.escape(line, quote=False))
@@ -254,16 +257,15 @@ def code_text(text: str) -> str:
     Args:
         text (`str`): Any string.
     """
-    line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable()).replace("`", "'")
-    return f"`{line[:MAX_TEXT] or ' '}`"
+    return f"`{_one_line(text).replace('`', chr(39))[:MAX_TEXT] or ' '}`"
 
 
 def code_of_ids(item_ids: Sequence[str]) -> str:
     """
-    A history for an example, as a list in Python: the first two ids that can stand in a block of code.
+    A history for an example, as a list in Python: the first two ids that can stand in a block of code, or names.
 
     Args:
-        item_ids (`list[str]`): Ids of the catalog; where none can, names take their place.
+        item_ids (`list[str]`): Ids of the catalog.
     """
     fit = [item_id for item_id in item_ids if re.fullmatch(r"[\w.:/+-]{1,40}", item_id)][:2]
     return json.dumps(fit or ["AN_ITEM_ID", "ANOTHER_ITEM_ID"], ensure_ascii=False)
@@ -291,6 +293,10 @@ def _template(name: str) -> str:
     return resources.files("hf_genrec.hub_cards").joinpath(name).read_text(encoding="utf-8")
 
 
+def _one_line(text: str) -> str:
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+
+
 def _plain_lines(text: str) -> str:
     return "\n".join(text.splitlines()).rstrip()
 
@@ -301,16 +307,6 @@ def _digest(body: str) -> str:
 
 def _read(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
-
-
-def _as_texts(record: Mapping[str, Any], *names: str) -> dict[str, str]:
-    return {name: markdown_text(str(record[name])) for name in names}
-
-
-def _quantizer_of(folder: Path) -> dict[str, Any]:
-    """What the files that tokenizing wrote say about the ids."""
-    config, encoder = _read(folder / "config.json") or {}, _read(folder / "encoder.json") or {}
-    return {"quantizer_type": config.get("quantizer_type"), "encoder": encoder.get("model")}
 
 
 def _facts_of(card: str) -> dict[str, str]:
@@ -348,18 +344,17 @@ def _model_index(config: Any, evaluation: Mapping[str, Any] | None, repo_id: str
             metric_type=name,
             metric_name=name,
             metric_value=round(float(values[name]), 4),
-            metric_args=_interval(values, name, evaluation.get("confidence", 0.95)),
+            metric_args=values["intervals"].get(name)
+            and {
+                "confidence": evaluation.get("confidence", 0.95),
+                "interval": [round(float(end), 4) for end in values["intervals"][name]],
+            },
         )
         for name in _METRICS
         if name in values
     ]
     name = repo_id.rpartition("/")[2] if repo_id else f"{config.system_name} recommender"
     return {"model_name": name, "eval_results": results}
-
-
-def _interval(values: Mapping[str, Any], metric: str, confidence: float) -> dict[str, Any] | None:
-    interval = values["intervals"].get(metric)
-    return interval and {"confidence": confidence, "interval": [round(float(end), 4) for end in interval]}
 
 
 def _first(items: pa.Table | None, column: str) -> list[Any]:

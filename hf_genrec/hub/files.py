@@ -77,13 +77,12 @@ def files_left_out(folder: str | os.PathLike[str], *, neighbors: bool = False) -
     left: dict[str, tuple[int, str]] = {}
     code = code_files(folder)
     for name in _names_in(Path(folder)):
-        if is_published(name, code, neighbors=neighbors):
-            continue
-        top, slash, _ = name.partition("/")
-        entry = top + slash if top != "quantizer" else name
-        size, _ = left.get(entry, (0, ""))
-        reason = next((why for pattern, why in _REASONS if fnmatchcase(entry, pattern)), "no part of a recommender")
-        left[entry] = size + (Path(folder) / name).stat().st_size, reason
+        if not is_published(name, code, neighbors=neighbors):
+            top, slash, _ = name.partition("/")
+            entry = name if top == "quantizer" else top + slash
+            size, _ = left.get(entry, (0, ""))
+            why = next((why for pattern, why in _REASONS if fnmatchcase(entry, pattern)), "no part of a recommender")
+            left[entry] = size + (Path(folder) / name).stat().st_size, why
     return left
 
 
@@ -94,9 +93,12 @@ def code_files(folder: str | os.PathLike[str]) -> set[str]:
     Args:
         folder (`str` or `Path`): One without a `config.json` needs none.
     """
-    folder = Path(folder)
-    waiting = _named_code(folder) if (folder / "config.json").is_file() else []
-    found: set[str] = set()
+    folder, waiting, found = Path(folder), list[str](), set[str]()
+    if (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+        waiting += config.get("auto_map", {}).values()
+        waiting += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
+        waiting = [f"{entry.rpartition('--')[2].partition('.')[0]}.py" for entry in waiting]
     while waiting:
         name = waiting.pop()
         if name not in found:
@@ -127,18 +129,19 @@ def is_published(name: str, code: Collection[str] | None = None, *, neighbors: b
 
 def checked_content(path: Path, name: str) -> Content:
     """
-    A file that may be published; of a record that names paths of this machine, the cleaned content.
+    A file that may be published, see [`hub_files`]; of a record that names paths of this machine, the cleaned content.
 
     Args:
         path (`Path`): The file.
         name (`str`): Its place in the repository.
-
-    Raises:
-        ValueError: If it is damaged, holds a token, or is JSON with a path of this machine and no record.
     """
-    if path.suffix in (".safetensors", ".parquet"):
-        _check_whole(path)
+    if path.suffix == ".parquet":  # a cut file must not be published; both formats say how long they are
+        with reading(path, "Parquet file"):
+            pq.read_schema(path)
         return path
+    if path.suffix == ".safetensors":
+        with reading(path, "safetensors file"), safe_open(path, framework="numpy"):
+            return path
     text = path.read_text(encoding="utf-8")
     if token := _TOKEN.search(text):
         raise ValueError(
@@ -201,24 +204,6 @@ def _check_complete(folder: Path, names: list[str]) -> None:
             f"{folder} is no complete recommender: there is no {', '.join(missing)}. Name the folder that `hf-genrec "
             "train` or `save_recommender` wrote."
         )
-
-
-def _named_code(folder: Path) -> list[str]:
-    """Files of remote code that the config names."""
-    config = read_json(folder / "config.json")
-    entries = list(config.get("auto_map", {}).values())
-    entries += [pipeline["impl"] for pipeline in config.get("custom_pipelines", {}).values()]
-    return sorted({entry.rpartition("--")[2].partition(".")[0] + ".py" for entry in entries})
-
-
-def _check_whole(path: Path) -> None:
-    """A cut file must not be published; both formats say in their frame how long they are."""
-    if path.suffix == ".parquet":
-        with reading(path, "Parquet file"):
-            pq.read_schema(path)
-    else:
-        with reading(path, "safetensors file"), safe_open(path, framework="numpy"):
-            pass
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

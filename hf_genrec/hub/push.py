@@ -55,13 +55,13 @@ class PlannedFile:
 
 @dataclasses.dataclass(frozen=True)
 class Publication:
-    """A push, done or planned: `commit` and `url` are `None` for a plan."""
+    """A push, done or planned."""
 
     repo_id: str
     repo_type: RepoType
     files: tuple[PlannedFile, ...]
-    commit: str | None = None  # that now holds them
-    url: str | None = None  # the repository's page
+    commit: str | None = None  # that now holds them; `None` for a plan
+    url: str | None = None  # the repository's page; `None` for a plan
     notes: tuple[str, ...] = ()  # what else a person should know
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,8 +87,8 @@ def push_recommender(
     Publish a recommender as a Hub repository that is complete: model, code, tokenizer, items and card.
 
     The repository holds what [`hub_files`] lists, and nothing of ours that the folder no longer has; other files stay.
-    A card that was edited on the Hub stays too. An edited card, there or in the folder, is not changed: `license` and
-    `space` have no effect on it then, and a warning says what to write where.
+    A card that was edited, there or in the folder, stays too, without `license` and `space`: a warning says what to
+    write into it.
 
     Args:
         recommender (`str`, `Path` or [`Recommender`]):
@@ -101,9 +101,7 @@ def push_recommender(
         license (`str`, *optional*): The licence in the card's metadata; `None` keeps that of the earlier card.
         space (`str`, *optional*): The Space that the card links to; `None` keeps that of the earlier card.
         neighbors (`bool`, *optional*, defaults to `False`):
-            Whether `item_neighbors.parquet` is published, for the item-kNN column of the Space. Privacy: from its
-            similarities and counts a reader can work out how many users took any two items. `False` also removes one
-            that an earlier push published.
+            As in [`hub_files`], with a word on privacy. `False` also removes the file of an earlier push.
         replace_card (`bool`, *optional*, defaults to `False`): Whether a card edited on the Hub may be replaced.
         token (`str`, *optional*): The access token; `None` for the one of `hf auth login` or `HF_TOKEN`.
         dry_run (`bool`, *optional*, defaults to `False`): Whether to list only what would happen.
@@ -112,10 +110,8 @@ def push_recommender(
         [`Publication`]
 
     Raises:
-        FileNotFoundError: If the folder is not a complete recommender.
-        ValueError:
-            If a file is damaged, holds a token, or is JSON with a path of this machine; if a [`Recommender`] was built
-            in memory or was changed since it was loaded.
+        FileNotFoundError, ValueError:
+            As in [`hub_files`]; or if a [`Recommender`] was built in memory or changed since it was loaded.
         OSError: If the Hub cannot be reached or refuses; the branch is then as it was.
     """
     folder = Path(recommender) if isinstance(recommender, (str, os.PathLike)) else recommender.saved_folder()

@@ -14,7 +14,7 @@ import pyarrow as pa
 from hf_genrec.files import write_json
 from hf_genrec.hub.cards import check_written, folder_card, is_generated, sample_output
 from hf_genrec.hub.files import CARD_NAME
-from hf_genrec.serving.folder import check_items, item_table, whole_folder, write_parts
+from hf_genrec.serving.folder import item_table, whole_folder, write_parts
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
 
@@ -61,7 +61,6 @@ def save_recommender(
             "list the same items in the same order. Tokenize the items of this data set."
         )
     table = item_table(items, None if semantic_ids is None else semantic_ids.codes)
-    check_items(model, table)
     card = Path(folder) / CARD_NAME
     earlier = card.read_text(encoding="utf-8") if card.exists() else None
     with whole_folder(folder) as partial:

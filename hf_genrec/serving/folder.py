@@ -23,12 +23,9 @@ ITEMS_NAME = "items.parquet"
 
 def whole_folder(folder: str | os.PathLike[str]) -> AbstractContextManager[Path]:
     """
-    A hidden folder for the files of a recommender, which replace those of `folder` together, see [`updated_folder`].
+    [`updated_folder`] for the files of a recommender; an evaluation of earlier weights goes.
 
-    An evaluation that an earlier save left goes, since it speaks of other weights.
-
-    Args:
-        folder (`str` or `Path`): The folder of the recommender; created where it is missing.
+    Args: see [`updated_folder`].
     """
     return updated_folder(folder, dropped=("evaluation.json", "evaluation_users.parquet"))
 
@@ -58,7 +55,7 @@ def write_parts(folder: Path, model: Any, table: pa.Table, *, quantizer: str | o
 
 def item_table(items: pa.Table, codes: Any = None) -> pa.Table:
     """
-    The `items.parquet` of a checkpoint: ids, codes and what people want to see.
+    The `items.parquet` of a checkpoint: ids, codes, titles and texts.
 
     Args:
         items (`pa.Table`): `item_id` in the model's order, and further columns.
@@ -77,10 +74,7 @@ def check_items(model: Any, items: pa.Table, *, tokenizer: Any = None) -> None:
     """
     Whether an item table, and a tokenizer, are those that a model was saved with.
 
-    Args:
-        model: A model whose config has `catalog_fingerprint` and `items_fingerprint`.
-        items (`pa.Table`): Columns `item_id` and, where present, `codes`.
-        tokenizer (*optional*): The tokenizer of the folder.
+    Args: see [`write_parts`].
     """
     if "item_id" not in items.column_names:
         raise ValueError(f"The item table needs a column `item_id`, found {items.column_names}.")

@@ -219,26 +219,14 @@ def _overlap(exact: torch.Tensor, found: torch.Tensor) -> float:
 def code_similarities(code_embeddings: torch.Tensor) -> torch.Tensor:
     """
     What each pair of codes of a level adds to the similarity of two items, `(1 + cosine) / 2 / num_levels`: over all
-    levels 1 for items with the same codes, 0 if the embeddings of all codes point in opposite directions.
-
-    The paper has products where this has cosines.
+    levels 1 for items with the same codes, 0 if the embeddings of all codes point in opposite directions. The paper
+    has products where this has cosines.
 
     Args:
-        code_embeddings: `(num_levels, codebook_size, d_model)`.
+        code_embeddings: `(num_levels, codebook_size, d_model)`, to `(num_levels, codebook_size, codebook_size)`.
 
-    Returns:
-        `torch.FloatTensor` of shape `(num_levels, codebook_size, codebook_size)`.
-
-    Example:
-
-    ```python
     >>> code_similarities(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]])).tolist()
     [[[1.0, 0.5], [0.5, 1.0]]]
-
-    ```
     """
     directions = torch.nn.functional.normalize(code_embeddings.detach().float(), dim=-1)
     return (1 + directions @ directions.transpose(1, 2)) / (2 * len(directions))
-
-
-__all__ = ["ItemGraph", "build_item_graph", "write_item_graph"]

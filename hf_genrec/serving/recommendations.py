@@ -28,16 +28,10 @@ class Recommendations:
             whole list, as if it were a batch of one, and warns: in the next version that will be the best item.
         scores (`list[float]` or `list[list[float]]`):
             The items' scores in the same order, never increasing. Log-probabilities for the generative models.
-        num_unknown (`int`, *optional*, defaults to 0):
-            History entries that are no item of the catalog. They were ignored.
-        num_visited (`list[int]`, *optional*):
-            How many items were scored for each user, where the model tells it.
+        num_unknown (`int`, *optional*, defaults to 0): History entries that are no items of the catalog; ignored.
+        num_visited (`list[int]`, *optional*): How many items were scored for each user, where the model says so.
         num_distinct (`list[int]`, *optional*):
-            How many distinct items the beams of each user held, where there are beams: of each semantic ID all items
-            that share it.
-
-    Raises:
-        ValueError: If the two lists do not have one score per item.
+            How many distinct items the beams of each user held: of each semantic ID all items that share it.
 
     Example:
 
@@ -102,7 +96,7 @@ class _OneUser(list):
 
 class Recommender(Protocol):
     """
-    The one thing that the evaluation asks of a model or a baseline.
+    What the evaluation asks of a model or a baseline.
 
     Example:
 
@@ -122,18 +116,11 @@ class Recommender(Protocol):
         self, histories: Sequence[Sequence[str]] | Sequence[str], *, top_k: int = 10, exclude_seen: bool = False
     ) -> Recommendations:
         """
-        Rank items for each history.
+        Rank items for each history, see [`~hf_genrec.serving.recommender.Recommender.recommend`].
 
         Args:
-            histories (`list[list[str]]` or `list[str]`):
-                Item ids, oldest first, one list per user. A flat list is one history, answered by flat lists. Unknown
-                ids are ignored and counted.
-            top_k (`int`, *optional*, defaults to 10):
-                How many items each list holds, at least 1. Shorter only where no more items may be recommended.
-            exclude_seen (`bool`, *optional*, defaults to `False`):
-                Whether items of the history are left out of the recommendations.
-
-        Returns:
-            [`Recommendations`]: one list per user, flat for one history.
+            histories (`list[list[str]]` or `list[str]`): Item ids per user, oldest first; unknown ones are ignored.
+            top_k (`int`, *optional*, defaults to 10): Length of the lists, less where fewer items may be recommended.
+            exclude_seen (`bool`, *optional*, defaults to `False`): Whether items of the history are left out.
         """
         ...

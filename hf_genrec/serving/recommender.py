@@ -8,7 +8,6 @@ not belong together: a wrong table would turn every right code into a wrong item
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import re
 import shutil
@@ -28,15 +27,13 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from hf_genrec.files import first_five, read_table, reading, restored
-from hf_genrec.modeling.genrec_folder import batch_of, check_manifest, write_manifest
+from hf_genrec.files import read_table, reading, restored
+from hf_genrec.modeling.genrec_folder import batch_of, check_manifest, look_up, write_manifest
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
 from hf_genrec.serving.recommendations import Recommendations
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 
-
-logger = logging.getLogger(__name__)
 
 _COMPANIONS = ("item_graph.safetensors", "item_neighbors.parquet")  # made for the weights and items of a folder
 _TENSORS = ("item_prior", "item_embeddings")  # arguments of `model.recommend` that are no fields of a config
@@ -53,12 +50,10 @@ class Recommender:
             A model with `recommend()`: [`LatteForConditionalGeneration`], [`RPGForItemGeneration`], ...
         items (`pa.Table`):
             One row per item in the model's order: `item_id` and whatever else is known (`title`, ...).
-        batch_size (`int`, *optional*, defaults to 64):
-            Users computed at a time.
+        batch_size (`int`, *optional*, defaults to 64): Users computed at a time.
         config ([`RecommendConfig`], *optional*):
             Options for every call; `None` for `model.recommend_config`, which was read from `recommend_config.json`.
-        search_options (`Mapping[str, Any]`, *optional*):
-            Deprecated: the same as `**options`.
+        search_options (`Mapping[str, Any]`, *optional*): Deprecated: the same as `**options`.
         **options:
             Fields of [`RecommendConfig`] for every call, such as `num_beams=100`, and `item_prior` or
             `item_embeddings`; those of a call come on top.
@@ -119,7 +114,7 @@ class Recommender:
                 Whether the files must be those that were saved, by their digests in `manifest.json`. `False` is for
                 files that were edited on purpose.
             config ([`RecommendConfig`], *optional*): See [`Recommender`].
-            search_options (`Mapping[str, Any]`, *optional*): Deprecated: the same as `**options`.
+            search_options (`Mapping[str, Any]`, *optional*): See [`Recommender`].
             **options: See [`Recommender`].
 
         Returns:
@@ -163,9 +158,6 @@ class Recommender:
             quantizer (`str` or `Path`, *optional*):
                 The folder that tokenizing wrote, by which new items can get codes; `None` for the one that this
                 recommender was loaded with, if any. An item graph that it was loaded with is copied too.
-
-        Returns:
-            `Path`: the folder.
         """
         codes = self.model.item_codes.cpu().numpy() if self.model.config.has_codes else None
         origin = self._companions()
@@ -182,13 +174,8 @@ class Recommender:
 
     def saved_folder(self) -> Path:
         """
-        The folder that holds what this recommender serves, to be copied or published.
-
-        Returns:
-            `Path`: the folder it was loaded from; of a Hub repository, its files in the cache.
-
-        Raises:
-            ValueError: If it was not loaded with `from_pretrained`, or differs from the files it was loaded from.
+        The folder that holds what this recommender serves, to be copied or published: the one it was loaded from; of a
+        Hub repository, its files in the cache. A `ValueError` if it differs from these or was built in memory.
         """
         if self._origin is None:
             raise ValueError(
@@ -226,16 +213,10 @@ class Recommender:
 
     def titles(self, item_ids: Sequence[str]) -> list[str]:
         """
-        Titles of items, for people.
+        Titles of items, for people, or their ids where the table has none.
 
         Args:
             item_ids (`Sequence[str]`): Ids of the catalog.
-
-        Returns:
-            `list[str]`: titles, or the ids where the table has none.
-
-        Raises:
-            KeyError: If an id is not in the catalog.
         """
         if "title" not in self.items.column_names:
             return list(item_ids)
@@ -305,7 +286,7 @@ class Recommender:
         batch, is_one = batch_of(histories)
         excluded = self._rule("exclude_items", exclude_items, num_users=len(batch))
         allowed = self._rule("allow_items", allow_items, num_users=len(batch))
-        indices, num_unknown = self._look_up(batch)
+        indices, num_unknown = look_up(batch, self._index_of, name="histories")
         if asked.exclude_seen if exclude_seen is None else exclude_seen:
             shared = excluded if excluded is None or len(excluded) == len(batch) else excluded * len(batch)
             excluded = indices if shared is None else [[*a, *b] for a, b in zip(indices, shared, strict=True)]
@@ -330,7 +311,7 @@ class Recommender:
         for start in range(0, num_users, self.batch_size):
             users = order[start : start + self.batch_size].tolist()
             output = self.model.recommend(
-                self._tokens([indices[user][-self.model.config.max_history_length :] for user in users]),
+                self._history_tokens([indices[user] for user in users]),
                 exclude_items=self._rule_tokens(excluded, users, num_users=num_users),
                 allow_items=self._rule_tokens(allowed, users, num_users=num_users),
                 config=_of_batch(asked, start // self.batch_size),
@@ -372,11 +353,10 @@ class Recommender:
         options = {}
         if "latent_aggregation" in inspect.signature(self.model.score_items).parameters:
             options["latent_aggregation"] = self.config.latent_aggregation
-        indices, _ = self._look_up(batch_of(histories)[0])
-        length = self.model.config.max_history_length
+        indices, _ = look_up(batch_of(histories)[0], self._index_of, name="histories")
         parts = []
         for start in range(0, len(indices), self.batch_size):
-            tokens = self._tokens([history[-length:] for history in indices[start : start + self.batch_size]])
+            tokens = self._history_tokens(indices[start : start + self.batch_size])
             parts.append(self.model.score_items(tokens, **options).float().cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, len(self.item_ids)), dtype=np.float32)
 
@@ -389,17 +369,7 @@ class Recommender:
             rows, is_shared = [[]], True
         if not is_shared and len(rows) != num_users:
             raise ValueError(f"`{name}` must be one list of ids or one per user ({num_users}), got {len(rows)} lists.")
-        known = [[self._index_of[item_id] for item_id in row if item_id in self._index_of] for row in rows]
-        unknown = [item_id for row in rows for item_id in row if item_id not in self._index_of]
-        if unknown and name == "allow_items" and not any(known):
-            raise ValueError(
-                f"`allow_items` holds no id of the catalog: {first_five(unknown)}. Give ids of the catalog's "
-                f"{len(self.item_ids)} items, or an empty list to allow nothing."
-            )
-        if unknown:
-            message = "%d ids in `%s` are not in the catalog and are ignored: %s"
-            logger.warning(message, len(unknown), name, first_five(unknown))
-        return known
+        return look_up(rows, self._index_of, name=name)[0]
 
     def _rule_tokens(self, rule: list[list[int]] | None, users: list[int], *, num_users: int) -> torch.Tensor | None:
         """Item tokens of a rule for some of the users: `(n,)` for all, or `(len(users), n)`."""
@@ -409,13 +379,8 @@ class Recommender:
             return self._tokens([rule[user] for user in users])
         return self._tokens(rule)[0]
 
-    def _look_up(self, histories: list[list[str]]) -> tuple[list[list[int]], int]:
-        unknown = [item_id for history in histories for item_id in history if item_id not in self._index_of]
-        if unknown:
-            message = "%d history items are not in the catalog and are ignored: %s"
-            logger.warning(message, len(unknown), first_five(unknown))
-        known = [[self._index_of[item] for item in history if item in self._index_of] for history in histories]
-        return known, len(unknown)
+    def _history_tokens(self, histories: list[list[int]]) -> torch.LongTensor:
+        return self._tokens([history[-self.model.config.max_history_length :] for history in histories])
 
     def _tokens(self, histories: list[list[int]]) -> torch.LongTensor:
         """Item indices as item tokens, padded on the right with the pad token."""

@@ -63,7 +63,7 @@ def test_run_folder_is_loaded_evaluated_and_says_what_it_is(circle, tmp_path):
 
 
 def test_methods_that_do_not_exist_or_lack_vectors_are_named(circle):
-    with pytest.raises(ValueError, match="`method` must be one of 'ridge', 'item-knn', 'text', got 'svd'"):
+    with pytest.raises(ValueError, match="`method` must be one of ridge, item-knn, text, got 'svd'"):
         fit_item_to_item(circle, method="svd")
     with pytest.raises(ValueError, match="`embeddings` go with `method='text'`"):
         fit_item_to_item(circle, method="text")
