@@ -3,8 +3,8 @@ From histories to ranked items: the one `recommend()` of all architectures.
 
 What all share stands here: options, rules, chunks under the memory budget, prior corrections, diverse lists and the
 output. A model that mixes in `RecommendMixin` supplies `_rank_batch`, which ranks the items for some users, and
-`_ranking_bytes`, what that takes. Scores are log-probabilities. Items with equal scores stand in
-ascending order, those that share a semantic ID by popularity where the model knows it.
+`_ranking_bytes`, what that takes. Scores are log-probabilities. Items with equal scores stand in ascending order,
+those that share a semantic ID by popularity where the model knows it.
 """
 
 from collections.abc import Iterator
@@ -218,16 +218,10 @@ class RankRequest:
 
 @dataclass
 class PredictionOutput(ModelOutput):
-    """
-    What a forward pass returns.
-
-    - `loss` `()`: with labels.
-    - `logits`: without labels, log-probabilities of what follows each history: of each code
-      `(batch_size, num_levels, codebook_size)`, or of each item `(batch_size, num_items)`. With labels none: the loss
-      never holds all of them.
-    """
+    """What a forward pass returns: the loss with labels, else the logits; the loss never holds all of these."""
 
     loss: torch.FloatTensor | None = None
+    # log-probabilities of what follows each history: of codes (B, num_levels, codebook_size), or of items (B, N)
     logits: torch.FloatTensor | None = None
 
 
