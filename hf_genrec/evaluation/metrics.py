@@ -90,11 +90,6 @@ def ndcg_at_k(ranks: ArrayLike, *, k: int) -> float:
     return _mean(ndcg_per_user(ranks, k=k))
 
 
-def mrr_at_k(ranks: ArrayLike, *, k: int) -> float:
-    """Mean over all users of the reciprocal rank, 0 from rank `k` on. Args: see the module."""
-    return _mean(mrr_per_user(ranks, k=k))
-
-
 PER_USER = {"recall": recall_per_user, "ndcg": ndcg_per_user, "mrr": mrr_per_user}
 
 

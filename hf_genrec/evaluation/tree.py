@@ -21,23 +21,6 @@ from scipy import stats
 from scipy.special import logsumexp, xlogy
 
 
-def tree_distance(codes_a: NDArray[np.integer], codes_b: NDArray[np.integer]) -> NDArray[np.int64]:
-    """
-    Edges between two leaves of the tree of prefixes: twice the number of codes after the common prefix.
-
-    Args: semantic IDs of shape `(..., num_levels)`; the shapes are broadcast.
-
-    >>> tree_distance(np.array([[4, 1, 7], [4, 2, 7], [0, 1, 7]]), np.array([4, 1, 9])).tolist()
-    [2, 4, 6]
-    """
-    codes_a, codes_b = np.asarray(codes_a), np.asarray(codes_b)
-    if codes_a.shape[-1:] != codes_b.shape[-1:]:
-        shapes = f"{codes_a.shape} and {codes_b.shape}"
-        raise ValueError(f"`codes_a` and `codes_b` must have the same number of levels, got shapes {shapes}.")
-    num_shared = np.cumprod(codes_a == codes_b, axis=-1).sum(axis=-1)
-    return 2 * (codes_a.shape[-1] - num_shared)
-
-
 def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int = 0) -> dict[int, NDArray[np.int64]]:
     """
     Different pairs of items for each distance in the tree, drawn uniformly from all pairs at that distance.

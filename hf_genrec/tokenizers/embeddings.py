@@ -152,7 +152,7 @@ class Whitening:
         variances, components = variances[::-1][:num_components], vectors.T[::-1][:num_components]
         num_usable = int((variances > 1e-12 * variances[0]).sum())
         if not num_usable:
-            raise ValueError("All embeddings are equal: nothing in them tells the items apart.")
+            raise ValueError("All embeddings are equal: nothing in them distinguishes the items.")
         if num_usable < num_components and not take_fewer:
             raise ValueError(f"`num_components` is {num_components}, but only {num_usable} directions have variance.")
         num_components = min(num_components, num_usable)

@@ -31,7 +31,7 @@ class RQVAEConfig(PreTrainedConfig):
         commitment_weight (`float`, defaults to 0.25): Weight of what draws latents towards their centroids.
         reconstruction (`str`, defaults to `"squared"`):
             Error of the decoded vector, or `"contrastive"`: among the vectors of the batch it must point at its own
-            (InfoNCE on cosines, temperature 0.1), which keeps what tells items apart. As in CoST.
+            (InfoNCE on cosines, temperature 0.1), which keeps what distinguishes items. As in CoST.
         dropout (`float`, defaults to 0.0): Dropout after each hidden layer.
         sinkhorn_epsilon (`float`, defaults to 0.0):
             Above 0, training assigns the last `sinkhorn_levels` levels so that all codes are used about equally; the

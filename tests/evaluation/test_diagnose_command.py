@@ -19,8 +19,8 @@ from hf_genrec import (
 )
 from hf_genrec.cli.main import app
 from hf_genrec.evaluation.diagnose import _has_tree, diagnose, diagnosis_tables
-from hf_genrec.evaluation.tree import tree_distance
 from invariants.model import NUM_ITEMS, make_model, random_codes, tiny_config
+from tree_distances import tree_distance
 
 
 ITEM_IDS = [f"item-{number:02}" for number in range(NUM_ITEMS)]

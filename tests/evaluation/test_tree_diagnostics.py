@@ -20,7 +20,6 @@ from hf_genrec.evaluation.tree import (
     pair_correlations,
     reversal_rates,
     sample_pairs,
-    tree_distance,
 )
 from invariants.model import histories_of, make_model, tiny_config
 
@@ -42,22 +41,6 @@ def pairs_by_hand(codes):
     for a, b in itertools.combinations(range(len(codes)), 2):
         found.setdefault(distance_by_hand(codes[a], codes[b]), set()).add((a, b))
     return found
-
-
-@settings(max_examples=40, deadline=None)
-@given(TABLES)
-def test_tree_distance_is_the_way_through_the_tree_and_an_ultrametric(codes):
-    distances = tree_distance(codes[:, None], codes)
-
-    for a, b in itertools.product(range(12), repeat=2):
-        assert distances[a, b] == distance_by_hand(codes[a], codes[b])
-    farther = np.maximum(distances[:, :, None], distances[None, :, :])  # of (a, b) and (b, c)
-    assert (distances[:, None, :] <= farther).all()
-
-
-def test_tree_distance_refuses_ids_of_different_length():
-    with pytest.raises(ValueError, match="same number of levels"):
-        tree_distance(np.zeros((3, 4)), np.zeros((3, 5)))
 
 
 @settings(max_examples=40, deadline=None)

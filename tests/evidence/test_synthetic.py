@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_genrec.evaluation.tree import num_neighbours, reversal_rates, tree_distance
+from hf_genrec.evaluation.tree import num_neighbours, reversal_rates
 from synthetic import make_sibling_world, pattern_report
+from tree_distances import tree_distance
 
 
 @pytest.fixture(scope="module")
