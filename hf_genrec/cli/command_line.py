@@ -5,6 +5,7 @@ What the verbs of the command line share: the application, its errors, its optio
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
@@ -23,19 +24,6 @@ from typer.core import TyperGroup
 
 FAULT, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 SECONDS_BETWEEN_LINES = 10  # of progress, where stderr is no terminal
-
-# Arguments of the library whose option has another name; all others are spelled alike.
-OPTION_OF = {
-    "user": "--user-column", "item": "--item-column", "timestamp": "--timestamp-column", "rating": "--rating-column",
-    "title": "--title-field", "model_name": "--model", "num_whitened": "--whiten", "num_levels": "--levels",
-    "num_latent_tokens": "--latents", "num_heads": "--heads", "num_layers": "--layers",
-    "num_decoder_layers": "--decoder-layers", "dropout_rate": "--dropout", "max_history_length": "--max-history",
-    "shape": "--set", "num_train_epochs": "--epochs", "per_device_train_batch_size": "--batch-size",
-    "early_stopping_patience": "--early-stopping", "eval_num_beams": "--beams", "num_beams": "--beams",
-    "exclude_items": "--exclude", "allow_items": "--allow", "search_options": "--search",
-    "num_neighbors": "--neighbors", "num_users": "--users", "num_pairs": "--pairs",
-}  # fmt: skip
-
 
 _ORDER = (
     "prepare", "embed", "tokenize", "train", "fit", "ensemble", "evaluate", "recommend", "serve", "demo", "compare",
@@ -88,26 +76,24 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     """
     A message of the library in the words of the command line: arguments in backticks become options.
 
-    Args: `options` are those of the verb, by the names of its parameters.
+    Args: `options` are those of the verb, by the names of its parameters, which are those of the library's arguments.
 
     Example:
 
     ```python
     >>> in_options("Pass `overwrite=True`.", {"overwrite": "--overwrite"})
     'Pass `--overwrite`.'
-    >>> in_options("Pass `timestamp=None`, not `x`.", {"timestamp_column": "--timestamp-column"})
+    >>> in_options("Pass `timestamp=None`, not `x`.", {"timestamp": "--timestamp-column"})
     "Pass `--timestamp-column ''`, not `x`."
 
     ```
     """
-    renamed = {argument: option for argument, option in OPTION_OF.items() if option in options.values()}
-    known = {name: option for name, option in options.items() if option.startswith("--")} | renamed
 
     def option_of(found: re.Match[str]) -> str:
-        option, value = known.get(found["name"]), (found["value"] or "").strip("'\"")
-        if option is None or value == "False":
+        option, value = options.get(found["name"], ""), (found["value"] or "").strip("'\"")
+        if not option.startswith("--") or value == "False":
             return found[0]
-        value = {"True": "", "None": "''"}.get(value, value)
+        value = "" if value in ("", "True") else shlex.quote("" if value == "None" else value)
         return f"`{option} {value}`" if value else f"`{option}`"
 
     message = re.sub(r"`(?P<name>[a-z]\w*)(?:=(?P<value>[^`\s]+))?`", option_of, message)
@@ -117,17 +103,6 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
 app = typer.Typer(
     cls=_Verbs, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-
-
-def one_of(*choices: str) -> Callable[[str | None], str | None]:
-    """A callback for options with a few values: any other is refused. Args: the values."""
-
-    def check(value: str | None) -> str | None:
-        if value is not None and value not in choices:
-            raise typer.BadParameter(f"must be one of {', '.join(choices)}, is {value!r}.")
-        return value
-
-    return check
 
 
 def ending_in(*endings: str) -> Callable[[typer.CallbackParam, str | None], str | None]:
@@ -146,6 +121,11 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def arguments_for(function: Callable[..., Any], ctx: typer.Context) -> dict[str, Any]:
+    """The options of a verb that are arguments of a function of the library. Args: the function, and the context."""
+    return {name: ctx.params[name] for name in inspect.signature(function).parameters if name in ctx.params}
+
+
 PlotFile = Annotated[
     str | None, typer.Option("--plot", metavar="FILE.png", callback=ending_in(".png"), help="Draw the result here.")
 ]
@@ -154,18 +134,22 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 Prepared = Annotated[
     str, typer.Argument(metavar="PREPARED", help="Folder that `hf-genrec prepare` wrote.", show_default=False)
 ]
+RunFolder = Annotated[str, typer.Option("--output", help="The run folder to write.", show_default=False)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")]
+FitExcludeSeen = Annotated[
+    bool | None,
+    typer.Option(
+        "--exclude-seen/--allow-seen",
+        help="Choose for lists without or with items of the history.",
+        show_default="without, where the data has almost no repeats",
+    ),
+]
 Beams = Annotated[
     int | None, typer.Option("--beams", min=1, help="Beams per user.", show_default="what the model was saved with")
 ]
 Decoding = Annotated[
-    str | None,
-    typer.Option(
-        "--decoding",
-        callback=one_of("exact", "graph", "beam"),
-        metavar="exact|graph|beam",
-        help="How rpg and acerec find items.",
-        show_default="exact",
-    ),
+    Literal["exact", "graph", "beam"] | None,
+    typer.Option(help="How rpg and acerec find items.", show_default="exact"),
 ]
 SearchOptions = Annotated[
     list[str] | None,
@@ -173,10 +157,7 @@ SearchOptions = Annotated[
         "--search", metavar="NAME=VALUE", help="A further argument of the model's recommend(), as num_propagations=5."
     ),
 ]
-Aggregation = Annotated[
-    str | None,
-    typer.Option(callback=one_of("max", "sum"), metavar="max|sum", help="Score of an item over the latents."),
-]
+Aggregation = Annotated[Literal["max", "sum"] | None, typer.Option(help="Score of an item over the latents.")]
 
 
 def _show_version(value: bool) -> None:

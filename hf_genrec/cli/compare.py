@@ -35,20 +35,16 @@ def _compare(
     ] = False,
     output: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE.md|FILE.json",
-            callback=ending_in(".md", ".json"),
-            help="Write the tables here.",
-        ),
+        typer.Option(metavar="FILE.md|FILE.json", callback=ending_in(".md", ".json"), help="Write the tables here."),
     ] = None,
     plot: PlotFile = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Evaluations of several models in one table, with paired differences over the same users.
+    Compare evaluations of several models.
 
-    Runs of one NAME (or, in records of the results page, runs that differ in the seed only) are one row: means, and
-    the standard deviation between the seeds.
+    One table, with paired differences over the same users. Runs of one NAME (or, in records of the results page, runs
+    that differ in the seed only) are one row: means, and the standard deviation between the seeds.
 
     \b
     Examples:

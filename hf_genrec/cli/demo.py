@@ -33,7 +33,9 @@ def _demo(
     as_json: AsJson = False,
 ) -> None:
     """
-    The whole walk on MovieLens-100K in a few minutes; stages that are done are not done again.
+    Run all stages on MovieLens-100K, in a few minutes.
+
+    Stages that are done are not done again.
 
     \b
     Examples:

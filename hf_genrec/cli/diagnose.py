@@ -4,15 +4,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, PlotFile, Prepared, app, command_line, ending_in, one_of, output_on
+from hf_genrec.cli.command_line import (
+    AsJson,
+    Device,
+    PlotFile,
+    Prepared,
+    app,
+    arguments_for,
+    command_line,
+    ending_in,
+    output_on,
+)
 
 
 @app.command("diagnose")
 def _diagnose(
+    ctx: typer.Context,
     runs: Annotated[
         list[str],
         typer.Argument(metavar="RUN", help="Run folders or Hub repositories; NAME=... names one.", show_default=False),
@@ -22,26 +33,20 @@ def _diagnose(
         list[str] | None,
         typer.Option(metavar="RUN", help="A model without a tree, such as SASRec, binned by the first run's."),
     ] = None,
-    users: Annotated[int, typer.Option(min=2, help="Users of the test split, a sample.")] = 512,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs of items per distance, a sample.")] = 1024,
+    num_users: Annotated[int, typer.Option("--users", min=2, help="Users of the test split, a sample.")] = 512,
+    num_pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of items per distance, a sample.")] = 1024,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
-    latent_aggregation: Annotated[
-        str, typer.Option(callback=one_of("max", "sum"), metavar="max|sum", help="Probability over the latents.")
-    ] = "sum",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    latent_aggregation: Annotated[Literal["max", "sum"], typer.Option(help="Probability over the latents.")] = "sum",
+    device: Device = None,
     output: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE.json",
-            callback=ending_in(".json"),
-            help="Write the report here.",
-        ),
+        typer.Option(metavar="FILE.json", callback=ending_in(".json"), help="Write the report here."),
     ] = None,
     plot: PlotFile = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    What decoding along the tree of semantic IDs does to the probabilities of items.
+    Show what decoding along the tree of codes does.
 
     For pairs of items at each distance in the tree: how alike their probabilities move over users, how often two
     users order them oppositely, and Kendall's tau-b of correlation and distance. For Latte also how evenly the
@@ -63,15 +68,7 @@ def _diagnose(
         keep_freed_memory()  # the walk through the tree makes and frees large tensors for every user
         prepared = PreparedDataset.load(prepared_folder)
         systems, loaded = load_systems([*runs, *(reference or [])], device=device)
-        report = diagnose(
-            systems,
-            prepared,
-            num_users=users,
-            num_pairs=pairs,
-            seed=seed,
-            latent_aggregation=latent_aggregation,
-            show_progress=True,
-        )
+        report = diagnose(systems, prepared, **arguments_for(diagnose, ctx), show_progress=True)
         report |= {"command": command_line(), "runs": loaded}
         if output is not None:
             write_json(report, output)

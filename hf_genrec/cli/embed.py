@@ -8,15 +8,16 @@ from typing import Annotated
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, Prepared, app, output_on
+from hf_genrec.cli.command_line import AsJson, Device, Prepared, app, arguments_for, output_on
 
 
 @app.command("embed")
 def _embed(
+    ctx: typer.Context,
     prepared_folder: Prepared,
     output: Annotated[str, typer.Option("--output", help="A folder, or a .safetensors file.", show_default=False)],
-    model: Annotated[
-        str, typer.Option(help="sentence-transformers model on the Hub, or a folder with one.")
+    model_name: Annotated[
+        str, typer.Option("--model", help="sentence-transformers model on the Hub, or a folder with one.")
     ] = "sentence-transformers/sentence-t5-base",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
     matrix: Annotated[str | None, typer.Option(help="A ready .npy or .safetensors matrix instead of a model.")] = None,
@@ -28,12 +29,13 @@ def _embed(
         float, typer.Option(min=0.0, help="With --behavior: weight of the texts; 0 for behaviour alone.")
     ] = 0.6,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Turn the item texts into embeddings, alone or with the behaviour in the training part of the log. The embeddings of
-    the texts are cached by texts and model.
+    Turn item texts, or the log, or both, into vectors.
+
+    What users did counts only in the training part of the log. Vectors of texts are cached by texts and model.
 
     \b
     Examples:
@@ -47,17 +49,7 @@ def _embed(
         from hf_genrec.tokenizers.folder import embed_items, read_embeddings
 
         prepared = PreparedDataset.load(prepared_folder)
-        path = embed_items(
-            prepared,
-            output,
-            model_name=model,
-            revision=revision,
-            matrix=matrix,
-            behavior=behavior,
-            weight=weight,
-            batch_size=batch_size,
-            device=device,
-        )
+        path = embed_items(prepared, **arguments_for(embed_items, ctx))
         embeddings, encoder = read_embeddings(path, prepared)
         num_items, dim = embeddings.shape
         columns = int(encoder.get("behavior_columns", 0))

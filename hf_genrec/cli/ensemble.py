@@ -4,27 +4,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, Prepared, app, command_line, one_of, output_on
+from hf_genrec.cli.command_line import (
+    AsJson,
+    Prepared,
+    RunFolder,
+    app,
+    arguments_for,
+    command_line,
+    output_on,
+)
 
 
 @app.command("ensemble")
 def _ensemble(
+    ctx: typer.Context,
     prepared_folder: Prepared,
     members: Annotated[
         list[str], typer.Argument(metavar="[NAME=]RUN...", help="Run folders or Hub repositories.", show_default=False)
     ],
-    output: Annotated[str, typer.Option("--output", help="The run folder to write.", show_default=False)],
+    output_dir: RunFolder,
     combination: Annotated[
-        str,
-        typer.Option(
-            callback=one_of("standardised", "log_probability", "reciprocal_rank"),
-            metavar="standardised|log_probability|reciprocal_rank",
-            help="What is added up.",
-        ),
+        Literal["standardised", "log_probability", "reciprocal_rank"], typer.Option(help="What is added up.")
     ] = "standardised",
     exclude_seen: Annotated[
         bool | None,
@@ -39,7 +44,9 @@ def _ensemble(
     as_json: AsJson = False,
 ) -> None:
     """
-    Add up the scores of several models, with weights chosen on the validation split, and write one run folder.
+    Add up the scores of several models.
+
+    Weights are chosen on the validation split. The sum is a run folder, like a trained model.
 
     \b
     Examples:
@@ -52,20 +59,13 @@ def _ensemble(
         from hf_genrec.training.closed_form import ensemble_run
 
         paths = {}
-        for name, path in map(named_path, members):
-            if (name or path) in paths:
-                raise ValueError(f"Two members are called {name or path!r}: give them names, NAME=RUN.")
-            paths[name or path] = path
-        record = ensemble_run(
-            PreparedDataset.load(prepared_folder),
-            paths,
-            output,
-            combination=combination,
-            exclude_seen=exclude_seen,
-            max_users=max_users,
-            seed=seed,
-            command=command_line(),
-        )
+        for named, path in map(named_path, members):
+            name = named or Path(path).resolve().name
+            if name in paths:
+                raise ValueError(f"Two members are called {name!r}: give them names, NAME=RUN.")
+            paths[name] = path
+        asked = arguments_for(ensemble_run, ctx) | {"members": paths}
+        record = ensemble_run(PreparedDataset.load(prepared_folder), **asked, command=command_line())
         report = record["ensemble"]
         chosen, alone = report["ndcg@10"]["chosen"], report["ndcg@10"]["alone"]
         show(
@@ -73,6 +73,6 @@ def _ensemble(
             *(f"  {alone[name][0]:.4f}  {alone[name][1]:.4f}  {name}" for name in report["scores"]),
             f"  {chosen[0]:.4f}  {chosen[1]:.4f}  together, times "
             + ", ".join(f"{weight:.3g}" for weight in report["weights"]),
-            f"written to {output}; next: hf-genrec evaluate {output} {prepared_folder}",
-            result={"folder": output} | record,
+            f"written to {output_dir}; next: hf-genrec evaluate {output_dir} {prepared_folder}",
+            result={"folder": output_dir} | record,
         )

@@ -15,12 +15,12 @@ from hf_genrec.cli.command_line import (
     AsJson,
     Beams,
     Decoding,
+    Device,
     Prepared,
     SearchOptions,
     app,
     given,
     name_values,
-    one_of,
     output_on,
 )
 
@@ -33,18 +33,16 @@ if TYPE_CHECKING:
 def _evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or Hub repository.", show_default=False)],
     prepared_folder: Prepared,
-    split: Annotated[str, typer.Option(callback=one_of("test", "validation"), metavar="test|validation")] = "test",
-    beams: Beams = None,
+    split: Annotated[Literal["test", "validation"], typer.Option()] = "test",
+    num_beams: Beams = None,
     decoding: Decoding = None,
     latent_aggregation: Aggregation = None,
-    search_words: SearchOptions = None,
+    search_options: SearchOptions = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Users decoded at a time.")] = 64,
     max_users: Annotated[int | None, typer.Option(min=1, help="A sample of this many users.")] = None,
     seen: Annotated[
-        str,
+        Literal["allowed", "excluded", "auto"],
         typer.Option(
-            callback=one_of("allowed", "excluded", "auto"),
-            metavar="allowed|excluded|auto",
             help="Items of the history in the first column, which has all figures: papers allow them; auto excludes "
             "them where the data has almost no repeats. The other column is measured too.",
         ),
@@ -55,17 +53,18 @@ def _evaluate(
         int, typer.Option(min=0, help="Score all items exactly for this many users: what does the search miss?")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the samples and the bootstrap.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    device: Device = None,
     output: Annotated[
         str | None, typer.Option(help="Write the record to this JSON file too, and ranks per user beside it.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Rank the whole catalog for every user and print recall, ndcg and what the lists are like, beside the baselines.
+    Measure a model beside baselines, on held-out items.
 
-    An evaluation of all users on the test split is also written into the run folder, as evaluation.json and, one row
-    per user, evaluation_users.parquet.
+    The whole catalog is ranked for every user; recall, ndcg and what the lists are like are shown. An evaluation of
+    all users on the test split is also written into the run folder, as evaluation.json and, one row per user,
+    evaluation_users.parquet.
 
     \b
     Examples:
@@ -86,32 +85,19 @@ def _evaluate(
 
         check_model_name(model)
         prepared = PreparedDataset.load(prepared_folder)
-        options = given({"decoding": decoding}) | name_values("--search", search_words or [])
-        beam_options = given({"num_beams": beams, "latent_aggregation": latent_aggregation})
-        recommender = Recommender.from_pretrained(
-            model, batch_size=batch_size, device=device, **(beam_options | options)
-        )
+        options = given({"decoding": decoding}) | name_values("--search", search_options or [])
+        beams = given({"num_beams": num_beams, "latent_aggregation": latent_aggregation})
+        recommender = Recommender.from_pretrained(model, batch_size=batch_size, device=device, **(beams | options))
         check_same_catalog(recommender.item_ids, prepared, owner=f"The checkpoint {model}")
         check_trained_on(read_training(model), prepared.metadata, owner=f"The run {model}")
         settings = EvaluationSettings(
-            split=split,
-            max_users=max_users,
-            seed=seed,
-            exclude_seen=True if exclude_seen else _SEEN[seen],
-            exact_sample=exact_sample,
-            show_progress=True,
-        )
-        asked = recommender.config
-        run = evaluation_run(
-            model,
-            num_beams=asked.num_beams,
-            latent_aggregation=asked.latent_aggregation,
-            decoding=recommender.decoding,
-        ) | {"search_options": options}
+            split=split, max_users=max_users, seed=seed, exact_sample=exact_sample, show_progress=True,
+            exclude_seen=_SEEN["excluded" if exclude_seen else seen],
+        )  # fmt: skip
+        asked = {name: getattr(recommender.config, name) for name in ("num_beams", "latent_aggregation")}
+        run = evaluation_run(model, **asked, decoding=recommender.decoding) | {"search_options": options}
         baselines: dict[str, Any] | None = {} if no_baselines else None
-        is_kept = (
-            split == "test" and max_users is None and seen == "allowed" and not exclude_seen and Path(model).is_dir()
-        )
+        is_kept = split == "test" and max_users is None and not settings.exclude_seen and Path(model).is_dir()
         write = partial(_write, output=output, run=Path(model) if is_kept else None, config=recommender.model.config)
         record = evaluate(recommender, prepared, settings, baselines=baselines, run=run, on_result=write)
         if is_kept:

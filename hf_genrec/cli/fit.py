@@ -4,41 +4,41 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, Prepared, app, command_line, one_of, output_on
+from hf_genrec.cli.command_line import (
+    AsJson,
+    FitExcludeSeen,
+    Prepared,
+    RunFolder,
+    app,
+    arguments_for,
+    command_line,
+    output_on,
+)
 
 
 @app.command("fit")
 def _fit(
+    ctx: typer.Context,
     prepared_folder: Prepared,
-    output: Annotated[str, typer.Option("--output", help="The run folder to write.", show_default=False)],
+    output_dir: RunFolder,
     method: Annotated[
-        str,
-        typer.Option(
-            callback=one_of("ridge", "item-knn", "text"),
-            metavar="ridge|item-knn|text",
-            help="Ridge regression of the next item on the history, neighbours by common users, or similar texts.",
-        ),
+        Literal["ridge", "item-knn", "text"],
+        typer.Option(help="Ridge regression of the next item, neighbours by common users, or similar texts."),
     ] = "ridge",
     embeddings: Annotated[str | None, typer.Option(help="What `hf-genrec embed` wrote, for text.")] = None,
-    exclude_seen: Annotated[
-        bool | None,
-        typer.Option(
-            "--exclude-seen/--allow-seen",
-            help="Choose settings for lists without or with items of the history.",
-            show_default="without, where the data has almost no repeats",
-        ),
-    ] = None,
+    exclude_seen: FitExcludeSeen = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample of validation users.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """
-    Fit an item-to-item model in closed form and write a run folder, which is also the folder for the Hub.
+    Fit an item-to-item model without training steps.
 
-    Seconds to minutes, no GPU. Settings are chosen on the validation split.
+    It is solved in closed form and written as a run folder, like a trained model. Seconds to minutes, no GPU. Settings
+    are chosen on the validation split.
 
     \b
     Examples:
@@ -52,18 +52,11 @@ def _fit(
 
         prepared = PreparedDataset.load(prepared_folder)
         vectors = None if embeddings is None else read_embeddings(embeddings_path(embeddings), prepared)[0]
-        record = fit_run(
-            prepared,
-            output,
-            method=method,
-            embeddings=vectors,
-            exclude_seen=exclude_seen,
-            seed=seed,
-            command=command_line(),
-        )
+        asked = arguments_for(fit_run, ctx) | {"embeddings": vectors}
+        record = fit_run(prepared, **asked, command=command_line())
         show(
             f"{record['num_parameters']:,} weights, {record['cpu_minutes']:.1f} CPU minutes, "
             f"validation ndcg@10: {record['best_metric']:.4f}",
-            f"written to {output}; next: hf-genrec evaluate {output} {prepared_folder}",
-            result={"folder": output} | record,
+            f"written to {output_dir}; next: hf-genrec evaluate {output_dir} {prepared_folder}",
+            result={"folder": output_dir} | record,
         )

@@ -5,30 +5,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, app, one_of, output_on
+from hf_genrec.cli.command_line import AsJson, Device, app, output_on
 
 
 @app.command("graph")
 def _graph(
     model: Annotated[str, typer.Argument(metavar="RUN", help="Run folder of rpg or acerec.", show_default=False)],
-    neighbors: Annotated[int, typer.Option(min=1, help="Neighbours of each item, itself among them.")] = 50,
-    method: Annotated[
-        str,
-        typer.Option(
-            callback=one_of("auto", "exact", "approximate"),
-            metavar="auto|exact|approximate",
-            help="How neighbours are found; auto is exact up to 1,000,000 items.",
-        ),
+    num_neighbors: Annotated[
+        int, typer.Option("--neighbors", min=1, help="Neighbours of each item, itself among them.")
+    ] = 50,
+    search: Annotated[
+        Literal["auto", "exact", "approximate"],
+        typer.Option("--method", help="How neighbours are found; auto is exact up to 1,000,000 items."),
     ] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Write the graph of similar items beside a model, for `--decoding graph`.
+    Write the graph of similar items beside a model.
 
     \b
     Examples:
@@ -42,9 +40,9 @@ def _graph(
         check_model_name(model)
         if not Path(model).is_dir():
             raise ValueError(f"`graph` writes into a folder: download {model} first (hf download).")
-        graph = write_item_graph(model, num_neighbors=neighbors, search=method, device=device)  # type: ignore[arg-type]
-        num_items, num_neighbors = graph.neighbors.shape
+        graph = write_item_graph(model, num_neighbors=num_neighbors, search=search, device=device)
+        num_items, found = graph.neighbors.shape
         show(
-            f"{num_items:,} items, {num_neighbors} neighbours each, {100 * graph.overlap:.1f} % of the exact ones",
-            result={"folder": model, "num_items": num_items, "num_neighbors": num_neighbors, "overlap": graph.overlap},
+            f"{num_items:,} items, {found} neighbours each, {100 * graph.overlap:.1f} % of the exact ones",
+            result={"folder": model, "num_items": num_items, "num_neighbors": found, "overlap": graph.overlap},
         )

@@ -4,17 +4,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, Overwrite, app, one_of, output_on
+from hf_genrec.cli.command_line import AsJson, Overwrite, app, arguments_for, output_on
 
 
 @app.command("prepare")
 def _prepare(
     ctx: typer.Context,
-    output: Annotated[str, typer.Option("--output", help="The prepared folder to write.", show_default=False)],
+    output_dir: Annotated[str, typer.Option("--output", help="The prepared folder to write.", show_default=False)],
     interactions: Annotated[str | None, typer.Option(help="Log: .csv, .tsv, .jsonl (also .gz) or .parquet.")] = None,
     sequences: Annotated[str | None, typer.Option(help="Ready-made sequences: user<TAB>item item ...")] = None,
     items: Annotated[str | None, typer.Option(help="Items table: .jsonl, .csv, .tsv or .parquet.")] = None,
@@ -22,23 +22,29 @@ def _prepare(
         str | None,
         typer.Option(metavar="PATH", help="MovieLens-100K: what scripts/fetch_movielens.py wrote, or ml-100k.zip."),
     ] = None,
-    amazon: Annotated[int | None, typer.Option(metavar="2014|2023", help="Amazon Reviews of this year.")] = None,
+    year: Annotated[
+        int | None, typer.Option("--amazon", metavar="2014|2023", help="Amazon Reviews of this year.")
+    ] = None,
     category: Annotated[str | None, typer.Option(help="Category of Amazon Reviews, as its files spell it.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder with Amazon's files; else they are fetched.")] = None,
     benchmark: Annotated[
         str, typer.Option(help="5-core files of 2023: last_out_w_his, last_out, rating_only, or none for raw.")
     ] = "last_out_w_his",
-    user_column: Annotated[str, typer.Option(help="Column of the users in the log.")] = "user_id",
-    item_column: Annotated[str, typer.Option(help="Column of the items in the log.")] = "item_id",
-    timestamp_column: Annotated[str, typer.Option(help="Column of the times; '' for the file's order.")] = "timestamp",
-    rating_column: Annotated[str | None, typer.Option(help="Column of the ratings, for --min-rating.")] = None,
+    user: Annotated[str, typer.Option("--user-column", help="Column of the users in the log.")] = "user_id",
+    item: Annotated[str, typer.Option("--item-column", help="Column of the items in the log.")] = "item_id",
+    timestamp: Annotated[
+        str, typer.Option("--timestamp-column", help="Column of the times; '' for the file's order.")
+    ] = "timestamp",
+    rating: Annotated[
+        str | None, typer.Option("--rating-column", help="Column of the ratings, for --min-rating.")
+    ] = None,
     delimiter: Annotated[str | None, typer.Option(help="Between the fields of .csv files, such as ';'.")] = None,
     date_format: Annotated[
         str | None, typer.Option(metavar="FORMAT", help="How times are written, such as '%d/%m/%Y %H:%M'.")
     ] = None,
     min_rating: Annotated[float | None, typer.Option(help="Drop interactions rated lower.")] = None,
     items_id: Annotated[str, typer.Option(help="Field of the ids in the items table.")] = "item_id",
-    title_field: Annotated[str, typer.Option(help="Field of the titles in the items table.")] = "title",
+    title: Annotated[str, typer.Option("--title-field", help="Field of the titles in the items table.")] = "title",
     text_fields: Annotated[str | None, typer.Option(help="Fields of the text, separated by commas.")] = None,
     ascii_only: Annotated[
         bool | None, typer.Option(help="Keep ASCII only in texts.", show_default="what the protocol does")
@@ -50,10 +56,10 @@ def _prepare(
     deduplicate: Annotated[bool | None, typer.Option(help="Keep a user's earliest interaction with an item.")] = None,
     min_history: Annotated[int | None, typer.Option(help="Least items before a user's last one.")] = None,
     missing_text: Annotated[
-        str, typer.Option(callback=one_of("error", "drop", "keep"), help="Items without text: error, drop or keep.")
+        Literal["error", "drop", "keep"], typer.Option(help="Items without text: stop, drop them, or use their ids.")
     ] = "error",
     on_error: Annotated[
-        str, typer.Option(callback=one_of("raise", "skip"), help="Malformed lines: raise, or skip and count.")
+        Literal["raise", "skip"], typer.Option(help="Malformed lines: stop, or skip and count.")
     ] = "raise",
     allow_huge: Annotated[
         bool, typer.Option("--allow-huge", help="Read lines of over 16 million characters and files packed to 1/200.")
@@ -61,18 +67,14 @@ def _prepare(
     keep_all_items: Annotated[bool, typer.Option(help="Keep items without an interaction in the catalog.")] = False,
     cold_items: Annotated[
         float,
-        typer.Option(
-            min=0,
-            max=0.99,
-            help="Share of the items, the newest, that are held out of training; 0.02 to 0.2 is usual.",
-        ),
+        typer.Option(min=0, max=0.99, help="Share of the items, the newest, held out of training, such as 0.05."),
     ] = 0.0,
     strict: Annotated[bool, typer.Option(help="Stop where a category's published statistics are not met.")] = True,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """
-    Read a log and an items table, filter, split, and write a prepared folder.
+    Turn a log and an items table into a prepared folder: filtered, split, counted.
 
     \b
     Examples:
@@ -84,12 +86,12 @@ def _prepare(
       hf-genrec prepare --amazon 2023 --category Video_Games --output data
       hf-genrec prepare --movielens ml-100k --cold-items 0.05 --output cold_data
     """
-    kinds = {"--interactions": interactions, "--sequences": sequences, "--movielens": movielens, "--amazon": amazon}
+    kinds = {"--interactions": interactions, "--sequences": sequences, "--movielens": movielens, "--amazon": year}
     if sum(bool(value) for value in kinds.values()) != 1:
         raise ValueError(f"Give exactly one of {', '.join(kinds)}.")
-    if amazon and not category:
+    if year and not category:
         raise ValueError("`--amazon` needs `--category`, such as Video_Games.")
-    _check_options(ctx, kind=next(kind for kind, value in kinds.items() if value), year=amazon)
+    _check_options(ctx, kind=next(kind for kind, value in kinds.items() if value), year=year)
     if (interactions or sequences) and not items:
         raise ValueError("`--items` is missing: the table with the items' titles and texts.")
     with output_on(as_json) as show:
@@ -98,48 +100,23 @@ def _prepare(
         from hf_genrec.data.sources.amazon import prepare_amazon
         from hf_genrec.data.sources.movielens import prepare_movielens
 
-        rules: dict[str, Any] = {"missing_text": missing_text, "on_error": on_error, "overwrite": overwrite}
-        rules |= {"cold_items": cold_items, "strict": strict}
         if movielens:
-            prepared = prepare_movielens(output, movielens, cold_items=cold_items, overwrite=overwrite)
-        elif amazon:
-            rules |= {"year": amazon, "benchmark": None if benchmark == "none" else benchmark}
-            prepared = prepare_amazon(output, category=category or "", data_dir=data_dir, **rules)
+            prepared = prepare_movielens(source=movielens, **arguments_for(prepare_movielens, ctx))
+        elif year:
+            files = {"benchmark": None if benchmark == "none" else benchmark}
+            prepared = prepare_amazon(**arguments_for(prepare_amazon, ctx) | files)
         else:
-            prepared = prepare(
-                output,
-                interactions=interactions,
-                sequences=sequences,
-                items=items or "",
-                protocol=protocol,
-                category=category,
-                user=user_column,
-                item=item_column,
-                timestamp=timestamp_column or None,
-                rating=rating_column,
-                items_id=items_id,
-                title=title_field,
-                text_fields=text_fields.split(",") if text_fields else None,
-                min_rating=min_rating,
-                delimiter=delimiter,
-                date_format=date_format,
-                deduplicate=deduplicate,
-                k_core=k_core,
-                min_history=min_history,
-                keep_all_items=keep_all_items,
-                ascii_only=ascii_only,
-                allow_huge=allow_huge,
-                **rules,
-            )
+            columns = {"timestamp": timestamp or None, "text_fields": text_fields.split(",") if text_fields else None}
+            prepared = prepare(**arguments_for(prepare, ctx) | columns)
         notes = preparation_notes(prepared.metadata)
-        following = f"written to {output}; next: hf-genrec embed {output} --output embeddings"
-        show(statistics_table(prepared.metadata), *notes, following, result={"folder": output} | prepared.metadata)
+        following = f"written to {output_dir}; next: hf-genrec embed {output_dir} --output embeddings"
+        show(statistics_table(prepared.metadata), *notes, following, result={"folder": output_dir} | prepared.metadata)
 
 
-_OF_A_LOG = {"user_column", "item_column", "timestamp_column", "rating_column", "min_rating", "date_format"}
+_OF_A_LOG = {"user", "item", "timestamp", "rating", "min_rating", "date_format"}
 _OF_AMAZON = {"data_dir", "benchmark"}
 _OF_A_TABLE = {
-    "items", "items_id", "delimiter", "title_field", "text_fields", "protocol", "k_core", "deduplicate", "min_history",
+    "items", "items_id", "delimiter", "title", "text_fields", "protocol", "k_core", "deduplicate", "min_history",
     "keep_all_items", "ascii_only", "allow_huge",
 }  # fmt: skip
 _WITHOUT_EFFECT = {

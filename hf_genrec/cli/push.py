@@ -60,10 +60,11 @@ def _push(
     as_json: AsJson = False,
 ) -> None:
     """
-    Publish a run folder as a Hub repository that is a complete recommender.
+    Publish a run folder as a Hub repository.
 
-    One commit; files that are there already do not travel again. Training states, caches and results per user are not
-    uploaded, nor, without `--neighbors`, what shows how many users took two items. Log in with `hf auth login` first.
+    The repository is a complete recommender. One commit; files that are there already do not travel again. Training
+    states, caches and results per user are not uploaded, nor, without `--neighbors`, what shows how many users took
+    two items. Log in with `hf auth login` first.
 
     \b
     Examples:
@@ -92,7 +93,7 @@ def _push_ids(
     as_json: AsJson = False,
 ) -> None:
     """
-    Publish a table of semantic IDs as a data set repository for `datasets.load_dataset`.
+    Publish semantic IDs as a data set repository.
 
     \b
     Examples:
@@ -118,7 +119,7 @@ def _push_space(
     as_json: AsJson = False,
 ) -> None:
     """
-    Publish the demo as a Space that shows a recommender's repository.
+    Publish a demo Space for a recommender's repository.
 
     \b
     Examples:

@@ -31,7 +31,7 @@ from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sources.movielens import prepare_movielens
 from hf_genrec.evaluation.compare import compare_evaluations, comparison_note, comparison_tables
 from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
-from hf_genrec.evaluation.record import evaluation_run
+from hf_genrec.evaluation.record import evaluation_run, is_finished, read_training
 from hf_genrec.evaluation.systems import load_evaluation
 from hf_genrec.modeling.configuration_latte import LatteConfig
 from hf_genrec.serving.recommender import Recommender
@@ -39,14 +39,7 @@ from hf_genrec.tokenizers.folder import embed_items, embeddings_path, load_token
 from hf_genrec.training.arguments import CHECKPOINTS_NAME, training_arguments
 from hf_genrec.training.closed_form import ensemble_run, fit_run
 from hf_genrec.training.initial import start_fresh
-from hf_genrec.training.runs import (
-    EVALUATION_NAME,
-    is_finished,
-    read_training,
-    run_settings,
-    train_run,
-    write_evaluation,
-)
+from hf_genrec.training.runs import EVALUATION_NAME, run_settings, train_run, write_evaluation
 from hf_genrec.training.threads import threads
 
 
@@ -94,18 +87,10 @@ def run_demo(
     """
     All stages, each with its table.
 
-    Args:
-        output_dir (`str` or `Path`): The folder for everything.
-        console (`rich.console.Console`): Where tables go.
-        movielens (`str` or `Path`, *optional*): MovieLens-100K; see [`prepare_movielens`]. `None` looks for
-            `ml-100k` in the output folder.
-        encoder (`str`, *optional*): sentence-transformers model. `None` is `all-MiniLM-L6-v2` in the output folder,
-            or where there is none that of the Hub.
-        prepared ([`PreparedDataset`], *optional*): A data set; `None` prepares MovieLens-100K.
-        settings ([`DemoSettings`], *optional*): Other settings than the quick start's.
+    Args: the folder for everything, and a console for the tables. `movielens` and `encoder` are looked for in that
+    folder if `None`, as `ml-100k` and `all-MiniLM-L6-v2` (else on the Hub); `prepared` and `settings` replace its own.
 
-    Returns:
-        `dict`: `folder` of the model, `evaluation` (its record), `users` (recommendations) and `minutes`.
+    Returns `folder` of the model, `evaluation` (its record), `users` (recommendations) and `minutes`.
     """
     folder, start = Path(output_dir), time.perf_counter()
     if settings is None:

@@ -16,9 +16,9 @@ from hf_genrec.cli.command_line import (
     AsJson,
     Beams,
     Decoding,
+    Device,
     SearchOptions,
     app,
-    given,
     name_values,
     output_on,
 )
@@ -54,6 +54,7 @@ class _ManyItems(TyperCommand):
 
 @app.command("recommend", cls=_ManyItems)
 def _recommend(
+    ctx: typer.Context,
     model: Annotated[str, typer.Option("--model", help="Run folder or Hub repository.", show_default=False)],
     history: Annotated[
         list[str] | None, typer.Option("--history", metavar="ID ID ...", help="Items of one user, oldest first.")
@@ -70,27 +71,29 @@ def _recommend(
             show_default="leave them out, unless the training data has repeats",
         ),
     ] = None,
-    exclude: Annotated[
+    exclude_items: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="ID ID ...", help="Items that may not be recommended.")
     ] = None,
-    allow: Annotated[
+    allow_items: Annotated[
         list[str] | None, typer.Option("--allow", metavar="ID ID ...", help="The only items that may be.")
     ] = None,
-    beams: Beams = None,
+    num_beams: Beams = None,
     decoding: Decoding = None,
     latent_aggregation: Aggregation = None,
-    search_words: SearchOptions = None,
+    search_options: SearchOptions = None,
     diversity: Annotated[
         float | None, typer.Option(min=0, max=1, help="Above 0 items with other codes than those before them move up.")
     ] = None,
     sample_seed: Annotated[
         int | None, typer.Option(min=0, help="Draw items at random, by their probabilities, with this seed.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """
-    Recommend items for one history or for a file of histories; scores are log-probabilities.
+    Recommend items for one history, or a file of them.
+
+    Scores are log-probabilities.
 
     \b
     Examples:
@@ -114,12 +117,17 @@ def _recommend(
 
         check_model_name(model)
         recommender = Recommender.from_pretrained(model, device=device)
-        options: dict[str, Any] = {"num_beams": beams, "latent_aggregation": latent_aggregation, "decoding": decoding}
-        options |= {"top_k": top_k, "diversity": diversity, "sample_seed": sample_seed}
-        options = given(options) | name_values("--search", search_words or [])
-        rules = {"exclude_seen": exclude_seen, "exclude_items": exclude or None, "allow_items": allow or None}
-        entries = recommendation_entries(recommender, batch, options=rules | options)
+        asked = {name: ctx.params[name] for name in _PASSED_ON if ctx.params[name] not in (None, ())}
+        options = asked | name_values("--search", search_options or [])
+        entries = recommendation_entries(recommender, batch, options=options)
         titles = ["Recommendations"] if histories is None else [f"Line {line + 1}" for line in range(len(batch))]
         tables = [recommendations_table(entry, title=title) for entry, title in zip(entries, titles, strict=True)]
         result = {"model": model} | (entries[0] if histories is None else {"users": entries})
         show(*tables, result=result)
+
+
+# options that are arguments of `Recommender.recommend`
+_PASSED_ON = (
+    "top_k", "exclude_seen", "exclude_items", "allow_items", "num_beams", "decoding", "latent_aggregation",
+    "diversity", "sample_seed",
+)  # fmt: skip

@@ -4,7 +4,7 @@ Records in, tables for a terminal out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -20,33 +20,19 @@ _METRICS = ("recall@5", "recall@10", "ndcg@10", "mrr@10")
 _MEASURES = {"text": ("texts", ".3f"), "co_purchase": ("users", ".4f"), "lift": ("lift", ".1f")}
 
 
-def numbers_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> Table:
-    """
-    A table of a name and numbers, or of numbers only.
-
-    Args: `header` names the columns, the first one on the left, all others on the right; `caption` stands below.
-    """
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column, name in enumerate(header):
-        table.add_column(name, justify="right" if column else "left", no_wrap=bool(column))
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def statistics_table(metadata: Mapping[str, Any]) -> Table:
     """
     How a data set shrank from step to step; the first row is the log as it was read.
 
-    Args: `metadata` is the content of a prepared folder's `dataset.json`.
+    Args: the content of a prepared folder's `dataset.json`.
     """
     sizes = ("num_users", "num_items", "num_interactions")
     rows = [
         [step["step"], *(f"{step[name]:,}" for name in sizes), f"{step['mean_length']:.2f}", f"{step['density']:.5f}"]
         for step in metadata["steps"]
     ]
-    header = ["after the step", "users", "items", "interactions", "per user", "density"]
-    return numbers_table(f"{metadata['source']}, protocol {metadata['protocol']}", header, rows)
+    header = ["step", "users", "items", "interactions", "per user", "density"]
+    return rows_table([header, *rows], title=f"{metadata['source']}, protocol {metadata['protocol']}")
 
 
 def preparation_notes(metadata: Mapping[str, Any]) -> list[str]:
@@ -91,11 +77,7 @@ def _notes_on_cold_items(metadata: Mapping[str, Any], cold: Mapping[str, Any]) -
 
 
 def collision_table(statistics: Mapping[str, Any]) -> Table:
-    """
-    Collisions before and after the policy.
-
-    Args: what [`SemanticIds.statistics`] returned.
-    """
+    """Collisions before and after the policy. Args: what [`SemanticIds.statistics`] returned."""
     rows = []
     for name in ("before", "after"):
         values = statistics[name]
@@ -103,23 +85,20 @@ def collision_table(statistics: Mapping[str, Any]) -> Table:
         rows.append([name, f"{values['num_distinct']:,}", *shares, str(max(map(int, values["group_sizes"])))])
     title = f"{statistics['num_items']:,} items, policy {statistics['policy']}, {statistics['num_changed']:,} changed"
     header = ["collisions", "distinct ids", "items that share", "must move", "largest group"]
-    return numbers_table(title, header, rows)
+    return rows_table([header, *rows], title=title)
 
 
 def usage_table(statistics: Mapping[str, Any], *, fit: Mapping[str, Any] | None = None) -> Table:
     """
     How the codes of each level are used, and how well they fit.
 
-    Args:
-        statistics (`dict`): What [`SemanticIds.statistics`] returned.
-        fit (`dict`, *optional*):
-            `fit` of a `tokenizer.json`: the column `error` is the squared error of the levels up to this one over the
-            variance, of the items that were learned from, and `others` that of the other items.
+    Args: what [`SemanticIds.statistics`] returned, and `fit` of a `tokenizer.json`: the column `error` is the squared
+        error of the levels up to this one over the variance, of the items learned from, and `others` that of the rest.
     """
     errors = _errors(fit)
     rows = [[str(level + 1), *_usage(values, level, errors)] for level, values in enumerate(statistics["levels"])]
     header = ["level", "codes used", "usage", "perplexity", *errors]
-    return numbers_table(f"codebook size {statistics['codebook_size']}", header, rows)
+    return rows_table([header, *rows], title=f"codebook size {statistics['codebook_size']}")
 
 
 def _errors(fit: Mapping[str, Any] | None) -> dict[str, Sequence[float]]:
@@ -147,7 +126,7 @@ def prefix_table(report: Mapping[str, Any]) -> Table:
         measures = _measures(report, {name: entry[name]["at_least"] for name in report["measures"]})
         rows.append([str(entry["length"] or "any"), *sizes, *measures])
     header = ["codes", "prefixes", "items", "most", "alone", "pairs", *_measure_names(report)]
-    return numbers_table("items that share their first codes", header, rows)
+    return rows_table([header, *rows], title="items that share their first codes")
 
 
 def position_table(report: Mapping[str, Any]) -> Table:
@@ -168,7 +147,7 @@ def position_table(report: Mapping[str, Any]) -> Table:
     title = f"items that share one code (codebook size {report['statistics']['codebook_size']})"
     caption = "texts, users: mean cosine of embeddings and of sets of users; lift: shared users, 1 is chance"
     header = ["level", "codes used", "usage", "perplexity", *errors, "pairs", *_measure_names(report)]
-    return numbers_table(title, header, rows, caption=caption)
+    return rows_table([header, *rows], title=title, caption=caption)
 
 
 def _measure_names(report: Mapping[str, Any]) -> list[str]:
@@ -200,14 +179,11 @@ def metrics_table(record: Mapping[str, Any]) -> Table:
         f"invalid lists of the model: {100 * record['model']['invalid_rate']:.2f} %"
     )
     header = ["system", *(f"{name} {COLUMNS[seen].replace('_', ' ')}" for seen, name in columns)]
-    rows = [
-        [
-            system,
-            *(metric_cell(systems[seen][system], name) if system in systems[seen] else NONE for seen, name in columns),
-        ]
-        for system in systems[first]
-    ]
-    return rows_table([header, *rows], title=title, caption=caption)
+    rows = [header]
+    for system in systems[first]:
+        found = [(systems[seen].get(system), name) for seen, name in columns]
+        rows.append([system, *(NONE if own is None else metric_cell(own, name) for own, name in found)])
+    return rows_table(rows, title=title, caption=caption)
 
 
 def _systems(record: Mapping[str, Any], *, exclude_seen: bool) -> list[System]:
@@ -236,12 +212,7 @@ def evaluation_tables(record: Mapping[str, Any]) -> list[Table | str]:
 
 def recommendations_table(entry: Mapping[str, Any], *, title: str, shown_history: int = 20) -> Table:
     """
-    What one user took and what is recommended.
-
-    Args:
-        entry (`dict`): One of [`recommendation_entries`].
-        title (`str`): The heading.
-        shown_history (`int`, *optional*, defaults to 20): Latest items of the history that are listed.
+    What one user took (the latest items) and what is recommended. Args: one of [`recommendation_entries`]; a heading.
     """
     table = Table("", title=title, title_justify="left")
     table.add_column("title", overflow="fold")
@@ -265,16 +236,10 @@ def recommendation_entries(
     recommender: Any, histories: list[list[str]], *, options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """
-    Recommendations with titles, ready for JSON and for [`recommendations_table`].
+    Recommendations with titles, ready for JSON and for [`recommendations_table`]: per history `history` (items with
+    `item_id` and `title`), `unknown` ids and `recommendations` (items with `score`).
 
-    Args:
-        recommender ([`Recommender`]): A loaded model.
-        histories (`list[list[str]]`): Item ids, oldest first.
-        options (`Mapping[str, Any]`): Further arguments of [`Recommender.recommend`].
-
-    Returns:
-        `list[dict]`: per history `history` (items with `item_id` and `title`), `unknown` ids and `recommendations`
-        (items with `score`).
+    Args: a [`Recommender`], histories of item ids, and further arguments of its `recommend()`.
     """
     found = recommender.recommend(histories, **options)
     catalog = set(recommender.item_ids)
@@ -299,10 +264,8 @@ def rows_table(rows: Sequence[Sequence[str]], *, title: str, caption: str = "") 
     """
     Rows of strings, numbers on the right; what a cell says in brackets stands below its number.
 
-    Args:
-        rows (`list[list[str]]`): The header first, then the rows; the first column holds names.
-        title (`str`): The heading.
-        caption (`str`, *optional*, defaults to `""`): What stands below.
+    Args: the rows, of which the first is the header and whose first cells are names; the heading, and what stands
+    below.
     """
     look: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
     table = Table(title=title, caption=caption, caption_justify="left", **look)

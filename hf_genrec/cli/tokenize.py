@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,8 +15,9 @@ from hf_genrec.cli.command_line import (
     PlotFile,
     Prepared,
     app,
+    arguments_for,
+    given,
     name_values,
-    one_of,
     output_on,
 )
 
@@ -24,37 +25,31 @@ from hf_genrec.cli.command_line import (
 if TYPE_CHECKING:
     from hf_genrec.data.prepared import PreparedDataset
 
+_RECORD = "tokenizer.json"
+_Quantizer = Literal[
+    "residual-kmeans", "rqvae", "cosette", "letter", "cost", "hierarchical-kmeans", "gaoq", "opq", "pq", "random"
+]
+
 
 @app.command("tokenize")
 def _tokenize(
+    ctx: typer.Context,
     prepared_folder: Prepared,
-    output: Annotated[str, typer.Option("--output", help="The tokenized folder to write.", show_default=False)],
+    output_dir: Annotated[str, typer.Option("--output", help="The tokenized folder to write.", show_default=False)],
     embeddings: Annotated[str | None, typer.Option(help="What `hf-genrec embed` wrote, or a ready matrix.")] = None,
     ids: Annotated[str | None, typer.Option(help="Import ids instead: JSON {item_id: [codes]}.")] = None,
     quantizer: Annotated[
-        str | None,
+        _Quantizer | None,
         typer.Option(
-            callback=one_of(
-                "residual-kmeans",
-                "rqvae",
-                "cosette",
-                "letter",
-                "cost",
-                "hierarchical-kmeans",
-                "gaoq",
-                "opq",
-                "pq",
-                "random",
-            ),
             help="residual-kmeans (Latte, PSID, TIGER), rqvae (TIGER's own), cosette and letter (rqvae that "
             "learns from the log too), cost (contrastive rqvae), hierarchical-kmeans, gaoq (its balanced "
             "form with aligned codes), opq (RPG, ACERec), pq (no rotation) or random (a control).",
             show_default="residual-kmeans",
         ),
     ] = None,
-    levels: Annotated[
+    num_levels: Annotated[
         int | None,
-        typer.Option(min=1, help="Codes per item.", show_default="3; 2 for gaoq, 32 for opq, pq and random"),
+        typer.Option("--levels", min=1, help="Codes per item.", show_default="3; 2 for gaoq, 32 for opq, pq, random"),
     ] = None,
     codebook_size: Annotated[
         int | None,
@@ -70,25 +65,20 @@ def _tokenize(
             show_default="widen, or append for trees; keep beyond 8 levels",
         ),
     ] = None,
-    whiten: Annotated[
+    num_whitened: Annotated[
         int | None,
         typer.Option(
+            "--whiten",
             min=0,
             help="Whitened principal components; 0 for none.",
             show_default="192 for residual-kmeans, 128 for opq and pq, else and with behaviour 0",
         ),
     ] = None,
     fit_on: Annotated[
-        str | None,
-        typer.Option(
-            callback=one_of("train", "all"),
-            metavar="train|all",
-            help="Items to learn codes from.",
-            show_default="train",
-        ),
+        Literal["train", "all"] | None, typer.Option(help="Items to learn codes from.", show_default="train")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the quantizer.", show_default="1234")] = None,
-    options: Annotated[
+    fields: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the quantizer, such as epochs=500."),
     ] = None,
@@ -105,7 +95,7 @@ def _tokenize(
     as_json: AsJson = False,
 ) -> None:
     """
-    Turn embeddings into semantic IDs, or import another project's ids.
+    Turn vectors of items into semantic IDs, or import ids.
 
     \b
     Examples:
@@ -116,18 +106,24 @@ def _tokenize(
       hf-genrec tokenize data --ids other_project.json --output ids --policy append
       hf-genrec tokenize data --output ids --report --embeddings embeddings --plot ids.png
     """
-    making = (ids, quantizer, levels, codebook_size, policy, whiten, fit_on, seed, options or None)
     if plot is not None and not report:
         raise ValueError("`--plot` draws a report: add `--report`.")
-    exists = _check_report(output, report=report and not overwrite, making=making)
-    if report and not (exists or overwrite) and embeddings is None and ids is None:
+    learning = [quantizer, num_levels, num_whitened, fit_on, seed, fields or None]
+    is_learned, is_new = any(option is not None for option in learning), not (Path(output_dir) / _RECORD).is_file()
+    exists = report and not overwrite and not is_new
+    if exists and (is_learned or any(option is not None for option in (ids, codebook_size, policy))):
         raise ValueError(
-            f"{output} holds no ids to report on (no tokenizer.json): check the name, or make ids with "
+            f"{output_dir} exists already: `--report` judges it as it is. Drop the other options, or pass "
+            "`--overwrite`."
+        )
+    if report and is_new and not overwrite and embeddings is None and ids is None:
+        raise ValueError(
+            f"{output_dir} holds no ids to report on (no {_RECORD}): check the name, or make ids with "
             "`--embeddings` or `--ids`."
         )
     if not exists and (embeddings is None) == (ids is None) and not (report and ids is not None):
         raise ValueError("Give either `--embeddings` or `--ids`.")
-    if ids is not None and (quantizer or levels or whiten is not None or fit_on or seed is not None or options):
+    if ids is not None and is_learned:
         raise ValueError(
             "`--quantizer`, `--levels`, `--whiten`, `--fit-on`, `--seed` and `--set` do not go with ready `--ids`."
         )
@@ -137,37 +133,23 @@ def _tokenize(
         from hf_genrec.tokenizers.folder import import_ids, load_tokenized, tokenize_items
 
         prepared = PreparedDataset.load(prepared_folder)
-        if exists:
-            pass  # nothing is made
-        elif ids is not None:
-            import_ids(prepared, ids, output, policy=policy, codebook_size=codebook_size, overwrite=overwrite)
-        else:
-            wanted: dict[str, Any] = {"num_levels": levels, "codebook_size": codebook_size, "num_whitened": whiten}
-            wanted |= {"quantizer": quantizer or "residual-kmeans", "policy": policy, "fit_on": fit_on or "train"}
-            wanted |= {"seed": 1234 if seed is None else seed, "options": name_values("--set", options or [])}
-            tokenize_items(prepared, embeddings or "", output, **wanted, overwrite=overwrite)
-        record = load_tokenized(output)[1]
-        result = {"folder": output} | record
+        if ids is not None:
+            import_ids(prepared, **arguments_for(import_ids, ctx))
+        elif not exists:
+            options = name_values("--set", fields or [])
+            tokenize_items(prepared, **given(arguments_for(tokenize_items, ctx)), options=options)
+        record = load_tokenized(output_dir)[1]
+        result = {"folder": output_dir} | record
         if report:
-            shown, result["report"] = _report(prepared, output, embeddings=embeddings, plot=plot)
+            shown, result["report"] = _report(prepared, output_dir, embeddings=embeddings, plot=plot)
             show(collision_table(record["statistics"]), *shown, result=result)
             return
         tables = collision_table(record["statistics"]), usage_table(record["statistics"], fit=record.get("fit"))
         show(
             *tables,
-            f"written to {output}; next: hf-genrec train {prepared_folder} --ids {output} --output run",
+            f"written to {output_dir}; next: hf-genrec train {prepared_folder} --ids {output_dir} --output run",
             result=result,
         )
-
-
-def _check_report(output: str, *, report: bool, making: tuple[Any, ...]) -> bool:
-    """Whether there are ids that are judged as they are; refuses options that would have no effect."""
-    exists = report and (Path(output) / "tokenizer.json").is_file()
-    if exists and any(option is not None for option in making):
-        raise ValueError(
-            f"{output} exists already: `--report` judges it as it is. Drop the other options, or pass `--overwrite`."
-        )
-    return exists
 
 
 def _report(

@@ -8,21 +8,21 @@ import dataclasses
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hf_genrec.cli.command_line import (
     INTERRUPTED,
-    OPTION_OF,
     Aggregation,
     AsJson,
     Prepared,
+    RunFolder,
     app,
+    arguments_for,
     command_line,
     given,
     name_values,
-    one_of,
     output_on,
 )
 from hf_genrec.registration import ARCHITECTURES
@@ -31,16 +31,20 @@ from hf_genrec.registration import ARCHITECTURES
 if TYPE_CHECKING:
     from hf_genrec.data.prepared import PreparedDataset
 
+    Architecture = str
+else:
+    Architecture = Literal[ARCHITECTURES]
 
-def _shape(text: str, *, least: int | None = None) -> Any:
-    return typer.Option(help=f"{text} (default: the recipe's).", show_default=False, min=least)
+
+def _recipe(option: str, text: str, *, least: int | None = None) -> Any:
+    return typer.Option(option, help=f"{text} (default: the recipe's).", show_default=False, min=least)
 
 
 @app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def _train(
     ctx: typer.Context,
     prepared_folder: Prepared,
-    output: Annotated[str, typer.Option("--output", help="The run folder to write.", show_default=False)],
+    output: RunFolder,
     ids: Annotated[str | None, typer.Option(help="Folder that `hf-genrec tokenize` wrote; sasrec needs none.")] = None,
     embeddings: Annotated[
         str | None,
@@ -56,24 +60,19 @@ def _train(
         bool, typer.Option("--resume", help="Continue from the last checkpoint in the run folder.")
     ] = False,
     architecture: Annotated[
-        str | None,
+        Architecture | None,
         typer.Option(
-            callback=one_of(*ARCHITECTURES),
-            metavar="|".join(ARCHITECTURES),
             help="Kind of model: latte (also TIGER and PSID), rpg and acerec for long ids, or sasrec without ids.",
             show_default="latte",
         ),
     ] = None,
-    paper: Annotated[
-        bool,
-        typer.Option("--paper", help="The paper's shape and schedule (needs a GPU or days)."),
-    ] = False,
-    fields: Annotated[
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's recipe (needs a GPU or days).")] = False,
+    shape: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any field of the model's config, such as temperature=0.05."),
     ] = None,
-    latents: Annotated[
-        int | None, typer.Option(min=0, help="Latent tokens: 8; 0 is TIGER or PSID.", show_default="8")
+    num_latent_tokens: Annotated[
+        int | None, typer.Option("--latents", min=0, help="Latent tokens; 0 is TIGER or PSID.", show_default="8")
     ] = None,
     dense_head: Annotated[
         bool | None,
@@ -84,43 +83,40 @@ def _train(
         ),
     ] = None,
     history_attention: Annotated[
-        str | None,
-        typer.Option(callback=one_of("causal", "bidirectional"), help="causal (fast) or bidirectional (paper)."),
+        Literal["causal", "bidirectional"] | None, typer.Option(help="causal (fast) or bidirectional (paper).")
     ] = None,
     history_unit: Annotated[
-        str | None,
-        typer.Option(
-            callback=one_of("item", "code"),
-            help="What the encoder reads of an item: one vector (default, fast), or each code (paper).",
-        ),
+        Literal["item", "code"] | None,
+        typer.Option(help="What the encoder reads of an item: one vector (default, fast), or each code (paper)."),
     ] = None,
     normalization: Annotated[
-        str | None,
-        typer.Option(
-            callback=one_of("catalog", "vocabulary"),
-            help="Softmax over the tokens the catalog allows (default), or over all (paper).",
-        ),
+        Literal["catalog", "vocabulary"] | None,
+        typer.Option(help="Softmax over the tokens the catalog allows (default), or over all (paper)."),
     ] = None,
-    d_model: Annotated[int | None, _shape("Width of the network", least=1)] = None,
-    d_ff: Annotated[int | None, _shape("Inner width of the feed-forward layers", least=1)] = None,
-    d_kv: Annotated[int | None, _shape("Width of an attention head", least=1)] = None,
-    heads: Annotated[int | None, _shape("Attention heads", least=1)] = None,
-    layers: Annotated[int | None, _shape("Encoder layers", least=1)] = None,
-    decoder_layers: Annotated[int | None, _shape("Decoder layers", least=1)] = None,
-    dropout: Annotated[float | None, _shape("Dropout rate")] = None,
-    label_smoothing: Annotated[float | None, _shape("Label smoothing")] = None,
-    max_history: Annotated[int | None, _shape("Latest items of a history that are read", least=1)] = None,
+    d_model: Annotated[int | None, _recipe("--d-model", "Width of the network", least=1)] = None,
+    d_ff: Annotated[int | None, _recipe("--d-ff", "Inner width of the feed-forward layers", least=1)] = None,
+    d_kv: Annotated[int | None, _recipe("--d-kv", "Width of an attention head", least=1)] = None,
+    num_heads: Annotated[int | None, _recipe("--heads", "Attention heads", least=1)] = None,
+    num_layers: Annotated[int | None, _recipe("--layers", "Encoder layers", least=1)] = None,
+    num_decoder_layers: Annotated[int | None, _recipe("--decoder-layers", "Decoder layers", least=1)] = None,
+    dropout_rate: Annotated[float | None, _recipe("--dropout", "Dropout rate")] = None,
+    label_smoothing: Annotated[float | None, _recipe("--label-smoothing", "Label smoothing")] = None,
+    max_history_length: Annotated[
+        int | None, _recipe("--max-history", "Latest items of a history that are read", least=1)
+    ] = None,
     targets: Annotated[
-        str,
-        typer.Option(callback=one_of("all", "last"), metavar="all|last", help="Train on every item or the last only."),
+        Literal["all", "last"], typer.Option(help="Train on every item of a history, or the last only.")
     ] = "all",
-    epochs: Annotated[float | None, _shape("Passes over the training targets")] = None,
-    batch_size: Annotated[int | None, _shape("Targets per device and step", least=1)] = None,
-    learning_rate: Annotated[float | None, _shape("Peak learning rate")] = None,
-    beams: Annotated[int | None, _shape("Beams of the validation", least=1)] = None,
+    num_train_epochs: Annotated[float | None, _recipe("--epochs", "Passes over the training targets")] = None,
+    per_device_train_batch_size: Annotated[
+        int | None, _recipe("--batch-size", "Targets per device and step", least=1)
+    ] = None,
+    learning_rate: Annotated[float | None, _recipe("--learning-rate", "Peak learning rate")] = None,
+    eval_num_beams: Annotated[int | None, _recipe("--beams", "Beams of the validation", least=1)] = None,
     latent_aggregation: Aggregation = "max",
-    early_stopping: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this many validations without a better ndcg@10.")
+    early_stopping_patience: Annotated[
+        int | None,
+        typer.Option("--early-stopping", min=1, help="Stop after so many validations without a better ndcg@10."),
     ] = None,
     eval_steps: Annotated[
         float | None, typer.Option(help="Steps (below 1: share of all) between validations; else one per epoch.")
@@ -133,10 +129,10 @@ def _train(
     as_json: AsJson = False,
 ) -> None:
     """
-    Train a model and write a run folder, which is also the folder for the Hub.
+    Train a model and write its run folder.
 
-    Without --ids, --from and --architecture, ids, network and schedule follow from the size of the data; what was
-    chosen is shown, and single options change it.
+    The run folder is also the folder for the Hub. Without --ids, --from and --architecture, ids, network and schedule
+    follow from the size of the data; what was chosen is shown, and single options change it.
 
     Any further option is one of transformers.TrainingArguments, such as --weight-decay 0.1; PREPARED then stands
     first.
@@ -158,6 +154,8 @@ def _train(
         raise ValueError(f"Name the prepared folder before {prepared_folder} and other options of the trainer.")
     from transformers import CONFIG_MAPPING
 
+    from hf_genrec.training.arguments import GenRecTrainingArguments
+
     kind: Any = CONFIG_MAPPING[architecture or "latte"]
     is_new = ids is not None or (origin is None and not kind.has_codes)
     chooses = ids is None and origin is None and architecture is None and not paper
@@ -171,15 +169,14 @@ def _train(
         **ctx.params,
         words=ctx.args,
         chooses=chooses,
-        own_options=[option for parameter in ctx.command.params for option in parameter.opts],
-        shape=given({field: ctx.params[option] for option, field in _SHAPE.items()}),
-        schedule=given({field: ctx.params[option] for option, field in _SCHEDULE.items()}),
+        options={parameter.name: parameter.opts[0] for parameter in ctx.command.params},
+        fields=given({name: ctx.params[name] for name in _SHAPE}),
+        schedule=given(arguments_for(GenRecTrainingArguments, ctx)),
     )
-    _check_shape(asked.shape, kind, origin)
-    asked.shape |= name_values("--set", fields or [])
+    _check_shape(asked, kind)
+    asked.fields |= name_values("--set", shape or [])
     if eval_steps is not None:
-        asked.schedule |= {"eval_strategy": "steps", "eval_steps": eval_steps}
-        asked.schedule |= {"save_strategy": "steps", "save_steps": eval_steps}
+        asked.schedule |= {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": eval_steps}
     with output_on(as_json) as show:
         from hf_genrec.data.prepared import PreparedDataset
 
@@ -197,20 +194,11 @@ def _train(
         )
 
 
-# Names of the options above and the fields of the config and of the training arguments that they set.
-_SHAPE = {
-    "latents": "num_latent_tokens", "dense_head": "dense_head",
-    "history_attention": "history_attention", "history_unit": "history_unit",
-    "normalization": "normalization", "d_model": "d_model", "d_ff": "d_ff", "d_kv": "d_kv", "heads": "num_heads",
-    "layers": "num_layers", "decoder_layers": "num_decoder_layers", "dropout": "dropout_rate",
-    "label_smoothing": "label_smoothing", "max_history": "max_history_length",
-}  # fmt: skip
-_SCHEDULE = {
-    "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size", "learning_rate": "learning_rate",
-    "beams": "eval_num_beams", "latent_aggregation": "latent_aggregation", "precision": "precision", "seed": "seed",
-    "threads": "threads",
-    "early_stopping": "early_stopping_patience",
-}  # fmt: skip
+# Options above that are fields of a config; those of the training arguments are found by their names.
+_SHAPE = (
+    "num_latent_tokens", "dense_head", "history_attention", "history_unit", "normalization", "d_model", "d_ff", "d_kv",
+    "num_heads", "num_layers", "num_decoder_layers", "dropout_rate", "label_smoothing", "max_history_length",
+)  # fmt: skip
 
 
 def _arguments(asked: SimpleNamespace, kind: Any) -> Any:
@@ -218,17 +206,20 @@ def _arguments(asked: SimpleNamespace, kind: Any) -> Any:
     from hf_genrec.training.arguments import training_arguments
 
     settings = (kind.paper_schedule if asked.paper else kind.default_schedule) | asked.schedule
-    return training_arguments(asked.output, settings=settings, options=asked.words, more=asked.own_options)
+    return training_arguments(asked.output, settings=settings, options=asked.words, more=asked.options.values())
 
 
-def _check_shape(shape: dict[str, Any], kind: Any, origin: str | None) -> None:
-    """Refuses options of the shape that this kind of model does not have, by their names."""
-    known = {field.name for field in dataclasses.fields(kind)} if origin is None else set()
-    wrong = [f"`{OPTION_OF.get(name, '--' + name.replace('_', '-'))}`" for name in shape if name not in known]
-    if wrong and origin is not None:
-        raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {', '.join(wrong)}.")
+def _check_shape(asked: SimpleNamespace, kind: Any) -> None:
+    """Refuses options of the shape that this kind of model, or a checkpoint, does not take."""
+    if asked.origin is not None:
+        wrong = [*asked.fields, *(name for name in ("paper", "architecture", "shape") if getattr(asked, name))]
+    else:
+        wrong = [name for name in asked.fields if name not in {field.name for field in dataclasses.fields(kind)}]
+    named = ", ".join(f"`{asked.options[name]}`" for name in wrong)
+    if wrong and asked.origin is not None:
+        raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {named}.")
     if wrong:
-        raise ValueError(f"The architecture {kind.model_type} has no {', '.join(wrong)}: leave it out.")
+        raise ValueError(f"The architecture {kind.model_type} has no {named}: leave it out.")
 
 
 def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, Any] | None:
@@ -240,9 +231,6 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
     from hf_genrec.training.initial import start_fresh, start_from
     from hf_genrec.training.runs import train_run
 
-    if asked.origin is not None and (asked.shape or asked.paper or asked.architecture):
-        wrong = ", ".join(sorted(asked.shape)) or ("--paper" if asked.paper else "--architecture")
-        raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {wrong}.")
     kind: Any = CONFIG_MAPPING[asked.architecture or "latte"]
     if asked.chooses:
         return _run_chosen(prepared, asked)
@@ -256,14 +244,14 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
     else:
         args = _arguments(asked, kind)
         shape = kind.paper_shape if asked.paper else kind.default_shape
-        if asked.shape.get("history_attention") == "bidirectional":  # reads codes; `--history-unit item` is refused
+        if asked.fields.get("history_attention") == "bidirectional":  # reads codes; `--history-unit item` is refused
             shape = shape | {"history_unit": "code"}
-        if "code" in (asked.shape.get("history_unit"), shape.get("history_unit")):  # the dense head reads items
+        if "code" in (asked.fields.get("history_unit"), shape.get("history_unit")):  # the dense head reads items
             shape = shape | {"dense_head": False}
-        shape, vectors = shape | asked.shape, None
+        shape, vectors = shape | asked.fields, None
         if asked.embeddings is not None and shape.get("dense_head"):
             vectors, _ = read_embeddings(embeddings_path(asked.embeddings), prepared)
-            shape = {**shape, "dense_codes": asked.shape.get("dense_codes", False)}  # with codes the beams lose
+            shape = {**shape, "dense_codes": asked.fields.get("dense_codes", False)}  # with codes the beams lose
         starting = start_fresh(
             prepared, asked.ids, shape=shape, seed=args.seed, architecture=kind.model_type, vectors=vectors
         )
@@ -329,7 +317,7 @@ def _choose(prepared: PreparedDataset, asked: SimpleNamespace) -> Any:
     if not (folder / "ids" / "tokenizer.json").is_file():
         tokenize_items(prepared, vectors, asked.ids, **choice.tokenizer)
     asked.embeddings = str(vectors) if choice.reads_vectors else None
-    asked.shape, asked.schedule = choice.shape | asked.shape, choice.schedule | asked.schedule
+    asked.fields, asked.schedule = choice.shape | asked.fields, choice.schedule | asked.schedule
     return texts if texts is not None and texts.shape[1] else None
 
 
@@ -359,5 +347,5 @@ def _check_finished(prepared: PreparedDataset, asked: SimpleNamespace, kind: Any
         asked.output,
         expected | {"seed": args.seed, "targets": asked.targets},
         training={name: getattr(args, name) for name in sorted(schedule) if name != "seed"},
-        model=shape | asked.shape,
+        model=shape | asked.fields,
     )

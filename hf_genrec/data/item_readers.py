@@ -110,7 +110,8 @@ def _problem_of(values: Mapping[str, Any], item: str, item_id: str | None, place
     if item_id is None:
         if values.get(item) is not None:
             return f"the field {item!r} holds {str(values[item])[:200]!r}; ids are strings or whole numbers"
-        return f"no id in the field {item!r}; the fields are {first_names(values)}"
+        other = "" if item in values else "; name the field of the ids with `items_id`"
+        return f"no id in the field {item!r}; the fields are {first_names(values)}{other}"
     if item_id in places:
         return f"item id {item_id!r} has a record already ({places[item_id]})"
     return f"item id {item_id!r} {ID_RULE}" if is_bad_id(item_id) else None

@@ -37,7 +37,7 @@ from hf_genrec.data.protocols import PROTOCOLS, Protocol
 from hf_genrec.data.readers import ReadTable, read_interactions, read_sequences
 from hf_genrec.data.splits import first_few, write_split
 from hf_genrec.data.tables import Source, owner_of
-from hf_genrec.data.text_files import DELIMITERS, OnError, format_of
+from hf_genrec.data.text_files import DELIMITERS, OnError, first_names, format_of
 
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def prepare(
         only = None if keep_all_items else set(pc.unique(log.table["item_id"]).to_pylist())
         catalog = read_items(items, item=items_id, title=title, **texts, only=only, delimiter=delimiter, **reading)
         filtered = _filter(log.table, catalog.table, rules, min_rating=min_rating, missing_text=missing_text)
-        _check_texts(catalog.table, filtered, keep_all_items=keep_all_items, missing_text=missing_text)
+        _check_texts(catalog.table, filtered, fields, keep_all_items=keep_all_items, missing_text=missing_text)
         _write_items(folder, catalog.table, filtered, keep_all_items=keep_all_items, missing_text=missing_text)
         options: dict[str, Any] = {"min_rating": min_rating, "missing_text": missing_text, "on_error": on_error}
         options |= {"text_fields": list(fields), "keep_all_items": keep_all_items}
@@ -271,7 +271,14 @@ def _warn_of_duplicates(table: pa.Table, rules: Protocol) -> None:
         )
 
 
-def _check_texts(catalog: pa.Table, filtered: _Filtered, *, keep_all_items: bool, missing_text: MissingText) -> None:
+def _check_texts(
+    catalog: pa.Table,
+    filtered: _Filtered,
+    fields: Sequence[str],
+    *,
+    keep_all_items: bool,
+    missing_text: MissingText,
+) -> None:
     """Counts the items that belong into the catalog and have no text; raises if there must be none."""
     wanted = pc.unique(filtered.table["item_id"]).cast(pa.string())
     if keep_all_items:
@@ -280,9 +287,10 @@ def _check_texts(catalog: pa.Table, filtered: _Filtered, *, keep_all_items: bool
     textless = wanted.filter(pc.invert(pc.is_in(wanted, value_set=with_text)))
     if len(textless) and missing_text == "error":
         raise ValueError(
-            f"{len(textless)} items have no metadata or an empty text: {first_few(textless)}. Name other "
-            '`text_fields`, pass `missing_text="drop"` to drop their interactions, or pass `missing_text="keep"` to '
-            "use their ids as texts."
+            f"{len(textless)} items have no metadata or an empty text: {first_few(textless)}. Texts are made of "
+            f"{first_names(fields)}; the items table has {first_names(catalog.column_names[3:]) or 'nothing else'}. "
+            'Name others with `title` or `text_fields`, pass `missing_text="drop"` to drop the interactions of such '
+            'items, or pass `missing_text="keep"` to use their ids as texts.'
         )
     if len(textless) and missing_text == "keep":
         logger.warning("%d items have no text; their ids are used as texts.", len(textless))

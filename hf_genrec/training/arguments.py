@@ -164,19 +164,7 @@ def _options_of(names: Iterable[str]) -> list[str]:
 
 def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
     """
-    A question to those who mistyped a name.
-
-    Args:
-        words (`Iterable[str]`): What was typed and is not known.
-        known (`Iterable[str]`): What could have been meant.
-
-    Example:
-
-    ```python
-    >>> did_you_mean(["--wieght-decay", "1"], ["--weight-decay", "--seed"])
-    ' Did you mean --weight-decay?'
-
-    ```
+    A question to those who mistyped a name. Args: the words that are not known, and those that could have been meant.
     """
     names = list(known)
     found = [close[0] for word in words if (close := difflib.get_close_matches(word, names, n=1))]

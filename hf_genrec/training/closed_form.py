@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ from hf_genrec.hub.save import save_recommender
 from hf_genrec.modeling.configuration_item_to_item import METHODS, ItemToItemConfig
 from hf_genrec.modeling.modeling_item_to_item import ItemToItemForItemGeneration
 from hf_genrec.serving.recommender import Recommender, check_model_name
-from hf_genrec.training.runs import _NO_SHAPE
+from hf_genrec.training.runs import config_settings
+from hf_genrec.training.trainer import Stopwatch
 
 
 logger = logging.getLogger(__name__)
@@ -101,33 +101,17 @@ def fit_run(
     command: str = "",
 ) -> dict[str, Any]:
     """
-    [`fit_item_to_item`], and the run folder.
+    [`fit_item_to_item`], and the run folder; returns the content of `training.json`.
 
-    Args:
-        prepared ([`PreparedDataset`]): The data set.
-        output_dir (`str` or `Path`): The run folder.
-        method (`str`, *optional*, defaults to `"ridge"`): See [`fit_item_to_item`].
-        embeddings (`np.ndarray`, *optional*): See [`fit_item_to_item`].
-        exclude_seen (`bool`, *optional*):
-            Choose settings for lists without items of the history, and serve such lists; `None` where the data set has
-            (almost) no repeats, see [`~PreparedDataset.has_repeats`].
-        seed (`int`, *optional*, defaults to 0): See [`fit_item_to_item`].
-        command (`str`, *optional*): What `training.json` shall name as the command.
-
-    Returns:
-        `dict`: the content of `training.json`.
+    Args: see [`fit_item_to_item`]. `exclude_seen` is also how the run is served; `None` leaves seen items out where
+    the data set has (almost) no repeats, see [`~PreparedDataset.has_repeats`]. `command` is what `training.json` shall
+    name.
     """
-    start, cpu_start = time.perf_counter(), time.process_time()
+    stopwatch = Stopwatch()
     exclude_seen = not prepared.has_repeats if exclude_seen is None else exclude_seen
     model = fit_item_to_item(prepared, method=method, embeddings=embeddings, exclude_seen=exclude_seen, seed=seed)
-    seconds = {"minutes": time.perf_counter() - start, "cpu_minutes": time.process_time() - cpu_start}
-    return write_fitted(
-        prepared,
-        output_dir,
-        model,
-        {"targets": "all", "seed": seed, "training": {"method": method, "exclude_seen": exclude_seen}},
-        {"command": command} | {name: round(value / 60, 3) for name, value in seconds.items()},
-    )
+    settings = {"seed": seed, "training": {"method": method, "exclude_seen": exclude_seen}}
+    return _write_fitted(prepared, output_dir, model, settings, {"command": command} | stopwatch.read())
 
 
 def ensemble_run(
@@ -142,48 +126,32 @@ def ensemble_run(
     command: str = "",
 ) -> dict[str, Any]:
     """
-    [`fit_ensemble`] of run folders or Hub repositories, and the run folder of the whole.
+    [`fit_ensemble`] of run folders or Hub repositories, and the run folder of the whole; returns the content of
+    `training.json`. There `members` holds their minutes where they are known; `minutes` and `cpu_minutes` are those of
+    all together.
 
-    Args:
-        prepared ([`PreparedDataset`]): The data set.
-        members (`dict[str, str]`): Run folders or repositories, by a name for each.
-        output_dir (`str` or `Path`): The run folder.
-        combination (`str`, *optional*, defaults to `"standardised"`): See [`fit_ensemble`].
-        exclude_seen (`bool`, *optional*): See [`fit_run`].
-        max_users (`int`, *optional*, defaults to 6000): See [`fit_ensemble`].
-        seed (`int`, *optional*, defaults to 0): See [`fit_ensemble`].
-        command (`str`, *optional*): What `training.json` shall name as the command.
-
-    Returns:
-        `dict`: the content of `training.json`. `members` holds their minutes where they are known; `minutes` and
-            `cpu_minutes` are those of all together.
+    Args: see [`fit_ensemble`] and [`fit_run`]; `members` are paths or repositories, by a name for each.
     """
-    start, cpu_start = time.perf_counter(), time.process_time()
+    stopwatch = Stopwatch()
     exclude_seen = not prepared.has_repeats if exclude_seen is None else exclude_seen
-    models, records = {}, {}
+    models, minutes = {}, {}
     for name, path in members.items():
         check_model_name(os.fspath(path))
         models[name] = AutoModel.from_pretrained(os.fspath(path)).eval()
-        is_run = (Path(path) / TRAINING_NAME).is_file()
-        records[name] = read_training(path) if is_run else {}
-        if is_run:
-            check_trained_on(records[name], prepared.metadata, owner=f"The run {path}")
+        record = read_training(path)
+        check_trained_on(record, prepared.metadata, owner=f"The run {path}")
+        minutes[name] = {key: record.get(key) for key in ("minutes", "cpu_minutes")}
     options: dict[str, Any] = {"combination": combination, "exclude_seen": exclude_seen}
     model, report = fit_ensemble(models, prepared, **options, max_users=max_users, seed=seed)
-    seconds = {"minutes": time.perf_counter() - start, "cpu_minutes": time.process_time() - cpu_start}
-    of_members = {name: {key: record.get(key) for key in seconds} for name, record in records.items()}
-    spent = {key: value / 60 + sum(own[key] or 0 for own in of_members.values()) for key, value in seconds.items()}
-    return write_fitted(
-        prepared,
-        output_dir,
-        model,
-        {"targets": "all", "seed": seed, "training": options},
-        {"command": command, "ensemble": report, "members": of_members}
-        | {name: round(value, 3) for name, value in spent.items()},
-    )
+    spent = {
+        key: round(value + sum(own[key] or 0 for own in minutes.values()), 3)
+        for key, value in stopwatch.read().items()
+    }
+    more = {"command": command, "ensemble": report, "members": minutes} | spent
+    return _write_fitted(prepared, output_dir, model, {"seed": seed, "training": options}, more)
 
 
-def write_fitted(
+def _write_fitted(
     prepared: PreparedDataset,
     output_dir: str | os.PathLike[str],
     model: Any,
@@ -191,17 +159,10 @@ def write_fitted(
     spent: dict[str, Any],
 ) -> dict[str, Any]:
     """
-    The run folder of a model that came about without training steps.
+    The run folder of a model that came about without training steps; returns the content of `training.json`.
 
-    Args:
-        prepared ([`PreparedDataset`]): The data set.
-        output_dir (`str` or `Path`): The run folder.
-        model: The model.
-        settings (`dict`): What decided the result, beside the data and the model's config.
-        spent (`dict`): Command and minutes.
-
-    Returns:
-        `dict`: the content of `training.json`.
+    Args: the data set, the run folder and the model; `settings` decided the result, beside the data and the model's
+    config; `spent` are command and minutes.
     """
     folder = Path(output_dir)
     exclude_seen = settings["training"]["exclude_seen"]
@@ -209,14 +170,14 @@ def write_fitted(
     save_recommender(folder, model, None, prepared.items)
     histories, targets = validation_users(prepared, max_users=_VALIDATION_USERS, seed=0)
     found = Recommender(model, prepared.items, batch_size=256).recommend(histories, exclude_seen=exclude_seen)
-    shape = {name: value for name, value in model.config.to_diff_dict().items() if name not in _NO_SHAPE}
     record = {
         "settings": {
             "data_fingerprint": prepared.fingerprint,
             "protocol": prepared.metadata["protocol"],
             "semantic_ids_fingerprint": None,
             "from": None,
-            "model": shape,
+            "targets": "all",
+            "model": config_settings(model.config),
         }
         | settings,
         "data": {"category": prepared.metadata.get("category")},

@@ -6,7 +6,6 @@ checkpoint to fine-tune. Whatever was made for other items is refused.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers.utils import cached_file
 
 from hf_genrec.data.checks import check_learned_on, trained_on
 from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.evaluation.record import read_training
 from hf_genrec.serving.folder import check_items
 from hf_genrec.serving.recommender import check_model_name
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME, load_tokenized
@@ -135,7 +135,7 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
     check_items(model, items)
     check_same_catalog(items["item_id"].to_pylist(), prepared, owner=f"The checkpoint {path}")
     _count_items(model, prepared)
-    seen = _data_of(Path(path))
+    seen = tuple(trained_on(read_training(path)))
     if not model.config.has_codes:
         return Starting(model.float(), None, None, origin=path, trained_on=seen)
     semantic_ids = SemanticIds(
@@ -149,12 +149,6 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
     return Starting(model.float(), semantic_ids, quantizer, origin=path, trained_on=seen)
 
 
-def _data_of(folder: Path) -> tuple[str, ...]:
-    """What `training.json` says that the weights have seen; a folder that our training did not write has none."""
-    training = folder / "training.json"
-    return tuple(trained_on(json.loads(training.read_text(encoding="utf-8")))) if training.is_file() else ()
-
-
 def _count_items(model: Any, prepared: PreparedDataset) -> None:
     """Models with codes list those items of an id first that occur more often in training; ACERec corrects by it."""
     if hasattr(model, "set_item_counts"):
@@ -163,15 +157,9 @@ def _count_items(model: Any, prepared: PreparedDataset) -> None:
 
 def check_same_catalog(item_ids: Sequence[str], prepared: PreparedDataset, *, owner: str) -> None:
     """
-    Whether something was made for the items of a data set, in their order.
+    Raises a `ValueError` that says how, where something was not made for the items of a data set in their order.
 
-    Args:
-        item_ids (`Sequence[str]`): Its items.
-        prepared ([`PreparedDataset`]): The data set.
-        owner (`str`): What it is, for the error.
-
-    Raises:
-        ValueError: If they differ; the message says how.
+    Args: its items, the data set, and what it is, for the error.
     """
     mine, theirs = list(item_ids), prepared.item_ids
     if mine == theirs:

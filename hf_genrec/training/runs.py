@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -83,7 +84,9 @@ def train_run(
     settings = run_settings(prepared, starting, args, targets=targets)
     checkpoint = _checkpoint_to_resume(folder, settings, resume)
     repo_id = _repository(folder, args)
-    trainer = make_trainer(starting.model, prepared, _kept_at_home(args), targets=targets)
+    silent = copy.copy(args)
+    silent.push_to_hub = False  # Trainer would publish checkpoints
+    trainer = make_trainer(starting.model, prepared, silent, targets=targets)
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(TrainingProgress())
@@ -118,17 +121,11 @@ def run_settings(
     prepared: PreparedDataset, starting: Starting, args: GenRecTrainingArguments, *, targets: str = "all"
 ) -> dict[str, Any]:
     """
-    What decides the result of a run, without what is a matter of the machine or the display.
+    What decides the result of a run, without what is a matter of the machine or the display. Two runs with equal
+    settings on one machine end with equal weights. A run that begins with a checkpoint has `trained_on`, the
+    fingerprints of all data its weights will have seen, where known.
 
-    Args:
-        prepared ([`PreparedDataset`]): The data set.
-        starting ([`Starting`]): What is trained.
-        args ([`GenRecTrainingArguments`]): How.
-        targets (`str`, *optional*, defaults to `"all"`): `"all"` or `"last"`.
-
-    Returns:
-        `dict`: JSON-ready; two runs with equal settings on one machine end with equal weights. A run that begins with
-            a checkpoint has `trained_on`, the fingerprints of all data its weights will have seen, where known.
+    Args: see [`train_run`].
     """
     defaults = json.loads(GenRecTrainingArguments(output_dir=args.output_dir).to_json_string())
     training = {
@@ -136,7 +133,6 @@ def run_settings(
         for name, value in json.loads(args.to_json_string()).items()
         if name not in _NO_SETTINGS and value != defaults.get(name)
     }
-    config = starting.model.config.to_diff_dict()
     seen = [*(name for name in starting.trained_on if name != prepared.fingerprint), prepared.fingerprint]
     return {
         "data_fingerprint": prepared.fingerprint,
@@ -145,9 +141,15 @@ def run_settings(
         "from": starting.origin,
         "targets": targets,
         "seed": args.seed,
-        "model": {name: value for name, value in config.items() if name not in _NO_SHAPE},
+        "model": config_settings(starting.model.config),
         "training": training,
     } | ({"trained_on": seen} if starting.trained_on else {})
+
+
+def config_settings(config: Any) -> dict[str, Any]:
+    """What of a model's config decides the result of a run. Args: the config."""
+    not_decisive = {"transformers_version", "architectures", "dtype", "auto_map", "_name_or_path"}
+    return {name: value for name, value in config.to_diff_dict().items() if name not in not_decisive}
 
 
 def check_same_run(
@@ -158,16 +160,10 @@ def check_same_run(
     model: Mapping[str, Any] | None = None,
 ) -> None:
     """
-    Whether a finished run is the one that is asked for: its folder may hold what an earlier command made.
+    Raises a `ValueError` that names each difference, where a finished run is not the one that is asked for.
 
-    Args:
-        folder (`str` or `Path`): The folder of a finished run.
-        expected (`dict`): Settings to be compared, by their names in [`run_settings`]; and `architecture`.
-        training (`dict`, *optional*): Fields of [`GenRecTrainingArguments`] to be compared.
-        model (`dict`, *optional*): Fields of the model's config to be compared.
-
-    Raises:
-        ValueError: If a setting differs; the message names it and both values.
+    Args: its folder; `expected` settings, by their names in [`run_settings`] and `architecture`; fields of
+    [`GenRecTrainingArguments`] and of the model's config to be compared.
     """
     settings = read_training(folder)["settings"]
     kind = settings["model"].get("model_type")
@@ -189,14 +185,11 @@ def write_evaluation(
     folder: str | os.PathLike[str], config: Any, record: Mapping[str, Any], *, users: pa.Table | None = None
 ) -> None:
     """
-    Put an evaluation into a run folder: `evaluation.json`, `evaluation_users.parquet`, and the card unless somebody
+    Puts an evaluation into a run folder: `evaluation.json`, `evaluation_users.parquet`, and the card unless somebody
     edited it.
 
-    Args:
-        folder (`str` or `Path`): The run folder.
-        config (`PreTrainedConfig`): The model's.
-        record (`dict`): The evaluation record.
-        users (`pa.Table`, *optional*): Its results per user; `None` removes those of an earlier evaluation.
+    Args: the run folder, the model's config, the record, and its results per user; `None` removes those of an earlier
+    one.
     """
     folder = Path(folder)
     path, card = folder / EVALUATION_NAME, folder / "README.md"
@@ -258,7 +251,6 @@ _PROGRESS = 25  # between INFO and WARNING: shown unless somebody asks for silen
 
 _NO_SETTINGS = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "seed", "use_cpu", "threads"}
 _NO_SETTINGS |= {"push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "hub_revision", "hub_strategy"}
-_NO_SHAPE = {"transformers_version", "architectures", "dtype", "auto_map", "_name_or_path"}
 
 
 def _checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: bool | str) -> str | None:
@@ -347,13 +339,6 @@ def _repository(folder: Path, args: GenRecTrainingArguments) -> str | None:
     return name if "/" in name else f"{owner}/{name}"
 
 
-def _kept_at_home(args: GenRecTrainingArguments) -> GenRecTrainingArguments:
-    """Arguments with which Trainer does not publish checkpoints of its own accord."""
-    args = copy.copy(args)
-    args.push_to_hub = False
-    return args
-
-
 def _push_run(folder: Path, repo_id: str, args: GenRecTrainingArguments) -> None:
     """Publish a finished run; what goes wrong is logged and does not undo the training."""
     is_private = True if args.hub_private_repo is None else args.hub_private_repo
@@ -369,7 +354,4 @@ def _push_run(folder: Path, repo_id: str, args: GenRecTrainingArguments) -> None
 
 def _finite(log_history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """JSON knows no NaN: a gradient norm may be one."""
-    return [
-        {name: value if value == value and abs(value) != float("inf") else None for name, value in entry.items()}
-        for entry in log_history
-    ]
+    return [{name: value if math.isfinite(value) else None for name, value in entry.items()} for entry in log_history]

@@ -69,12 +69,7 @@ class TargetBatchSampler(Sampler[list[int]]):
         self._num_batches = -(-(len(self._cuts) + 1) // num_replicas) * num_replicas
 
     def set_epoch(self, epoch: int) -> None:
-        """
-        Choose the order of an epoch.
-
-        Args:
-            epoch (`int`): Number of the epoch.
-        """
+        """Chooses the order of an epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:

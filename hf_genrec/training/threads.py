@@ -22,10 +22,7 @@ def num_threads_for(config: Any, *, targets_per_step: int, available: int) -> in
     One thread for each 268 million multiplications of the largest product in a step: that of feed-forward layers or,
     where all items are scored, that of the states with the items.
 
-    Args:
-        config (`PreTrainedConfig`): The model's.
-        targets_per_step (`int`): Targets in a batch.
-        available (`int`): The most threads there may be.
+    Args: the model's config, the targets in a batch, and the most threads there may be.
     """
     is_written = config.has_codes and getattr(config, "num_decoder_layers", 0)  # a row of the decoder for each code
     rows = targets_per_step * (config.num_levels if is_written else 1)

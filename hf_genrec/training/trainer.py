@@ -45,7 +45,7 @@ TIME_NAME = "time.json"  # in a checkpoint: the minutes up to it
 
 def keep_freed_memory() -> bool:
     """
-    Ask the C library to keep freed memory for the next allocation; whether it understood (only glibc does).
+    Asks the C library to keep freed memory for the next allocation; whether it understood (only glibc does).
 
     Every training step on a CPU allocates and frees the same large tensors. By default glibc returns them to the
     system each time and the system clears each page again at its first touch, which makes steps of changing shape
@@ -60,12 +60,8 @@ def keep_freed_memory() -> bool:
 
 class GenRecTrainer(Trainer):
     """
-    `Trainer` whose batches hold equal numbers of targets and whose `evaluate()` recommends.
-
-    Args:
-        *args: See [`~transformers.Trainer`]. `train_dataset` is a [`WindowDataset`],
-            `eval_dataset` one with one row per user.
-        **kwargs: See [`~transformers.Trainer`].
+    `Trainer` whose batches hold equal numbers of targets and whose `evaluate()` recommends. `train_dataset` is a
+    [`WindowDataset`], `eval_dataset` one with one row per user.
     """
 
     args: GenRecTrainingArguments
@@ -187,13 +183,10 @@ class GenRecTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """
-        Recommend for every row of the validation sample and rank its target among all items.
-
-        Returns:
-            `dict`: `ndcg@10` and `recall@10` of the lists of `recommend()`, and `loss`: the negative log-likelihood
-            per code with latents summed out. Of a model with two heads the lists are those that will be served: by
-            the weight of the dense head that is best at this step, without items of the history where the data has
-            (almost) no repeats.
+        Recommends for every row of the validation sample and ranks its target among all items: `ndcg@10` and
+        `recall@10` of the lists of `recommend()`, and `loss`, the negative log-likelihood per code with latents summed
+        out. Of a model with two heads the lists are those that will be served: by the weight of the dense head that is
+        best at this step, without items of the history where the data has (almost) no repeats.
         """
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         self._check_weights()
@@ -256,8 +249,7 @@ class Stopwatch(TrainerCallback):
     """
     Minutes of a training over all its resumptions: each checkpoint keeps what was spent up to it.
 
-    Args:
-        checkpoint (`str`, *optional*): The checkpoint that training goes on from; `None` for a new training.
+    Args: the checkpoint that training goes on from; `None` for a new training.
     """
 
     def __init__(self, checkpoint: str | None = None) -> None:
@@ -282,14 +274,8 @@ def validation_rows(
     prepared: PreparedDataset, *, first_item_token: int, max_history_length: int, num_users: int | None, seed: int
 ) -> WindowDataset:
     """
-    A fixed sample of validation users, one row each.
-
-    Args:
-        prepared ([`PreparedDataset`]): The data set.
-        first_item_token (`int`): Token of item 0.
-        max_history_length (`int`): Longer histories keep their last items.
-        num_users (`int`, *optional*): Size of the sample; `None` or a negative number for all.
-        seed (`int`): Seed of the sample.
+    A fixed sample of validation users, one row each. Args: see [`training_dataset`]; `num_users` is `None` or negative
+    for all.
     """
     split = prepared.split("validation")
     if num_users is not None and 0 <= num_users < len(split):

@@ -19,11 +19,9 @@ DENSE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # with the las
 
 def set_weight_decays(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
     """
-    Move the parameters whose weight decay is the model's own into groups with that decay.
+    Moves the parameters whose weight decay is the model's own (`weight_decays`) into groups with that decay.
 
-    Args:
-        optimizer (`torch.optim.Optimizer`): The optimizer of all parameters.
-        model (`torch.nn.Module`): A model; without `weight_decays` nothing changes.
+    Args: the optimizer of all parameters, and the model.
     """
     decays: Mapping[str, float] = getattr(model, "weight_decays", {})
     own = {name: parameter for name, parameter in model.named_parameters() if name in decays}
@@ -48,15 +46,8 @@ def choose_dense_weight(
     Candidates and their two scores are computed once. Items of the history are left out where (almost) no target
     stands in its history, as serving does by default.
 
-    Args:
-        model: A model with a dense head.
-        batches (`Iterable[dict]`): `input_ids`, `attention_mask` and `labels`, one target per row: its last label.
-        num_beams (`int`, *optional*, defaults to 50): Width of the search.
-        latent_aggregation (`str`, *optional*, defaults to `"max"`): Score of an item over latents.
-        weights (`Sequence[float]`, *optional*): What to try.
-
-    Returns:
-        `dict[float, float]`: ndcg@10 of each weight; put the best one into `model.recommend_config.dense_weight`.
+    Args: a model with a dense head; batches of `input_ids`, `attention_mask` and `labels`, of which the last label is
+    the target; width of the search, score of an item over latents, and the weights to try.
     """
     batches = list(batches)
     leaves_out = _share_of_repeats(model, batches) <= MAX_REPEAT_RATE
@@ -89,12 +80,7 @@ def ranks_by_weight(
 
 
 def best_weight(figures: Mapping[float, float]) -> float:
-    """
-    The weight with the largest figure, of equal ones the smallest.
-
-    Args:
-        figures (`dict[float, float]`): What [`choose_dense_weight`] returns.
-    """
+    """The weight with the largest figure, of equal ones the smallest. Args: what [`choose_dense_weight`] returns."""
     return max(sorted(figures), key=lambda weight: figures[weight])
 
 

@@ -263,7 +263,7 @@ def test_settings_of_the_config_are_set_by_name_and_wrong_ones_are_told(parallel
         assert f"no ACERecConfig has: {wrong.partition('=')[0]}" in error_of(*words, "--set", wrong)
     assert "value of the wrong type" in error_of(*words, "--set", "temperature=cold")
     assert "has no `--decoder-layers`" in error_of(*words, "--decoder-layers", "2")
-    assert "must be one of" in error_of(
+    assert "is not one of 'latte', 'rpg', 'acerec', 'sasrec'" in error_of(
         "train", data, "--ids", folder / "ids", "--output", tmp_path, "--architecture", "gru"
     )
 
@@ -336,7 +336,7 @@ def test_what_needs_codes_is_refused(sasrec, tmp_path):
     )
     assert "Give either `--ids`" in error_of(*train, "--architecture", "latte")
     assert "Give either `--ids`" in error_of(*train, "--architecture", "rpg")
-    assert "does not go with --architecture" in error_of(*train, "--from", run_folder, "--architecture", "sasrec")
+    assert "does not go with `--architecture`" in error_of(*train, "--from", run_folder, "--architecture", "sasrec")
     assert "The architecture sasrec has no `--decoder-layers`" in error_of(
         *train, "--architecture", "sasrec", "--decoder-layers", "2"
     )
