@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
 from rich.table import Table
 
-from hf_genrec.cli.command_line import AsJson, app, output_on
+from hf_genrec.cli.command_line import AsJson, app, arguments_for, output_on
 
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ Neighbors = Annotated[
 @app.command("push")
 def _push(
     ctx: typer.Context,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
-    repo: Repo,
+    recommender: Annotated[str, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
+    repo_id: Repo,
     public: Public = False,
     dry_run: DryRun = False,
     revision: Revision = None,
-    message: Message = None,
+    commit_message: Message = None,
     license: License = None,
     space: Space = None,
     neighbors: Neighbors = False,
@@ -74,7 +74,7 @@ def _push(
     with output_on(as_json) as show:
         from hf_genrec.hub.push import push_recommender
 
-        _show(show, push_recommender(run, repo, **_how(ctx)))
+        _show(show, push_recommender(**arguments_for(push_recommender, ctx), private=not public))
 
 
 @app.command("push-ids")
@@ -83,11 +83,11 @@ def _push_ids(
     folder: Annotated[
         str, typer.Argument(metavar="IDS|RUN", help="A tokenized folder or a run folder.", show_default=False)
     ],
-    repo: Repo,
+    repo_id: Repo,
     public: Public = False,
     dry_run: DryRun = False,
     revision: Revision = None,
-    message: Message = None,
+    commit_message: Message = None,
     license: License = None,
     replace_card: ReplaceCard = False,
     as_json: AsJson = False,
@@ -102,19 +102,19 @@ def _push_ids(
     with output_on(as_json) as show:
         from hf_genrec.hub.push import push_ids
 
-        _show(show, push_ids(folder, repo, **_how(ctx)))
+        _show(show, push_ids(**arguments_for(push_ids, ctx), private=not public))
 
 
 @app.command("push-space")
 def _push_space(
     ctx: typer.Context,
-    recommender: Annotated[
+    repo: Annotated[
         str, typer.Argument(metavar="REPO", help="The recommender's repository on the Hub.", show_default=False)
     ],
-    repo: Repo,
+    space_id: Repo,
     public: Public = False,
     dry_run: DryRun = False,
-    message: Message = None,
+    commit_message: Message = None,
     replace_card: ReplaceCard = False,
     as_json: AsJson = False,
 ) -> None:
@@ -128,16 +128,7 @@ def _push_space(
     with output_on(as_json) as show:
         from hf_genrec.hub.push import push_space
 
-        _show(show, push_space(recommender, repo, **_how(ctx)))
-
-
-def _how(ctx: typer.Context) -> dict[str, Any]:
-    """The options of a verb as arguments of its function."""
-    how = {name: value for name, value in ctx.params.items() if name in _ALIKE}
-    return how | {"private": not ctx.params["public"], "commit_message": ctx.params["message"]}
-
-
-_ALIKE = ("revision", "license", "space", "neighbors", "replace_card", "dry_run")
+        _show(show, push_space(**arguments_for(push_space, ctx), private=not public))
 
 
 def _show(show: Any, publication: Publication) -> None:

@@ -26,6 +26,7 @@ from hf_genrec.cli.tables import (
     rows_table,
     statistics_table,
     usage_table,
+    weights_line,
 )
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sources.movielens import prepare_movielens
@@ -213,11 +214,7 @@ class _Walk:
             for method, folder in linear.items():
                 fit_run(self.prepared, folder, method=method, **how)
             ensemble_run(self.prepared, {"PSID": self._psid} | linear, self._model, max_users=None, **how)
-        found = read_training(self._model)["ensemble"]
-        shares = ", ".join(
-            f"{name} {weight:.2f}" for name, weight in zip(found["scores"], found["weights"], strict=True)
-        )
-        self.console.print(f"weights, chosen on validation users: {shares}")
+        self.console.print(weights_line(read_training(self._model)["ensemble"]))
 
     def evaluate(self) -> dict[str, Any]:
         """The record of the ensemble on the test split, beside its network's; baselines are tuned on validation."""

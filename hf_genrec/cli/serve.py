@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_genrec.cli.command_line import app, given, output_on
+from hf_genrec.cli.command_line import Device, app, arguments_for, given, output_on
 from hf_genrec.serving.server_settings import TOKEN_VARIABLE, ServerSettings
 
 
@@ -18,6 +18,7 @@ _DEFAULT = ServerSettings()
 
 @app.command("serve")
 def _serve(
+    ctx: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or Hub repository.", show_default=False)],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all networks.")] = _DEFAULT.host,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any.")] = _DEFAULT.port,
@@ -34,7 +35,7 @@ def _serve(
         int | None, typer.Option(min=1, help="Threads that compute.", show_default="the cores there are")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a repository.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")] = None,
+    device: Device = None,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="A line on stderr per request.")] = False,
 ) -> None:
     """
@@ -50,17 +51,7 @@ def _serve(
       HF_GENREC_TOKEN=secret hf-genrec serve run --host 0.0.0.0
       curl -X POST http://127.0.0.1:8000/recommend -H 'Content-Type: application/json' -d '{"history": ["50", "181"]}'
     """
-    settings = ServerSettings(
-        host=host,
-        port=port,
-        max_batch=max_batch,
-        window_ms=window_ms,
-        max_queue=max_queue,
-        timeout=timeout,
-        drain=drain,
-        threads=threads,
-        token=os.environ.get(TOKEN_VARIABLE),
-    )
+    settings = ServerSettings(**arguments_for(ServerSettings, ctx), token=os.environ.get(TOKEN_VARIABLE))
     with output_on(False):
         from hf_genrec.serving.recommender import Recommender, check_model_name
         from hf_genrec.serving.server import serve
@@ -68,12 +59,11 @@ def _serve(
         check_model_name(model)
         options: dict[str, Any] = given({"revision": revision, "device": device})
 
-        def listening(address: str) -> None:
-            typer.echo(f"Serving {model} at {address}, described at {address}/docs", err=True)
-
         serve(
             lambda: Recommender.from_pretrained(model, **options),
             settings,
             log_requests=log_requests,
-            when_listening=listening,
+            when_listening=lambda address: typer.echo(
+                f"Serving {model} at {address}, described at {address}/docs", err=True
+            ),
         )

@@ -76,6 +76,12 @@ def _notes_on_cold_items(metadata: Mapping[str, Any], cold: Mapping[str, Any]) -
     return notes
 
 
+def weights_line(ensemble: Mapping[str, Any]) -> str:
+    """The weights of an ensemble in words. Args: `ensemble` of its `training.json`."""
+    weights = zip(ensemble["scores"], ensemble["weights"], strict=True)
+    return "weights, chosen on validation users: " + ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
+
+
 def collision_table(statistics: Mapping[str, Any]) -> Table:
     """Collisions before and after the policy. Args: what [`SemanticIds.statistics`] returned."""
     rows = []

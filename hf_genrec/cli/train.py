@@ -267,6 +267,7 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
 
 def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, Any] | None:
     """The network that fits the size of the data, linear models beside it, and their weighted sum as the run."""
+    from hf_genrec.cli.tables import weights_line
     from hf_genrec.evaluation.record import is_finished, read_training
     from hf_genrec.training.arguments import CHECKPOINTS_NAME
     from hf_genrec.training.closed_form import ensemble_run, fit_run
@@ -287,9 +288,7 @@ def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, 
     for method, vectors in linear.items():
         fit_run(prepared, members[method], method=method, embeddings=vectors, command=command_line())
     record = ensemble_run(prepared, members, asked.output, command=command_line())
-    found = record["ensemble"]
-    shares = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(found["scores"], found["weights"], strict=True))
-    typer.echo(f"weights, chosen on validation users: {shares}", err=True)
+    typer.echo(weights_line(record["ensemble"]), err=True)
     return record
 
 

@@ -57,10 +57,6 @@ class Windows:
         """The number of items before each window's last one, `(num_windows,)`."""
         return self.ends - 1 - self.starts
 
-    def history(self, window: int) -> np.ndarray:
-        """Item indices of all but the last item of one window, `(length,)`."""
-        return self.values[self.starts[window] : self.ends[window] - 1]
-
 
 def make_examples(
     split: datasets.Dataset,
@@ -208,7 +204,7 @@ class WindowDataset(Dataset[dict[str, np.ndarray]]):
 @dataclass(frozen=True)
 class SequenceCollator:
     """
-    Pads rows to the longest of their batch, with the token `pad_token_id` on the `padding_side`.
+    Pads rows on the right to the longest of their batch, with the token `pad_token_id`.
 
     Example:
 
@@ -224,19 +220,11 @@ class SequenceCollator:
     """
 
     pad_token_id: int = 0
-    padding_side: Literal["right", "left"] = "right"
-
-    def __post_init__(self) -> None:
-        _check_choice("padding_side", self.padding_side, ("right", "left"))
 
     def __call__(self, rows: Sequence[dict[str, np.ndarray | list[int]]]) -> dict[str, torch.Tensor]:
         """Rows of `input_ids` and `labels` to tensors `(batch, longest row)`, with their `attention_mask`."""
         lengths = np.array([len(row["input_ids"]) for row in rows])
-        columns = np.arange(max(lengths.max(), 1))
-        if self.padding_side == "right":
-            is_item = columns < lengths[:, None]  # (B, T)
-        else:
-            is_item = columns >= len(columns) - lengths[:, None]
+        is_item = np.arange(max(lengths.max(), 1)) < lengths[:, None]  # (B, T)
         batch = {"attention_mask": torch.from_numpy(is_item.astype(np.int64))}
         for name, filler in (("input_ids", self.pad_token_id), ("labels", IGNORED_LABEL)):
             padded = np.full(is_item.shape, filler, dtype=np.int64)

@@ -40,7 +40,8 @@ def number_split(num_items):
 
 
 def pairs_of(examples):
-    return [(examples.history(row).tolist(), int(examples.targets[row])) for row in range(len(examples))]
+    items = [examples.values[start:end].tolist() for start, end in zip(examples.starts, examples.ends, strict=True)]
+    return [(history, target) for *history, target in items]
 
 
 def test_every_prefix_with_a_history_is_an_example():
@@ -63,7 +64,7 @@ def test_histories_keep_their_last_items():
     assert pairs_of(make_examples(split_of("abcde"), ITEM_IDS, max_history_length=2, targets="last")) == [([2, 3], 4)]
     examples = make_examples(*number_split(30))
     assert examples.lengths.max() == 20
-    assert examples.history(28).tolist() == list(range(9, 29))
+    assert pairs_of(examples)[28] == (list(range(9, 29)), 29)
 
 
 def test_rows_that_were_selected_or_shuffled_keep_their_meaning():
@@ -171,23 +172,11 @@ def test_a_stride_that_would_lose_targets_is_refused(stride):
         make_windows(split_of("ab"), ITEM_IDS, stride=stride)
 
 
-@pytest.mark.parametrize(
-    ("side", "input_ids", "mask", "labels"),
-    [
-        ("right", [[7, 8, 9], [6, 3, 3]], [[1, 1, 1], [1, 0, 0]], [[8, 9, 5], [4, -100, -100]]),
-        ("left", [[7, 8, 9], [3, 3, 6]], [[1, 1, 1], [0, 0, 1]], [[8, 9, 5], [-100, -100, 4]]),
-    ],
-)
-def test_batches_are_padded_to_their_longest_row(side, input_ids, mask, labels):
+def test_batches_are_padded_to_their_longest_row():
     rows = [{"input_ids": [7, 8, 9], "labels": [8, 9, 5]}, {"input_ids": np.array([6]), "labels": np.array([4])}]
 
-    batch = SequenceCollator(pad_token_id=3, padding_side=side)(rows)
+    batch = SequenceCollator(pad_token_id=3)(rows)
 
-    torch.testing.assert_close(batch["input_ids"], torch.tensor(input_ids))
-    torch.testing.assert_close(batch["attention_mask"], torch.tensor(mask))
-    torch.testing.assert_close(batch["labels"], torch.tensor(labels))
-
-
-def test_an_unknown_padding_side_is_refused():
-    with pytest.raises(ValueError, match="padding_side"):
-        SequenceCollator(padding_side="both")
+    torch.testing.assert_close(batch["input_ids"], torch.tensor([[7, 8, 9], [6, 3, 3]]))
+    torch.testing.assert_close(batch["attention_mask"], torch.tensor([[1, 1, 1], [1, 0, 0]]))
+    torch.testing.assert_close(batch["labels"], torch.tensor([[8, 9, 5], [4, -100, -100]]))
