@@ -126,14 +126,12 @@ def _heading(console: Console, text: str, is_there: bool) -> None:
     console.rule(text + (" (done before)" if is_there else ""), align="left")
 
 
-@dataclass(frozen=True)
 class _Walk:
     """The stages after the data set, each one done if it was not done before."""
 
-    folder: Path
-    prepared: PreparedDataset
-    settings: DemoSettings
-    console: Console
+    def __init__(self, folder: Path, prepared: PreparedDataset, settings: DemoSettings, console: Console) -> None:
+        self.folder, self.prepared, self.settings, self.console = folder, prepared, settings, console
+        self._ids, self._model, self._psid = folder / "semantic_ids", folder / "model", folder / "psid"
 
     def make_ids(self) -> None:
         """Vectors of texts and behaviour, and semantic IDs."""
@@ -155,18 +153,6 @@ class _Walk:
             tokenize_items(prepared, path, ids, **settings.tokenizer, overwrite=True)
         statistics = load_tokenized(ids)[1]["statistics"]
         self.console.print(collision_table(statistics), usage_table(statistics), sep="\n")
-
-    @property
-    def _ids(self) -> Path:
-        return self.folder / "semantic_ids"
-
-    @property
-    def _model(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def _psid(self) -> Path:
-        return self.folder / "psid"
 
     def _is_embedded(self, path: Path) -> bool:
         try:

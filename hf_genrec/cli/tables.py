@@ -16,6 +16,7 @@ from hf_genrec.evaluation.tables import NONE, PUBLISHED_ENCODERS, evidence_table
 
 
 PUBLISHED_ENCODER = "sentence-t5-base"
+_WIDE = 60  # characters of a header; longer ones are broken between the words
 _METRICS = ("recall@5", "recall@10", "ndcg@10", "mrr@10")
 _MEASURES = {"text": ("texts", ".3f"), "co_purchase": ("users", ".4f"), "lift": ("lift", ".1f")}
 
@@ -277,9 +278,11 @@ def rows_table(rows: Sequence[Sequence[str]], *, title: str, caption: str = "") 
     table = Table(title=title, caption=caption, caption_justify="left", **look)
     header, *body = rows
     names = min(10, max(len(row[0]) for row in rows))
-    table.add_column(header[0].replace(" ", "\n"), overflow="fold", min_width=names)
-    for name in header[1:]:
-        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+    between = "\n" if len("".join(header)) > _WIDE else " "
+    first, *others = (name.replace(" ", between) for name in header)
+    table.add_column(first, overflow="fold", min_width=names)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
     for name, *cells in body:
         table.add_row(name, *map(_lines_of, cells))
     return table

@@ -195,13 +195,11 @@ def _compact_dates(numbers: np.ndarray, num_digits: int) -> np.ndarray:
 
 def _milliseconds_of(column: pa.ChunkedArray) -> np.ndarray:
     """Timestamps and dates as float64 milliseconds, NaN for null; far beyond what a date can be, nothing overflows."""
-    ticks = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
-    if pa.types.is_timestamp(column.type):
-        factor, column = ticks[column.type.unit], column.cast(pa.int64())
-    elif pa.types.is_date32(column.type):
+    if pa.types.is_date32(column.type):
         factor, column = 86_400_000.0, column.cast(pa.int32())
     else:
-        factor, column = 1.0, column.cast(pa.int64())
+        ticks = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
+        factor, column = ticks[getattr(column.type, "unit", "ms")], column.cast(pa.int64())  # a date64 has no unit
     return column.to_pandas().to_numpy(dtype=np.float64, na_value=np.nan) * factor
 
 
@@ -228,12 +226,11 @@ def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
         return pa.chunked_array([_plain(part.dictionary).combine_chunks().take(part.indices) for part in chunks])
     if pa.types.is_run_end_encoded(column.type):
         column = pc.run_end_decode(column)
-    kind = column.type
-    if pa.types.is_nested(kind):
-        raise ValueError(f"holds {kind}, one value for each row is needed")
-    if pa.types.is_fixed_size_binary(kind):
+    if pa.types.is_nested(column.type):
+        raise ValueError(f"holds {column.type}, one value for each row is needed")
+    if pa.types.is_fixed_size_binary(column.type):
         column = column.cast(pa.binary())
-    is_text = pa.types.is_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind)
-    is_text = is_text or pa.types.is_binary(column.type) or pa.types.is_large_binary(kind)
-    is_text = is_text or pa.types.is_binary_view(kind)
-    return column.cast(pa.large_string()) if is_text else column
+    return column.cast(pa.large_string()) if column.type in _TEXTS else column
+
+
+_TEXTS = {pa.string(), pa.string_view(), pa.null(), pa.binary(), pa.large_binary(), pa.binary_view()}

@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
 
-SKIP_HINT = 'Pass `on_error="skip"` to count and skip such lines.'
 MAX_LINE = 2**24  # characters of a line: far more than any review, little for the memory
 MAX_DOCUMENT = 2**28  # characters of a file that is one JSON array or object
 MAX_EXPANSION, ALWAYS_ALLOWED = 200, 2**28  # text packs to a third or a tenth; only bombs to less than 1 / 200
@@ -76,7 +75,7 @@ class Skips:
         """Counts bad lines, the first of which is at `place`, or raises `ValueError`."""
         message = f"{place}: {reason[:_REASON]}."  # ids and fields may have any length
         if self.on_error == "raise":
-            raise ValueError(f"{message} {SKIP_HINT}")
+            raise ValueError(f'{message} Pass `on_error="skip"` to count and skip such lines.')
         self.count += number
         self.first = self.first or message
 

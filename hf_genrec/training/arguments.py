@@ -91,12 +91,10 @@ class GenRecTrainingArguments(TrainingArguments):
     def _check_evaluation(self) -> None:
         if self.latent_aggregation not in ("max", "sum"):
             raise ValueError(f"`latent_aggregation` must be 'max' or 'sum', got {self.latent_aggregation!r}.")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"`threads` must be at least 1, got {self.threads}.")
-        if self.window_stride is not None and self.window_stride < 1:
-            raise ValueError(f"`window_stride` must be at least 1, got {self.window_stride}.")
-        if self.eval_num_beams < 1:
-            raise ValueError(f"`eval_num_beams` must be at least 1, got {self.eval_num_beams}.")
+        for name in ("threads", "window_stride", "eval_num_beams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if self.num_eval_users == 0:
             raise ValueError("`num_eval_users` must be at least 1, or -1 for all users; got 0.")
         if self.early_stopping_patience is not None and (
@@ -148,18 +146,14 @@ def training_arguments(
         list(options), return_remaining_strings=True, look_for_args_file=False
     )
     if left:
+        options_of_fields = [f"--{name.replace('_', '-')}" for name in known]
         raise ValueError(
-            f"Unknown options: {' '.join(left)}.{did_you_mean(left, [*more, *_options_of(known)])} "
-            "The options of `hf-genrec train --help` and the fields of "
-            "transformers.TrainingArguments are known."
+            f"Unknown options: {' '.join(left)}.{did_you_mean(left, [*more, *options_of_fields])} The options of "
+            "`hf-genrec train --help` and the fields of transformers.TrainingArguments are known."
         )
     if Path(args.output_dir) != Path(output_dir) / CHECKPOINTS_NAME:
         raise ValueError("`--output-dir` cannot be given: checkpoints go below the run folder, `--output`.")
     return args
-
-
-def _options_of(names: Iterable[str]) -> list[str]:
-    return [f"--{name.replace('_', '-')}" for name in names]
 
 
 def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:

@@ -19,14 +19,10 @@ class Choice:
     """
     A model for a data set: two heads on one history (see `LatteConfig.dense_head`) over ids that fit the catalog.
 
-    Attributes:
-        tokenizer (`dict`): Arguments of `tokenize_items`.
-        shape (`dict`): Fields of the config of a Latte model.
-        schedule (`dict`): Fields of `GenRecTrainingArguments`.
-        reads_vectors (`bool`):
-            Whether the dense head projects the vectors that the ids are made of, without the codes' embeddings: better
-            on Scientific and Beauty; not compared on catalogs as small as that of MovieLens-100K.
-        reason (`str`): The sizes and what follows from them, for people.
+    The first three are arguments of `tokenize_items`, of the config of a Latte model and of `GenRecTrainingArguments`.
+    `reads_vectors` says whether the dense head projects the vectors that the ids are made of, without the codes'
+    embeddings: better on Scientific and Beauty; not compared on catalogs as small as that of MovieLens-100K. `reason`
+    has the sizes and what follows from them, for people.
     """
 
     tokenizer: dict[str, Any]

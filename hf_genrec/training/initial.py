@@ -35,14 +35,9 @@ _NOT_TO_SET = {"num_items", "num_levels", "codebook_size"}  # they follow from t
 @dataclasses.dataclass(frozen=True)
 class Starting:
     """
-    What a run begins with.
-
-    Attributes:
-        model (`PreTrainedModel`): fresh or from a checkpoint; its catalog is filled.
-        semantic_ids ([`SemanticIds`] or `None`): the table in the catalog; `None` for a model without.
-        quantizer (`Path` or `None`): the folder to pass on.
-        origin (`str` or `None`): the checkpoint it comes from.
-        trained_on (`tuple[str, ...]`): fingerprints of the data that checkpoint was trained on, as far as known.
+    What a run begins with: a model, fresh or from a checkpoint, whose catalog is filled; the semantic IDs in it and
+    the folder of their quantizer, if any; the checkpoint it comes from, and fingerprints of the data that one has
+    seen.
     """
 
     model: Any
@@ -118,15 +113,9 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
     A checkpoint to fine-tune on another log over the same catalog.
 
     Weights and semantic IDs are the checkpoint's. What data it was trained on is read from the `training.json` of a
-    run folder; of a repository nothing is known.
+    run folder; of a repository nothing is known. Other items are a `ValueError`.
 
-    Args:
-        prepared ([`PreparedDataset`]): The new log, prepared against the checkpoint's items.
-        folder_or_repo (`str` or `Path`): A run folder or a Hub repository.
-
-    Raises:
-        ValueError: If the catalogs differ.
-        OSError: If there is no such checkpoint.
+    Args: the new log, prepared against the checkpoint's items; a run folder or a Hub repository.
     """
     path = os.fspath(folder_or_repo)
     check_model_name(path)

@@ -246,7 +246,7 @@ def test_command_refuses_a_quantizer_it_does_not_know(prepared, matrix, tmp_path
     result = CliRunner().invoke(app, [str(word) for word in words])
 
     assert result.exit_code == 2
-    assert "residual-kmeans, rqvae, cosette, letter, cost" in result.stderr
+    assert "'residual-kmeans', 'rqvae', 'cosette', 'letter', 'cost'" in result.stderr
 
 
 def test_command_takes_options_of_the_quantizer(prepared, matrix, tmp_path):
