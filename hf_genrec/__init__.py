@@ -16,56 +16,31 @@ from hf_genrec.registration import register
 
 
 if TYPE_CHECKING:
-    from hf_genrec.data.prepare import prepare
-    from hf_genrec.data.prepared import PreparedDataset
-    from hf_genrec.evaluation.evaluate import evaluate
-    from hf_genrec.hub.push import push_recommender
-    from hf_genrec.hub.save import save_recommender
-    from hf_genrec.modeling.configuration_acerec import ACERecConfig
-    from hf_genrec.modeling.configuration_latte import LatteConfig
-    from hf_genrec.modeling.configuration_rpg import RPGConfig
-    from hf_genrec.modeling.configuration_sasrec import SASRecConfig
-    from hf_genrec.modeling.modeling_acerec import ACERecForItemGeneration
-    from hf_genrec.modeling.modeling_latte import LatteForConditionalGeneration
-    from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
-    from hf_genrec.modeling.modeling_sasrec import SASRecForItemGeneration
-    from hf_genrec.serving.recommender import Recommender
-    from hf_genrec.tokenizers.embeddings import embed_texts
-    from hf_genrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans
-    from hf_genrec.tokenizers.product import ProductQuantizer
-    from hf_genrec.tokenizers.residual_kmeans import ResidualKMeans
-    from hf_genrec.tokenizers.rqvae import RQVAE
-    from hf_genrec.tokenizers.semantic_ids import SemanticIds
-    from hf_genrec.training.arguments import GenRecTrainingArguments
-    from hf_genrec.training.trainer import make_trainer
+    from hf_genrec.data.prepare import prepare as prepare
+    from hf_genrec.data.prepared import PreparedDataset as PreparedDataset
+    from hf_genrec.evaluation.evaluate import evaluate as evaluate
+    from hf_genrec.hub.push import push_recommender as push_recommender
+    from hf_genrec.hub.save import save_recommender as save_recommender
+    from hf_genrec.modeling.configuration_acerec import ACERecConfig as ACERecConfig
+    from hf_genrec.modeling.configuration_latte import LatteConfig as LatteConfig
+    from hf_genrec.modeling.configuration_rpg import RPGConfig as RPGConfig
+    from hf_genrec.modeling.configuration_sasrec import SASRecConfig as SASRecConfig
+    from hf_genrec.modeling.modeling_acerec import ACERecForItemGeneration as ACERecForItemGeneration
+    from hf_genrec.modeling.modeling_latte import LatteForConditionalGeneration as LatteForConditionalGeneration
+    from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration as RPGForItemGeneration
+    from hf_genrec.modeling.modeling_sasrec import SASRecForItemGeneration as SASRecForItemGeneration
+    from hf_genrec.serving.recommender import Recommender as Recommender
+    from hf_genrec.tokenizers.embeddings import embed_texts as embed_texts
+    from hf_genrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans as HierarchicalKMeans
+    from hf_genrec.tokenizers.product import ProductQuantizer as ProductQuantizer
+    from hf_genrec.tokenizers.residual_kmeans import ResidualKMeans as ResidualKMeans
+    from hf_genrec.tokenizers.rqvae import RQVAE as RQVAE
+    from hf_genrec.tokenizers.semantic_ids import SemanticIds as SemanticIds
+    from hf_genrec.training.arguments import GenRecTrainingArguments as GenRecTrainingArguments
+    from hf_genrec.training.trainer import make_trainer as make_trainer
 
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "RQVAE",
-    "ACERecConfig",
-    "ACERecForItemGeneration",
-    "GenRecTrainingArguments",
-    "HierarchicalKMeans",
-    "LatteConfig",
-    "LatteForConditionalGeneration",
-    "PreparedDataset",
-    "ProductQuantizer",
-    "RPGConfig",
-    "RPGForItemGeneration",
-    "Recommender",
-    "ResidualKMeans",
-    "SASRecConfig",
-    "SASRecForItemGeneration",
-    "SemanticIds",
-    "embed_texts",
-    "evaluate",
-    "make_trainer",
-    "prepare",
-    "push_recommender",
-    "save_recommender",
-]
 
 _ADDRESSES = {
     "RQVAE": "tokenizers.rqvae",
@@ -91,6 +66,7 @@ _ADDRESSES = {
     "push_recommender": "hub.push",
     "save_recommender": "hub.save",
 }
+__all__ = sorted(_ADDRESSES)
 
 # Names of version 0.1.0 that live in their rooms only: they work with a warning that says where.
 _MOVED = {

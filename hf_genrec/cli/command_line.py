@@ -45,7 +45,7 @@ class _Verbs(TyperGroup):
         except KeyboardInterrupt:  # also while a library is being imported
             typer.echo("Stopped.", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:  # noqa: BLE001 (the outermost door: a traceback helps nobody who typed a command)
+        except Exception as error:  # noqa: BLE001 (the last place to catch it: one line helps more than a traceback)
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort):  # typer's own
                 raise
             if ctx.params["traceback"] or logging.getLogger("hf_genrec").isEnabledFor(logging.DEBUG):

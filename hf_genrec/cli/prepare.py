@@ -74,7 +74,9 @@ def _prepare(
     as_json: AsJson = False,
 ) -> None:
     """
-    Turn a log and an items table into a prepared folder: filtered, split, counted.
+    Turn a log and an items table into a prepared folder.
+
+    They are read, checked, filtered, split and counted.
 
     \b
     Examples:

@@ -39,7 +39,9 @@ def _serve(
     log_requests: Annotated[bool, typer.Option("--log-requests", help="A line on stderr per request.")] = False,
 ) -> None:
     """
-    Serve a model over HTTP until Ctrl-C or SIGTERM; http://HOST:PORT/docs describes the routes.
+    Serve a model over HTTP.
+
+    Until Ctrl-C or SIGTERM; http://HOST:PORT/docs describes the routes.
 
     The routes that change the catalog ask for the token in the environment variable HF_GENREC_TOKEN. Without one they
     are off, unless the server listens on a loopback address.

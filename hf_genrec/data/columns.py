@@ -3,7 +3,7 @@ Columns of any Arrow type in; ids, numbers and times out.
 
 Whatever wrote a table (pandas 2 or 3, polars, Spark, `datasets`), one column of strings may come as `string`,
 `large_string`, `string_view`, `binary` or a dictionary, one of times as any `timestamp`, a date, a number or a text.
-Here alone these are told apart. What is no id, number or time comes out as null (NaN), never as a guess.
+Only this file knows the difference. What is no id, number or time comes out as null (NaN), never as a guess.
 """
 
 from __future__ import annotations

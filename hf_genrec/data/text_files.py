@@ -289,7 +289,7 @@ class TextFile:
 
     def _rows(self, delimiter: str) -> Iterator[tuple[Record, list[str] | None]]:
         """
-        The rows of a delimited file: their first line and their fields, `None` where they cannot be told apart.
+        The rows of a delimited file: their first line and their fields, `None` where these cannot be separated.
 
         A quoted field may hold line ends. A quotation mark that nothing closes would take all lines up to the next one
         with it, and these are rows; then only its own line is malformed, and reading goes on with the line after it.

@@ -104,8 +104,8 @@ def fit_run(
     [`fit_item_to_item`], and the run folder; returns the content of `training.json`.
 
     Args: see [`fit_item_to_item`]. `exclude_seen` is also how the run is served; `None` leaves seen items out where
-    the data set has (almost) no repeats, see [`~PreparedDataset.has_repeats`]. `command` is what `training.json` shall
-    name.
+    the data set has (almost) no repeats, see [`~PreparedDataset.has_repeats`]. `command` is recorded in
+    `training.json`.
     """
     stopwatch = Stopwatch()
     exclude_seen = not prepared.has_repeats if exclude_seen is None else exclude_seen
@@ -159,7 +159,7 @@ def _write_fitted(
     spent: dict[str, Any],
 ) -> dict[str, Any]:
     """
-    The run folder of a model that came about without training steps; returns the content of `training.json`.
+    The run folder of a model that was made without training steps; returns the content of `training.json`.
 
     Args: the data set, the run folder and the model; `settings` decided the result, beside the data and the model's
     config; `spent` are command and minutes.

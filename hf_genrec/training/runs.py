@@ -2,7 +2,7 @@
 A prepared data set and a model to train in, a run folder out: the Hub folder, `training.json` and `checkpoints/`.
 
 A run is finished when its `training.json` exists. Until then `checkpoints/run.json` says what is being
-trained, so that a run is only continued with the settings it was begun with.
+trained, so that a run is only continued with the settings it began with.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def train_run(
         targets (`str`, *optional*, defaults to `"all"`): Train on every item of a sequence or the `"last"` only.
         resume (`bool` or `str`, *optional*, defaults to `False`):
             Continue from the last whole checkpoint (from the beginning if there is none), or from the one named.
-        command (`str`, *optional*): What `training.json` shall name as the command.
+        command (`str`, *optional*): Recorded in `training.json`.
 
     Returns:
         `dict`: the content of `training.json`.
 
     Raises:
         ValueError: If the folder holds another run, or an unfinished one and `resume` is `False`.
-        ConnectionError: If the run shall be published and the Hub does not know who you are.
+        ConnectionError: If the run is to be published and the Hub does not know who you are.
     """
     folder = Path(output_dir)
     settings = run_settings(prepared, starting, args, targets=targets)
@@ -185,8 +185,8 @@ def write_evaluation(
     folder: str | os.PathLike[str], config: Any, record: Mapping[str, Any], *, users: pa.Table | None = None
 ) -> None:
     """
-    Puts an evaluation into a run folder: `evaluation.json`, `evaluation_users.parquet`, and the card unless somebody
-    edited it.
+    Puts an evaluation into a run folder: `evaluation.json`, `evaluation_users.parquet`, and the card unless it
+    was edited.
 
     Args: the run folder, the model's config, the record, and its results per user; `None` removes those of an earlier
     one.
@@ -246,7 +246,7 @@ class TrainingProgress(ProgressCallback):
 
 
 _SECONDS_BETWEEN_LINES = 10
-_PROGRESS = 25  # between INFO and WARNING: shown unless somebody asks for silence
+_PROGRESS = 25  # between INFO and WARNING: shown unless `--quiet` is given
 
 
 _NO_SETTINGS = {"output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to", "seed", "use_cpu", "threads"}
@@ -278,7 +278,9 @@ def _checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: boo
         now.pop("trained_on", None)
     shown = _differences(begun, now)
     if shown:
-        raise ValueError(f"The run in {folder} was begun with other settings: {shown}. Repeat them, or start anew.")
+        raise ValueError(
+            f"The run in {folder} was started with other settings: {shown}. Repeat them, or choose another folder."
+        )
     return str(whole[-1])
 
 
@@ -317,7 +319,7 @@ def _write_run(
 
 
 def _shape_of_ids(starting: Starting) -> dict[str, Any] | None:
-    """Policy, levels and codes of the semantic IDs; `None` without any, and where a checkpoint does not tell."""
+    """Policy, levels and codes of the semantic IDs; `None` without any, and where a checkpoint does not say."""
     if starting.semantic_ids is None:
         return None
     if starting.origin is not None:  # its catalog holds codes, not the policy that made them
@@ -326,7 +328,7 @@ def _shape_of_ids(starting: Starting) -> dict[str, Any] | None:
 
 
 def _repository(folder: Path, args: GenRecTrainingArguments) -> str | None:
-    """Where the run shall be published, asked before hours of training and not after them."""
+    """Where the run is to be published; asked before the training, so that hours later it is not an error."""
     if not args.push_to_hub:
         return None
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
