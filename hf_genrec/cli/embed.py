@@ -58,6 +58,7 @@ def _embed(
         parts[-1] += f" x {encoder['weight']}" if len(parts) > 1 else ""
         show(
             f"{num_items:,} items, {dim} dimensions, from {', '.join(parts)}, written to {path}",
-            f"next: hf-genrec tokenize {prepared_folder} --embeddings {output} --output ids",
+            f"next: hf-genrec train {prepared_folder} --embeddings {output} --output run",
+            f"or, to choose by hand, first: hf-genrec tokenize {prepared_folder} --embeddings {output} --output ids",
             result={"file": str(path), "num_items": num_items, "dim": dim} | encoder,
         )
