@@ -48,6 +48,9 @@ class GenRecConfig(PreTrainedConfig):
             to one and nothing has to be learnt about ids that do not exist.
         items_fingerprint (`str`, *optional*):
             Fingerprint of the item ids in row order; ties `items.parquet` and the tokenizer to the weights.
+        closed_items (`str`, *optional*):
+            Rows of items that are no longer offered, as ranges such as `"3,7-9"`: they count in histories and are
+            never recommended. `None` for none.
 
     Raises:
         ValueError: If a size is out of range.
@@ -82,6 +85,7 @@ class GenRecConfig(PreTrainedConfig):
     normalization: str = "vocabulary"
     catalog_fingerprint: str | None = None
     items_fingerprint: str | None = None
+    closed_items: str | None = None
     pad_token_id: int | None = 0
     unk_token_id: int = 1
     end_of_history_token_id: int = 2

@@ -12,6 +12,7 @@ model.
 import torch
 
 from .genrec_folder import CheckpointMixin, ItemTokensMixin, catalog_fingerprint
+from .genrec_live_items import LiveItemsMixin
 
 
 # a dense (nodes x codes) table of legal codes is kept for levels up to this many entries (bytes); those above, and
@@ -39,7 +40,8 @@ class Catalog:
             Code of each item at each level, in `[0, codebook_size)`. Items may share all their codes.
         codebook_size (`int`): Number of codes per level.
         item_order (`torch.LongTensor` of shape `(num_items,)`, *optional*):
-            All items in the order in which those of one id stand; `None` for ascending order.
+            Items in the order in which those of one id stand; `None` for all in ascending order. The trie is that of
+            these items: the others keep their numbers and have no node.
         max_dense_entries (`int`, defaults to 2**25): Levels with at most so many entries are kept dense too.
 
     Raises:
@@ -85,10 +87,11 @@ class Catalog:
         self._first_item: list[torch.Tensor] = []  # int32, the same for places in the order of items
         self._legal: list[torch.Tensor | None] = []  # bool (num_nodes + 1, K); the last row is that of node -1
         self._child: list[torch.Tensor | None] = []  # int32, same shape: the child or -1
-        is_first = torch.zeros(self.num_items, dtype=torch.bool, device=self.device)  # is a node's first item
+        num_items = len(codes)  # in the trie
+        is_first = torch.zeros(num_items, dtype=torch.bool, device=self.device)  # is a node's first item
         is_first[0] = True
         starts = torch.zeros(1, dtype=torch.int32, device=self.device)  # first item of each node
-        node = torch.zeros(self.num_items, dtype=torch.int32, device=self.device)  # of each item, at this depth
+        node = torch.zeros(num_items, dtype=torch.int32, device=self.device)  # of each item, at this depth
         for level in range(self.num_levels):
             column = codes[:, level]
             # once two neighbours differ they stay apart on all deeper levels, hence `|=`
@@ -99,14 +102,14 @@ class Catalog:
             self.num_nodes.append(len(child_starts))
             self.max_children.append(int(first_child.diff().max()))
             self._first_child.append(first_child)
-            self._first_item.append(_with_end(starts, self.num_items))
+            self._first_item.append(_with_end(starts, num_items))
             self._codes.append(column[child_starts])
             self._keep_dense(level, node[child_starts], max_dense_entries)
             starts, node = child_starts.int(), child
         self.num_ids = self.num_nodes[-1]
-        self.is_unique = self.num_ids == self.num_items
+        self.is_unique = self.num_ids == num_items
         if not self.is_unique:  # else leaf and place in the order are the same
-            self._first_item.append(_with_end(starts, self.num_items))
+            self._first_item.append(_with_end(starts, num_items))
 
     def _keep_dense(self, level: int, parents: torch.Tensor, max_dense_entries: int) -> None:
         """Add the dense tables of a level, each where it is small enough."""
@@ -129,7 +132,7 @@ class Catalog:
         `items_in_order[first[n] : first[n + 1]]`.
         """
         if depth == self.num_levels and self.is_unique:
-            return torch.arange(self.num_items + 1, device=self.device)
+            return torch.arange(self.num_ids + 1, device=self.device)
         return self._first_item[depth].long()
 
     def child(self, depth: int, nodes: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -278,7 +281,7 @@ def _lexicographic_order(
     return order
 
 
-class CatalogMixin(CheckpointMixin, ItemTokensMixin):
+class CatalogMixin(LiveItemsMixin, CheckpointMixin, ItemTokensMixin):
     """
     The semantic-ID table of a model: a buffer `item_codes` in its checkpoint, checked on loading, and the trie over
     it. Items may share a semantic ID: a model gives them one score, and lists them next to each other, those first
@@ -305,9 +308,12 @@ class CatalogMixin(CheckpointMixin, ItemTokensMixin):
 
     @property
     def catalog(self) -> Catalog:
-        """[`Catalog`]: the trie over `item_codes`, built at first use and again after a change of device."""
+        """[`Catalog`]: the trie over the codes of open items, built at first use, again after a change of device."""
         if self._catalog is None or self._catalog.device != self.item_codes.device:
-            self._catalog = Catalog(self.item_codes, self.config.codebook_size, item_order=self.item_order)
+            order, is_open = self.item_order, self.open_items
+            if is_open is not None:
+                order = is_open.nonzero()[:, 0] if order is None else order[is_open[order]]
+            self._catalog = Catalog(self.item_codes, self.config.codebook_size, item_order=order)
         return self._catalog
 
     @property

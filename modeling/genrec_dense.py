@@ -138,7 +138,7 @@ class ItemTableMixin:
     def log_probs_of_items(self, states: torch.Tensor) -> torch.FloatTensor:
         """Log-probability of every item after `states` `(n, d_model)`: `(n, num_items)`, float32."""
         with torch.autocast(states.device.type, enabled=False):
-            return torch.matmul(states.float(), self.item_vectors().float().t()).log_softmax(-1)
+            return self.only_open(torch.matmul(states.float(), self.item_vectors().float().t())).log_softmax(-1)
 
     @torch.no_grad()
     def dense_scores(

@@ -195,7 +195,7 @@ class BeamRankingMixin(RecommendMixin):
                 latent_aggregation=latent_aggregation,
                 chunk_size=chunk_size,
             )
-        return scores if catalog.is_unique else scores[:, id_of_items(catalog)]
+        return self.only_open(scores if catalog.is_unique else scores[:, id_of_items(catalog)])
 
     def score_candidates(
         self,
@@ -242,7 +242,8 @@ class BeamRankingMixin(RecommendMixin):
         if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < num_items:
             raise ValueError(f"`items` must lie in [0, {num_items}), got {int(items.min())} to {int(items.max())}.")
         num_latents = max(1, self.config.num_latent_tokens)
-        leaves, column = id_of_items(catalog)[items].unique(return_inverse=True)  # rising, as the walk finds them
+        ids = id_of_items(catalog)[items]  # -1 for closed items
+        leaves, column = ids.clamp_min(0).unique(return_inverse=True)  # rising, as the walk finds them
         scores = torch.empty(len(input_ids), num_latents, len(leaves), device=catalog.device)
         if not scores.numel():
             return scores
@@ -261,7 +262,7 @@ class BeamRankingMixin(RecommendMixin):
                         )
                         scores[users, latent, first : first + len(part)] = beams.scores
                     first += len(part)
-        return scores[..., column]
+        return scores[..., column].masked_fill(ids < 0, -float("inf"))
 
     def token_log_probs(
         self,

@@ -51,7 +51,7 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         Args: see [`ItemTokensMixin.is_item`].
         """
         with evaluation_mode(self):
-            return item_scores(self.code_log_probs(input_ids, attention_mask), self.item_codes)
+            return self.only_open(item_scores(self.code_log_probs(input_ids, attention_mask), self.item_codes))
 
     def _log_probs(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.FloatTensor:
         return self.code_log_probs(input_ids, attention_mask)

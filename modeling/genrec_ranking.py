@@ -17,14 +17,15 @@ from .genrec_recommend import BeamPath
 
 def id_of_items(catalog: Catalog) -> torch.LongTensor:
     """
-    The id of each item, a leaf of the trie, `(num_items,)`.
+    The id of each item, a leaf of the trie, `(num_items,)`; -1 for items that are not in it.
 
     >>> id_of_items(Catalog(torch.tensor([[1, 0], [0, 2], [1, 0]]), codebook_size=3)).tolist()
     [1, 0, 1]
     """
     sizes = catalog.first_item(catalog.num_levels).diff()
     leaves = torch.arange(catalog.num_ids, device=catalog.device).repeat_interleave(sizes)
-    return torch.empty_like(leaves).scatter_(0, catalog.items_in_order, leaves)
+    ids = torch.full((catalog.num_items,), -1, device=catalog.device)
+    return ids.scatter_(0, catalog.items_in_order, leaves)
 
 
 def items_of_ids(
@@ -81,7 +82,7 @@ def id_places(catalog: Catalog, leaves: torch.LongTensor) -> tuple[torch.LongTen
     """
     first, sizes = catalog.first_item(catalog.num_levels), _sizes(catalog, leaves)
     offsets = torch.arange(max(1, int(sizes.max())) if sizes.numel() else 1, device=leaves.device)
-    places = (first[leaves.clamp_min(0)].unsqueeze(-1) + offsets).clamp_max(catalog.num_items - 1)
+    places = (first[leaves.clamp_min(0)].unsqueeze(-1) + offsets).clamp_max(len(catalog.items_in_order) - 1)
     return catalog.items_in_order[places], offsets < sizes.unsqueeze(-1)
 
 

@@ -27,6 +27,7 @@ from .genrec_lists import (
     rule_rows,
     user_keys,
 )
+from .genrec_live_items import LiveItemsMixin
 from .genrec_recommend_config import RecommendConfig, check_names
 
 
@@ -245,7 +246,7 @@ class NoGenerationMixin:
         )
 
 
-class RecommendMixin:
+class RecommendMixin(LiveItemsMixin):
     """
     `recommend()`, and the [`RecommendConfig`] that stands beside the weights. Comes before `PreTrainedModel` in the
     list of parents.
@@ -289,6 +290,7 @@ class RecommendMixin:
         """The options stand in `recommend_config.json`, where there is one."""
         super()._finish_loading(source, where)
         self.recommend_config = RecommendConfig.from_pretrained(source, **where)
+        self.read_removals(source, where)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; also writes `recommend_config.json` and `manifest.json`."""
@@ -373,6 +375,8 @@ class RecommendMixin:
                 mask = None if attention_mask is None else attention_mask[rows]
                 some_rules = {name: rule_rows(rule, rows) for name, rule in rules.items()}
                 allowed = allowed_items(self.config, **some_rules, device=device)
+                if self.open_items is not None:
+                    allowed = self.open_items.unsqueeze(0) if allowed is None else allowed & self.open_items
                 users = UserBatch(input_ids[rows], mask, allowed, first_user=rows.start)
                 parts.append(self._rank_batch(users, request))
                 check_scores(parts[-1].scores, type(self).__name__)
@@ -436,7 +440,7 @@ class ItemScoresMixin(RecommendMixin):
         Args: see [`ItemScoresMixin.item_logits`].
         """
         with evaluation_mode(self):
-            return self.item_logits(input_ids, attention_mask).log_softmax(-1)
+            return self.only_open(self.item_logits(input_ids, attention_mask)).log_softmax(-1)
 
     def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
         if request.options.diversity and request.item_embeddings is None:
@@ -455,7 +459,7 @@ class ItemScoresMixin(RecommendMixin):
 
     def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
         """Items of equal logits stand in ascending order."""
-        logits, noise = self._users_logits(users), None
+        logits, noise = self.only_open(self._users_logits(users)), None
         if request.options.sample_seed is not None:
             catalog = torch.arange(self.config.num_items, device=logits.device)
             noise = gumbel_noise(users.keys(request.options.sample_seed), catalog)

@@ -67,7 +67,7 @@ class SASRecForItemGeneration(ItemScoresMixin, HistoryPreTrainedModel):
         return self._encoder_bytes(min(max(1, history_length), self.config.max_history_length))
 
     def _log_probs(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.FloatTensor:
-        return self.item_logits(input_ids, attention_mask).log_softmax(-1)
+        return self.only_open(self.item_logits(input_ids, attention_mask)).log_softmax(-1)
 
     def _loss(self, histories: PackedHistories, targets: torch.LongTensor, anchors: torch.LongTensor) -> torch.Tensor:
         """Cross-entropy over the whole catalog."""

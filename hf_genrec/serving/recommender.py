@@ -28,17 +28,17 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_genrec.files import read_table, reading, restored
-from hf_genrec.modeling.genrec_folder import batch_of, check_manifest, look_up, write_manifest
+from hf_genrec.modeling.genrec_folder import batch_of, check_manifest, write_manifest
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
+from hf_genrec.serving.live_catalog import LiveCatalog
 from hf_genrec.serving.recommendations import Recommendations
+from hf_genrec.serving.snapshot import ItemRule, Snapshot
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 
 
 _COMPANIONS = ("item_graph.safetensors", "item_neighbors.parquet")  # made for the weights and items of a folder
 _TENSORS = ("item_prior", "item_embeddings")  # arguments of `model.recommend` that are no fields of a config
-
-ItemRule = Sequence[str] | Sequence[Sequence[str]] | None
 
 
 class Recommender:
@@ -73,15 +73,13 @@ class Recommender:
         **options: Any,
     ) -> None:
         check_items(model, items)
-        self.model = model.eval()
-        self.items = items
+        self._now = Snapshot.of(model, items)  # read once by every method that answers something
         self.batch_size = batch_size
         self.config = config or model.recommend_config
         self._tensors: dict[str, Any] = {}  # options that are no fields of the config
         self.config, self._tensors = self._asked(None, options | _deprecated(search_options))
-        self.item_ids: list[str] = items["item_id"].to_pylist()
-        self._index_of = {item_id: index for index, item_id in enumerate(self.item_ids)}
         self._origin: tuple[str, dict[str, Any]] | None = None  # the folder or repository, and how it was loaded
+        self.catalog = LiveCatalog(self)
 
     @classmethod
     def from_pretrained(
@@ -95,6 +93,7 @@ class Recommender:
         device: str | torch.device | None = None,
         batch_size: int = 64,
         check_files: bool = True,
+        catalog_version: int | None = None,
         config: RecommendConfig | None = None,
         search_options: Mapping[str, Any] | None = None,
         **options: Any,
@@ -113,6 +112,8 @@ class Recommender:
             check_files (`bool`, *optional*, defaults to `True`):
                 Whether the files must be those that were saved, by their digests in `manifest.json`. `False` is for
                 files that were edited on purpose.
+            catalog_version (`int`, *optional*):
+                An earlier version of the catalog, see [`LiveCatalog`]; `None` for the current one.
             config ([`RecommendConfig`], *optional*): See [`Recommender`].
             search_options (`Mapping[str, Any]`, *optional*): See [`Recommender`].
             **options: See [`Recommender`].
@@ -142,6 +143,7 @@ class Recommender:
         options |= _deprecated(search_options)
         recommender = cls(model.to(device), items, batch_size=batch_size, config=config, **options)
         recommender._origin = (path, where)
+        recommender.catalog.open_folder(path, where, catalog_version)
         return recommender
 
     def save_pretrained(
@@ -197,6 +199,21 @@ class Recommender:
         return Path(snapshot_download(path, allow_patterns=[f"{QUANTIZER_NAME}/*", *_COMPANIONS], **where))
 
     @property
+    def model(self) -> Any:
+        """The model as it serves now; a change of the catalog makes another one with the same parameters."""
+        return self._now.model
+
+    @property
+    def items(self) -> pa.Table:
+        """`pa.Table`: a row per item in the model's order, removed ones too."""
+        return self._now.items
+
+    @property
+    def item_ids(self) -> list[str]:
+        """`list[str]`: the ids of `items`."""
+        return self._now.item_ids
+
+    @property
     def decoding(self) -> str:
         """`str`: how items are found: `"exact"`, `"graph"` or `"beam"`."""
         return self.config.decoding or self.model.default_decoding
@@ -218,10 +235,11 @@ class Recommender:
         Args:
             item_ids (`Sequence[str]`): Ids of the catalog.
         """
-        if "title" not in self.items.column_names:
+        now = self._now
+        if "title" not in now.items.column_names:
             return list(item_ids)
-        column = self.items["title"]
-        return [column[self._index_of[item_id]].as_py() or item_id for item_id in item_ids]
+        column = now.items["title"]
+        return [column[now.index_of[item_id]].as_py() or item_id for item_id in item_ids]
 
     def recommend(
         self,
@@ -282,20 +300,22 @@ class Recommender:
         asked, tensors = self._asked(config, options | _deprecated(search_options))
         if isinstance(asked.top_k, bool) or not isinstance(asked.top_k, Integral) or asked.top_k < 1:
             raise ValueError(f"`top_k` must be a whole number of at least 1, got {asked.top_k!r}.")
-        asked = asked.updated(top_k=min(asked.top_k, len(self.item_ids)))
+        now = self._now
+        asked = asked.updated(top_k=min(asked.top_k, now.num_open))
         batch, is_one = batch_of(histories)
-        excluded = self._rule("exclude_items", exclude_items, num_users=len(batch))
-        allowed = self._rule("allow_items", allow_items, num_users=len(batch))
-        indices, num_unknown = look_up(batch, self._index_of, name="histories")
+        excluded = now.rule("exclude_items", exclude_items, num_users=len(batch))
+        allowed = now.rule("allow_items", allow_items, num_users=len(batch))
+        indices, num_unknown = now.look_up(batch)
         if asked.exclude_seen if exclude_seen is None else exclude_seen:
             shared = excluded if excluded is None or len(excluded) == len(batch) else excluded * len(batch)
             excluded = indices if shared is None else [[*a, *b] for a, b in zip(indices, shared, strict=True)]
-        lists = self._in_batches(indices, excluded, allowed, asked, tensors)
+        lists = self._in_batches(now, indices, excluded, allowed, asked, tensors)
         found = Recommendations(num_unknown=num_unknown, **lists)
         return found.of_one_user() if is_one else found
 
     def _in_batches(
         self,
+        now: Snapshot,
         indices: list[list[int]],
         excluded: list[list[int]] | None,
         allowed: list[list[int]] | None,
@@ -310,16 +330,16 @@ class Recommender:
         counts: dict[str, dict[int, int]] = {"num_visited": {}, "num_distinct": {}}
         for start in range(0, num_users, self.batch_size):
             users = order[start : start + self.batch_size].tolist()
-            output = self.model.recommend(
-                self._history_tokens([indices[user] for user in users]),
-                exclude_items=self._rule_tokens(excluded, users, num_users=num_users),
-                allow_items=self._rule_tokens(allowed, users, num_users=num_users),
+            output = now.model.recommend(
+                now.history_tokens([indices[user] for user in users]),
+                exclude_items=now.rule_tokens(excluded, users, num_users=num_users),
+                allow_items=now.rule_tokens(allowed, users, num_users=num_users),
                 config=_of_batch(asked, start // self.batch_size),
                 **tensors,
             )
-            items = (output.item_tokens - self.model.config.first_item_token).tolist()
+            items = (output.item_tokens - now.model.config.first_item_token).tolist()
             for user, row, row_scores in zip(users, items, output.scores.tolist(), strict=True):
-                item_ids[user] = [self.item_ids[item] for item in row if item >= 0]
+                item_ids[user] = [now.item_ids[item] for item in row if item >= 0]
                 scores[user] = row_scores[: len(item_ids[user])]
             for name, of_user in counts.items():
                 if output.get(name) is not None:
@@ -350,45 +370,15 @@ class Recommender:
         Returns:
             `np.ndarray` of shape `(num_users, num_items)`, float32: columns in the order of `item_ids`.
         """
-        options = {}
-        if "latent_aggregation" in inspect.signature(self.model.score_items).parameters:
+        now, options = self._now, {}
+        if "latent_aggregation" in inspect.signature(now.model.score_items).parameters:
             options["latent_aggregation"] = self.config.latent_aggregation
-        indices, _ = look_up(batch_of(histories)[0], self._index_of, name="histories")
+        indices, _ = now.look_up(batch_of(histories)[0])
         parts = []
         for start in range(0, len(indices), self.batch_size):
-            tokens = self._history_tokens(indices[start : start + self.batch_size])
-            parts.append(self.model.score_items(tokens, **options).float().cpu().numpy())
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.item_ids)), dtype=np.float32)
-
-    def _rule(self, name: str, item_ids: ItemRule, *, num_users: int) -> list[list[int]] | None:
-        """Item indices of a rule: one list for all users, or one for each."""
-        if item_ids is None:
-            return None
-        rows, is_shared = batch_of(item_ids, name=name)
-        if not rows:  # no ids, for all users
-            rows, is_shared = [[]], True
-        if not is_shared and len(rows) != num_users:
-            raise ValueError(f"`{name}` must be one list of ids or one per user ({num_users}), got {len(rows)} lists.")
-        return look_up(rows, self._index_of, name=name)[0]
-
-    def _rule_tokens(self, rule: list[list[int]] | None, users: list[int], *, num_users: int) -> torch.Tensor | None:
-        """Item tokens of a rule for some of the users: `(n,)` for all, or `(len(users), n)`."""
-        if rule is None:
-            return None
-        if len(rule) == num_users:
-            return self._tokens([rule[user] for user in users])
-        return self._tokens(rule)[0]
-
-    def _history_tokens(self, histories: list[list[int]]) -> torch.LongTensor:
-        return self._tokens([history[-self.model.config.max_history_length :] for history in histories])
-
-    def _tokens(self, histories: list[list[int]]) -> torch.LongTensor:
-        """Item indices as item tokens, padded on the right with the pad token."""
-        config = self.model.config
-        tokens = np.full((len(histories), max(1, *map(len, histories))), config.pad_token_id, dtype=np.int64)
-        for row, history in enumerate(histories):
-            tokens[row, : len(history)] = np.asarray(history, dtype=np.int64) + config.first_item_token
-        return torch.from_numpy(tokens).to(self.model.device)  # type: ignore[return-value]
+            tokens = now.history_tokens(indices[start : start + self.batch_size])
+            parts.append(now.model.score_items(tokens, **options).float().cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, len(now.item_ids)), dtype=np.float32)
 
 
 def _check_unchanged(recommender: Recommender, folder: Path) -> None:

@@ -17,11 +17,10 @@ from scipy.sparse.linalg import svds
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.modeling.modeling_sasrec import SASRecForItemGeneration
-from hf_genrec.tokenizers.base import as_rows, one_thread
-from hf_genrec.tokenizers.embeddings import Whitening
+from hf_genrec.tokenizers.fusion import Fusion, unit_rows
 
 
-_RIDGE = 10.0  # of the regression for cold items, in units of the squared length of a text vector, which is 1
+FUSED_COMPONENTS = 64  # of the whitened texts
 
 
 def behavior_vectors(
@@ -61,7 +60,7 @@ def behavior_vectors(
 
 
 def fuse_vectors(
-    text: np.ndarray, behavior: np.ndarray, *, weight: float = 0.6, num_components: int = 64
+    text: np.ndarray, behavior: np.ndarray, *, weight: float = 0.6, num_components: int = FUSED_COMPONENTS
 ) -> np.ndarray:
     """
     Behaviour beside texts: `[behaviour | weight * text]`, float32, where both parts of a row have unit length.
@@ -76,32 +75,7 @@ def fuse_vectors(
     Source: ours; sums of text and collaborative vectors as in LETTER (https://huggingface.co/papers/2405.07314) need a
     trained network, a concatenation does not. Example: the room's README.
     """
-    behavior = as_rows(behavior, name="`behavior`")
-    text = as_rows(text, name="`text`", num_rows=len(behavior))
-    if not 0 < weight < np.inf:
-        raise ValueError(f"`weight` must be above 0, got {weight}. For behaviour alone take `behavior` as it is.")
-    warm = np.flatnonzero(behavior.any(axis=1))
-    if len(warm) < 2:
-        raise ValueError(f"`behavior` must have at least two rows that are not all zeros, got {len(warm)}.")
-    whitening = Whitening.fit(text, num_components=num_components, fit_on=warm, take_fewer=True)
-    words = unit_rows(whitening.transform(text))
-    cold = np.flatnonzero(~behavior.any(axis=1))
-    filled = unit_rows(behavior)
-    if len(cold):
-        middle, usual = words[warm].mean(axis=0), filled[warm].mean(axis=0)
-        known, wanted = (words - middle).astype(np.float64), (filled[warm] - usual).astype(np.float64)
-        with one_thread():
-            gram = known[warm].T @ known[warm] + _RIDGE * np.eye(known.shape[1])
-            learned = scipy.linalg.solve(gram, known[warm].T @ wanted, assume_a="pos")
-        filled[cold] = unit_rows(known[cold] @ learned + usual)
-    return np.hstack([filled, weight * words]).astype(np.float32)
-
-
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32; zeros stay zeros. Args: one row per item."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    # In rows whatever order the input has: a file of vectors is written as they lie in memory.
-    return np.ascontiguousarray(vectors / np.where(lengths > 0, lengths, 1.0), np.float32)
+    return Fusion.fit(text, behavior, weight=weight, num_components=num_components).transform(text, behavior)
 
 
 def singular_vectors(taken: sp.csr_array, *, num_components: int, regularization: float = 3.0) -> np.ndarray:

@@ -128,6 +128,53 @@ def reassign_by_candidates(
     return result
 
 
+def count_on(codes: np.ndarray, *, taken: np.ndarray) -> np.ndarray:
+    """
+    Later items of a catalog whose last code counts, see [`append_code`]: the next number of each group.
+
+    Args:
+        codes (`np.ndarray` of shape `(num_new, num_levels - 1)`): Codes of the new items.
+        taken (`np.ndarray` of shape `(num_items, num_levels)`): Tuples that are not free.
+    """
+    groups = group_by_codes(np.vstack([taken[:, :-1], codes]))[0]
+    following = np.zeros(groups.max() + 1, dtype=np.int64)
+    np.maximum.at(following, groups[: len(taken)], taken[:, -1] + 1)
+    counted = np.empty(len(codes), dtype=np.int64)
+    for row, group in enumerate(groups[len(taken) :]):
+        counted[row] = following[group]
+        following[group] += 1
+    return np.column_stack([codes, counted])
+
+
+def nearest_free(
+    codes: np.ndarray, *, taken: np.ndarray, embeddings: np.ndarray, codebooks: np.ndarray, num_candidates: int = 5
+) -> np.ndarray:
+    """
+    Later items of a catalog in which no two share a tuple: their own where it is free, else the best free one near by.
+
+    Args:
+        codes (`np.ndarray` of shape `(num_new, num_levels)`): What the quantizer gives the new items.
+        taken (`np.ndarray` of shape `(num_items, num_levels)`): Tuples that are not free.
+        embeddings (`np.ndarray` of shape `(num_new, dim)`): See [`reassign_by_candidates`], here with `widen`.
+        codebooks (`np.ndarray` of shape `(num_levels, codebook_size, dim)`): Likewise.
+        num_candidates (`int`, *optional*, defaults to 5): Likewise.
+    """
+    codes = _check_geometry(codes, embeddings=embeddings, codebooks=codebooks)
+    num_levels, codebook_size, _ = codebooks.shape
+    limit = min(int(_MAX_TUPLES ** (1 / num_levels) + 1e-9), codebook_size)
+    used, result = set(_as_bytes(taken).tolist()), codes.copy()
+    for row, key in enumerate(_as_bytes(codes).tolist()):
+        if key in used:
+            own = slice(row, row + 1)
+            distances = _level_distances(codes[own], embeddings=embeddings[own], codebooks=codebooks)[0]
+            found = _free_tuple(embeddings[row], distances, codebooks, used, min(num_candidates, limit), limit)
+            if found is None:
+                raise ValueError(f"No free tuple near the new item at row {row}: train again with larger codebooks.")
+            result[row] = found
+        used.update(_as_bytes(result[row : row + 1]).tolist())
+    return result
+
+
 def rematch_last_level(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
     """
     Hand out the last code anew, at the least total cost, among the items that share all codes before it.

@@ -4,7 +4,8 @@ A prepared folder in, the two folders between data and model out: the embeddings
     embeddings.safetensors   one tensor `embeddings` (num_items, dim); its header names the encoder and the items
     tokenizer.json           settings, fingerprints and statistics, and under `fit` how well the codes fit
     semantic_ids.parquet     the semantic-ID table
-    quantizer/               config.json, quantizer.safetensors, whitening.safetensors, encoder.json: for new items
+    quantizer/               config.json, quantizer.safetensors, whitening.safetensors, fusion.safetensors (behaviour
+                             from texts), encoder.json, choice.json (what was done about collisions): for new items
                              (of an RQ-VAE model.safetensors and training.json)
 """
 
@@ -27,8 +28,10 @@ from hf_genrec.data.prepared import PreparedDataset, replaced_folder
 from hf_genrec.files import replaced, write_json
 from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.tokenizers.base import LONGEST_UNIQUE, Quantizer
-from hf_genrec.tokenizers.behavior import behavior_vectors, fuse_vectors
+from hf_genrec.tokenizers.behavior import FUSED_COMPONENTS, behavior_vectors
 from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, encoder_identity, load_matrix
+from hf_genrec.tokenizers.fusion import FUSION_NAME, Fusion
+from hf_genrec.tokenizers.new_items import CHOICE_NAME, mean_length
 from hf_genrec.tokenizers.semantic_ids import CollisionPolicy, SemanticIds
 
 
@@ -79,7 +82,9 @@ def embed_items(
         embeddings = load_matrix(os.fspath(matrix or ""), num_items=len(texts))
         encoder["model"] = f"matrix {Path(matrix or '').name}"
     if behavior is not None:
-        embeddings, encoder = _beside_behavior(prepared, embeddings, encoder, behavior=behavior, weight=weight)
+        return _write_embeddings(
+            path, *_beside_behavior(prepared, embeddings, encoder, behavior=behavior, weight=weight)
+        )
     return _write_embeddings(path, embeddings, encoder)
 
 
@@ -112,8 +117,11 @@ def _beside_behavior(
     *,
     behavior: str | os.PathLike[str],
     weight: float,
-) -> tuple[np.ndarray, dict[str, str]]:
-    """Text vectors `(num_items, dim)`, of width 0 where there are none, beside behaviour; and what the file says."""
+) -> tuple[np.ndarray, dict[str, str], Fusion | None]:
+    """
+    Text vectors `(num_items, dim)`, of width 0 where there are none, beside behaviour; what the file says, and how
+    later items get such vectors.
+    """
     vectors = behavior_vectors(prepared, run=None if str(behavior) == "svd" else behavior)
     method = "svd" if str(behavior) == "svd" else "sasrec"
     encoder = encoder | {"behavior": method, "behavior_columns": str(vectors.shape[1]), "data": prepared.fingerprint}
@@ -123,13 +131,18 @@ def _beside_behavior(
         logger.warning("%d items are in no training history and have no texts: they all get one vector.", num_cold)
     elif num_cold:
         logger.warning("%d items are in no training history: behaviour is predicted from their texts.", num_cold)
-    fused = fuse_vectors(embeddings, vectors, weight=weight) if embeddings.shape[1] else vectors
-    return fused, encoder
+    if not embeddings.shape[1]:
+        return vectors, encoder, None
+    fusion = Fusion.fit(embeddings, vectors, weight=weight, num_components=FUSED_COMPONENTS)
+    return fusion.transform(embeddings, vectors), encoder, fusion
 
 
-def _write_embeddings(path: Path, embeddings: np.ndarray, encoder: dict[str, str]) -> Path:
+def _write_embeddings(
+    path: Path, embeddings: np.ndarray, encoder: dict[str, str], fusion: Fusion | None = None
+) -> Path:
+    learned = {} if fusion is None else fusion.tensors()
     with replaced(path) as partial:
-        save_file({"embeddings": np.ascontiguousarray(embeddings)}, partial, metadata=encoder)
+        save_file({"embeddings": np.ascontiguousarray(embeddings), **learned}, partial, metadata=encoder)
     return path
 
 
@@ -151,8 +164,7 @@ def read_embeddings(path: str | os.PathLike[str], prepared: PreparedDataset) -> 
     Args: what [`embed_items`] wrote (file or folder) or a ready matrix file; the data set whose items and texts they
     are.
     """
-    path = Path(path)
-    file = path if path.is_file() or path.suffix == ".npy" else embeddings_path(path)
+    file = _embeddings_file(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist. Run `hf-genrec embed`.")
     encoder: dict[str, str] = {}
@@ -171,6 +183,11 @@ def read_embeddings(path: str | os.PathLike[str], prepared: PreparedDataset) -> 
         if encoder.get(name, expected) != expected:
             raise ValueError(f"{file} {fault} {prepared.folder}. Embed them again.")
     return load_matrix(file, num_items=len(prepared.item_ids)), encoder
+
+
+def _embeddings_file(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    return path if path.is_file() or path.suffix == ".npy" else embeddings_path(path)
 
 
 def tokenize_items(
@@ -203,6 +220,7 @@ def tokenize_items(
     if fit_on not in ("train", "all"):
         raise ValueError(f'`fit_on` must be "train" or "all", got {fit_on!r}.')
     matrix, encoder = read_embeddings(embeddings, prepared)
+    fusion = Fusion.read(_embeddings_file(embeddings))
     rows = np.flatnonzero(prepared.train_item_counts() > 0) if fit_on == "train" else np.arange(len(matrix))
     counts = {"num_items": len(matrix), "num_rows": len(rows)}
     named = partial(Quantizer.named, quantizer, **counts, codebook_size=codebook_size, seed=seed, options=options)
@@ -236,6 +254,9 @@ def tokenize_items(
         source |= {name: encoder[name] for name in ("behavior", "weight") if name in encoder}
         write_json(source, folder / QUANTIZER_NAME / "encoder.json")
         choice: dict[str, Any] = {"policy": policy, "num_candidates": num_candidates}
+        write_json(choice | {"mean_length": mean_length(matrix)}, folder / QUANTIZER_NAME / CHOICE_NAME)
+        if fusion is not None:
+            fusion.save(folder / QUANTIZER_NAME / FUSION_NAME)
         semantic_ids = SemanticIds.from_quantizer(learner, points, prepared.item_ids, **choice)
         report = _fit_report(learner, points, semantic_ids.codes_before, fitted=rows)
         _write_tokenized(

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.baselines.base import CatalogRanker, Tuning
-from hf_genrec.tokenizers.behavior import unit_rows
 from hf_genrec.tokenizers.embeddings import Whitening
+from hf_genrec.tokenizers.fusion import unit_rows
 
 
 _MOST_DIRECTIONS = 256

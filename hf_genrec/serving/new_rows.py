@@ -1,0 +1,152 @@
+"""
+What somebody wants to add to a catalog, as a table: new rows and items that come back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from hf_genrec.files import first_five
+from hf_genrec.tokenizers.new_items import ItemCoder
+
+
+def new_rows(
+    items: pa.Table | Sequence[Mapping[str, Any]], *, index_of: Mapping[str, int], is_open: Callable[[int], bool]
+) -> tuple[pa.Table, list[int]]:
+    """
+    The items that have no row yet, and the rows of those that were removed and come back.
+
+    Args:
+        items (`pa.Table` or `list[dict]`): With `item_id`; see [`LiveCatalog.add`].
+        index_of (`dict[str, int]`): The rows that there are.
+        is_open (`Callable`): Whether the item of a row may be recommended.
+    """
+    table = items if isinstance(items, pa.Table) else pa.Table.from_pylist([dict(item) for item in items])
+    if not table.num_rows:
+        raise ValueError("`items` is empty: give an item at least.")
+    if "item_id" not in table.column_names:
+        raise ValueError(f"`items` needs `item_id`, found {', '.join(table.column_names)}.")
+    item_ids = table["item_id"].to_pylist()
+    wrong = [item_id for item_id in item_ids if not isinstance(item_id, str)]
+    if wrong:
+        raise TypeError(f"`item_id` must be strings, got {first_five(wrong)}.")
+    repeated = [item_id for item_id, count in Counter(item_ids).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{len(repeated)} items occur twice in `items`: {first_five(repeated)}.")
+    there = [item_id for item_id in item_ids if item_id in index_of and is_open(index_of[item_id])]
+    if there:
+        raise ValueError(f"{len(there)} items are in the catalog already: {first_five(there)}. Nothing was added.")
+    is_new = [item_id not in index_of for item_id in item_ids]
+    known = [index_of[item_id] for item_id, new in zip(item_ids, is_new, strict=True) if not new]
+    return table.filter(pa.array(is_new)), known
+
+
+def coded_rows(
+    table: pa.Table,
+    model: Any,
+    find_coder: Callable[[], ItemCoder],
+    *,
+    taken: np.ndarray,
+    vectors: np.ndarray | None,
+    encoder: str | os.PathLike[str] | None,
+) -> pa.Table:
+    """
+    New rows with their semantic IDs in `codes`, and in `vector` what a dense head reads of them.
+
+    Args:
+        table (`pa.Table`): What [`new_rows`] gave.
+        model: The model.
+        find_coder (`Callable`): Opens the folder's `quantizer/`, where it is needed.
+        taken (`np.ndarray` of shape `(num_taken, num_levels)`): Semantic IDs that are not free.
+        vectors (`np.ndarray`, *optional*): See [`LiveCatalog.add`].
+        encoder (`str` or `Path`, *optional*): Likewise.
+    """
+    _check_names(table["item_id"].to_pylist(), model.config)
+    wants_vectors = bool(getattr(model.config, "dense_head", False) and model.config.dense_text_dim)
+    if "codes" not in table.column_names or wants_vectors:
+        coder = find_coder()
+        fused = coder.fused(_vectors_of(table, coder, vectors, encoder))
+        if "codes" not in table.column_names:
+            codes = coder.assign(fused, taken=taken, codebook_size=model.config.codebook_size)
+            table = table.append_column("codes", pa.array(codes.tolist(), pa.list_(pa.int16())))
+        if wants_vectors:
+            _check_vectors(model, coder)
+            projected = coder.projected(fused).astype(np.float16)
+            table = table.append_column("vector", pa.array(list(projected), pa.list_(pa.float16())))
+    _check_codes(table, model.config, taken, may_share=not model.catalog.is_unique)
+    return table
+
+
+def _vectors_of(table: pa.Table, coder: ItemCoder, vectors: np.ndarray | None, encoder: Any) -> np.ndarray:
+    if vectors is None:
+        name = "text" if "text" in table.column_names else "title"
+        if name not in table.column_names:
+            raise ValueError("New items need `text` or `title`, `vectors`, or `codes`.")
+        return coder.embed([text or "" for text in table[name].to_pylist()], encoder=encoder)
+    if len(vectors) != table.num_rows:
+        raise ValueError(f"`vectors` must have a row for each of the {table.num_rows} new items, got {len(vectors)}.")
+    return np.asarray(vectors)
+
+
+def _reserved_words(config: Any) -> re.Pattern[str]:
+    """What the ids of items must not be: the strings of other tokens."""
+    words = ["<pad>", "<unk>", "<eos>", "<user>"]
+    if config.num_latent_tokens:
+        words.append(r"<latent_\d+>")
+    if config.has_codes:
+        words.append(r"<code_\d+_\d+>")
+    return re.compile("|".join(words))
+
+
+def _check_names(item_ids: list[str], config: Any) -> None:
+    refused = [item_id for item_id in item_ids if not item_id or _reserved_words(config).fullmatch(item_id)]
+    if refused:
+        raise ValueError(
+            f"{len(refused)} item ids are empty or the name of a special token: {first_five(refused)}. Rename "
+            "these items."
+        )
+
+
+def _check_codes(table: pa.Table, config: Any, taken: np.ndarray, *, may_share: bool) -> None:
+    """Whether given codes are semantic IDs of this model, and free where ids are unique."""
+    rows = table["codes"].to_pylist()
+    wrong = [
+        row
+        for row in rows
+        if row is None or len(row) != config.num_levels or not all(0 <= code < config.codebook_size for code in row)
+    ]
+    if wrong:
+        raise ValueError(
+            f"`codes` must be {config.num_levels} numbers from 0 to {config.codebook_size - 1} for each item, got "
+            f"{wrong[0]}."
+        )
+    used, clashes = set() if may_share else set(map(tuple, taken.tolist())), []
+    for item_id, row in zip(table["item_id"].to_pylist(), map(tuple, rows), strict=True):
+        if not may_share and row in used:
+            clashes.append(item_id)
+        used.add(row)
+    if clashes:
+        raise ValueError(f"{len(clashes)} items have the semantic ID of another item: {first_five(clashes)}.")
+
+
+def _check_vectors(model: Any, coder: ItemCoder) -> None:
+    """Whether the dense head was trained on the vectors that the ids are made of: their codes must come out again."""
+    sample: Callable[[torch.Tensor], np.ndarray] = lambda tensor: tensor[:256].float().cpu().numpy()  # noqa: E731
+    vectors = sample(model.item_table.text_vectors)
+    if vectors.shape[1] == coder.dim and "mean_length" in coder.choice:
+        points = vectors * np.float32(coder.choice["mean_length"])
+        codes = coder.quantizer.encode(points if coder.whitening is None else coder.whitening.transform(points))
+        if (codes[:, 0] == sample(model.item_codes)[:, 0]).mean() > 0.5:
+            return
+    raise ValueError(
+        f"The dense head of this model reads vectors of {vectors.shape[1]} columns that are not those of its ids "
+        f"({coder.dim} columns), so new items cannot get one. Train with the vectors that the ids are made of."
+    )
