@@ -222,7 +222,7 @@ def updated_folder(target: str | os.PathLike[str], *, dropped: Collection[str] =
 
     Args:
         target (`str` or `Path`): The folder, created where it is missing.
-        dropped (`list[str]`, *optional*): Files of it that go.
+        dropped (`list[str]`, *optional*): Files and folders of it that go.
     """
     target = restored(os.path.realpath(target))
     parent = next(folder for folder in target.parents if folder.exists())
@@ -278,6 +278,8 @@ def _link_others(target: Path, fresh: Path, dropped: Collection[str]) -> bool:
 def _move_one_by_one(fresh: Path, target: Path, names: Sequence[str], dropped: Collection[str]) -> None:
     target.mkdir(exist_ok=True)
     for name in dropped:
+        if (target / name).is_dir():
+            shutil.rmtree(target / name)
         (target / name).unlink(missing_ok=True)
     for name in names:
         if (target / name).is_dir():

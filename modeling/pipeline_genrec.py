@@ -58,6 +58,12 @@ class NextItemPipeline(Pipeline):
         if tokenizer.name_or_path == model.name_or_path:
             model.check_files(*_TOKENIZER_FILES)
         self._item_ids = item_ids_of(tokenizer, model.config)
+        if model.num_unread_items:
+            logger.warning(
+                "%d items that were added to this catalog after training are not recommended by the pipeline, which "
+                "reads the weights alone: `hf_genrec.Recommender` knows them. Removed items are left out.",
+                model.num_unread_items,
+            )
         first = model.config.first_item_token
         self._token_of = {item_id: token for token, item_id in enumerate(self._item_ids, first)}
         self._local_files_only = local_files_only

@@ -23,11 +23,11 @@ ITEMS_NAME = "items.parquet"
 
 def whole_folder(folder: str | os.PathLike[str]) -> AbstractContextManager[Path]:
     """
-    [`updated_folder`] for the files of a recommender; an evaluation of earlier weights goes.
+    [`updated_folder`] for the files of a recommender; an evaluation and catalog versions of earlier weights go.
 
     Args: see [`updated_folder`].
     """
-    return updated_folder(folder, dropped=("evaluation.json", "evaluation_users.parquet"))
+    return updated_folder(folder, dropped=("evaluation.json", "evaluation_users.parquet", "catalog"))
 
 
 def write_parts(folder: Path, model: Any, table: pa.Table, *, quantizer: str | os.PathLike[str] | None = None) -> None:

@@ -89,6 +89,7 @@ class LiveCatalog:
             "num_items": len(now.item_ids),
             "items_fingerprint": items_fingerprint(now.item_ids),
             "catalog_fingerprint": config.catalog_fingerprint,
+            "closed": config.closed_items or "",
         }
         self._records = [VersionRecord(_version(now, 1, 0, added=0, removed=0), len(now.item_ids))]
         self._closed_at_start = now.closed
@@ -248,7 +249,7 @@ class LiveCatalog:
         self.folder = Path(source) if Path(source).is_dir() else None
         stored = read_catalog(source, where)
         if stored is not None:
-            if stored.base != self._base:
+            if {**stored.base, "closed": ""} != {**self._base, "closed": ""}:
                 raise ValueError(
                     f"The versions of the catalog in {source} were written for other weights or items than those that "
                     "are there now. Remove its folder `catalog/`, or use the weights that it was written for."
@@ -258,9 +259,9 @@ class LiveCatalog:
             raise ValueError(f"`catalog_version` is {number}, and the catalog of {source} has never changed.")
 
     @property
-    def is_saved(self) -> bool:
-        """Whether the folder holds the current version."""
-        return self.folder is not None and current_number(self.folder) == self.version.number
+    def has_grown(self) -> bool:
+        """Whether there are rows that the weights of the folder do not have."""
+        return len(self._recommender.item_ids) > self._base["num_items"]
 
     # --- helpers ---------------------------------------------------------------------------------------------------
 
@@ -269,8 +270,8 @@ class LiveCatalog:
         for table in stored.tables:
             if table["item_id"][0].as_py() not in now.index_of:
                 now = now.with_rows(table)
-        self._files = stored.files
-        self._records = records
+        self._files, self._records, self._base = stored.files, records, stored.base
+        self._closed_at_start = rows_of(stored.base["closed"], stored.base["num_items"]).numpy()
         closed = np.ones(len(now.item_ids), bool)
         then = self._closed_at(records[-1].version.number if number is None else number)
         closed[: len(then)] = then

@@ -30,6 +30,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from hf_genrec.files import read_table, reading, restored
 from hf_genrec.modeling.genrec_folder import batch_of, check_manifest, write_manifest
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
+from hf_genrec.serving.catalog_files import current_number
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
 from hf_genrec.serving.live_catalog import LiveCatalog
 from hf_genrec.serving.recommendations import Recommendations
@@ -153,7 +154,8 @@ class Recommender:
         Write the folder that [`~Recommender.from_pretrained`] reads: weights, code and settings, tokenizer, items.
 
         [`save_recommender`] writes the same with a card and an evaluation. Files of the folder that are not written
-        stay; an evaluation of earlier weights is removed.
+        stay; an evaluation of earlier weights is removed. What changed in the catalog is part of the new folder, in
+        which its versions count from 1 again; later changes are written there.
 
         Args:
             folder (`str` or `Path`): Where to write; created where it is missing. It never holds half of a save.
@@ -161,17 +163,20 @@ class Recommender:
                 The folder that tokenizing wrote, by which new items can get codes; `None` for the one that this
                 recommender was loaded with, if any. An item graph that it was loaded with is copied too.
         """
-        codes = self.model.item_codes.cpu().numpy() if self.model.config.has_codes else None
+        now = self._now
+        codes = now.model.item_codes.cpu().numpy() if now.model.config.has_codes else None
         origin = self._companions()
         if quantizer is None and origin is not None and (origin / QUANTIZER_NAME).is_dir():
             quantizer = origin / QUANTIZER_NAME
         with whole_folder(folder) as partial:
-            write_parts(partial, self.model, item_table(self.items, codes), quantizer=quantizer)
-            if origin is not None:
+            write_parts(partial, now.model, item_table(now.items, codes), quantizer=quantizer)
+            if origin is not None and not self.catalog.has_grown:
                 for path in filter(Path.is_file, (origin / name for name in _COMPANIONS)):
                     shutil.copyfile(path, partial / path.name)
                 write_manifest(partial, _COMPANIONS)
         self._origin = (os.fspath(folder), {})
+        self.catalog = LiveCatalog(self)
+        self.catalog.folder = Path(folder)
         return Path(folder)
 
     def saved_folder(self) -> Path:
@@ -384,16 +389,20 @@ class Recommender:
 def _check_unchanged(recommender: Recommender, folder: Path) -> None:
     """Whether a recommender serves the weights and items of a folder."""
     remedy = "Write them to a folder with `save_pretrained(folder)` first."
+    if recommender.catalog.version.number != current_number(folder):
+        raise ValueError(f"The catalog in memory is not the version that {folder} holds. {remedy}")
     state = recommender.model.state_dict()
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
                 tensor = file.get_tensor(name)
-                if name not in state or not torch.equal(state[name].to(tensor), tensor):
+                # tables of a catalog that has grown have more rows than the file
+                if name not in state or not torch.equal(state[name][: len(tensor)].to(tensor), tensor):
                     raise ValueError(f"The weights in memory are not those of {path} (`{name}` differs). {remedy}")
     table = pq.read_table(folder / ITEMS_NAME)
-    codes = recommender.model.item_codes.cpu().numpy() if "codes" in table.column_names else None
-    if not any(items.equals(table) for items in (recommender.items, item_table(recommender.items, codes))):
+    items = recommender.items.slice(0, table.num_rows)
+    codes = recommender.model.item_codes[: len(items)].cpu().numpy() if "codes" in table.column_names else None
+    if not any(rows.equals(table) for rows in (items, item_table(items, codes))):
         raise ValueError(f"The item table in memory is not that of {folder / ITEMS_NAME}. {remedy}")
 
 
