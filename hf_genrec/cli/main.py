@@ -8,6 +8,7 @@ stderr and exit code 2, Ctrl-C with exit code 130.
 from __future__ import annotations
 
 from hf_genrec.cli import (  # noqa: F401 (their verbs register themselves)
+    catalog,
     compare,
     demo,
     diagnose,
