@@ -90,6 +90,13 @@ class LiveItemsMixin:
         is_open = self.open_items
         return logits if is_open is None else logits.masked_fill(~is_open, -float("inf"))
 
+    def allowed_and_open(self, allowed: torch.BoolTensor | None) -> torch.BoolTensor | None:
+        """Of the items that rules allow `(batch_size or 1, num_items)`, `None` for all, those that are open."""
+        is_open = self.open_items
+        if is_open is None or allowed is None:
+            return allowed if is_open is None else is_open.unsqueeze(0)
+        return allowed & is_open
+
     def close_items(self, closed: torch.BoolTensor) -> None:
         """
         Say which items are closed, `(num_items,)`; others are open. Raises `ValueError` for another shape, or if none

@@ -374,9 +374,7 @@ class RecommendMixin(LiveItemsMixin):
             for rows in request.chunks(len(input_ids)) or [slice(0, 0)]:
                 mask = None if attention_mask is None else attention_mask[rows]
                 some_rules = {name: rule_rows(rule, rows) for name, rule in rules.items()}
-                allowed = allowed_items(self.config, **some_rules, device=device)
-                if self.open_items is not None:
-                    allowed = self.open_items.unsqueeze(0) if allowed is None else allowed & self.open_items
+                allowed = self.allowed_and_open(allowed_items(self.config, **some_rules, device=device))
                 users = UserBatch(input_ids[rows], mask, allowed, first_user=rows.start)
                 parts.append(self._rank_batch(users, request))
                 check_scores(parts[-1].scores, type(self).__name__)
