@@ -58,9 +58,12 @@ class SASRecForItemGeneration(ItemScoresMixin, HistoryPreTrainedModel):
         """
         if not len(input_ids):
             return torch.zeros(0, self.config.num_items, dtype=torch.float32, device=input_ids.device)
-        states = self._encode(self._pack(input_ids, self._present(input_ids, attention_mask)))
+        states = self._last_states(input_ids, attention_mask)
         with torch.autocast(states.device.type, enabled=False):
             return torch.matmul(states.float(), self.item_embeddings().float().t())
+
+    def _last_states(self, input_ids, attention_mask) -> torch.Tensor:
+        return self._encode(self._pack(input_ids, self._present(input_ids, attention_mask)))
 
     def history_bytes(self, history_length: int) -> int:
         """What the encoder takes per user, for the size of a chunk of users."""

@@ -28,6 +28,7 @@ from hf_genrec.data.protocols import PROTOCOLS
 from hf_genrec.evaluation.record import record_table, shown_cut
 from hf_genrec.files import read_json, read_table
 from hf_genrec.modeling.genrec_folder import TASK
+from hf_genrec.modeling.genrec_live_items import VERSIONS_FILE, read_versions
 
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def model_card(
     run: Mapping[str, Any] | None = None,
     quantizer: Mapping[str, Any] | None = None,
     items: pa.Table | None = None,
+    catalog: Mapping[str, Any] | None = None,
     sample: str | None = None,
     license: str | None = None,
     space: str | None = None,
@@ -58,6 +60,7 @@ def model_card(
         run (`dict`, *optional*): How it was trained: the content of `training.json`.
         quantizer (`dict`, *optional*): `quantizer_type` and `encoder` behind the semantic IDs.
         items (`pa.Table`, *optional*): The item table, for collisions and examples.
+        catalog (`dict`, *optional*): The content of `catalog/versions.json`, if the catalog changed since training.
         sample (`str`, *optional*): What [`sample_output`] returned.
         license (`str`, *optional*): The licence of the repository, as the Hub spells it; `None` names none.
         space (`str`, *optional*): The Space that shows the model.
@@ -83,6 +86,7 @@ def model_card(
         sample=sample,
         collisions=_collisions(items),
         ids_made_by=_ids_made_by(quantizer or {}),
+        catalog=catalog and {**catalog["versions"][-1], "came": catalog["num_rows"] - catalog["base"]["num_items"]},
         data=data,
         evaluation=evaluation
         and {**evaluation, **{name: markdown_text(str(evaluation[name])) for name in ("protocol", "split")}},
@@ -124,6 +128,7 @@ def folder_card(
             "encoder": (_read(folder / "quantizer/encoder.json") or {}).get("model"),
         },
         items=read_table(items) if items.is_file() else None,
+        catalog=read_versions(folder / VERSIONS_FILE) if (folder / VERSIONS_FILE).is_file() else None,
         **(earlier | {name: value for name, value in given.items() if value is not None}),
     )
 

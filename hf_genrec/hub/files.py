@@ -123,6 +123,8 @@ def is_published(name: str, code: Collection[str] | None = None, *, neighbors: b
     parent, _, last = name.rpartition("/")
     if parent == "quantizer":
         return last.endswith((".json", ".safetensors"))
+    if parent == "catalog":
+        return last == "versions.json" or bool(re.fullmatch(r"rows-\d+\.parquet", last))
     is_code = bool(_CODE.fullmatch(name)) if code is None else name in code
     return not parent and (any(fnmatchcase(name, pattern) for pattern in _PUBLISHED) or is_code)
 

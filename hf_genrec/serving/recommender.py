@@ -24,6 +24,7 @@ import torch
 from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from safetensors import safe_open
+from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -32,9 +33,11 @@ from hf_genrec.modeling.genrec_folder import batch_of, check_manifest, write_man
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
 from hf_genrec.serving.catalog_files import current_number
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
+from hf_genrec.serving.item_questions import Reason, item_vectors, reasons, similar_items, user_vectors
 from hf_genrec.serving.live_catalog import LiveCatalog
 from hf_genrec.serving.recommendations import Recommendations
 from hf_genrec.serving.snapshot import ItemRule, Snapshot
+from hf_genrec.tokenizers.base import PROGRESS_DELAY
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 
 
@@ -253,6 +256,7 @@ class Recommender:
         exclude_seen: bool | None = None,
         exclude_items: ItemRule = None,
         allow_items: ItemRule = None,
+        show_progress: bool | None = None,
         config: RecommendConfig | None = None,
         search_options: Mapping[str, Any] | None = None,
         **options: Any,
@@ -275,6 +279,8 @@ class Recommender:
             allow_items (`list[str]` or `list[list[str]]`, *optional*):
                 The only ids that may be, less those excluded; a category, say. `None` for all, an empty list for
                 none. Unknown ids are ignored likewise, unless no other is left.
+            show_progress (`bool`, *optional*):
+                Whether a long call shows a bar; `None` for on terminals. Users are computed `batch_size` at a time.
             config ([`RecommendConfig`], *optional*): Options of this call; `None` for those of the recommender.
             search_options (`Mapping[str, Any]`, *optional*): Deprecated: the same as `**options`.
             **options:
@@ -314,7 +320,7 @@ class Recommender:
         if asked.exclude_seen if exclude_seen is None else exclude_seen:
             shared = excluded if excluded is None or len(excluded) == len(batch) else excluded * len(batch)
             excluded = indices if shared is None else [[*a, *b] for a, b in zip(indices, shared, strict=True)]
-        lists = self._in_batches(now, indices, excluded, allowed, asked, tensors)
+        lists = self._in_batches(now, indices, excluded, allowed, asked, tensors, show_progress)
         found = Recommendations(num_unknown=num_unknown, **lists)
         return found.of_one_user() if is_one else found
 
@@ -326,6 +332,7 @@ class Recommender:
         allowed: list[list[int]] | None,
         asked: RecommendConfig,
         tensors: dict[str, Any],
+        show_progress: bool | None,
     ) -> dict[str, Any]:
         """Fields of [`Recommendations`]; users whose histories are about as long share a batch, for less padding."""
         num_users = len(indices)
@@ -333,7 +340,9 @@ class Recommender:
         item_ids: list[list[str]] = [[]] * num_users
         scores: list[list[float]] = [[]] * num_users
         counts: dict[str, dict[int, int]] = {"num_visited": {}, "num_distinct": {}}
-        for start in range(0, num_users, self.batch_size):
+        starts = range(0, num_users, self.batch_size)
+        hidden = None if show_progress is None else not show_progress  # `None`: shown on terminals
+        for start in tqdm(starts, "Recommending", delay=PROGRESS_DELAY, disable=hidden):
             users = order[start : start + self.batch_size].tolist()
             output = now.model.recommend(
                 now.history_tokens([indices[user] for user in users]),
@@ -384,6 +393,45 @@ class Recommender:
             tokens = now.history_tokens(indices[start : start + self.batch_size])
             parts.append(now.model.score_items(tokens, **options).float().cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, len(now.item_ids)), dtype=np.float32)
+
+    def similar_items(self, item_id: str, k: int = 10) -> list[tuple[str, float]]:
+        """
+        The items that are most like another one, best first, with the cosines of their vectors, see `item_vectors`.
+
+        Args:
+            item_id (`str`): An item of the catalog.
+            k (`int`, *optional*, defaults to 10): How many.
+        """
+        return similar_items(self._now, item_id, k)
+
+    def item_vectors(self) -> NDArray[np.float32]:
+        """
+        Vectors of all items in the order of `item_ids`, `(num_items, dimension)`, for a downstream ranker.
+
+        Of a dense head or SASRec those that histories are compared with, so `encode_users(...) @ item_vectors().T` are
+        its scores up to a constant per user; of other models with semantic IDs the embeddings of their codes.
+        """
+        return item_vectors(self._now)
+
+    def encode_users(self, histories: Sequence[Sequence[str]] | Sequence[str]) -> NDArray[np.float32]:
+        """
+        The state behind each history, `(num_users, d_model)`, for a downstream ranker.
+
+        Args:
+            histories (`list[list[str]]` or `list[str]`): As in `recommend`; unknown ids are ignored.
+        """
+        now = self._now
+        return user_vectors(now, now.look_up(batch_of(histories)[0])[0], batch_size=self.batch_size)
+
+    def explain(self, history: Sequence[str], item_id: str) -> list[Reason]:
+        """
+        Which items of a history speak for an item: a [`Reason`] for each that is read, the strongest first.
+
+        Args:
+            history (`list[str]`): Item ids, oldest first.
+            item_id (`str`): An item that may be recommended.
+        """
+        return reasons(self._now, history, item_id, dense_weight=self.config.dense_weight)
 
 
 def _check_unchanged(recommender: Recommender, folder: Path) -> None:

@@ -423,3 +423,27 @@ def test_trainer_alone_has_no_run_to_publish(make_prepared, tmp_path):
 
     with pytest.raises(ValueError, match="publishes a run folder"):
         make_trainer(model, prepared, GenRecTrainingArguments(output_dir=tmp_path, push_to_hub=True))
+
+
+def test_a_changed_catalog_publishes_its_new_files_alone_and_the_repository_serves_it(hub, run):
+    push_recommender(run, "toy")
+    catalog = Recommender.from_pretrained(run, device="cpu").catalog
+    taken = set(map(tuple, random_codes().tolist()))
+    catalog.add([{"item_id": "new", "codes": next([0, 0, code] for code in range(5) if (0, 0, code) not in taken)}])
+    catalog.remove(["i3"])
+
+    publication = push_recommender(Recommender.from_pretrained(run, device="cpu"), "toy")
+
+    uploaded = {file.path for file in publication.files if file.action == "upload"}
+    assert uploaded == {"README.md", "catalog/rows-000002.parquet", "catalog/versions.json"}
+    again = Recommender.from_pretrained("me/toy", device="cpu")
+    assert again.catalog.versions() == catalog.versions()
+    assert "new" in again.recommend(["i3"], top_k=29).item_ids
+    assert "version 3" in hub_card("me/toy")
+
+
+def hub_card(repo_id):
+    from huggingface_hub import hf_hub_download
+
+    with open(hf_hub_download(repo_id, "README.md"), encoding="utf-8") as file:
+        return file.read()
