@@ -175,6 +175,7 @@ class BlockEncoder(nn.Module):
         2 * d_model)`; the result has the shape of the queries.
         """
         shape = queries.shape
+        # (batch_size, num_heads, all tokens of a user, head_width)
         queries = queries.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         keys, values = keys_values.flatten(1, 2).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = block.attn.attn_dropout

@@ -261,7 +261,7 @@ class CheckpointMixin:
     def check_files(self, *names: str, **where) -> None:
         """Compare files with the manifest beside them, unless the model was loaded with `check_files=False`."""
         if self._checks_files:
-            check_manifest(self.name_or_path, names.__contains__, **{**self._hub_arguments, **where})
+            check_manifest(self.config.name_or_path, names.__contains__, **{**self._hub_arguments, **where})
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs):
         """Not for these models: raises `NotImplementedError` for another size, before anything is replaced."""

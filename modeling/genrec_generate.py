@@ -13,6 +13,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.utils import ModelOutput
 
 from .configuration_genrec import GenRecConfig
+from .genrec_beams import token_range
 from .genrec_catalog import Catalog
 
 
@@ -70,17 +71,14 @@ class CatalogLogitsProcessor(LogitsProcessor):
         A copy of `scores` `(num_rows, vocab_size)` with `-inf` at every illegal token; `input_ids` are the decoder
         tokens so far, `(num_rows, length)`, the start token first.
         """
-        config = self.config
-        codes = input_ids[:, 1 + (1 if config.num_latent_tokens else 0) :]
-        depth = codes.shape[1]
+        config, length = self.config, input_ids.shape[1]
         start: int = config.pad_token_id
-        width, mask = 1, None
-        if config.num_latent_tokens and input_ids.shape[1] == 1:
-            start, width = config.first_latent_token, config.num_latent_tokens
-        elif depth < config.num_levels:
-            start, width = config.first_code_token + depth * config.codebook_size, config.codebook_size
-            level_starts = config.first_code_token + torch.arange(depth, device=codes.device) * config.codebook_size
-            nodes = self.catalog.node_of(codes - level_starts)
+        width, depth, mask = 1, -1, None
+        if length <= config.num_decoding_steps:
+            start, width, depth = token_range(config, length - 1)
+        if depth >= 0:
+            level_starts = config.first_code_token + config.codebook_size * torch.arange(depth, device=scores.device)
+            nodes = self.catalog.node_of(input_ids[:, length - depth :] - level_starts)
             mask = self.catalog.child_mask(depth, nodes)
             mask[:, 0] |= nodes < 0
         block = scores[:, start : start + width]

@@ -292,6 +292,18 @@ def best_of(
     return filled_up(items, scores, top_k)
 
 
+def numbered(counts: torch.LongTensor) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """
+    Entries of several owners one after the other, as many as `counts` `(n,)` says: the owner of each, and its running
+    number there, both `(counts.sum(),)`.
+
+    >>> [values.tolist() for values in numbered(torch.tensor([2, 0, 3]))]
+    [[0, 0, 2, 2, 2], [0, 1, 0, 1, 2]]
+    """
+    owners = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    return owners, torch.arange(len(owners), device=counts.device) - (counts.cumsum(0) - counts)[owners]
+
+
 def first_of_the_best(values: torch.Tensor, top_k: int) -> torch.LongTensor:
     """
     Positions of the largest values of each row, largest first; of equal ones the first. `torch.topk` leaves open which

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .genrec_lists import first_of_the_best
+from .genrec_lists import first_of_the_best, numbered
 
 
 # On the CPU a table of 64 users and a piece of the scores stay in the cache of a core: measured on two cores at 32
@@ -175,8 +175,7 @@ def _candidates(
         return index, values.gather(1, index)
     user, order = user.sort(stable=True)
     counts = user.bincount(minlength=num_users)
-    # running number of each candidate among those of its user, `(len(user),)`
-    column = torch.arange(len(user), device=user.device) - (counts.cumsum(0) - counts)[user]
+    _, column = numbered(counts)  # of each candidate among those of its user
     shape = (num_users, int(counts.max()))
     index = torch.zeros(shape, dtype=torch.long, device=user.device)
     values = torch.full(shape, -float("inf"), device=user.device)

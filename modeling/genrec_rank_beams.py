@@ -67,9 +67,7 @@ class BeamRankingMixin(RecommendMixin):
         if not batch_size:
             return output
         history = self.encode_history(users.input_ids, users.attention_mask)
-        wanted = torch.full((batch_size,), request.options.top_k, device=device)
-        if users.allowed is not None:
-            wanted = wanted.minimum(users.allowed.sum(1))
+        wanted = users.num_wanted(request.options.top_k)
         pending = [(torch.arange(batch_size, device=device), request.num_beams)]
         while pending:
             rows, num_beams = pending.pop()
@@ -291,21 +289,21 @@ class BeamRankingMixin(RecommendMixin):
     def _path_scores(self, history, items) -> torch.FloatTensor:
         """Log-probability of each way to write each item: `(num_latents or 1, batch_size, num_candidates)`."""
         config, catalog = self.config, self.catalog
-        codes = self.item_codes[items].long()
-        is_legal = [None] * config.num_levels  # only where the softmax runs over legal tokens
+        codes = self.item_codes[items].long()  # (B, n, L)
+        is_legal = [None] * config.num_levels  # (B, n, K) each; only where the softmax runs over legal tokens
         if config.normalization == "catalog":
             nodes = torch.zeros_like(items)
             for level in range(config.num_levels):
                 is_legal[level] = catalog.child_mask(level, nodes)
                 nodes = catalog.child(level, nodes, codes[..., level])
-        code_tokens = self.semantic_id_tokens(items + config.first_item_token)
+        code_tokens = self.code_tokens(items)
         first_step = config.num_decoding_steps - config.num_levels
         paths = []
         for latent in range(max(1, config.num_latent_tokens)):
             tokens, total = code_tokens, 0.0
             if config.num_latent_tokens:
                 tokens = torch.nn.functional.pad(code_tokens, (1, 0), value=config.first_latent_token + latent)
-            states = self.path_states(tokens, history)
+            states = self.path_states(tokens, history)  # (B, n, steps, d_model)
             if config.num_latent_tokens:
                 total = self.token_log_probs(states[:, :, 0], 0)[..., latent]
             for level in range(config.num_levels):

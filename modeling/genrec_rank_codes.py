@@ -208,9 +208,7 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
 
     def _complete(self, found: Ranking, log_probs, users: UserBatch, request: RankRequest) -> None:
         """Exact lists for the users who would get too short ones."""
-        wanted = torch.full_like(found.num_visited, request.options.top_k)
-        if users.allowed is not None:
-            wanted = wanted.minimum(users.allowed.sum(1))
+        wanted = users.num_wanted(request.options.top_k)
         short = ((found.items >= 0).sum(1) < wanted).nonzero()[:, 0]
         if len(short):
             some = UserBatch(users.input_ids[short], None, rule_rows(users.allowed, short), users.first_user)

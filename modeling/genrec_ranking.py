@@ -11,7 +11,7 @@ import torch
 
 from .genrec_beams import Beams, GumbelTopK, TraceStep, repeated_paths
 from .genrec_catalog import Catalog
-from .genrec_lists import check_prior, filled_up
+from .genrec_lists import check_prior, filled_up, numbered
 from .genrec_recommend import BeamPath
 
 
@@ -64,8 +64,7 @@ def items_of_ids(
     counts = users.bincount(minlength=len(leaves))
     if width is None:
         width = max(leaves.shape[1], int(counts.max())) if len(leaves) else leaves.shape[1]
-    # entries of a user are adjacent: the place in the list is the running number less those of the users before
-    columns = torch.arange(len(users), device=users.device) - (counts.cumsum(0) - counts)[users]
+    _, columns = numbered(counts)  # entries of a user are adjacent
     is_kept = columns < width
     at = users[is_kept], columns[is_kept]
     shape = (len(leaves), width)
@@ -99,8 +98,7 @@ def _flat(
     counts = _sizes(catalog, leaves).flatten()
     if most is not None:
         counts = counts.clamp_max(most)
-    ids = torch.arange(len(counts), device=leaves.device).repeat_interleave(counts)
-    offsets = torch.arange(len(ids), device=leaves.device) - (counts.cumsum(0) - counts)[ids]
+    ids, offsets = numbered(counts)
     items = catalog.items_in_order[first[leaves.flatten()[ids]] + offsets]
     return ids // leaves.shape[1], ids % leaves.shape[1], items
 

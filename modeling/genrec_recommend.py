@@ -77,13 +77,10 @@ class RecommendOutput(ModelOutput):
 
 @dataclass
 class Ranking:
-    """
-    What `_rank_batch` returns: `items` `(B, top_k)`, indices with -1 where there are fewer, their `scores` with
-    `-inf` there, and where the model has them the other fields of [`RecommendOutput`].
-    """
+    """What `_rank_batch` returns; the other fields are those of [`RecommendOutput`], where the model has them."""
 
-    items: torch.LongTensor
-    scores: torch.FloatTensor
+    items: torch.LongTensor  # (B, top_k), indices; -1 where there are fewer
+    scores: torch.FloatTensor  # (B, top_k); -inf there
     paths: list[list[BeamPath]] | None = None
     pruned: list[list[BeamPath]] | None = None
     num_distinct: torch.LongTensor | None = None
@@ -98,6 +95,11 @@ class UserBatch:
     attention_mask: torch.Tensor | None
     allowed: torch.BoolTensor | None
     first_user: int
+
+    def num_wanted(self, top_k: int) -> torch.LongTensor:
+        """How long the list of each user should be, `(batch_size,)`: `top_k`, or as many items as are allowed."""
+        wanted = torch.full((len(self.input_ids),), top_k, device=self.input_ids.device)
+        return wanted if self.allowed is None else wanted.minimum(self.allowed.sum(1))
 
     def keys(self, seed: int) -> torch.LongTensor:
         """What the random numbers of a sample are made from, see `user_keys`: the seed and each user's number."""
@@ -350,13 +352,8 @@ class RecommendMixin(LiveItemsMixin):
                 "`input_ids` must be a tensor of item tokens (integers) of shape (batch_size, history_length), got "
                 f"{_described(input_ids)}. For lists of item ids see `hf_genrec.Recommender`."
             )
-        request = RankRequest(
-            (config or self.recommend_config).updated(**options),
-            self.config,
-            item_prior,
-            item_embeddings,
-            return_paths,
-        )
+        asked = (config or self.recommend_config).updated(**options)
+        request = RankRequest(asked, self.config, item_prior, item_embeddings, return_paths)
         self._check_request(request)
         rules = {"exclude_items": exclude_items, "allow_items": allow_items}
         for name, rule in rules.items():

@@ -70,14 +70,11 @@ class EnsembleForItemGeneration(ItemScorer):
     @classmethod
     def of(cls, members: Sequence[Any], **settings) -> "EnsembleForItemGeneration":
         """
-        An ensemble of models.
+        An ensemble of models, in evaluation mode.
 
         Args:
             members: Models over the same items in the same order; their weights are copied.
             **settings: Fields of [`EnsembleConfig`] such as `weights`.
-
-        Returns:
-            [`EnsembleForItemGeneration`]: in evaluation mode.
         """
         configs = [{"model_type": member.config.model_type, **member.config.to_diff_dict()} for member in members]
         model = cls(EnsembleConfig(num_items=members[0].config.num_items, members=configs, **settings))

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from .configuration_item_to_item import ItemToItemConfig
 from .genrec_folder import CheckpointMixin, ItemTokensMixin
+from .genrec_lists import numbered
 from .genrec_recommend import ItemScoresMixin, NoGenerationMixin, PredictionOutput
 
 
@@ -118,9 +119,8 @@ class ItemToItemForItemGeneration(ItemScorer):
         logits = self.item_shares.float().mul(_TIE).repeat(num_users, 1)
         if self.config.num_weights:
             begin = self.offsets[items]
-            counts = self.offsets[items + 1] - begin
-            read = torch.arange(len(items), device=items.device).repeat_interleave(counts)
-            entries = begin[read] + torch.arange(len(read), device=items.device) - (counts.cumsum(0) - counts)[read]
+            read, numbers = numbered(self.offsets[items + 1] - begin)
+            entries = begin[read] + numbers
             places = users[read] * num_items + self.targets[entries]
             logits.view(-1).index_add_(0, places, shares[read] * self.weights[entries].float())
         if self.config.vector_dim:
