@@ -235,7 +235,7 @@ def output_on(as_json: bool) -> Iterator[Callable[..., None]]:
         else:
             console = plain_console(stdout)
             for table in tables:
-                console.print(table)
+                console.print(table, soft_wrap=isinstance(table, str))  # a command must be copied in one piece
 
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         yield show

@@ -14,7 +14,7 @@ def test_prepare_prints_the_statistics_of_every_step(shop, tmp_path):
     assert "read" in result.stdout
     assert "2-core" in result.stdout
     assert f"train {NUM_USERS}, validation {NUM_USERS}, test {NUM_USERS}" in result.stdout
-    assert f"next: hf-genrec embed {tmp_path / 'data'}" in result.stdout.replace("\n", "")
+    assert f"next: hf-genrec embed {tmp_path / 'data'} --output embeddings\n" in result.stdout
     assert "Pass `--overwrite` to replace it" in error_of("prepare", *source, "--output", tmp_path / "data")
 
 
