@@ -107,6 +107,9 @@ class GenRecConfig(PreTrainedConfig):
         if self.codebook_size > 32768:
             raise ValueError(f"`codebook_size` must be at most 32768 (codes are int16), got {self.codebook_size}.")
         self._check_choice("normalization", "vocabulary", "catalog")
+        epsilon = getattr(self, "layer_norm_epsilon", 1e-6)
+        if not 0 < epsilon <= 0.1:
+            raise ValueError(f"`layer_norm_epsilon` must be above 0 and at most 0.1, got {epsilon}.")
         super().__post_init__(**kwargs)
 
     def _check_least(self, least: float, *names: str) -> None:

@@ -4,18 +4,21 @@ What a model shares with the other files of its folder: digests of all files, it
 A folder or the name of a repository comes in; a model whose weights are those that its config describes goes out, or
 an error that names both sides. `manifest.json` holds a SHA-256 of each file as it was saved, compared when the file is
 read: a flipped bit in weights, titles or settings would give other items without any error. Folders saved before there
-was a manifest have nothing to compare. Saving takes the code of the pipeline along.
+was a manifest have nothing to compare, which a warning says. Saving takes the code of the pipeline along.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 
@@ -55,23 +58,41 @@ def optional_file(source, name: str, **where) -> str | None:
 def write_manifest(folder: str | Path, patterns: Iterable[str] = _MODEL_FILES) -> None:
     """Record the files of a folder that fit one of the `patterns` (of a model by default); other entries stay."""
     folder, patterns = Path(folder), list(patterns)
-    path = folder / MANIFEST_FILE
-    files = _entries(path) if path.is_file() else {}
-    files = {name: digest for name, digest in files.items() if not _fits(name, patterns)}
+    files = _entries_without(folder, patterns)
     for found in (found for entry in patterns for found in folder.glob(entry) if found.is_file()):
         files[found.relative_to(folder).as_posix()] = _sha256_of(found)
-    content = {"files": dict(sorted(files.items())), "digest": _sha256_of_entries(files)}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _write_entries(folder, files)
 
 
-def check_manifest(source: str | Path, is_read: Callable[[str], bool], **where) -> None:
+@contextmanager
+def recorded(folder: str | Path, *names: str) -> Iterator[None]:
+    """
+    Files of a folder that are written anew in the block; its manifest, if there is one, records them afterwards. Until
+    then it has no entry for them: a process killed in between leaves no file that would be refused.
+    """
+    folder = Path(folder)
+    has_manifest = (folder / MANIFEST_FILE).is_file()
+    if has_manifest:
+        _write_entries(folder, _entries_without(folder, names))
+    yield
+    if has_manifest:
+        write_manifest(folder, names)
+
+
+def manifest_of(contents: dict[str, Path | bytes], manifest: Path) -> bytes:
+    """The manifest of some of the files that `manifest` records, of which a few may have another content."""
+    recorded_files = _entries(manifest)
+    return _as_json({name: _sha256_of(content) for name, content in contents.items() if name in recorded_files})
+
+
+def check_manifest(source: str | Path, is_read: Callable[[str], bool], **where) -> bool:
     """
     Compare the files whose names `is_read` with the manifest, fetching those of a repository; `where` is as in
-    [`optional_file`]. Raises `ValueError` for the first file that differs, `OSError` for a missing one.
+    [`optional_file`]. Returns whether there is a manifest. Raises `ValueError` for the first file that differs, `OSError` for a missing one.
     """
     manifest = optional_file(source, MANIFEST_FILE, **where)
     if manifest is None:
-        return
+        return False
     for name, expected in _entries(Path(manifest)).items():
         if is_read(name):
             path = cached_file(str(source), name, **where)
@@ -84,6 +105,7 @@ def check_manifest(source: str | Path, is_read: Callable[[str], bool], **where) 
                     f"{expected[:12]}. It is damaged, or of another save: write or fetch the folder again. If it was "
                     f"edited on purpose, pass `check_files=False`, or delete {MANIFEST_FILE} to compare nothing."
                 )
+    return True
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:
@@ -102,8 +124,28 @@ def _entries(path: Path) -> dict[str, str]:
     return files
 
 
-def _sha256_of(path: str | Path) -> str:
-    with open(path, "rb") as file:
+def _entries_without(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
+    path = folder / MANIFEST_FILE
+    files = _entries(path) if path.is_file() else {}
+    return {name: digest for name, digest in files.items() if not _fits(name, patterns)}
+
+
+def _write_entries(folder: Path, files: dict[str, str]) -> None:
+    """In one step: a reader finds the old manifest or the new one."""
+    partial = folder / f".{MANIFEST_FILE}-{os.getpid()}"
+    partial.write_bytes(_as_json(files))
+    partial.replace(folder / MANIFEST_FILE)
+
+
+def _as_json(files: dict[str, str]) -> bytes:
+    content = {"files": dict(sorted(files.items())), "digest": _sha256_of_entries(files)}
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _sha256_of(content: str | Path | bytes) -> str:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with open(content, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -225,10 +267,21 @@ class CheckpointMixin:
             if Path(pretrained_model_name_or_path).is_dir():  # a pipeline reads these next
                 read += ["tokenizer*", "tokenizer*/*"]
             where = hub_arguments(kwargs, kwargs.get("config"))
-            check_manifest(pretrained_model_name_or_path, lambda name: _fits(name, read), **where)
+            if not check_manifest(pretrained_model_name_or_path, lambda name: _fits(name, read), **where):
+                logger.warning(
+                    "%s has no %s: a changed bit in its weights or settings would give other items without an error. "
+                    "Once its answers are those expected, save it again: `save_pretrained` of the model or of a "
+                    "`Recommender` writes one.", pretrained_model_name_or_path, MANIFEST_FILE
+                )  # fmt: skip
         wants_info = kwargs.pop("output_loading_info", False)
         own = {"use_safetensors": True, "output_loading_info": True}
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **(kwargs | own))
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **(kwargs | own))
+        except SafetensorError as error:
+            raise ValueError(
+                f"The weights of {pretrained_model_name_or_path} (model.safetensors) are damaged: {error}. Write or "
+                "fetch the file again."
+            ) from error
         for name in ("items_digest", "item_counts"):
             if name in info["missing_keys"]:  # saved before there was one
                 getattr(model, name).zero_()

@@ -192,7 +192,7 @@ class NextItemPipeline(Pipeline):
         # by name, since a plain import would make pyarrow a requirement of everybody who loads the model
         parquet = importlib.import_module("pyarrow.parquet")
         try:
-            table = parquet.read_table(path)
+            table = parquet.read_table(path, page_checksum_verification=True)
         except (ValueError, OSError) as error:  # pyarrow's own errors are of these two kinds
             raise ValueError(f"{path} is no readable Parquet file: {error}. Fetch or write it again.") from error
         if "item_id" not in table.column_names or table["item_id"].to_pylist() != self._item_ids:

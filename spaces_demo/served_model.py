@@ -267,6 +267,8 @@ def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
             "their order. Use the files of one save."
         )
     evaluation, neighbors = (_optional_file(source, name, revision) for name in ("evaluation.json", NEIGHBORS_NAME))
+    if hasattr(loaded, "check_files"):
+        loaded.check_files(*(path.name for path in (evaluation, neighbors) if path is not None))
     return ServedModel(
         "/".join(Path(source).resolve().parts[-2:]) if is_folder else source,
         loaded.model,

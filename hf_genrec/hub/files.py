@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from hf_genrec.files import read_json, reading
-from hf_genrec.modeling.genrec_folder import check_manifest
+from hf_genrec.modeling.genrec_folder import MANIFEST_FILE, check_manifest, manifest_of
 
 
 Content = Path | bytes
@@ -64,7 +64,8 @@ def published_files(folder: str | os.PathLike[str], *, neighbors: bool = False) 
             "DATA` writes it."
         )
     contents = {name: checked_content(folder / name, name) for name in names}
-    check_manifest(folder, contents.__contains__)
+    if check_manifest(folder, contents.__contains__):  # of what is published, as it is published
+        contents[MANIFEST_FILE] = manifest_of(contents, folder / MANIFEST_FILE)
     return contents
 
 

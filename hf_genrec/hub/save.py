@@ -14,6 +14,7 @@ import pyarrow as pa
 from hf_genrec.files import write_json
 from hf_genrec.hub.cards import check_written, folder_card, is_generated, sample_output
 from hf_genrec.hub.files import CARD_NAME
+from hf_genrec.modeling.genrec_folder import write_manifest
 from hf_genrec.serving.folder import item_table, whole_folder, write_parts
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
@@ -67,6 +68,7 @@ def save_recommender(
         write_parts(partial, model, table, quantizer=quantizer)
         if evaluation is not None:
             write_json(evaluation, partial / "evaluation.json")
+            write_manifest(partial, ["evaluation.json"])
         if earlier is None or is_generated(earlier):
             sample = _sample(model, table) if "title" in table.column_names else ""
             text = folder_card(partial, config=model.config, sample=sample, license=license, published=earlier or "")

@@ -42,6 +42,7 @@ from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 
 
 _COMPANIONS = ("item_graph.safetensors", "item_neighbors.parquet")  # made for the weights and items of a folder
+_READ = re.compile(r"items\.parquet|(?!evaluation)\w+\.json")
 _TENSORS = ("item_prior", "item_embeddings")  # arguments of `model.recommend` that are no fields of a config
 
 
@@ -136,7 +137,7 @@ class Recommender:
         # The rest is of the same commit, even if somebody publishes another one meanwhile.
         where["revision"] = revision if Path(path).is_dir() else extract_commit_hash(table, None) or revision
         if check_files:  # loading the model compares its own files
-            check_manifest(path, lambda name: name == ITEMS_NAME or bool(re.fullmatch(r"\w+\.json", name)), **where)
+            check_manifest(path, lambda name: bool(_READ.fullmatch(name)), **where)
         with reading(path, "folder of a recommender", keeps=ValueError):
             model = AutoModel.from_pretrained(path, **where, **({} if check_files else {"check_files": False}))
             tokenizer = AutoTokenizer.from_pretrained(path, **where)

@@ -37,6 +37,7 @@ from hf_genrec.files import write_json, write_text
 from hf_genrec.hub.cards import folder_card, is_generated
 from hf_genrec.hub.push import full_name, push_recommender
 from hf_genrec.hub.save import save_recommender
+from hf_genrec.modeling.genrec_folder import recorded
 from hf_genrec.training.arguments import CHECKPOINTS_NAME, GenRecTrainingArguments
 from hf_genrec.training.initial import Starting
 from hf_genrec.training.trainer import GenRecTrainer, Stopwatch, make_trainer
@@ -194,7 +195,8 @@ def write_evaluation(
     folder = Path(folder)
     path, card = folder / EVALUATION_NAME, folder / "README.md"
     users_path(path).unlink(missing_ok=True)  # a record never stands beside another one's users
-    write_json(record, path)
+    with recorded(folder, path.name):
+        write_json(record, path)
     if card.is_file() and is_generated(card.read_text(encoding="utf-8")):
         write_text(folder_card(folder, config=config), card)
     if users is not None:

@@ -1,6 +1,7 @@
 """A folder whose files do not belong together, or are damaged, is an error and never a wrong recommendation."""
 
 import json
+import logging
 import shutil
 
 import pyarrow as pa
@@ -8,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, pipeline
+from transformers import AutoConfig, AutoModel, pipeline
 
 from hf_genrec import Recommender, SASRecForItemGeneration
+from hf_genrec.hub.files import hub_files, published_files
+from hf_genrec.modeling.genrec_folder import check_manifest, recorded
 from saved_folders import ARCHITECTURES, ITEM_IDS, make_folder
 
 
@@ -132,7 +135,7 @@ def weights_of_pickle(folder, _):
 
 WEIGHTS_LACK = r"model\.safetensors\) are not those of its config\.json.* they lack `encoder"
 FAULTS = {
-    "truncated weights": ("latte", truncated("model.safetensors"), model, "(?i)deserializ"),
+    "truncated weights": ("latte", truncated("model.safetensors"), model, r"model\.safetensors\) are damaged"),
     "missing weights": ("latte", missing("model.safetensors"), model, "model.safetensors"),
     "weights in a pickle": ("latte", weights_of_pickle, model, "model.safetensors"),
     "weights of other codes": ("latte", swapped("model.safetensors"), model, r"`item_codes`.*`catalog_fingerprint`"),
@@ -319,3 +322,77 @@ def test_weights_saved_without_a_digest_of_the_items_are_read(folders, tmp_path)
 def test_other_formats_than_safetensors_are_refused(folders):
     with pytest.raises(ValueError, match="reads its weights from safetensors files only"):
         SASRecForItemGeneration.from_pretrained(folders["sasrec"][0], use_safetensors=False)
+
+
+def test_a_folder_without_a_manifest_is_read_with_a_warning_that_says_how_to_write_one(folders, tmp_path, caplog):
+    folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
+    (folder / "manifest.json").unlink()
+    logging.getLogger("transformers").addHandler(caplog.handler)
+
+    loaded = Recommender.from_pretrained(folder, device="cpu")
+
+    assert (
+        sum("folder has no manifest.json" in message and "`save_pretrained`" in message for message in caplog.messages)
+        == 1
+    )
+    caplog.clear()
+    loaded.save_pretrained(folder)
+    recommender(folder)
+    assert not any("manifest" in message for message in caplog.messages)
+
+
+def test_damaged_weights_without_a_manifest_are_an_error_that_names_the_file(folders, tmp_path):
+    folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
+    (folder / "manifest.json").unlink()
+    truncated("model.safetensors")(folder, None)
+
+    for load in (model, recommender, next_items):
+        with pytest.raises(ValueError, match=r"weights of .*folder \(model\.safetensors\) are damaged: Error"):
+            load(folder)
+
+
+@pytest.mark.parametrize("architecture", ["latte", "rpg", "sasrec"])
+@pytest.mark.parametrize("epsilon", [0.0, -1e-6, 1e6, float("nan")])
+def test_an_epsilon_that_no_layer_has_is_refused(folders, tmp_path, architecture, epsilon):
+    shutil.copy(folders[architecture][0] / "config.json", tmp_path)
+    changed_config(layer_norm_epsilon=epsilon)(tmp_path, None)
+
+    with pytest.raises(ValueError, match="`layer_norm_epsilon` must be above 0 and at most 0.1"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+def test_files_that_come_later_enter_the_manifest_and_their_damage_is_found(folders, tmp_path):
+    folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
+
+    for content in ("{}", "[]"):
+        with recorded(folder, "evaluation.json"):
+            assert "evaluation.json" not in json.loads((folder / "manifest.json").read_text())["files"]
+            (folder / "evaluation.json").write_text(content, encoding="utf-8")
+        recommender(folder)
+        next_items(folder)
+    (folder / "evaluation.json").write_text("{}", encoding="utf-8")
+
+    recommender(folder)  # which does not read it
+    with pytest.raises(ValueError, match=r"evaluation\.json is not the file that was saved"):
+        pipeline("next-item-recommendation", model=str(folder), device="cpu").check_files("evaluation.json")
+    with pytest.raises(ValueError, match=r"evaluation\.json is not the file that was saved"):
+        hub_files(folder)
+
+
+def test_a_manifest_goes_to_the_hub_as_that_of_the_files_that_go(folders, tmp_path):
+    folder = shutil.copytree(folders["sasrec"][0], tmp_path / "folder")
+    with recorded(folder, "evaluation.json", "item_neighbors.parquet"):
+        (folder / "evaluation.json").write_text('{"command": "evaluate /home/me/run"}', encoding="utf-8")
+        shutil.copyfile(folder / "items.parquet", folder / "item_neighbors.parquet")
+
+    contents = published_files(folder)
+
+    published = tmp_path / "published"
+    published.mkdir()
+    for name, content in contents.items():
+        (published / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    files = json.loads((published / "manifest.json").read_text())["files"]
+    assert (published / "evaluation.json").read_text() == '{\n  "command": "evaluate run"\n}\n'
+    assert "evaluation.json" in files
+    assert "item_neighbors.parquet" not in files
+    assert check_manifest(published, files.__contains__)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.baselines.base import CatalogRanker, Tuning
 from hf_genrec.files import replaced
+from hf_genrec.modeling.genrec_folder import recorded
 
 
 logger = logging.getLogger(__name__)
@@ -161,5 +162,5 @@ def save_neighbors(prepared: PreparedDataset, folder: str | os.PathLike[str]) ->
     Args: the data set that the run was trained on, and the run folder.
     """
     path = Path(folder) / NEIGHBORS_NAME
-    with replaced(path) as partial:
-        pq.write_table(neighbor_table(prepared), partial, compression="zstd")
+    with recorded(folder, NEIGHBORS_NAME), replaced(path) as partial:
+        pq.write_table(neighbor_table(prepared), partial, compression="zstd", write_page_checksum=True)
