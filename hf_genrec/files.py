@@ -3,7 +3,7 @@ Files and folders that a reader sees whole or not at all, errors of damaged ones
 
 What replaces something is written into a hidden folder beside it, `.partial-NAME-...`, synced to the disk, and put in
 place in one step. Hidden folders of killed processes are removed by the next one that writes there: a living process
-holds a lock on its own.
+holds a lock on its own. A run folder, which grows for hours, has one writer at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import json
 import os
 import secrets
 import shutil
+import socket
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,8 @@ except ImportError:  # Windows: nothing is locked, and nothing that was left beh
     fcntl = None  # type: ignore[assignment]
 
 _PARTIAL, _OLD = ".partial-", ".old-"
+_LOCK_NAME = ".writer.lock"
+_WRITERS: dict[Path, int] = {}  # of this process: folder to thread
 _YOUNG = 60  # seconds in which a hidden folder without a lock may be one that is just being made
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fs.h
 
@@ -241,6 +245,40 @@ def updated_folder(target: str | os.PathLike[str], *, dropped: Collection[str] =
             _move_one_by_one(fresh, target, names, dropped)
 
 
+@contextmanager
+def single_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """
+    A block in which this thread alone writes a run folder; the files of two runs would mix. Blocks may be nested.
+
+    The system holds the lock and frees it when the process ends, however it ends. Of the processes of one distributed
+    training the first one takes it. Disks and systems without such locks have no protection.
+
+    Args:
+        folder (`str` or `Path`): The run folder, created where it is missing.
+
+    Raises:
+        BlockingIOError: If somebody else writes it; the message says which process.
+    """
+    folder, thread = Path(os.path.realpath(folder)), threading.get_ident()
+    if fcntl is None or os.environ.get("RANK", "0") != "0" or _WRITERS.get(folder) == thread:
+        yield
+        return
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = _writers_lock(folder / _LOCK_NAME)
+    _WRITERS[folder] = thread
+    try:
+        yield
+    finally:
+        del _WRITERS[folder]
+        (folder / _LOCK_NAME).unlink(missing_ok=True)
+        if descriptor is not None:
+            os.close(descriptor)
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something now
+                folder.rmdir()
+
+
 def first_five(names: Sequence[object]) -> str:
     """
     Names for a message: the first five, then the count.
@@ -313,6 +351,30 @@ def _lock(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _writers_lock(path: Path) -> int | None:
+    """A lock on a file that says who holds it, as a file descriptor; `None` if the disk knows none."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(descriptor, 300, 0).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise BlockingIOError(
+                f"{path.parent} is being written by {owner}; the files of two runs would mix. Wait for it, end it, or "
+                "choose another folder."
+            ) from None
+        except OSError:  # a disk without locks
+            os.close(descriptor)
+            return None
+        with contextlib.suppress(FileNotFoundError):  # the one before may have removed the file meanwhile
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                return descriptor
+        os.close(descriptor)
 
 
 def _remove_left_behind(parent: Path) -> None:

@@ -88,7 +88,8 @@ def manifest_of(contents: dict[str, Path | bytes], manifest: Path) -> bytes:
 def check_manifest(source: str | Path, is_read: Callable[[str], bool], **where) -> bool:
     """
     Compare the files whose names `is_read` with the manifest, fetching those of a repository; `where` is as in
-    [`optional_file`]. Returns whether there is a manifest. Raises `ValueError` for the first file that differs, `OSError` for a missing one.
+    [`optional_file`]. Returns whether there is a manifest. Raises `ValueError` for the first file that differs,
+    `OSError` for a missing one.
     """
     manifest = optional_file(source, MANIFEST_FILE, **where)
     if manifest is None:

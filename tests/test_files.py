@@ -1,10 +1,15 @@
 """Files and folders that are old or new, never half: whatever kills the writer, and wherever the folder lies."""
 
+import contextlib
 import os
 import random
 import resource
+import shutil
 import signal
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pytest
@@ -17,6 +22,7 @@ from hf_genrec.files import (
     read_table,
     replaced,
     restored,
+    single_writer,
     updated_folder,
     write_json,
     write_table,
@@ -193,6 +199,120 @@ def versions_of_one_moment(folder):
             return found
         except FileNotFoundError:  # the old folder has just been removed
             os.close(opened)
+
+
+@contextmanager
+def writer_elsewhere(folder):
+    """Another process that writes a run folder until the block ends, when it is killed; its number."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with single_writer(folder):
+                os.write(writer, b"x")
+                time.sleep(60)
+        finally:
+            os._exit(1)
+    os.read(reader, 1)
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reader)
+        os.close(writer)
+
+
+def test_second_writer_of_a_run_folder_is_refused_with_the_name_of_the_first(folder):
+    with writer_elsewhere(folder) as child:
+        for _ in range(2):
+            with pytest.raises(BlockingIOError, match=rf"run is being written by process {child} on .*another folder"):
+                with single_writer(folder):
+                    pass
+
+        update(folder, 3)  # the folder is exchanged, the lock goes on
+
+        with pytest.raises(BlockingIOError, match=f"process {child} on"), single_writer(folder):
+            pass
+
+
+def test_killed_writer_leaves_no_lock(folder, tmp_path):
+    with writer_elsewhere(folder):
+        pass
+    with single_writer(folder), single_writer(folder):  # nested, as a command and what it calls
+        update(folder, 3)
+    with single_writer(tmp_path / "new"):
+        pass
+
+    assert hidden(tmp_path) == []
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_writers_take_turns_without_ever_being_two(folder):
+    def write_alone(number):
+        done = 0
+        while done < 30:
+            with contextlib.suppress(BlockingIOError), single_writer(folder):
+                assert not (folder / "busy").exists()
+                (folder / "busy").touch()
+                (folder / "busy").unlink()
+                done += 1
+
+    children = []
+    for number in range(3):
+        child = os.fork()
+        if child == 0:
+            try:
+                write_alone(number)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
+    assert hidden(folder) == []
+
+
+def test_another_thread_is_another_writer(folder):
+    with single_writer(folder), ThreadPoolExecutor(1) as threads:
+        with pytest.raises(BlockingIOError, match=f"process {os.getpid()}"):
+            threads.submit(single_writer(folder).__enter__).result()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one megabyte, where the system lets us have one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def fill_disk(target):
+    with updated_folder(target) as fresh:
+        fill(fresh, 2)
+        (fresh / "weights").write_bytes(b"2" * 700_000)
+
+
+def test_disk_that_is_full_keeps_the_old_files_and_gets_its_room_back(small_disk):
+    target = small_disk / "run"
+    with updated_folder(target) as fresh:
+        fill(fresh, 1)
+        (fresh / "weights").write_bytes(b"1" * 400_000)
+    free = os.statvfs(small_disk).f_bfree
+
+    with pytest.raises(OSError, match="No space left"):
+        fill_disk(target)
+    with pytest.raises(OSError, match="No space left"):
+        write_table(pa.table({"x": list(range(200_000))}), target / "weights", compression="none")
+
+    assert versions(target) == {"1"}
+    assert (target / "weights").read_bytes() == b"1" * 400_000
+    assert os.statvfs(small_disk).f_bfree == free
+    assert hidden(small_disk) == []
 
 
 def test_full_disk_leaves_the_old_file(tmp_path):

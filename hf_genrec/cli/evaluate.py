@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -80,6 +81,7 @@ def _evaluate(
         from hf_genrec.evaluation.baselines import save_neighbors
         from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
         from hf_genrec.evaluation.record import evaluation_run, read_training
+        from hf_genrec.files import single_writer
         from hf_genrec.serving.recommender import Recommender, check_model_name
         from hf_genrec.training.initial import check_same_catalog
 
@@ -99,9 +101,10 @@ def _evaluate(
         baselines: dict[str, Any] | None = {} if no_baselines else None
         is_kept = split == "test" and max_users is None and not settings.exclude_seen and Path(model).is_dir()
         write = partial(_write, output=output, run=Path(model) if is_kept else None, config=recommender.model.config)
-        record = evaluate(recommender, prepared, settings, baselines=baselines, run=run, on_result=write)
-        if is_kept:
-            save_neighbors(prepared, model)
+        with single_writer(model) if is_kept else nullcontext():
+            record = evaluate(recommender, prepared, settings, baselines=baselines, run=run, on_result=write)
+            if is_kept:
+                save_neighbors(prepared, model)
         notes = []
         if split == "validation" and baselines is None:
             notes.append("item_knn was tuned on users of this split: its numbers here are higher than they should be.")

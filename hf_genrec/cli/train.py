@@ -179,8 +179,11 @@ def _train(
         asked.schedule |= {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": eval_steps}
     with output_on(as_json) as show:
         from hf_genrec.data.prepared import PreparedDataset
+        from hf_genrec.files import single_writer
 
-        record = _run_training(PreparedDataset.load(prepared_folder), asked)
+        prepared = PreparedDataset.load(prepared_folder)
+        with single_writer(output):
+            record = _run_training(prepared, asked)
         if record is None:
             return
         best = record["best_metric"]

@@ -27,7 +27,7 @@ from hf_genrec.evaluation.ensemble import as_tokens, fit_ensemble, likeliest_fac
 from hf_genrec.evaluation.lists import item_indices
 from hf_genrec.evaluation.metrics import ndcg_at_k, ranks_of_targets
 from hf_genrec.evaluation.record import TRAINING_NAME, read_training
-from hf_genrec.files import write_json
+from hf_genrec.files import single_writer, write_json
 from hf_genrec.hub.save import save_recommender
 from hf_genrec.modeling.configuration_item_to_item import METHODS, ItemToItemConfig
 from hf_genrec.modeling.modeling_item_to_item import ItemToItemForItemGeneration
@@ -111,7 +111,8 @@ def fit_run(
     exclude_seen = not prepared.has_repeats if exclude_seen is None else exclude_seen
     model = fit_item_to_item(prepared, method=method, embeddings=embeddings, exclude_seen=exclude_seen, seed=seed)
     settings = {"seed": seed, "training": {"method": method, "exclude_seen": exclude_seen}}
-    return _write_fitted(prepared, output_dir, model, settings, {"command": command} | stopwatch.read())
+    with single_writer(output_dir):
+        return _write_fitted(prepared, output_dir, model, settings, {"command": command} | stopwatch.read())
 
 
 def ensemble_run(
@@ -148,7 +149,8 @@ def ensemble_run(
         for key, value in stopwatch.read().items()
     }
     more = {"command": command, "ensemble": report, "members": minutes} | spent
-    return _write_fitted(prepared, output_dir, model, {"seed": seed, "training": options}, more)
+    with single_writer(output_dir):
+        return _write_fitted(prepared, output_dir, model, {"seed": seed, "training": options}, more)
 
 
 def _write_fitted(

@@ -33,7 +33,7 @@ from hf_genrec.evaluation.record import (
     users_path,
     write_users,
 )
-from hf_genrec.files import write_json, write_text
+from hf_genrec.files import single_writer, write_json, write_text
 from hf_genrec.hub.cards import folder_card, is_generated
 from hf_genrec.hub.push import full_name, push_recommender
 from hf_genrec.hub.save import save_recommender
@@ -79,43 +79,45 @@ def train_run(
 
     Raises:
         ValueError: If the folder holds another run, or an unfinished one and `resume` is `False`.
+        BlockingIOError: If another process writes the folder.
         ConnectionError: If the run is to be published and the Hub does not know who you are.
     """
     folder = Path(output_dir)
-    settings = run_settings(prepared, starting, args, targets=targets)
-    checkpoint = _checkpoint_to_resume(folder, settings, resume)
-    repo_id = _repository(folder, args)
-    silent = copy.copy(args)
-    silent.push_to_hub = False  # Trainer would publish checkpoints
-    trainer = make_trainer(starting.model, prepared, silent, targets=targets)
-    if not args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(TrainingProgress())
-    if trainer.is_world_process_zero():
-        (folder / CHECKPOINTS_NAME).mkdir(parents=True, exist_ok=True)
-        write_json(settings, folder / CHECKPOINTS_NAME / "run.json")
-    stopwatch = Stopwatch(checkpoint)
-    trainer.add_callback(stopwatch)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    record = {
-        "command": command,
-        "settings": settings,
-        "data": {"category": prepared.metadata.get("category")},
-        "semantic_ids": _shape_of_ids(starting),
-        **stopwatch.read(),
-        "num_threads": trainer.num_threads,
-        "resumed_from": checkpoint and Path(checkpoint).name,
-        "num_parameters": sum(parameter.numel() for parameter in starting.model.parameters()),
-        "num_train_targets": int(sum(trainer.train_dataset.targets_per_row)),  # type: ignore[union-attr]
-        "best_metric": trainer.state.best_metric,
-        "log_history": _finite(trainer.state.log_history),
-    }
-    if trainer.is_world_process_zero():
-        _write_run(folder, trainer, prepared, starting, record)
-        if repo_id is not None:
-            _push_run(folder, repo_id, args)
-    trainer.accelerator.wait_for_everyone()
-    return record
+    with single_writer(folder):
+        settings = run_settings(prepared, starting, args, targets=targets)
+        checkpoint = _checkpoint_to_resume(folder, settings, resume)
+        repo_id = _repository(folder, args)
+        silent = copy.copy(args)
+        silent.push_to_hub = False  # Trainer would publish checkpoints
+        trainer = make_trainer(starting.model, prepared, silent, targets=targets)
+        if not args.disable_tqdm:
+            trainer.remove_callback(ProgressCallback)
+            trainer.add_callback(TrainingProgress())
+        if trainer.is_world_process_zero():
+            (folder / CHECKPOINTS_NAME).mkdir(parents=True, exist_ok=True)
+            write_json(settings, folder / CHECKPOINTS_NAME / "run.json")
+        stopwatch = Stopwatch(checkpoint)
+        trainer.add_callback(stopwatch)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        record = {
+            "command": command,
+            "settings": settings,
+            "data": {"category": prepared.metadata.get("category")},
+            "semantic_ids": _shape_of_ids(starting),
+            **stopwatch.read(),
+            "num_threads": trainer.num_threads,
+            "resumed_from": checkpoint and Path(checkpoint).name,
+            "num_parameters": sum(parameter.numel() for parameter in starting.model.parameters()),
+            "num_train_targets": int(sum(trainer.train_dataset.targets_per_row)),  # type: ignore[union-attr]
+            "best_metric": trainer.state.best_metric,
+            "log_history": _finite(trainer.state.log_history),
+        }
+        if trainer.is_world_process_zero():
+            _write_run(folder, trainer, prepared, starting, record)
+            if repo_id is not None:
+                _push_run(folder, repo_id, args)
+        trainer.accelerator.wait_for_everyone()
+        return record
 
 
 def run_settings(
@@ -194,13 +196,14 @@ def write_evaluation(
     """
     folder = Path(folder)
     path, card = folder / EVALUATION_NAME, folder / "README.md"
-    users_path(path).unlink(missing_ok=True)  # a record never stands beside another one's users
-    with recorded(folder, path.name):
-        write_json(record, path)
-    if card.is_file() and is_generated(card.read_text(encoding="utf-8")):
-        write_text(folder_card(folder, config=config), card)
-    if users is not None:
-        write_users(users, users_path(path), keep_names=True)
+    with single_writer(folder):
+        users_path(path).unlink(missing_ok=True)  # a record never stands beside another one's users
+        with recorded(folder, path.name):
+            write_json(record, path)
+        if card.is_file() and is_generated(card.read_text(encoding="utf-8")):
+            write_text(folder_card(folder, config=config), card)
+        if users is not None:
+            write_users(users, users_path(path), keep_names=True)
 
 
 class TrainingProgress(ProgressCallback):

@@ -1,11 +1,15 @@
 """`hf-genrec evaluate`: records, tables, samples, baselines."""
 
 import json
+import os
+import signal
+import time
 
 import pyarrow.parquet as pq
 import pytest
 from cli_shop import NUM_USERS, error_of, result_of, run
 
+from hf_genrec.files import single_writer
 from results import load_records
 
 
@@ -25,6 +29,22 @@ def test_evaluation_has_the_model_beside_the_baselines(shop):
     assert (users["rank_item_knn"].to_numpy() == 0).mean() == record["baselines"]["item_knn"]["recall@1"]
     assert {"user_id", "target"} <= set(users.column_names)
     assert "This checkpoint was not evaluated" not in (shop / "run" / "README.md").read_text(encoding="utf-8")
+
+
+def test_evaluation_of_a_folder_that_another_process_writes_is_refused_before_it_is_computed(shop):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with single_writer(shop / "run"):
+            os.write(writer, b"x")
+            time.sleep(60)
+    os.read(reader, 1)
+
+    message = error_of("evaluate", shop / "run", shop / "data")
+
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert f"run is being written by process {child} on" in message
 
 
 def test_sample_of_users_does_not_replace_the_evaluation(shop, tmp_path):

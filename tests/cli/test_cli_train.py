@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -149,6 +150,28 @@ def test_interrupted_run_resumes_to_the_same_recommendations(shop, tmp_path):
 
     assert record["resumed_from"] == checkpoints[0].name
     assert Recommender.from_pretrained(tmp_path / "run").recommend(["i1", "i2"], top_k=5) == whole
+
+
+def test_two_trainings_into_one_folder_are_one_and_a_refusal_and_a_killed_one_blocks_nothing(shop, tmp_path):
+    words = ["train", shop / "data", *SASREC, "--output", tmp_path / "run"]
+    child = os.fork()
+    if child == 0:
+        try:
+            run(*words, "--epochs", 1000)
+        finally:
+            os._exit(0)
+    while not (tmp_path / "run" / "checkpoints" / "run.json").exists():
+        time.sleep(0.02)
+
+    assert f"run is being written by process {child} on" in error_of(*words)
+    assert f"run is being written by process {child} on" in error_of(*words, "--resume")
+    assert f"by process {child} on" in error_of("fit", shop / "data", "--output", tmp_path / "run")
+
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert result_of(*words)["folder"] == str(tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_training_that_diverges_stops_with_the_step_and_what_to_do(shop, tmp_path):
