@@ -162,5 +162,5 @@ def save_neighbors(prepared: PreparedDataset, folder: str | os.PathLike[str]) ->
     Args: the data set that the run was trained on, and the run folder.
     """
     path = Path(folder) / NEIGHBORS_NAME
-    with recorded(folder, NEIGHBORS_NAME), replaced(path) as partial:
+    with recorded(path.parent, NEIGHBORS_NAME), replaced(path) as partial:
         pq.write_table(neighbor_table(prepared), partial, compression="zstd", write_page_checksum=True)
