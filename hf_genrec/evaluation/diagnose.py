@@ -127,20 +127,21 @@ def diagnosis_tables(report: Mapping[str, Any]) -> list[TextTable]:
     distances = sorted({row["distance"] for model in models.values() for row in model["by_distance"]})
     measured = f"{report['num_users']} users, up to {report['num_pairs']} pairs of items per distance"
     tables = []
-    for key, title in (("correlation", "correlation of two items"), ("reversal_rate", "share of reversed orders")):
+    for key, title in (("correlation", "correlation"), ("reversal_rate", "reversed orders")):
         rows = [["model", *(f"at {distance}" for distance in distances), *(["tau-b"] if key == "correlation" else [])]]
         for name, model in models.items():
             means = {row["distance"]: row[key]["mean"] for row in model["by_distance"]}
             tau = [number(model["kendall_tau"], ".3f")] if key == "correlation" else []
             rows.append([name, *(number(means.get(distance), ".3f") for distance in distances), *tau])
-        tables.append(TextTable(f"{title}, by their distance in the tree", rows, measured))
-    rows = [["tree of", "items at 2", "items at 4", "targets with a sibling at 2"]]
+        tables.append(TextTable(f"{title} by distance", rows, measured))
+    rows = [["tree of", "items at 2", "items at 4", "% targets with sibling"]]
     for name, model in models.items():
         if model["tree_of"] == name:
             near = [number(model["tree"]["num_neighbours"].get(distance), ".2f") for distance in ("2", "4")]
-            rows.append([name, *near, number(model["tree"]["targets_with_sibling"], ".1%")])
+            share = model["tree"]["targets_with_sibling"]
+            rows.append([name, *near, number(None if share is None else 100 * share, ".1f")])
     tables.append(TextTable("the trees", rows))
-    rows = [["model", "latents", "entropy", "nats on the item", "best differs at 2", "at most"]]
+    rows = [["model", "latents", "entropy", "nats on item", "differs at 2", "at most"]]
     for name, model in models.items():
         if "latents" in model:
             latents = model["latents"]

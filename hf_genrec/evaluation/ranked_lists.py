@@ -62,21 +62,17 @@ def rank_both_ways(
     for start in tqdm(range(0, len(histories), batch_size), desc="Evaluating", disable=not show_progress):
         batch = list(histories[start : start + batch_size])
         longest = max(map(len, batch))
-        if is_one and longest <= _LONGEST:
+        in_one_pass = is_one and longest <= _LONGEST
+        asked = {False: max(lengths[False], lengths[True] + longest)} if in_one_pass else lengths
+        for exclude_seen, top_k in asked.items():
             began = time.perf_counter()
-            top_k = max(lengths[False], lengths[True] + longest)
-            found = systems[False].recommend(batch, top_k=top_k, exclude_seen=False)
+            found = systems[exclude_seen].recommend(batch, top_k=top_k, exclude_seen=exclude_seen)
             seconds = time.perf_counter() - began
-            seen = [*map(set, batch)]
-            unseen = [[item for item in row if item not in own] for row, own in zip(found.item_ids, seen, strict=True)]
-            for exclude_seen, rows in ((False, found.item_ids), (True, unseen)):
-                lists[exclude_seen]._add(rows, found, length=lengths[exclude_seen], seconds=seconds)
-            continue
-        for exclude_seen, length in lengths.items():
-            began = time.perf_counter()
-            found = systems[exclude_seen].recommend(batch, top_k=length, exclude_seen=exclude_seen)
-            seconds = time.perf_counter() - began
-            lists[exclude_seen]._add(found.item_ids, found, length=length, seconds=seconds)
+            lists[exclude_seen]._add(found.item_ids, found, length=lengths[exclude_seen], seconds=seconds)
+            if in_one_pass:
+                rows = zip(found.item_ids, map(set, batch), strict=True)
+                unseen = [[item for item in row if item not in seen] for row, seen in rows]
+                lists[True]._add(unseen, found, length=lengths[True], seconds=seconds)
     return lists
 
 

@@ -128,12 +128,12 @@ class RQVAE(Quantizer):
         patience: int = 5,
         device: str = "cpu",
     ) -> None:
-        given = {name: value for name, value in locals().items() if name in self._defaults()}
+        given = dict(locals())
         super().__init__(num_levels=num_levels, codebook_size=codebook_size, seed=seed)
         self._shape: dict[str, Any] = {name: given[name] for name in self._defaults() if name in _OF_NETWORK}
         self._shape |= {name: float(given[name]) for name in ("commitment_weight", "dropout", "sinkhorn_epsilon")}
         self._shape["hidden_sizes"] = list(hidden_sizes)
-        self._schedule: dict[str, Any] = {name: value for name, value in given.items() if name not in self._shape}
+        self._schedule: dict[str, Any] = {name: given[name] for name in self._defaults() if name not in self._shape}
         try:
             RQVAEConfig(**self._shape)  # its checks
         except StrictDataclassFieldValidationError as error:
