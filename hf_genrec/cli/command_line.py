@@ -26,8 +26,8 @@ FAULT, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 SECONDS_BETWEEN_LINES = 10  # of progress, where stderr is no terminal
 
 _ORDER = (
-    "prepare", "embed", "tokenize", "train", "fit", "ensemble", "evaluate", "recommend", "catalog", "serve", "demo",
-    "compare", "diagnose", "graph", "push", "push-ids", "push-space",
+    "prepare", "embed", "tokenize", "train", "fit", "ensemble", "evaluate", "recommend", "catalog", "serve", "export",
+    "demo", "compare", "diagnose", "graph", "push", "push-ids", "push-space",
 )  # fmt: skip
 
 

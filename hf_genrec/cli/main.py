@@ -15,6 +15,7 @@ from hf_genrec.cli import (  # noqa: F401 (their verbs register themselves)
     embed,
     ensemble,
     evaluate,
+    export,
     fit,
     graph,
     prepare,

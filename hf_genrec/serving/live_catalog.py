@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -282,7 +283,7 @@ class LiveCatalog:
                 f"This recommender was loaded at version {number} of its catalog, and the folder holds version "
                 f"{records[-1].version.number}. Load it without `catalog_version` and call `rollback({number})`."
             )
-        now = now.with_closed(closed)
+        now = replace(now.with_closed(closed), number=last.number)
         if now.fingerprint != last.fingerprint:
             raise ValueError(
                 f"Version {last.number} of the catalog does not hold the items that it says. Restore the folder."
@@ -324,7 +325,7 @@ class LiveCatalog:
         before[: len(self._recommender._now.closed)] = self._recommender._now.closed
         came, left = before & ~closed, closed & ~before
         number = len(self._records) + 1
-        fresh = now.with_closed(closed)
+        fresh = replace(now.with_closed(closed), number=number)
         version = _version(fresh, number, number - 1, added=int(came.sum()), removed=int(left.sum()))
         num_old = len(self._recommender._now.item_ids)
         opened = came & (np.arange(len(came)) < num_old)

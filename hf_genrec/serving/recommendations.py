@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from hf_genrec.modeling.genrec_folder import as_histories
@@ -32,6 +32,7 @@ class Recommendations:
         num_visited (`list[int]`, *optional*): How many items were scored for each user, where the model says so.
         num_distinct (`list[int]`, *optional*):
             How many distinct items the beams of each user held: of each semantic ID all items that share it.
+        catalog_version (`int`, *optional*): The version of the catalog that the lists come from, see [`LiveCatalog`].
 
     Example:
 
@@ -52,6 +53,7 @@ class Recommendations:
     num_unknown: int = 0
     num_visited: list[int] | None = None
     num_distinct: list[int] | None = None
+    catalog_version: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.item_ids, _OneUser):

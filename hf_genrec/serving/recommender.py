@@ -322,7 +322,7 @@ class Recommender:
             shared = excluded if excluded is None or len(excluded) == len(batch) else excluded * len(batch)
             excluded = indices if shared is None else [[*a, *b] for a, b in zip(indices, shared, strict=True)]
         lists = self._in_batches(now, indices, excluded, allowed, asked, tensors, show_progress)
-        found = Recommendations(num_unknown=num_unknown, **lists)
+        found = Recommendations(num_unknown=num_unknown, catalog_version=now.number, **lists)
         return found.of_one_user() if is_one else found
 
     def _in_batches(

@@ -41,7 +41,7 @@ try:
         Status,
         recommend_model,
     )
-    from hf_genrec.serving.server_catalog import add_catalog_routes, catalog_version
+    from hf_genrec.serving.server_catalog import add_catalog_routes
     from hf_genrec.serving.server_metrics import RequestDoor, ServerMetrics, too_large
 except ImportError as error:
     raise ImportError(
@@ -224,7 +224,9 @@ def _add_operation(app: FastAPI, state: ServerState) -> None:
     async def metrics() -> Response:
         """Counts for Prometheus."""
         if state.recommender is not None:
-            state.metrics.catalog_version.set(catalog_version(state.recommender))
+            catalog = state.recommender.catalog.version
+            state.metrics.catalog_version.set(catalog.number)
+            state.metrics.catalog_items.set(catalog.num_items)
         return Response(state.metrics.page(), media_type="text/plain; version=1.0.0; charset=utf-8")
 
     @app.get("/info", tags=["operation"], responses={503: {"model": Problem}})
@@ -234,15 +236,15 @@ def _add_operation(app: FastAPI, state: ServerState) -> None:
 
 
 def _info_of(recommender: Recommender, settings: ServerSettings) -> Info:
-    config = recommender.model.config
+    config, catalog = recommender.model.config, recommender.catalog.version
     packages = {name: version(name) for name in ("hf-genrec", "torch", "transformers", "fastapi")}
     return Info(
         model=str(config.name_or_path),
         revision=getattr(config, "_commit_hash", None),
         architecture=type(recommender.model).__name__,
-        num_items=len(recommender.item_ids),
-        catalog_version=catalog_version(recommender),
-        fingerprint=getattr(config, "catalog_fingerprint", None),
+        num_items=catalog.num_items,
+        catalog_version=catalog.number,
+        fingerprint=catalog.fingerprint,
         versions=packages | {"python": platform.python_version()},
         limits=settings.limits(),
     )

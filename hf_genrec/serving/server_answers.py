@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.serving.server_bodies import RecommendRequest, RecommendResponse
-from hf_genrec.serving.server_catalog import catalog_version
 
 
 class Options(NamedTuple):
@@ -84,7 +83,7 @@ def answers_of(recommender: Recommender, key: Options, requests: list[Asked]) ->
         allow_items=allowed,
         **json.loads(key.options),
     )
-    version, known = catalog_version(recommender), frozenset(recommender.item_ids)
+    known = recommender._now.index_of  # only grows
     answers, first = [], 0
     for asked in requests:
         last = first + len(asked.histories)
@@ -93,7 +92,9 @@ def answers_of(recommender: Recommender, key: Options, requests: list[Asked]) ->
             item_ids, scores = item_ids[0], scores[0]
         num_unknown = sum(item_id not in known for history in asked.histories for item_id in history)
         answers.append(
-            RecommendResponse(item_ids=item_ids, scores=scores, num_unknown=num_unknown, catalog_version=version)
+            RecommendResponse(
+                item_ids=item_ids, scores=scores, num_unknown=num_unknown, catalog_version=found.catalog_version
+            )
         )
         first = last
     return answers

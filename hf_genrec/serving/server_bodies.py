@@ -15,6 +15,8 @@ from hf_genrec.serving.server_settings import ServerSettings
 
 
 ItemId = Annotated[str, StringConstraints(max_length=512)]
+Code = Annotated[int, Field(ge=0, lt=1 << 15)]
+Value = str | bool | Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | float | list[str] | None  # of a column
 _NO_OPTIONS = (
     "top_k",
     "exclude_seen",
@@ -76,7 +78,7 @@ class RecommendResponse(BaseModel):
     item_ids: list[str] | list[list[str]]
     scores: list[float] | list[list[float]] = Field(description="Log-probabilities.")
     num_unknown: int = Field(description="Ids of the histories that the catalog never had; they were ignored.")
-    catalog_version: int = Field(description="The version of the catalog that the lists come from.")
+    catalog_version: int | None = Field(description="The version of the catalog that the lists come from.")
 
 
 class Status(BaseModel):
@@ -107,15 +109,26 @@ class Info(BaseModel):
     architecture: str
     num_items: int
     catalog_version: int
-    fingerprint: str | None
+    fingerprint: str
     versions: dict[str, str]
     limits: dict[str, int]
+
+
+class NewItem(BaseModel):
+    """A new item; other columns of the item table where they are known."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Value] = Field(init=False)
+    item_id: ItemId
+    title: str | None = None
+    text: str | None = Field(None, description="What its semantic ID follows from; the title if not given.")
+    codes: list[Code] | None = Field(None, description="Its semantic ID, if it is known already.")
 
 
 class AddRequest(_Body):
     """New items."""
 
-    items: list[dict[str, Any]] = Field(min_length=1, description="An object per item: `item_id`, `title`, ...")
+    items: list[NewItem] = Field(min_length=1, description="An object per item.")
     vectors: list[list[float]] | None = Field(None, description="A vector per item; made from its text if not given.")
 
 
@@ -128,7 +141,7 @@ class RemoveRequest(_Body):
 class RollbackRequest(_Body):
     """A version to go back to."""
 
-    version: int = Field(ge=0)
+    version: int = Field(ge=1)
 
 
 class CatalogChange(BaseModel):

@@ -9,6 +9,7 @@ import hmac
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
@@ -42,18 +43,19 @@ def add_catalog_routes(app: FastAPI, state: ServerState) -> None:
 
     async def changed(change: Callable[[Any], Any]) -> CatalogChange:
         """One change at a time, beside the answers; those that are being computed end on the catalog they began on."""
-        catalog = live_catalog(state.ready())
+        catalog = state.ready().catalog
         async with state.changing:
             try:
                 return CatalogChange.model_validate(await asyncio.to_thread(change, catalog))
-            except (ValueError, TypeError, KeyError) as error:  # what the library says of items, ids and versions
-                raise HTTPException(422, str(error.args[0]) if error.args else str(error)) from error
+            except (ValueError, TypeError) as error:  # what the library says of items, ids and versions
+                raise HTTPException(422, str(error)) from error
+            except ImportError as error:  # texts need the encoder's library
+                raise HTTPException(501, str(error)) from error
 
     @router.get("/status", responses=_REFUSED)
     async def status() -> CatalogStatus:
         """The version of the catalog and those before it."""
-        recommender = state.ready()
-        catalog = live_catalog(recommender)
+        catalog = state.ready().catalog
         versions = [CatalogChange.model_validate(each) for each in catalog.versions()]
         return CatalogStatus(version=catalog.version.number, num_items=catalog.version.num_items, versions=versions)
 
@@ -61,11 +63,16 @@ def add_catalog_routes(app: FastAPI, state: ServerState) -> None:
     async def add(body: AddRequest) -> CatalogChange:
         """Add items: they may be recommended from the next request on."""
         check_length("items", body.items, state.settings)
-        return await changed(lambda catalog: catalog.add(body.items, vectors=body.vectors))
+        items = [item.model_dump(exclude_unset=True) for item in body.items]
+        try:
+            vectors = None if body.vectors is None else np.array(body.vectors, np.float32)
+        except ValueError as error:
+            raise HTTPException(422, "`vectors` must be of one length.") from error
+        return await changed(lambda catalog: catalog.add(items, vectors=vectors))
 
     @router.post("/remove", responses=_REFUSED)
     async def remove(body: RemoveRequest) -> CatalogChange:
-        """Remove items: they are not recommended any more and still count in histories."""
+        """Remove items: they are not recommended any more, and still count in histories."""
         check_length("item_ids", body.item_ids, state.settings)
         return await changed(lambda catalog: catalog.remove(body.item_ids))
 
@@ -89,30 +96,6 @@ def check_length(name: str, values: list[Any], settings: ServerSettings) -> None
     if len(values) > settings.max_ids:
         problem = {"loc": ["body", name], "msg": f"at most `max_ids` = {settings.max_ids} items, got {len(values)}"}
         raise HTTPException(422, [problem])
-
-
-def live_catalog(recommender: Any) -> Any:
-    """
-    The catalog that can change; an answer of 501 where there is none.
-
-    Args:
-        recommender ([`Recommender`]): What is served.
-    """
-    catalog = getattr(recommender, "catalog", None)
-    if catalog is None:
-        raise HTTPException(501, "The catalog of this recommender cannot change while it is served.")
-    return catalog
-
-
-def catalog_version(recommender: Any) -> int:
-    """
-    The version of the catalog, 0 for one that never changed.
-
-    Args:
-        recommender ([`Recommender`]): What is served.
-    """
-    catalog = getattr(recommender, "catalog", None)
-    return 0 if catalog is None else catalog.version.number
 
 
 def _guard(settings: ServerSettings) -> Callable[..., None]:

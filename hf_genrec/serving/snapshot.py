@@ -37,12 +37,14 @@ class Snapshot:
         items (`pa.Table`): A row per item in the model's order, removed ones too.
         item_ids (`list[str]`): Column `item_id`; not to be changed.
         index_of (`dict[str, int]`): The row of each id; not to be changed.
+        number (`int`): That of the version.
     """
 
     model: Any
     items: pa.Table
     item_ids: list[str]
     index_of: dict[str, int]
+    number: int = 1
 
     @classmethod
     def of(cls, model: Any, items: pa.Table) -> Snapshot:

@@ -13,6 +13,7 @@ import time
 
 import httpx
 import pytest
+from live_shops import free_codes, shop_of
 
 from hf_genrec import Recommender
 from hf_genrec.serving.server import create_app, num_threads, serve
@@ -307,7 +308,7 @@ def test_info_says_what_runs(recommender):
 
     assert info["architecture"] == "LatteForConditionalGeneration"
     assert (info["num_items"], info["limits"]["max_top_k"]) == (29, 20)
-    assert info["fingerprint"] == recommender.model.config.catalog_fingerprint
+    assert (info["catalog_version"], info["fingerprint"]) == (1, recommender.catalog.version.fingerprint)
 
 
 def test_draining_server_answers_and_closes_the_connection(recommender):
@@ -376,3 +377,49 @@ def test_page_of_the_routes_holds_limits_and_options(recommender):
     assert "num_beams" in schemas["RecommendOptions"]["properties"]
     assert set(page["paths"]) >= {"/recommend", "/catalog/add", "/catalog/remove", "/catalog/rollback", "/info"}
     assert json.dumps(page)
+
+
+def test_catalog_changes_while_requests_are_answered():
+    shop = shop_of("latte")
+    free = free_codes(shop)
+
+    async def main():
+        async with client_of(shop) as client:
+            first = (await ask_one(client)).json()
+            added = await client.post("/catalog/add", json={"items": [{"item_id": "new", "codes": free}]})
+            removed = await client.post("/catalog/remove", json={"item_ids": first["item_ids"][:1]})
+            second = (await ask_one(client)).json()
+            back = await client.post("/catalog/rollback", json={"version": 1})
+            status = (await client.get("/catalog/status")).json()
+            return first, added.json(), removed.json(), second, back.json(), status, (await ask_one(client)).json()
+
+    async def ask_one(client):
+        return await client.post("/recommend", json={"history": ["i3"], "top_k": 12})
+
+    first, added, removed, second, back, status, third = asyncio.run(main())
+
+    assert (added["number"], added["num_items"], added["num_added"]) == (2, 12, 1)
+    assert (removed["number"], removed["num_removed"]) == (3, 1)
+    assert (first["catalog_version"], second["catalog_version"], third["catalog_version"]) == (1, 3, 4)
+    assert set(second["item_ids"]) == {*first["item_ids"][1:], "new"}
+    assert (back["parent"], back["fingerprint"]) == (3, status["versions"][0]["fingerprint"])
+    assert third["item_ids"] == first["item_ids"]
+    assert (status["version"], len(status["versions"]), status["num_items"]) == (4, 4, 11)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "text"),
+    [
+        ("/catalog/remove", {"item_ids": ["x"]}, "1 items are not in the catalog: 'x'"),
+        ("/catalog/rollback", {"version": 9}, "There is no version 9"),
+        ("/catalog/add", {"items": [{"item_id": "i3"}]}, "i3"),
+        ("/catalog/add", {"items": [{"item_id": "new"}], "vectors": [[1.0], [1.0, 2.0]]}, "of one length"),
+        ("/catalog/add", {"items": [{"item_id": f"n{n}"} for n in range(8)]}, "at most `max_ids` = 7 items, got 8"),
+        ("/catalog/remove", {"item_ids": []}, "at least 1 item"),
+    ],
+)
+def test_change_that_cannot_be_is_refused_with_the_reason(recommender, path, body, text):
+    (answer,) = ask(recommender, body, path=path, max_ids=7)
+
+    assert answer.status_code == 422
+    assert text in answer.text

@@ -1,0 +1,107 @@
+"""
+A folder that `export_onnx` wrote, served by onnxruntime: histories of item ids in, ranked item ids out, without torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_genrec.files import read_json, read_table
+
+
+class OnnxRecommender:
+    """
+    Ranks items with an exported graph; gives the lists of the [`Recommender`] that was exported.
+
+    Args:
+        folder (`str` or `Path`): What `export_onnx` or `hf-genrec export --to onnx` wrote.
+        int8 (`bool`, *optional*, defaults to `False`): Whether to use the graph with 8-bit products.
+        threads (`int`, *optional*, defaults to 0): Threads of onnxruntime; 0 for the cores there are.
+        providers (`Sequence[str]`, *optional*): Execution providers of onnxruntime; `None` for the CPU.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> import pyarrow as pa
+    >>> from hf_genrec import Recommender, SASRecConfig, SASRecForItemGeneration
+    >>> from hf_genrec.serving.onnx_graph import export_onnx
+    >>> model = SASRecForItemGeneration(SASRecConfig(num_items=3, d_model=8, num_heads=1))
+    >>> shop = Recommender(model, pa.table({"item_id": ["tea", "cup", "pot"]}))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     exported = OnnxRecommender(export_onnx(shop, f"{folder}/onnx"))
+    >>> sorted(exported.recommend([["tea"]], top_k=2)[0][0])
+    ['cup', 'pot']
+
+    ```
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        int8: bool = False,
+        threads: int = 0,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        import onnxruntime
+
+        self.config: dict[str, Any] = read_json(Path(folder) / "onnx_config.json")
+        self.item_ids: list[str] = read_table(Path(folder) / "items.parquet", ["item_id"])["item_id"].to_pylist()
+        self._row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        path = Path(folder) / ("model_int8.onnx" if int8 else "model.onnx")
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=list(providers or ["CPUExecutionProvider"])
+        )
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        *,
+        top_k: int = 10,
+        exclude_seen: bool | None = None,
+        exclude_items: Sequence[str] = (),
+    ) -> tuple[list[list[str]], list[list[float]]]:
+        """
+        The best next items for each history.
+
+        Args:
+            histories (`list[list[str]]`): Item ids, oldest first; unknown ones are ignored.
+            top_k (`int`, *optional*, defaults to 10): Items of a list, at most those that were exported.
+            exclude_seen (`bool`, *optional*): As in [`Recommender`].
+            exclude_items (`list[str]`, *optional*): Ids that may not be recommended.
+
+        Returns:
+            `(list[list[str]], list[list[float]])`: item ids, best first, and their log-probabilities.
+
+        Raises:
+            ValueError: If `top_k` is out of range.
+        """
+        if not 1 <= top_k <= self.config["top_k"]:
+            raise ValueError(f"`top_k` must be in [1, {self.config['top_k']}], as exported, got {top_k}.")
+        if not histories:
+            return [], []
+        rows = [[self._row_of[item_id] for item_id in history if item_id in self._row_of] for history in histories]
+        closed = [self._row_of[item_id] for item_id in exclude_items if item_id in self._row_of]
+        seen = self.config["exclude_seen"] if exclude_seen is None else exclude_seen
+        read = _padded([row[-self.config["max_history_length"] :] for row in rows])
+        excluded = _padded([[*closed, *(row if seen else ())] for row in rows])
+        items, scores = self.session.run(None, {"history": read, "excluded": excluded})
+        kept = [int(np.isfinite(row).sum()) for row in scores[:, :top_k]]
+        lists = [[self.item_ids[item] for item in row[:n]] for row, n in zip(items, kept, strict=True)]
+        return lists, [row[:n].tolist() for row, n in zip(scores, kept, strict=True)]
+
+
+def _padded(rows: list[list[int]]) -> NDArray[np.int64]:
+    padded = np.full((len(rows), max(1, *map(len, rows))), -1, np.int64)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = row
+    return padded

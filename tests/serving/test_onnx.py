@@ -1,0 +1,112 @@
+"""Exported graphs rank as the recommender does."""
+
+import importlib
+import random
+import re
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from hf_genrec import Recommender
+from hf_genrec.serving.onnx_graph import export_onnx, ranking_graph
+from hf_genrec.serving.onnx_recommender import OnnxRecommender
+from invariants.model import make_model, tiny_config
+from saved_folders import ITEM_IDS, make_folder, model_of
+
+
+DENSE = {"history_attention": "causal", "history_unit": "item", "normalization": "catalog", "dense_head": True}
+
+
+def recommender_of(architecture, folder):
+    if architecture == "dense head":
+        model = make_model(tiny_config(num_latent_tokens=0, **DENSE))
+        return Recommender(model, pa.table({"item_id": ITEM_IDS}), decoding="dense")
+    return Recommender.from_pretrained(make_folder(folder, architecture), device="cpu")
+
+
+ARCHITECTURES = ["sasrec", "rpg", "acerec", "dense head"]
+EXPORTED = [ARCHITECTURES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES[1:])]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_network_that_is_exported_ranks_as_the_model_does(architecture, tmp_path):
+    recommender = recommender_of(architecture, tmp_path / "run")
+    graph, width = ranking_graph(recommender, top_k=12), recommender.model.config.max_history_length
+    histories = [history[-width:] for history in histories_of(recommender)]
+    rows = torch.tensor([[int(item[1:]) for item in h] + [-1] * (width - len(h)) for h in histories])
+
+    items, scores = graph(rows, rows)
+
+    found = recommender.recommend(histories, top_k=12, exclude_seen=True)
+    for row, row_scores, wanted, wanted_scores in zip(
+        items, scores.detach(), found.item_ids, found.scores, strict=True
+    ):
+        assert [f"i{item}" for item in row[row_scores.isfinite()].tolist()] == wanted
+        np.testing.assert_allclose(row_scores[: len(wanted)], wanted_scores, atol=2e-5)
+
+
+@pytest.fixture(scope="module", params=EXPORTED)
+def both(request, tmp_path_factory):
+    """A recommender and its export."""
+    folder = tmp_path_factory.mktemp("onnx")
+    recommender = recommender_of(request.param, folder / "run")
+    exported = export_onnx(recommender, folder / "onnx", top_k=12, int8=request.param == "sasrec")
+    return recommender, OnnxRecommender(exported, threads=1), exported
+
+
+def histories_of(recommender, count=40):
+    draw = random.Random(0)
+    longest = recommender.model.config.max_history_length
+    return [draw.sample(ITEM_IDS, draw.randrange(min(29, longest + 3))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_lists_and_scores_are_those_of_the_recommender(both, exclude_seen):
+    recommender, exported, _ = both
+    histories = histories_of(recommender)
+
+    found = recommender.recommend(histories, top_k=12, exclude_seen=exclude_seen, exclude_items=["i4", "x"])
+    item_ids, scores = exported.recommend(histories, top_k=12, exclude_seen=exclude_seen, exclude_items=["i4", "x"])
+
+    assert item_ids == found.item_ids
+    for ours, theirs in zip(scores, found.scores, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_one_user_and_lists_of_other_lengths(both):
+    recommender, exported, _ = both
+
+    assert exported.recommend([["i3"]], top_k=5)[0] == recommender.recommend([["i3"]], top_k=5).item_ids
+    assert exported.recommend([[]], top_k=1)[0] == recommender.recommend([[]], top_k=1).item_ids
+    assert exported.recommend([]) == ([], [])
+    with pytest.raises(ValueError, match=re.escape("`top_k` must be in [1, 12], as exported, got 13")):
+        exported.recommend([["i3"]], top_k=13)
+
+
+def test_graph_of_eight_bits_gives_whole_lists(both):
+    recommender, exported, folder = both
+    if not (folder / "model_int8.onnx").exists():
+        pytest.skip("one architecture is enough")
+
+    item_ids, scores = OnnxRecommender(folder, int8=True, threads=1).recommend([["i3", "i5"]], top_k=12)
+
+    assert len(set(item_ids[0])) == 12
+    np.testing.assert_allclose(scores, exported.recommend([["i3", "i5"]], top_k=12)[1], atol=0.2)
+
+
+def test_model_that_is_searched_code_by_code_is_refused():
+    recommender = Recommender(make_model(tiny_config(num_latent_tokens=2)), pa.table({"item_id": ITEM_IDS}))
+
+    with pytest.raises(ValueError, match="searched code by code"):
+        ranking_graph(recommender, top_k=5)
+
+
+def test_missing_extra_is_named_with_its_command(monkeypatch, tmp_path):
+    recommender = Recommender(model_of("sasrec"), pa.table({"item_id": ITEM_IDS}))
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+
+    with pytest.raises(ImportError, match=re.escape('pip install "hf-genrec[onnx]"')):
+        importlib.import_module("hf_genrec.serving.onnx_graph").export_onnx(recommender, tmp_path)
