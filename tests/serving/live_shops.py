@@ -4,10 +4,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmark_live_catalog import rebuilt
 from hf_genrec import ACERecForItemGeneration, Recommender, RPGForItemGeneration
-from hf_genrec.modeling.genrec_live_items import rows_of
 from invariants.model import make_model, make_sasrec, tiny_config, tiny_rpg_config
 
+
+__all__ = ["free_codes", "model_of", "rebuilt", "shop_of"]
 
 SHAPE = {"d_model": 16, "num_layers": 1, "num_heads": 2}
 TWO_HEADS = {"history_attention": "causal", "history_unit": "item", "dense_head": True, "num_latent_tokens": 0}
@@ -40,21 +42,3 @@ def free_codes(shop):
     taken = set(map(tuple, shop.model.item_codes.tolist()))
     sizes = (config.codebook_size,) * config.num_levels
     return next([int(code) for code in codes] for codes in np.ndindex(*sizes) if codes not in taken)
-
-
-def rebuilt(shop):
-    """A recommender of the open items alone, in a model made from its config, with the same parameters."""
-    model, config = shop.model, shop.model.config
-    is_open = ~rows_of(config.closed_items, config.num_items)
-    fresh = type(model)(type(config)(**(config.to_diff_dict() | {"num_items": int(is_open.sum())})))
-    fresh.config.closed_items = fresh.config.items_fingerprint = None
-    per_item = {"item_codes", "item_counts", "item_table.rows.weight", "item_table.text_vectors"}
-    state = {name: tensor[is_open] if name in per_item else tensor for name, tensor in model.state_dict().items()}
-    if not config.has_codes:
-        table, first = state["token_embeddings.weight"], config.first_item_token
-        state["token_embeddings.weight"] = torch.cat([table[:first], table[first:][is_open]])
-    fresh.load_state_dict(state)
-    if config.has_codes:
-        fresh.set_catalog(state["item_codes"])
-    fresh.recommend_config = model.recommend_config
-    return Recommender(fresh, pa.table({"item_id": shop.items["item_id"].filter(pa.array(is_open.numpy()))}))

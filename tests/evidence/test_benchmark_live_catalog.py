@@ -1,0 +1,28 @@
+"""The benchmark of changing catalogs runs, and finds what differs from a rebuild."""
+
+import json
+
+import pytest
+from live_shops import rebuilt, shop_of
+
+import benchmark_live_catalog
+
+
+def test_a_quick_run_writes_its_record(tmp_path):
+    benchmark_live_catalog.main(["--quick", "--steps", "12", "--output", str(tmp_path / "record.json")])
+
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    assert [entry["model"] for entry in record["additions"]] == list(benchmark_live_catalog.MODELS)
+    assert all(0 < entry["seconds_to_add"] < 5 for entry in record["additions"])
+    assert [entry["num_steps"] for entry in record["steps"]] == [30, 30]
+
+
+def test_another_catalog_is_no_rebuild():
+    shop = shop_of("rpg")
+    anew = rebuilt(shop)
+    shop.catalog.remove(["i3"])
+
+    with pytest.raises(RuntimeError, match="masks"):
+        benchmark_live_catalog.check_tries(shop, anew)
+    with pytest.raises(RuntimeError, match="lists"):
+        benchmark_live_catalog.check_lists(shop, anew, set(shop.item_ids) - {"i3"})
