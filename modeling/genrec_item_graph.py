@@ -141,7 +141,8 @@ class ItemGraphMixin:
         if not is_table or neighbors.is_floating_point():
             raise ValueError(
                 f"`neighbors` must be integers of shape (num_items, num_neighbors) = ({num_items}, num_neighbors), "
-                f"got {neighbors.dtype} of shape {tuple(neighbors.shape)}."
+                f"got {neighbors.dtype} of shape {tuple(neighbors.shape)}. A graph leads to the items that there were "
+                "when it was built."
             )
         self._check_item_graph(neighbors.shape[1], fingerprint)
         if int(neighbors.min()) < 0 or int(neighbors.max()) >= num_items:

@@ -55,7 +55,9 @@ def with_items(model: Any, codes: torch.Tensor, *, text_vectors: torch.Tensor | 
         if table.rows is not None:
             rows = table._modules["rows"] = _shared_copy(table.rows)
             fresh = torch.zeros(num_new, rows.embedding_dim, dtype=rows.weight.dtype, device=rows.weight.device)
-            rows._parameters["weight"] = nn.Parameter(torch.cat([rows.weight.detach(), fresh]), requires_grad=False)
+            rows._parameters["weight"] = nn.Parameter(
+                torch.cat([rows.weight.detach(), fresh]), rows.weight.requires_grad
+            )
             rows.num_embeddings += num_new
     twin._catalog = twin._item_order = twin._open_items = None
     if hasattr(twin, "_item_graph"):

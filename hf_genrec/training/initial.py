@@ -6,12 +6,14 @@ checkpoint to fine-tune. Whatever was made for other items is refused.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from huggingface_hub import snapshot_download
@@ -23,10 +25,13 @@ from hf_genrec.data.checks import check_learned_on, trained_on
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.record import read_training
 from hf_genrec.serving.folder import check_items
-from hf_genrec.serving.recommender import check_model_name
+from hf_genrec.serving.recommender import Recommender, check_model_name
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME, load_tokenized
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
 from hf_genrec.training.arguments import did_you_mean
+
+
+logger = logging.getLogger(__name__)
 
 
 _NOT_TO_SET = {"num_items", "num_levels", "codebook_size"}  # they follow from the tokenized folder
@@ -113,7 +118,8 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
     A checkpoint to fine-tune on another log over the same catalog.
 
     Weights and semantic IDs are the checkpoint's. What data it was trained on is read from the `training.json` of a
-    run folder; of a repository nothing is known. Other items are a `ValueError`.
+    run folder; of a repository nothing is known. Other items are a `ValueError`. Items that were added to its catalog
+    are trained like all others, and removed ones are open again: a log may hold them.
 
     Args: the new log, prepared against the checkpoint's items; a run folder or a Hub repository.
     """
@@ -122,6 +128,8 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
     model: Any = AutoModel.from_pretrained(path)
     items = pq.read_table(cached_file(path, "items.parquet"))
     check_items(model, items)
+    if model.num_unread_items or model.open_items is not None:
+        model, items = _with_changes(path)
     check_same_catalog(items["item_id"].to_pylist(), prepared, owner=f"The checkpoint {path}")
     _count_items(model, prepared)
     seen = tuple(trained_on(read_training(path)))
@@ -136,6 +144,17 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
     folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=f"{QUANTIZER_NAME}/*"))
     quantizer = folder / QUANTIZER_NAME if (folder / QUANTIZER_NAME).is_dir() else None
     return Starting(model.float(), semantic_ids, quantizer, origin=path, trained_on=seen)
+
+
+def _with_changes(path: str) -> tuple[Any, pa.Table]:
+    """A model and its items with what changed in the catalog since training."""
+    recommender = Recommender.from_pretrained(path, device="cpu")
+    model, num_rows = recommender.model, len(recommender.item_ids)
+    if recommender.catalog.version.num_items < num_rows:
+        num_removed = num_rows - recommender.catalog.version.num_items
+        logger.warning("%d removed items are open again in the new run: remove them there.", num_removed)
+        model.close_items(torch.zeros(num_rows, dtype=torch.bool))
+    return model, recommender.items
 
 
 def _count_items(model: Any, prepared: PreparedDataset) -> None:

@@ -4,8 +4,9 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from cli_shop import error_of, result_of
+from cli_shop import COLUMNS, error_of, result_of
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,9 @@ def run(shop, tmp_path_factory):
 
 def test_items_are_added_removed_and_rolled_back_and_the_log_says_so(shop, run):
     items, vectors = run.parent / "new.jsonl", run.parent / "new.npy"
-    items.write_text('{"item_id": "n1", "title": "a new thing"}\n{"item_id": "n2"}\n', encoding="utf-8")
+    items.write_text(
+        '{"item_id": "n1", "title": "a new thing"}\n{"item_id": "n2", "title": "another"}\n', encoding="utf-8"
+    )
     np.save(vectors, np.load(shop / "matrix.npy")[[3, 4]] + 0.01)
 
     added = result_of("catalog", "add", run, "--items", items, "--vectors", vectors)
@@ -38,3 +41,25 @@ def test_wrong_items_and_versions_are_one_line(run):
     assert "'gone'" in error_of("catalog", "remove", run, "gone")
     assert "no version 99" in error_of("catalog", "rollback", run, "99")
     assert "Name items" in error_of("catalog", "remove", run)
+
+
+def test_training_goes_on_with_the_items_that_came_and_keeps_all_ids(shop, run, tmp_path):
+    from hf_genrec import Recommender
+
+    changed = Recommender.from_pretrained(run, device="cpu")
+    pq.write_table(changed.items, tmp_path / "items.parquet")
+    log = (shop / "log.csv").read_text(encoding="utf-8").splitlines()
+    fields = log[1].split(",")
+    more = [log[1].replace(fields[1], "n1").replace(fields[0], f"later{user}") for user in range(3)]
+    (tmp_path / "log.csv").write_text("\n".join([*log, *more]) + "\n", encoding="utf-8")
+    result_of(
+        "prepare", "--interactions", tmp_path / "log.csv", *COLUMNS, "--items", tmp_path / "items.parquet",
+        "--keep-all-items", "--output", tmp_path / "data",
+    )  # fmt: skip
+
+    result_of("train", tmp_path / "data", "--from", run, "--epochs", "1", "--output", tmp_path / "again")
+
+    again = Recommender.from_pretrained(tmp_path / "again", device="cpu")
+    assert again.item_ids == changed.item_ids
+    assert again.model.item_codes.tolist() == changed.model.item_codes.tolist()
+    assert "n1" in again.recommend([[]], top_k=30).item_ids[0]
