@@ -31,7 +31,8 @@ def test_run_folder_is_the_folder_for_the_hub(shop):
     training = json.loads((shop / "run" / "training.json").read_text(encoding="utf-8"))
 
     assert {"config.json", "model.safetensors", "items.parquet", "tokenizer.json", "README.md"} <= names
-    assert quantizer == {"config.json", "quantizer.safetensors", "whitening.safetensors", "encoder.json"}
+    parts = {"config.json", "quantizer.safetensors", "whitening.safetensors", "encoder.json", "choice.json"}
+    assert quantizer == parts
     assert training["settings"]["training"]["weight_decay"] == 0.125
     assert [entry["epoch"] for entry in training["log_history"] if "eval_loss" in entry] == [1.0, 2.0]
 
