@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 SPECIAL_TOKENS = "<pad>, <unk>, <eos>, <user>, <latent_0>, <code_0_0> and so on"  # a vocabulary has them besides items
 ID_RULE = f"is empty, holds whitespace or a broken character, or is a special token ({SPECIAL_TOKENS})"
 _TOKEN = re.compile(r"<(pad|unk|eos|user|latent_[0-9]+|code_[0-9]+_[0-9]+)>")
-_BAD_ID = rf"[\s\x0b\x1c-\x1f\x{{85}}\x{{FFFD}}\p{{Z}}]|^({_TOKEN.pattern})?$"  # RE2 knows only ASCII `\s`
+_BROKEN = re.compile("[\x00-\x1f\x7f-\x9f\ufffd]")
+_BAD_ID = rf"[\p{{Cc}}\x{{FFFD}}\p{{Z}}]|^({_TOKEN.pattern})?$"
 _NUMBER = r"^\s*[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?\s*$"
 
 # Units of times, each in milliseconds. That of a column is the first whose bound its median is below.
@@ -79,7 +80,7 @@ def id_string(value: Any) -> str | None:
 
 def is_bad_id(value: str) -> bool:
     """Whether an id is empty, holds whitespace or a broken character, or names a special token. Args: the id."""
-    return value.split() != [value] or "\ufffd" in value or _TOKEN.fullmatch(value) is not None
+    return value.split() != [value] or _BROKEN.search(value) is not None or _TOKEN.fullmatch(value) is not None
 
 
 def id_column(column: pa.ChunkedArray | pa.Array) -> pa.DictionaryArray:

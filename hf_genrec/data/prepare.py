@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,8 +220,9 @@ def _rules(protocol: str, wanted: dict[str, Any]) -> Protocol:
         raise ValueError(f"`protocol` must be one of {', '.join(PROTOCOLS)}, got {protocol!r}.")
     rules = replace(PROTOCOLS[protocol], **{name: value for name, value in wanted.items() if value is not None})
     for name in ("k_core", "min_history"):
-        if getattr(rules, name) < 0:
-            raise ValueError(f"`{name}` must be at least 0, got {getattr(rules, name)}.")
+        value = getattr(rules, name)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"`{name}` must be a whole number of at least 0, got {value!r}.")
     return rules
 
 

@@ -82,6 +82,12 @@ def read_interactions(
     skips = Skips(on_error)
     names = {"user_id": user, "item_id": item, "timestamp": timestamp, "rating": rating}
     columns = {key: name for key, name in names.items() if name is not None}
+    for key, name in columns.items():
+        first = next(other for other, same in columns.items() if same == name)
+        if first != key:
+            raise ValueError(
+                f"`{first.removesuffix('_id')}` and `{key.removesuffix('_id')}` are both {name!r}: name a column each."
+            )
     opened = open_source(source, delimiter, allow_huge=allow_huge)
     owner = owner_of(source)
     if isinstance(opened, TextFile):

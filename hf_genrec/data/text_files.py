@@ -241,10 +241,11 @@ class TextFile:
         owner = str(self.path)
         document = self._document()
         if isinstance(document, dict):
-            if key is None or not all(isinstance(value, dict) for value in document.values()):
+            # With the name of the ids among the keys it is a table by columns, as `DataFrame.to_json()` writes.
+            if key is None or key in document or not all(isinstance(value, dict) for value in document.values()):
                 raise ValueError(
-                    f"{owner} holds one JSON object with the keys {first_names(document)}; expected is one "
-                    "object per line, or one array of objects."
+                    f"{owner} holds one JSON object with the keys {first_names(document)}; expected is one object per "
+                    'line, or one array of objects (`to_json(orient="records")` of a DataFrame).'
                 )
             document = [{key: name, **value} for name, value in document.items()]
         if document is not None:

@@ -4,9 +4,11 @@ import json
 import logging
 import re
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 
+from hf_genrec.data.item_readers import read_items
 from hf_genrec.data.prepare import prepare
 from hf_genrec.data.protocols import PROTOCOLS
 
@@ -336,3 +338,22 @@ def test_iso_dates_of_a_real_log_give_its_published_sequences(shared_data, tmp_p
         for user, history, target in zip(test.user_id, test.history, test.target, strict=True)
     } == published
     assert test.timestamp.min() > 1_290_000_000_000
+
+
+@pytest.mark.parametrize("options", [{"k_core": 2.5}, {"k_core": True}, {"min_history": "2"}, {"min_history": -1}])
+def test_numbers_of_interactions_are_whole(tmp_path, options):
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}` must be a whole number of at least 0, got"):
+        prepare(tmp_path / "data", interactions=LOG, items=ITEMS, **options)
+
+
+def test_one_column_is_not_user_and_item_at_once(tmp_path):
+    with pytest.raises(ValueError, match="`user` and `item` are both 'item_id'"):
+        prepare(tmp_path / "data", interactions=LOG, items=ITEMS, user="item_id")
+
+
+def test_a_table_by_columns_in_json_is_no_table_of_two_items(tmp_path):
+    path = tmp_path / "items.json"
+    pd.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"]}).to_json(path)
+
+    with pytest.raises(ValueError, match=r"keys 'item_id', 'title'; expected .*`to_json\(orient=\"records\"\)`"):
+        read_items(path)
