@@ -333,6 +333,8 @@ def as_rows(
     rows = np.ascontiguousarray(embeddings, dtype=np.float32)
     if rows.ndim != 2:
         raise ValueError(f"{name} must have two dimensions, its shape is {rows.shape}.")
+    if not rows.shape[1]:
+        raise ValueError(f"{name} must have at least one column, its shape is {rows.shape}.")
     if num_rows is not None and len(rows) != num_rows:
         raise ValueError(f"{name} must have one row per item, {num_rows}, but has {len(rows)}.")
     wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 
-from hf_genrec.files import replaced, write_json
+from hf_genrec.files import reading, replaced, write_json
 from hf_genrec.tokenizers.base import as_rows, one_thread
 
 
@@ -191,9 +191,11 @@ def load_matrix(path: str | Path, *, num_items: int) -> np.ndarray:
     """
     path = Path(path)
     if path.suffix == ".npy":
-        matrix = np.load(path, allow_pickle=False)
+        with reading(path, "NumPy file"):
+            matrix = np.load(path, allow_pickle=False)
     elif path.suffix == ".safetensors":
-        tensors = load_torch_file(path)  # NumPy has no bfloat16
+        with reading(path, "safetensors file"):
+            tensors = load_torch_file(path)  # NumPy has no bfloat16
         if len(tensors) > 1 and "embeddings" not in tensors:
             raise ValueError(f"{path} must hold one tensor or one called 'embeddings', it has {sorted(tensors)}.")
         matrix = (tensors["embeddings"] if len(tensors) > 1 else next(iter(tensors.values()))).float().numpy()

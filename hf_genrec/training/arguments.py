@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,12 @@ class GenRecTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "bf16", "fp16", "fp32"):
             raise ValueError(f"`precision` must be auto, bf16, fp16 or fp32, got {self.precision!r}.")
+        for field_ in dataclasses.fields(self):
+            value = getattr(self, field_.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"`{field_.name}` must be a finite number, got {value}.")
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise ValueError(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}.")
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
             self.use_cpu = True
         if self.precision == "auto":
@@ -95,6 +102,9 @@ class GenRecTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        most = max(64, 4 * (os.cpu_count() or 1))
+        if self.threads is not None and self.threads > most:  # a process that cannot make so many ends at once
+            raise ValueError(f"`threads` must be at most {most} on this machine, got {self.threads}.")
         if self.num_eval_users == 0:
             raise ValueError("`num_eval_users` must be at least 1, or -1 for all users; got 0.")
         if self.early_stopping_patience is not None and (

@@ -343,8 +343,15 @@ def test_bad_matrices_are_refused(tmp_path):
         load_matrix(tmp_path / "flat.npy", num_items=2)
     with pytest.raises(ValueError, match="must hold numbers"):
         load_matrix(tmp_path / "text.npy", num_items=2)
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ValueError, match=r"pickle\.npy is no readable NumPy file: .*allow_pickle"):
         load_matrix(tmp_path / "pickle.npy", num_items=1)
+    for name in ("empty.npy", "empty.safetensors"):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=f"{name} is no readable"):
+            load_matrix(tmp_path / name, num_items=1)
+    np.save(tmp_path / "narrow.npy", EXPECTED[:, :0])
+    with pytest.raises(ValueError, match=r"narrow\.npy must have at least one column"):
+        load_matrix(tmp_path / "narrow.npy", num_items=3)
     with pytest.raises(ValueError, match="one called 'embeddings'"):
         load_matrix(tmp_path / "two.safetensors", num_items=3)
     with pytest.raises(ValueError, match=r"\.npy or \.safetensors"):
