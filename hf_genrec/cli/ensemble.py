@@ -40,7 +40,7 @@ def _ensemble(
         ),
     ] = None,
     max_users: Annotated[int, typer.Option(min=2, help="Validation users that the weights are chosen on.")] = 6000,
-    seed: Annotated[int, typer.Option(help="Seed of the sample of validation users.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample of validation users.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """

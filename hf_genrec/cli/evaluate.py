@@ -53,7 +53,7 @@ def _evaluate(
     exact_sample: Annotated[
         int, typer.Option(min=0, help="Score all items exactly for this many users: what does the search miss?")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the samples and the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples and the bootstrap.")] = 0,
     device: Device = None,
     output: Annotated[
         str | None, typer.Option(help="Write the record to this JSON file too, and ranks per user beside it.")

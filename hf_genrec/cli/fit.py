@@ -31,7 +31,7 @@ def _fit(
     ] = "ridge",
     embeddings: Annotated[str | None, typer.Option(help="What `hf-genrec embed` wrote, for text.")] = None,
     exclude_seen: FitExcludeSeen = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sample of validation users.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample of validation users.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """

@@ -77,7 +77,7 @@ def _tokenize(
     fit_on: Annotated[
         Literal["train", "all"] | None, typer.Option(help="Items to learn codes from.", show_default="train")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the quantizer.", show_default="1234")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the quantizer.", show_default="1234")] = None,
     fields: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the quantizer, such as epochs=500."),

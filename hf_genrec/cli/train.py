@@ -150,6 +150,8 @@ def _train(
       hf-genrec train new_data --from run --output tuned --learning-rate 0.0003 --epochs 3
       accelerate launch scripts/train.py data --ids ids --output run
     """
+    if not output:
+        raise ValueError("`--output` must name a folder, got an empty word.")
     if prepared_folder.startswith("-"):
         raise ValueError(f"Name the prepared folder before {prepared_folder} and other options of the trainer.")
     from transformers import CONFIG_MAPPING

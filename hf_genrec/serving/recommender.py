@@ -130,6 +130,11 @@ class Recommender:
             ValueError: If a file is damaged, or weights, `items.parquet` and tokenizer do not belong together.
             OSError: If a file is missing.
         """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"`device` {str(device)!r} cannot be used here: {str(error).splitlines()[0]}.") from error
         path = os.fspath(folder_or_repo)
         restored(path)
         where: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
@@ -143,8 +148,6 @@ class Recommender:
             tokenizer = AutoTokenizer.from_pretrained(path, **where)
         items = read_table(str(table))
         check_items(model, items, tokenizer=tokenizer)
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         options |= _deprecated(search_options)
         recommender = cls(model.to(device), items, batch_size=batch_size, config=config, **options)
         recommender._origin = (path, where)

@@ -115,6 +115,10 @@ def test_unknown_and_wrong_training_options_are_named(shop, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_output_without_a_name_is_not_the_folder_of_the_moment(shop):
+    assert "`--output` must name a folder" in error_of("train", shop / "data", *SASREC, "--output", "")
+
+
 def test_settings_lose_to_words_of_the_command_line():
     args = training_arguments("run", settings={"learning_rate": 0.5}, options=["--learning_rate", "0.25"])
 

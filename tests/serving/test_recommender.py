@@ -51,6 +51,12 @@ def replace_items(folder, change):
     pq.write_table(change(table), folder / "items.parquet")
 
 
+@pytest.mark.parametrize("device", ["tpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(folder, device):
+    with pytest.raises(ValueError, match=f"`device` '{device}' cannot be used here: "):
+        Recommender.from_pretrained(folder, device=device)
+
+
 def test_lists_are_those_of_the_model(recommender):
     history = ["item 3", "item 28", "item 0"]
 
