@@ -33,7 +33,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +155,14 @@ async def run_clients(
             if check is not None and answer.status_code == 200:
                 check(place, answer.json())
 
-    limits = httpx.Limits(max_connections=clients + 1, max_keepalive_connections=clients + 1)
-    async with httpx.AsyncClient(base_url=address, limits=limits, timeout=60) as session:
-        tasks = [asyncio.create_task(client(number, session)) for number in range(clients)]
+    async with AsyncExitStack() as stack:
+        # a session for each: looking for a free one of many connections takes longer than the request
+        made = [httpx.AsyncClient(base_url=address, timeout=60, verify=False) for _ in range(clients + 1)]
+        sessions = [await stack.enter_async_context(session) for session in made]
+        start = time.perf_counter()
+        tasks = [asyncio.create_task(client(number, sessions[number])) for number in range(clients)]
         if beside is not None:
-            await beside(session)
+            await beside(sessions[-1])
         ended.set()
         await asyncio.gather(*tasks)
     return {"milliseconds": milliseconds, "seconds": time.perf_counter() - start, "outcomes": dict(outcomes)}

@@ -28,7 +28,7 @@ from hf_genrec.files import write_json
 from overview import overview_blocks
 from paired_results import baselines_of, difference_blocks, evidence_blocks
 from parallel_results import parallel_blocks, training_blocks
-from server_results import server_blocks
+from server_results import onnx_blocks, server_blocks
 from space_results import space_blocks
 from tree_results import synthetic_blocks, tree_blocks
 
@@ -118,6 +118,7 @@ def results_page(
     training_speed: Mapping[str, Any] | None = None,
     space_speed: Mapping[str, Any] | None = None,
     server_speed: Mapping[str, Any] | None = None,
+    onnx_speed: Mapping[str, Any] | None = None,
     trees: Mapping[str, Mapping[str, Any]] | None = None,
     synthetic: Mapping[str, Any] | None = None,
 ) -> str:
@@ -154,6 +155,8 @@ def results_page(
             Figures of `scripts/evidence/benchmark_space.py`; `None` if there are none.
         server_speed (`dict`, *optional*):
             Figures of `scripts/evidence/benchmark_server.py`; `None` if there are none.
+        onnx_speed (`dict`, *optional*):
+            Figures of `scripts/evidence/benchmark_onnx.py`; `None` if there are none.
         trees (`dict[str, dict]`, *optional*):
             Reports of `hf-genrec diagnose` by name.
         synthetic (`dict`, *optional*):
@@ -187,6 +190,7 @@ def results_page(
     blocks += training_blocks(training_speed)
     blocks += space_blocks(space_speed)
     blocks += server_blocks(server_speed)
+    blocks += onnx_blocks(onnx_speed)
     if ordered:
         blocks.append("## Runs")
         blocks += [_run_block(record["run"]) for record in sorted(ordered, key=_order_of)]

@@ -1,5 +1,5 @@
 """
-Figures of `scripts/evidence/benchmark_server.py` in, a section of the page `RESULTS.md` out.
+Figures of `benchmark_server.py` and `benchmark_onnx.py` in, sections of the page `RESULTS.md` out.
 """
 
 from __future__ import annotations
@@ -80,4 +80,34 @@ def _soak(found: Mapping[str, Any]) -> str:
 
 _TEXTS = {"swaps": _swaps, "sigterm": _sigterm, "soak": _soak}
 
-__all__ = ["server_blocks"]
+
+def onnx_blocks(figures: Mapping[str, Any] | None) -> list[str]:
+    """
+    The section "Exported to ONNX".
+
+    Args:
+        figures (`dict` or `None`): The content of `onnx_speed.json`.
+
+    Returns:
+        `list[str]`: blocks of Markdown; empty without figures.
+    """
+    if not figures:
+        return []
+    note = (
+        f"Graphs that `hf-genrec export --to onnx --int8` writes, {figures['num_items']:,} items, on "
+        f"{figures['machine']['device']}, {figures['machine']['threads']} threads, torch and onnxruntime in turns: "
+        f"lists of {figures['users']:,} validation users that are equal item by item, milliseconds of a call with one "
+        f"user and with 64, and ndcg@10 of {figures['ndcg_users']:,} validation users. Models without ndcg@10 have "
+        "random weights. Made by `scripts/evidence/benchmark_onnx.py`."
+    )
+    header = ["model", "equal lists", "ms for 1: torch", "onnx", "int8", "ms for 64: torch", "onnx", "int8"]
+    rows = [[*header, "ndcg@10", "of int8", "MB", "int8"]]
+    for cell in figures["cells"]:
+        times = [f"{cell[size][name]:.1f}" for size in ("ms_1", "ms_64") for name in ("torch", "onnx", "int8")]
+        quality = [f"{cell['ndcg@10'][name]:.4f}" if cell["trained"] else "–" for name in ("onnx", "int8")]
+        sizes = [f"{cell['megabytes'][name]:.1f}" for name in ("model", "model_int8")]
+        rows.append([cell["name"], f"{cell['equal_onnx']:,}", *times, *quality, *sizes])
+    return ["## Exported to ONNX", note, markdown_table(rows)]
+
+
+__all__ = ["onnx_blocks", "server_blocks"]

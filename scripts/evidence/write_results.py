@@ -46,6 +46,7 @@ def main() -> None:
         training_speed=read_figures(arguments.records / "parallel_training_speed.json"),
         space_speed=read_figures(arguments.records / "space_speed.json"),
         server_speed=read_figures(arguments.records / "server_speed.json"),
+        onnx_speed=read_figures(arguments.records / "onnx_speed.json"),
         trees={path.stem: json.loads(path.read_text("utf-8")) for path in arguments.records.glob("trees/*.json")},
         synthetic=read_figures(arguments.records / "synthetic_siblings.json"),
     )
