@@ -70,11 +70,12 @@ def _sigterm(found: Mapping[str, Any]) -> str:
 
 
 def _soak(found: Mapping[str, Any]) -> str:
-    rss = found["rss_mb"]
+    rss, others = found["rss_mb"], {name: count for name, count in found["outcomes"].items() if name != "200"}
+    note = "".join(f", {count:,} of them answered {name}" for name, count in sorted(others.items()))
     return (
-        f"**Soak.** {found['seconds'] / 60:.0f} minutes, {found['requests']:,} requests: resident memory went from "
-        f"{rss['first']:,.0f} to {rss['last']:,.0f} MB (at most {rss['most']:,.0f}; {found['mb_per_hour']:+.1f} MB "
-        "per hour by a straight line)."
+        f"**Soak.** {found['seconds'] / 60:.0f} minutes, {found['requests']:,} requests{note}: resident memory went "
+        f"from {rss['first']:,.0f} to {rss['last']:,.0f} MB (at most {rss['most']:,.0f}; {found['mb_per_hour']:+.1f} "
+        "MB per hour by a straight line)."
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from hf_genrec import Recommender
 from saved_folders import ITEM_IDS, make_folder
 from served import served
-from server_results import server_blocks
+from server_results import onnx_blocks, server_blocks
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,44 @@ def test_clients_count_what_they_got_and_tables_show_it(script, address):
     machine = {"device": "x86_64", "threads": 2}
     load = {"cells": [cell], "seconds": 10, "turns": 3, "machine": machine}
     soak = {"seconds": 600, "requests": 12_345, "mb_per_hour": 0.25, "rss_mb": {"first": 9, "last": 9, "most": 10}}
+    soak |= {"outcomes": {"200": 12_340, "504": 5}}
     sigterm = {"clients": 64, "answered": 461, "lost": 0}
     page = "\n".join(
         server_blocks({"num_items": 29, "model": "latte", "load": load, "sigterm": sigterm, "soak": soak})
     )
     assert "| 3 | one by one |" in page
     assert "Of 461 requests of 64 clients" in page
-    assert "10 minutes, 12,345 requests" in page
+    assert "10 minutes, 12,345 requests, 5 of them answered 504: resident" in page
     assert server_blocks(None) == []
+
+
+def test_answers_during_changes_of_the_catalog_are_those_of_the_version_they_name(script, address):
+    histories = [[item_id] for item_id in ITEM_IDS[:7]]
+
+    found = asyncio.run(script.swapped(address, histories, num_swaps=6, seconds=0.3))
+
+    assert (found["swaps"], found["failed"], found["failed changes"], found["wrong"]) == (6, 0, 0, 0)
+    assert found["answers"] > 0
+    machine = {"device": "x86_64", "threads": 2}
+    page = server_blocks({"num_items": 29, "model": "latte", "swaps": found | {"machine": machine}})[-1]
+    assert "6 changes of" in page
+    assert "0 answers were not those" in page
+
+
+def test_table_of_exported_graphs_shows_quality_of_trained_models_only():
+    times = {"torch": 4.0, "onnx": 1.25, "int8": 0.75}
+    cell = {"name": "rpg", "trained": False, "equal_onnx": 1000, "ms_1": times, "ms_64": times}
+    cell |= {"ndcg@10": {"onnx": 0.01, "int8": 0.02}, "megabytes": {"model": 6.9, "model_int8": 4.4}}
+    figures = {
+        "cells": [cell],
+        "num_items": 29,
+        "users": 1000,
+        "ndcg_users": 5,
+        "machine": {"device": "x", "threads": 1},
+    }
+
+    table = onnx_blocks(figures)[2].splitlines()
+
+    assert table[2].startswith("| rpg | 1,000 | 4.0 | 1.2 | 0.8 | 4.0 |")
+    assert table[2].endswith("| – | – | 6.9 | 4.4 |")
+    assert onnx_blocks(None) == []
