@@ -107,7 +107,8 @@ def _reserved_words(config: Any) -> re.Pattern[str]:
 
 
 def _check_names(item_ids: list[str], config: Any) -> None:
-    refused = [item_id for item_id in item_ids if not item_id or _reserved_words(config).fullmatch(item_id)]
+    words = _reserved_words(config)
+    refused = [item_id for item_id in item_ids if not item_id or words.fullmatch(item_id)]
     if refused:
         raise ValueError(
             f"{len(refused)} item ids are empty or the name of a special token: {first_five(refused)}. Rename "
@@ -117,24 +118,22 @@ def _check_names(item_ids: list[str], config: Any) -> None:
 
 def _check_codes(table: pa.Table, config: Any, taken: np.ndarray, *, may_share: bool) -> None:
     """Whether given codes are semantic IDs of this model, and free where ids are unique."""
-    rows = table["codes"].to_pylist()
-    wrong = [
-        row
-        for row in rows
-        if row is None or len(row) != config.num_levels or not all(0 <= code < config.codebook_size for code in row)
-    ]
+    rows, num_levels, size = table["codes"].to_pylist(), config.num_levels, config.codebook_size
+    wrong = [row for row in rows if row is None or len(row) != num_levels or not 0 <= min(row) <= max(row) < size]
     if wrong:
-        raise ValueError(
-            f"`codes` must be {config.num_levels} numbers from 0 to {config.codebook_size - 1} for each item, got "
-            f"{wrong[0]}."
-        )
-    used, clashes = set() if may_share else set(map(tuple, taken.tolist())), []
-    for item_id, row in zip(table["item_id"].to_pylist(), map(tuple, rows), strict=True):
-        if not may_share and row in used:
-            clashes.append(item_id)
-        used.add(row)
-    if clashes:
-        raise ValueError(f"{len(clashes)} items have the semantic ID of another item: {first_five(clashes)}.")
+        raise ValueError(f"`codes` must be {num_levels} numbers from 0 to {size - 1} for each item, got {wrong[0]}.")
+    if not may_share:
+        used, clashes = set(_as_bytes(taken)), []
+        for item_id, key in zip(table["item_id"].to_pylist(), _as_bytes(np.array(rows)), strict=True):
+            if key in used:
+                clashes.append(item_id)
+            used.add(key)
+        if clashes:
+            raise ValueError(f"{len(clashes)} items have the semantic ID of another item: {first_five(clashes)}.")
+
+
+def _as_bytes(codes: np.ndarray) -> list[bytes]:
+    return np.ascontiguousarray(codes, np.int16).view(f"V{2 * codes.shape[1]}").ravel().tolist()
 
 
 def _check_vectors(model: Any, coder: ItemCoder) -> None:
