@@ -43,13 +43,18 @@ def rows_of(ranges: str | None, num_items: int) -> torch.BoolTensor:
     [0, 1, 0, 1, 1, 1]
     """
     rows = torch.zeros(num_items, dtype=torch.bool)
+    set_rows(rows, ranges, True)
+    return rows
+
+
+def set_rows(rows, ranges: str | None, value: bool) -> None:
+    """Write `value` at the places of `ranges` into a mask `(num_items,)`, a tensor or an array."""
     try:
         for part in ranges.split(",") if ranges else ():
             first, _, last = part.partition("-")
-            rows[int(first) : int(last or first) + 1] = True
+            rows[int(first) : int(last or first) + 1] = value
     except ValueError as error:
         raise ValueError(f"`closed_items` must be rows and ranges such as '3,7-9', got {ranges[:50]!r}.") from error
-    return rows
 
 
 def read_versions(path: str | Path) -> dict:

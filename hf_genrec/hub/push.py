@@ -29,6 +29,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from hf_genrec.hub.cards import check_written, dataset_card, folder_card, is_generated, marked
 from hf_genrec.hub.files import CARD_NAME, Content, files_left_out, is_published, published_files
+from hf_genrec.modeling.genrec_live_items import VERSIONS_FILE
 from hf_genrec.tokenizers.folder import IDS_NAME, QUANTIZER_NAME, load_tokenized
 
 
@@ -238,6 +239,12 @@ def _ids_table(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
             f"{folder} is neither a tokenized folder (no {IDS_NAME}) nor a run folder (no items.parquet)."
         )
     table = pq.read_table(folder / "items.parquet")
+    if (folder / VERSIONS_FILE).is_file():  # what it offers now
+        from hf_genrec.serving.recommender import Recommender
+
+        now = Recommender.from_pretrained(folder, device="cpu")
+        is_open = now.model.open_items
+        table = now.items if is_open is None else now.items.filter(pa.array(is_open.numpy()))
     if "codes" not in table.column_names:
         raise ValueError(f"The items of {folder} have no semantic IDs: its model scores items themselves.")
     settings = folder / QUANTIZER_NAME / "config.json"

@@ -23,7 +23,7 @@ import torch
 
 from hf_genrec.files import first_five
 from hf_genrec.modeling.genrec_folder import items_fingerprint
-from hf_genrec.modeling.genrec_live_items import ranges_of, rows_of
+from hf_genrec.modeling.genrec_live_items import ranges_of, rows_of, set_rows
 from hf_genrec.serving.catalog_files import (
     CatalogVersion,
     StoredCatalog,
@@ -268,9 +268,9 @@ class LiveCatalog:
 
     def _apply(self, stored: StoredCatalog, number: int | None) -> None:
         now, records = self._recommender._now, list(stored.records)
-        for table in stored.tables:
-            if table["item_id"][0].as_py() not in now.index_of:
-                now = now.with_rows(table)
+        fresh = [table for table in stored.tables if table["item_id"][0].as_py() not in now.index_of]
+        if fresh:  # at once: each step would copy the tables of the model
+            now = now.with_rows(pa.concat_tables(fresh, promote_options="permissive"))
         self._files, self._records, self._base = stored.files, records, stored.base
         self._closed_at_start = rows_of(stored.base["closed"], stored.base["num_items"]).numpy()
         closed = np.ones(len(now.item_ids), bool)
@@ -296,11 +296,12 @@ class LiveCatalog:
             raise ValueError(
                 f"There is no version {number} of the catalog: it has the versions 1 to {len(self._records)}."
             )
-        closed = self._closed_at_start.copy()
-        for record in self._records[:number]:
-            closed = np.concatenate([closed, np.zeros(record.num_rows - len(closed), bool)])
-            closed |= rows_of(record.closed, len(closed)).numpy()
-            closed &= ~rows_of(record.opened, len(closed)).numpy()
+        records = self._records[:number]
+        closed = np.zeros(records[-1].num_rows, bool)
+        closed[: len(self._closed_at_start)] = self._closed_at_start
+        for record in records:
+            set_rows(closed, record.closed, True)
+            set_rows(closed, record.opened, False)
         return closed
 
     @contextlib.contextmanager

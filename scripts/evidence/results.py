@@ -25,6 +25,7 @@ from hf_genrec.evaluation.record import interval_text
 from hf_genrec.evaluation.systems import GROUP_FIELDS, group_of, seedless_key
 from hf_genrec.evaluation.tables import NONE, markdown_table
 from hf_genrec.files import write_json
+from live_catalog_results import live_catalog_blocks
 from overview import overview_blocks
 from paired_results import baselines_of, difference_blocks, evidence_blocks
 from parallel_results import parallel_blocks, training_blocks
@@ -119,6 +120,7 @@ def results_page(
     space_speed: Mapping[str, Any] | None = None,
     server_speed: Mapping[str, Any] | None = None,
     onnx_speed: Mapping[str, Any] | None = None,
+    live_catalog: Mapping[str, Any] | None = None,
     trees: Mapping[str, Mapping[str, Any]] | None = None,
     synthetic: Mapping[str, Any] | None = None,
 ) -> str:
@@ -153,6 +155,7 @@ def results_page(
             Figures of `scripts/evidence/benchmark_training.py --models parallel`; `None` if there are none.
         space_speed (`dict`, *optional*):
             Figures of `scripts/evidence/benchmark_space.py`; `None` if there are none.
+        live_catalog (`dict`, *optional*): Figures of [`live_catalog_blocks`].
         server_speed (`dict`, *optional*):
             Figures of `scripts/evidence/benchmark_server.py`; `None` if there are none.
         onnx_speed (`dict`, *optional*):
@@ -191,6 +194,7 @@ def results_page(
     blocks += space_blocks(space_speed)
     blocks += server_blocks(server_speed)
     blocks += onnx_blocks(onnx_speed)
+    blocks += live_catalog_blocks(live_catalog)
     if ordered:
         blocks.append("## Runs")
         blocks += [_run_block(record["run"]) for record in sorted(ordered, key=_order_of)]

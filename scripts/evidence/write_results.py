@@ -47,6 +47,7 @@ def main() -> None:
         space_speed=read_figures(arguments.records / "space_speed.json"),
         server_speed=read_figures(arguments.records / "server_speed.json"),
         onnx_speed=read_figures(arguments.records / "onnx_speed.json"),
+        live_catalog=read_figures(arguments.records / "live_catalog.json"),
         trees={path.stem: json.loads(path.read_text("utf-8")) for path in arguments.records.glob("trees/*.json")},
         synthetic=read_figures(arguments.records / "synthetic_siblings.json"),
     )

@@ -6,7 +6,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, hf_hub_download
 from typer.testing import CliRunner
 
 import hub_server
@@ -440,10 +440,11 @@ def test_a_changed_catalog_publishes_its_new_files_alone_and_the_repository_serv
     assert again.catalog.versions() == catalog.versions()
     assert "new" in again.recommend(["i3"], top_k=29).item_ids
     assert "version 3" in hub_card("me/toy")
+    push_ids(run, "toy-ids")
+    listed = pq.read_table(hf_hub_download("me/toy-ids", "ids.parquet", repo_type="dataset"))["item_id"].to_pylist()
+    assert set(listed) == set(again.recommend([[]], top_k=40).item_ids[0])
 
 
 def hub_card(repo_id):
-    from huggingface_hub import hf_hub_download
-
     with open(hf_hub_download(repo_id, "README.md"), encoding="utf-8") as file:
         return file.read()
