@@ -34,6 +34,10 @@ def _serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that compute.", show_default="the cores there are")
     ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Text encoder for new items.", show_default="the one of training"),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a repository.")] = None,
     device: Device = None,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="A line on stderr per request.")] = False,

@@ -51,6 +51,8 @@ def add_catalog_routes(app: FastAPI, state: ServerState) -> None:
                 raise HTTPException(422, str(error)) from error
             except ImportError as error:  # texts need the encoder's library
                 raise HTTPException(501, str(error)) from error
+            except OSError as error:  # and the encoder; nothing was changed
+                raise HTTPException(503, str(error)) from error
 
     @router.get("/status", responses=_REFUSED)
     async def status() -> CatalogStatus:
@@ -68,7 +70,7 @@ def add_catalog_routes(app: FastAPI, state: ServerState) -> None:
             vectors = None if body.vectors is None else np.array(body.vectors, np.float32)
         except ValueError as error:
             raise HTTPException(422, "`vectors` must be of one length.") from error
-        return await changed(lambda catalog: catalog.add(items, vectors=vectors))
+        return await changed(lambda catalog: catalog.add(items, vectors=vectors, encoder=state.settings.encoder))
 
     @router.post("/remove", responses=_REFUSED)
     async def remove(body: RemoveRequest) -> CatalogChange:

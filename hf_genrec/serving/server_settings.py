@@ -35,6 +35,8 @@ class ServerSettings:
         token (`str`, *optional*):
             What the routes that change the catalog ask for as `Authorization: Bearer ...`. `None` turns these routes
             off unless the server listens on a loopback address.
+        encoder (`str`, *optional*):
+            Folder of the text encoder for new items, where training read a local one; `None` for the model it names.
         max_body (`int`, *optional*, defaults to 8 MiB): Bytes of a request's body; more is answered by 413.
         max_histories (`int`, *optional*, defaults to 256): Histories of a request.
         max_history_length (`int`, *optional*, defaults to 1000): Items of a history. The model reads the latest.
@@ -55,6 +57,7 @@ class ServerSettings:
     drain: float = 3.0
     threads: int | None = None
     token: str | None = None
+    encoder: str | None = None
     max_body: int = 8 << 20
     max_histories: int = 256
     max_history_length: int = 1000
@@ -66,7 +69,7 @@ class ServerSettings:
         least = {"port": 0, "window_ms": 0, "drain": 0, "timeout": 0.001}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("host", "token") or value is None:
+            if field.name in ("host", "token", "encoder") or value is None:
                 continue
             if not value >= least.get(field.name, 1):
                 raise ValueError(f"`{field.name}` must be at least {least.get(field.name, 1)}, got {value!r}.")

@@ -423,3 +423,13 @@ def test_change_that_cannot_be_is_refused_with_the_reason(recommender, path, bod
 
     assert answer.status_code == 422
     assert text in answer.text
+
+
+def test_encoder_that_cannot_be_reached_is_named_and_changes_nothing(recommender, monkeypatch):
+    def add(items, *, vectors, encoder):
+        raise OSError(f"no encoder in {encoder}")
+
+    monkeypatch.setattr(recommender.catalog, "add", add)
+    (answer,) = ask(recommender, {"items": [{"item_id": "new"}]}, path="/catalog/add", encoder="some/folder")
+
+    assert (answer.status_code, answer.json()["detail"]) == (503, "no encoder in some/folder")
