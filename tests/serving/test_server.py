@@ -13,13 +13,13 @@ import time
 
 import httpx
 import pytest
-from live_shops import free_codes, shop_of
 
 from hf_genrec import Recommender
 from hf_genrec.serving.server import create_app, num_threads, serve
 from hf_genrec.serving.server_batches import MicroBatcher, QueueFullError
 from hf_genrec.serving.server_settings import ServerSettings
 from hf_genrec.training.threads import threads
+from live_shops import free_codes, shop_of
 from saved_folders import ITEM_IDS, make_folder
 from served import accepts, assert_soon, served
 
