@@ -45,8 +45,8 @@ def live_catalog_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     return [
         "## A catalog that changes",
         f"{figures['num_added']:,} items are added to {figures['num_items']:,} in a folder on disk, from vectors of "
-        "384 columns; then the first list that holds one of them. Medians on one of two cores that other programs used "
-        "too, hence the column of computing alone. The last column is a short text with its encoder "
+        "384 columns; then the first list that holds one of them. Medians on one of two cores that other programs "
+        "used too, hence the column of computing alone. The last column is a short text with its encoder "
         "(all-MiniLM-L6-v2), loading it included. Made by `scripts/evidence/benchmark_live_catalog.py`.",
         markdown_table(rows, num_left=1),
         f"**Against rebuilds.** {num_steps:,} random steps (add, remove, bring back, roll back): after each the trie "
