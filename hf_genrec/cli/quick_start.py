@@ -58,6 +58,9 @@ SCHEDULE: dict[str, Any] = LatteConfig.default_schedule | {
     "learning_rate": 3e-3, "per_device_train_batch_size": 512, "num_train_epochs": 16, "eval_strategy": "steps",
     "eval_steps": 0.25, "save_strategy": "steps", "save_steps": 0.25, "num_eval_users": -1,
     "per_device_eval_batch_size": 256, "seed": 1,
+    # The last weights, not those with the best lists by themselves: on the validation users whose lists chose no
+    # weights the sum has 0.1386 with the last and 0.1312 with the best alone (epoch 8 of 16).
+    "load_best_model_at_end": False,
 }  # fmt: skip
 EXCLUDE_SEEN = True  # a film is rated once: for the model and the baselines alike
 LINEAR = ("ridge", "item-knn")  # methods of `fit_run`
@@ -186,8 +189,8 @@ class _Walk:
             )
             train_run(self.prepared, starting, folder, args, resume=True, command="hf-genrec demo")
         training = read_training(folder)
-        best = training["best_metric"]
-        found = "" if best is None else f", best validation ndcg@10: {best:.4f}"
+        validated = [entry["eval_ndcg@10"] for entry in training["log_history"] if "eval_ndcg@10" in entry]
+        found = f", validation ndcg@10: {validated[-1]:.4f}" if validated else ""
         self.console.print(f"{training['minutes']:.1f} minutes{found}")
 
     def join(self) -> None:
