@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from live_shops import rebuilt, shop_of
 
 import benchmark_live_catalog
+from live_shops import rebuilt, shop_of
 
 
 def test_a_quick_run_writes_its_record(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from live_shops import rebuilt, shop_of
 
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from live_shops import free_codes, model_of, rebuilt, shop_of
 from transformers import AutoModel, pipeline
 
 from hf_genrec import Recommender
 from hf_genrec.serving.catalog_files import current_number
+from live_shops import free_codes, model_of, rebuilt, shop_of
 from saved_folders import make_folder
 
 
