@@ -8,8 +8,8 @@ import time
 
 import httpx
 
-from hf_genrec.serving.server import serve
-from hf_genrec.serving.server_settings import ServerSettings
+from hf_genrec.serving.server.app import serve
+from hf_genrec.serving.server.settings import ServerSettings
 
 
 @contextlib.contextmanager

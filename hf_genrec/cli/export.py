@@ -46,11 +46,11 @@ def _export(
         check_model_name(run)
         recommender = Recommender.from_pretrained(run, device="cpu")
         if to == "onnx":
-            from hf_genrec.serving.onnx_graph import export_onnx
+            from hf_genrec.serving.export.onnx_graph import export_onnx
 
             path = export_onnx(recommender, output, top_k=top_k, int8=int8)
         else:
-            from hf_genrec.serving.export_catalog import export_catalog
+            from hf_genrec.serving.export.catalog import export_catalog
 
             path = export_catalog(recommender, output, format=to)
         result = {"output": str(path), "to": to, "num_items": recommender.catalog.version.num_items}

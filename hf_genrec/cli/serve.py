@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_genrec.cli.command_line import Device, app, arguments_for, given, output_on
-from hf_genrec.serving.server_settings import TOKEN_VARIABLE, ServerSettings
+from hf_genrec.serving.server.settings import TOKEN_VARIABLE, ServerSettings
 
 
 _DEFAULT = ServerSettings()
@@ -60,7 +60,7 @@ def _serve(
     settings = ServerSettings(**arguments_for(ServerSettings, ctx), token=os.environ.get(TOKEN_VARIABLE))
     with output_on(False):
         from hf_genrec.serving.recommender import Recommender, check_model_name
-        from hf_genrec.serving.server import serve
+        from hf_genrec.serving.server.app import serve
 
         check_model_name(model)
         options: dict[str, Any] = given({"revision": revision, "device": device})

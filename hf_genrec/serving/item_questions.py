@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from hf_genrec.modeling.genrec_recommend import evaluation_mode
-from hf_genrec.serving.snapshot import Snapshot
+from hf_genrec.serving.catalog.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

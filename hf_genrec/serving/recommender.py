@@ -31,12 +31,12 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from hf_genrec.files import read_table, reading, restored
 from hf_genrec.modeling.genrec_folder import batch_of, check_manifest, write_manifest
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
-from hf_genrec.serving.catalog_files import current_number
+from hf_genrec.serving.catalog.files import current_number
+from hf_genrec.serving.catalog.live_catalog import LiveCatalog
+from hf_genrec.serving.catalog.snapshot import ItemRule, Snapshot
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
 from hf_genrec.serving.item_questions import Reason, item_vectors, reasons, similar_items, user_vectors
-from hf_genrec.serving.live_catalog import LiveCatalog
 from hf_genrec.serving.recommendations import Recommendations
-from hf_genrec.serving.snapshot import ItemRule, Snapshot
 from hf_genrec.tokenizers.base import PROGRESS_DELAY
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 

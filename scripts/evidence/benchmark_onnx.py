@@ -34,8 +34,8 @@ from hf_genrec import (
 )
 from hf_genrec.evaluation.metrics import ndcg_per_user
 from hf_genrec.files import write_json
-from hf_genrec.serving.onnx_graph import export_onnx
-from hf_genrec.serving.onnx_recommender import OnnxRecommender
+from hf_genrec.serving.export.onnx_graph import export_onnx
+from hf_genrec.serving.export.onnx_recommender import OnnxRecommender
 from server_results import onnx_blocks
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_genrec import Recommender
-from hf_genrec.serving.export_catalog import CATALOG_FORMATS, export_catalog, static_index
+from hf_genrec.serving.export.catalog import CATALOG_FORMATS, export_catalog, static_index
 from invariants.model import CODEBOOK_SIZE
 from saved_folders import ITEM_IDS, make_folder
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from transformers import AutoModel, pipeline
 
 from hf_genrec import Recommender
-from hf_genrec.serving.catalog_files import current_number
+from hf_genrec.serving.catalog.files import current_number
 from live_shops import free_codes, model_of, rebuilt, shop_of
 from saved_folders import make_folder
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from hf_genrec import Recommender
-from hf_genrec.serving.onnx_graph import export_onnx, ranking_graph
-from hf_genrec.serving.onnx_recommender import OnnxRecommender
+from hf_genrec.serving.export.onnx_graph import export_onnx, ranking_graph
+from hf_genrec.serving.export.onnx_recommender import OnnxRecommender
 from invariants.model import make_model, tiny_config
 from saved_folders import ITEM_IDS, make_folder, model_of
 
@@ -109,4 +109,4 @@ def test_missing_extra_is_named_with_its_command(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
 
     with pytest.raises(ImportError, match=re.escape('pip install "hf-genrec[onnx]"')):
-        importlib.import_module("hf_genrec.serving.onnx_graph").export_onnx(recommender, tmp_path)
+        importlib.import_module("hf_genrec.serving.export.onnx_graph").export_onnx(recommender, tmp_path)

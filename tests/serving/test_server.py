@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from hf_genrec import Recommender
-from hf_genrec.serving.server import create_app, num_threads, serve
-from hf_genrec.serving.server_batches import MicroBatcher, QueueFullError
-from hf_genrec.serving.server_settings import ServerSettings
+from hf_genrec.serving.server.app import create_app, num_threads, serve
+from hf_genrec.serving.server.batches import MicroBatcher, QueueFullError
+from hf_genrec.serving.server.settings import ServerSettings
 from hf_genrec.training.threads import threads
 from live_shops import free_codes, shop_of
 from saved_folders import ITEM_IDS, make_folder
@@ -348,11 +348,11 @@ def test_requests_in_flight_are_answered_after_sigterm(recommender):
 
 
 def test_missing_extra_is_named_with_its_command(monkeypatch):
-    monkeypatch.delitem(sys.modules, "hf_genrec.serving.server")
+    monkeypatch.delitem(sys.modules, "hf_genrec.serving.server.app")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
 
     with pytest.raises(ImportError, match=re.escape('pip install "hf-genrec[serve]"')):
-        importlib.import_module("hf_genrec.serving.server")
+        importlib.import_module("hf_genrec.serving.server.app")
 
 
 def test_threads_stay_within_the_quota_of_a_container(tmp_path):

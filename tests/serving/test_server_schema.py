@@ -14,8 +14,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from hf_genrec import Recommender
-from hf_genrec.serving.server import create_app
-from hf_genrec.serving.server_settings import ServerSettings
+from hf_genrec.serving.server.app import create_app
+from hf_genrec.serving.server.settings import ServerSettings
 from saved_folders import make_folder
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_genrec.serving.recommender import Recommender
-from hf_genrec.serving.server_settings import TOKEN_VARIABLE, ServerSettings
+from hf_genrec.serving.server.settings import TOKEN_VARIABLE, ServerSettings
 
 
 try:
@@ -33,7 +33,7 @@ try:
     from starlette.exceptions import HTTPException as AnyHTTPException
     from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-    from hf_genrec.serving.server_bodies import (
+    from hf_genrec.serving.server.bodies import (
         Info,
         Problem,
         RecommendRequest,
@@ -41,15 +41,15 @@ try:
         Status,
         recommend_model,
     )
-    from hf_genrec.serving.server_catalog import add_catalog_routes
-    from hf_genrec.serving.server_metrics import RequestDoor, ServerMetrics, too_large
+    from hf_genrec.serving.server.catalog import add_catalog_routes
+    from hf_genrec.serving.server.metrics import RequestDoor, ServerMetrics, too_large
 except ImportError as error:
     raise ImportError(
         f'The server needs fastapi, uvicorn and prometheus-client: pip install "hf-genrec[serve]" ({error}).'
     ) from error
 
-from hf_genrec.serving.server_answers import Asked, answers_of
-from hf_genrec.serving.server_batches import MicroBatcher, QueueFullError
+from hf_genrec.serving.server.answers import Asked, answers_of
+from hf_genrec.serving.server.batches import MicroBatcher, QueueFullError
 
 
 if TYPE_CHECKING:

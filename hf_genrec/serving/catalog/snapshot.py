@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from hf_genrec.modeling.genrec_folder import batch_of, items_fingerprint, look_up
-from hf_genrec.serving.grown_model import with_closed, with_items
+from hf_genrec.serving.catalog.grown_model import with_closed, with_items
 
 
 MAX_CHUNKS = 64  # of the item table, which has one more after each addition

@@ -20,7 +20,7 @@ from prometheus_client import (
 )
 from starlette.responses import JSONResponse
 
-from hf_genrec.serving.server_settings import ServerSettings
+from hf_genrec.serving.server.settings import ServerSettings
 
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)

@@ -14,7 +14,7 @@ TOKEN_VARIABLE = "HF_GENREC_TOKEN"  # noqa: S105 (the name of an environment var
 @dataclass(frozen=True)
 class ServerSettings:
     """
-    Settings of [`~hf_genrec.serving.server.create_app`] and of `hf-genrec serve`.
+    Settings of [`~hf_genrec.serving.server.app.create_app`] and of `hf-genrec serve`.
 
     Args:
         host (`str`, *optional*, defaults to `"127.0.0.1"`): Address to listen on; `"0.0.0.0"` for all networks.

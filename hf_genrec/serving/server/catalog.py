@@ -13,7 +13,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from hf_genrec.serving.server_bodies import (
+from hf_genrec.serving.server.bodies import (
     AddRequest,
     CatalogChange,
     CatalogStatus,
@@ -21,11 +21,11 @@ from hf_genrec.serving.server_bodies import (
     RemoveRequest,
     RollbackRequest,
 )
-from hf_genrec.serving.server_settings import TOKEN_VARIABLE, ServerSettings, is_loopback
+from hf_genrec.serving.server.settings import TOKEN_VARIABLE, ServerSettings, is_loopback
 
 
 if TYPE_CHECKING:
-    from hf_genrec.serving.server import ServerState
+    from hf_genrec.serving.server.app import ServerState
 
 _REFUSED: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 401, 403, 413, 422, 501, 503)}
 _bearer = HTTPBearer(auto_error=False, description=f"What the server was started with as {TOKEN_VARIABLE}.")

@@ -24,7 +24,7 @@ import torch
 from hf_genrec.files import first_five
 from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.modeling.genrec_live_items import ranges_of, rows_of, set_rows
-from hf_genrec.serving.catalog_files import (
+from hf_genrec.serving.catalog.files import (
     CatalogVersion,
     StoredCatalog,
     VersionRecord,
@@ -33,9 +33,9 @@ from hf_genrec.serving.catalog_files import (
     read_catalog,
     write_version,
 )
-from hf_genrec.serving.grown_model import why_not_growable
-from hf_genrec.serving.new_rows import coded_rows, new_rows
-from hf_genrec.serving.snapshot import Snapshot
+from hf_genrec.serving.catalog.grown_model import why_not_growable
+from hf_genrec.serving.catalog.new_rows import coded_rows, new_rows
+from hf_genrec.serving.catalog.snapshot import Snapshot
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 from hf_genrec.tokenizers.new_items import ItemCoder
 

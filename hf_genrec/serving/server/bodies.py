@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_mod
 from pydantic_core import PydanticCustomError
 
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig
-from hf_genrec.serving.server_settings import ServerSettings
+from hf_genrec.serving.server.settings import ServerSettings
 
 
 ItemId = Annotated[str, StringConstraints(max_length=512)]

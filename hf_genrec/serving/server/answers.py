@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from hf_genrec.serving.recommender import Recommender
-from hf_genrec.serving.server_bodies import RecommendRequest, RecommendResponse
+from hf_genrec.serving.server.bodies import RecommendRequest, RecommendResponse
 
 
 class Options(NamedTuple):

@@ -31,7 +31,7 @@ class OnnxRecommender:
     >>> import tempfile
     >>> import pyarrow as pa
     >>> from hf_genrec import Recommender, SASRecConfig, SASRecForItemGeneration
-    >>> from hf_genrec.serving.onnx_graph import export_onnx
+    >>> from hf_genrec.serving.export.onnx_graph import export_onnx
     >>> model = SASRecForItemGeneration(SASRecConfig(num_items=3, d_model=8, num_heads=1))
     >>> shop = Recommender(model, pa.table({"item_id": ["tea", "cup", "pot"]}))
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,1 @@
+"""A catalog that changes while it is served."""

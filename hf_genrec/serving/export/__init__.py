@@ -1,0 +1,1 @@
+"""A recommender for other engines: ONNX graphs and catalogs."""
