@@ -287,7 +287,7 @@ def time_in_turns(
 
 
 def timing(seconds: list[float], num_users: int) -> dict:
-    """What the report tells about one variant in one cell."""
+    """What the report says about one variant in one cell."""
     median = statistics.median(seconds)
     return {
         "milliseconds": round(1000 * median, 2),

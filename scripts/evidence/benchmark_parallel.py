@@ -224,7 +224,7 @@ def ndcg_of(model: Any, users: Users, options: dict[str, Any], arguments: argpar
 
 
 def graph_folder(arguments: argparse.Namespace, num_items: int) -> Path:
-    """Its name tells the weights and the most neighbours that a walk follows: another graph stands elsewhere."""
+    """Its name states the weights and the most neighbours that a walk follows: another graph stands elsewhere."""
     return arguments.graphs / f"{conditions_of(arguments)['weights']}_{num_items}x{most_neighbors(arguments)}"
 
 

@@ -42,7 +42,7 @@ from hf_genrec.files import write_json
 
 SPACE = Path(__file__).resolve().parents[2] / "spaces_demo"
 TOP_K, NUM_BEAMS = 10, 50  # what the page begins with
-NUM_FIRST = 5  # items of a visit's first history; the page's own examples have fewer, which tells the two apart
+NUM_FIRST = 5  # items of a visit's first history; the page's own examples have fewer
 LISTED = "[...document.querySelectorAll('#ranked li[data-id]')].map(row => row.dataset.id)"
 CLICK = """number => new Promise((done, failed) => {
   setTimeout(() => failed(new Error('no new list in 20 seconds')), 20000);

@@ -1,7 +1,7 @@
 """
 Records of sweeps and of decoding benchmarks in, sections of the page `RESULTS.md` out.
 
-A sweep record tells of one trained run: a row per split, number of beams and treatment of latents, made by
+A sweep record describes one trained run: a row per split, number of beams and treatment of latents, made by
 `sweep_beams.py`; `sweep_popularity.py` adds what corrections of popularity do. The benchmarks are those of
 `benchmark_decoding.py` and `benchmark_catalog.py`.
 """

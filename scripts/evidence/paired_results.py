@@ -46,7 +46,7 @@ def evidence_blocks(records: Iterable[Mapping[str, Any]], baselines: Sequence[Ma
         baselines (`list[dict]`, *optional*): Records of baselines alone.
 
     Returns:
-        `list[str]`: blocks of Markdown; empty where no record tells more.
+        `list[str]`: blocks of Markdown; empty where no record has more.
     """
     evaluations = _evaluations(records, {})
     others = baseline_systems(_evaluations(baselines, {}))

@@ -97,7 +97,7 @@ def check_ids(arguments: argparse.Namespace, recommender: Recommender) -> None:
 
 
 def run_facts(arguments: argparse.Namespace, recommender: Recommender) -> dict:
-    """What the results page tells about a run, beyond its evaluation."""
+    """What the results page says about a run, beyond its evaluation."""
     semantic_ids = None if arguments.ids is None else load_tokenized(arguments.ids)[0]
     training = read_training(arguments.run)
     return {

@@ -2,7 +2,7 @@
 Result records in, the page `RESULTS.md` out: one JSON file per trained and evaluated run, one table per data set; what
 is said about decoding comes from `decoding_results.py`.
 
-A result record is an evaluation record whose `run` tells everything about the run: the fields of [`RUN_FIELDS`], which
+A result record is an evaluation record whose `run` holds everything about the run: the fields of [`RUN_FIELDS`], which
 must all be there, and what else is worth keeping. Its file is named after the run, so a run whose file exists is done.
 """
 

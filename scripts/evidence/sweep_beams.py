@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def run_parser(description: str | None, *, records: str) -> argparse.ArgumentParser:
-    """What every sweep over a trained run is told."""
+    """Options of every sweep over a trained run."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder that `hf-genrec train` wrote")
     parser.add_argument("prepared", help="folder that `hf-genrec prepare` wrote")
@@ -210,7 +210,7 @@ def retime(record: dict[str, Any], users: Users, arguments: argparse.Namespace) 
 
 
 def settings_of(num_beams: int | None, latent_aggregation: str, num_rescored: int = 0) -> dict[str, Any]:
-    """What tells the rows of a split apart; no beams stand for exact scores."""
+    """What distinguishes the rows of a split; no beams stand for exact scores."""
     return {"num_beams": num_beams, "latent_aggregation": latent_aggregation, "num_rescored": num_rescored}
 
 

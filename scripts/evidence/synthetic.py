@@ -2,7 +2,7 @@
 An invented world in which siblings in the tree of semantic IDs are liked by different users.
 
 Users belong to two groups. Items come in triples: the first is liked by group A, the third by group B, the second lies
-between the two for both. Only who bought what tells the three apart. In the tree `"siblings"` the items of a triple
+between the two for both. Only who bought what distinguishes the three. In the tree `"siblings"` the items of a triple
 share all codes but the last, as items with alike texts do, so a decoder must tell them apart at the last level, by the
 user; which last code means which liking differs from triple to triple. In the tree `"aligned"` the very same leaves
 are dealt out so that siblings are liked by the same users. Item indices and probabilities are NumPy arrays.
@@ -53,7 +53,7 @@ class SiblingWorld:
         """
         Items of new users, half of them of each group.
 
-        Given the group the items of a user are independent, so a history tells the group and nothing else.
+        Given the group the items of a user are independent, so a history determines the group and nothing else.
 
         Args:
             num_users (`int`):
@@ -74,7 +74,7 @@ class SiblingWorld:
 
     def group_probabilities(self, histories: NDArray[np.integer]) -> NDArray[np.float64]:
         """
-        What a history tells about the group.
+        What a history says about the group.
 
         Args:
             histories (`np.ndarray` of shape `(num_users, length)`):
@@ -148,7 +148,7 @@ def make_sibling_world(
         raise ValueError(f"`triple_share` must lie in (0, 1), got {triple_share}.")
     random = np.random.default_rng(seed)
     num_items = 3 * (num_triples + num_fillers)
-    order = random.permutation(num_items)  # the index of an item tells nothing
+    order = random.permutation(num_items)  # the index of an item carries no information
     triples, fillers = order[: 3 * num_triples].reshape(-1, 3), order[3 * num_triples :].reshape(3, -1)
     shares = np.array(liking) / sum(liking) * triple_share / num_triples
     probabilities = np.zeros((2, num_items))

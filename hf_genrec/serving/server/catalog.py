@@ -101,7 +101,7 @@ def check_length(name: str, values: list[Any], settings: ServerSettings) -> None
 
 
 def _guard(settings: ServerSettings) -> Callable[..., None]:
-    """Lets nobody through without the token; where there is none, only this machine."""
+    """Refuses requests without the token; where none is set, all but those of this machine."""
 
     def check(
         request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)] = None
