@@ -27,11 +27,11 @@ def test_clients_count_what_they_got_and_tables_show_it(script, address):
     places = set()
 
     found = asyncio.run(
-        script.run_clients(address, histories, clients=3, seconds=0.3, check=lambda place, answer: places.add(place))
+        script.run_clients(address, histories, clients=3, seconds=2.0, check=lambda place, answer: places.add(place))
     )
 
     assert found["outcomes"] == {"200": len(found["milliseconds"])}
-    assert set() < places <= set(range(7))  # all of them, were the machine not busy
+    assert places == set(range(7))
     assert script.batches_of(address)[0] == len(found["milliseconds"])
     cell = {"mode": "one by one", "clients": 3, "users_per_batch": 1.5}
     cell |= script.middle_of([script.figures_of(found), script.figures_of(found)])
