@@ -133,7 +133,10 @@ class GenRecTrainer(Trainer):
             return
         loader = DataLoader(rows, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
         figures = choose_dense_weight(
-            model, map(self._prepare_inputs, loader), latent_aggregation=self.args.latent_aggregation
+            model,
+            map(self._prepare_inputs, loader),
+            leaves_out=self.leaves_out_seen,
+            latent_aggregation=self.args.latent_aggregation,
         )
         model.recommend_config.dense_weight = best_weight(figures)
         self.log(

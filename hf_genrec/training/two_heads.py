@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from hf_genrec.data.prepared import MAX_REPEAT_RATE
 from hf_genrec.evaluation.metrics import ndcg_at_k
 
 
@@ -36,6 +35,7 @@ def choose_dense_weight(
     model: Any,
     batches: Iterable[dict[str, torch.Tensor]],
     *,
+    leaves_out: bool,
     num_beams: int = 50,
     latent_aggregation: str = "max",
     weights: Sequence[float] = DENSE_WEIGHTS,
@@ -43,14 +43,12 @@ def choose_dense_weight(
     """
     The ndcg@10 of lists by both heads for several weights of the dense one.
 
-    Candidates and their two scores are computed once. Items of the history are left out where (almost) no target
-    stands in its history, as serving does by default.
+    Candidates and their two scores are computed once.
 
     Args: a model with a dense head; batches of `input_ids`, `attention_mask` and `labels`, of which the last label is
-    the target; width of the search, score of an item over latents, and the weights to try.
+    the target; whether items of the history may stand in no list; width of the search, score of an item over latents,
+    and the weights to try.
     """
-    batches = list(batches)
-    leaves_out = _share_of_repeats(model, batches) <= MAX_REPEAT_RATE
     options: dict[str, Any] = {"num_beams": num_beams, "latent_aggregation": latent_aggregation}
     parts = [ranks_by_weight(model, batch, leaves_out=leaves_out, weights=weights, **options) for batch in batches]
     ranks = torch.cat(parts).cpu().numpy()
@@ -69,7 +67,7 @@ def ranks_by_weight(
     """
     0-based rank of each row's target in lists by both heads, `(B, number of weights)`; -1 where it is no candidate.
 
-    Args: see [`choose_dense_weight`]. `leaves_out` says whether items of the history may stand in no list.
+    Args: see [`choose_dense_weight`].
     """
     input_ids, mask = batch["input_ids"], batch["attention_mask"]
     allowed = _unseen(model, input_ids, mask) if leaves_out else None
@@ -82,16 +80,6 @@ def ranks_by_weight(
 def best_weight(figures: Mapping[float, float]) -> float:
     """The weight with the largest figure, of equal ones the smallest. Args: what [`choose_dense_weight`] returns."""
     return max(sorted(figures), key=lambda weight: figures[weight])
-
-
-def _share_of_repeats(model: Any, batches: Sequence[dict[str, torch.Tensor]]) -> float:
-    """The share of targets that stand in their own history."""
-    repeats = [torch.zeros(0, dtype=torch.bool)]
-    for batch in batches:
-        is_item = model.is_item(batch["input_ids"], batch["attention_mask"])
-        targets = batch["labels"].amax(dim=1, keepdim=True)
-        repeats.append(((batch["input_ids"] == targets) & is_item).any(1).cpu())
-    return float(torch.cat(repeats).double().mean())
 
 
 def _unseen(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,7 @@ def test_figures_are_those_of_the_lists_that_serving_gives(repeats):
     labels = torch.full_like(input_ids, -100).scatter(1, mask.sum(1, keepdim=True) - 1, targets[:, None])
     batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
-    figures = choose_dense_weight(model, [batch], weights=(0.0, 2.0), num_beams=29)
+    figures = choose_dense_weight(model, [batch], leaves_out=not repeats, weights=(0.0, 2.0), num_beams=29)
 
     for weight, figure in figures.items():
         lists = model.recommend(
