@@ -148,7 +148,9 @@ def _shared(model: Any, row: int, target: int) -> tuple[int, ...]:
     if not model.config.has_codes:
         return ()
     codes, others = model.item_codes[row].tolist(), model.item_codes[target].tolist()
-    length = next((level for level, (code, other) in enumerate(zip(codes, others)) if code != other), len(codes))  # noqa: B905
+    length = next(
+        (level for level, (code, other) in enumerate(zip(codes, others, strict=True)) if code != other), len(codes)
+    )
     return tuple(codes[:length])
 
 
