@@ -12,7 +12,7 @@ model.
 import torch
 
 from .genrec_folder import CheckpointMixin, ItemTokensMixin, catalog_fingerprint
-from .genrec_live_items import LiveItemsMixin
+from .genrec_lists import LiveItemsMixin
 
 
 # a dense (nodes x codes) table of legal codes is kept for levels up to this many entries (bytes); those above, and

@@ -1,5 +1,5 @@
 """
-What makes a list of scores: the best of them or a sample, rules, prior corrections and diversity.
+What makes a list of scores: which items are open, rules, diversity, and the best of some scores or a sample.
 
 Scores stay log-probabilities of the model; only which items come and in what order changes. Choices come out the same
 in whatever pieces and on whatever device they are made. `torch.topk` leaves open which of several equal values it
@@ -7,37 +7,133 @@ takes; here the first wins. A generator gives a user other numbers when users or
 here each number is a hash of the seed, a number of the user and a number of the item.
 """
 
+import hashlib
+import json
 import math
+from pathlib import Path
 
 import torch
 
+from .genrec_folder import optional_file
 
-# --- prior corrections -------------------------------------------------------------------------------------------
+
+VERSIONS_FILE = "catalog/versions.json"  # in which a folder keeps the versions of its catalog
 
 
-def item_penalties(item_prior: torch.Tensor, prior_correction: float, *, num_items: int) -> torch.FloatTensor:
+# --- items that are closed -------------------------------------------------------------------------------------
+#
+# A removed item keeps its row, token and semantic ID, so that histories with it stay readable; it is closed: no list
+# holds it and no probability is left to it. Which rows are closed stands in the config as ranges such as `"3,7-9"`.
+
+
+def ranges_of(rows: torch.BoolTensor) -> str:
     """
-    What a prior correction subtracts from the score of each item in ranking: `prior_penalties` of the leaves, for
-    catalogs without a trie.
+    The places of `True` in `(num_items,)` as ranges.
 
-    `item_prior` `(num_items,)` holds positive weights, which are normalised here.
-
-    >>> item_penalties(torch.tensor([1, 1, 2]), 2.0, num_items=3).exp().tolist()
-    [0.0625, 0.0625, 0.25]
+    >>> ranges_of(torch.tensor([False, True, False, True, True, True]))
+    '1,3-5'
     """
-    check_prior(item_prior, num_items=num_items)
-    prior = item_prior.double()
-    return (prior_correction * (prior.log() - prior.sum().log())).float()
+    places = rows.nonzero()[:, 0].tolist()
+    parts: list[str] = []
+    start = 0
+    for end in range(1, len(places) + 1):
+        if end == len(places) or places[end] != places[end - 1] + 1:
+            first, last = places[start], places[end - 1]
+            parts.append(str(first) if first == last else f"{first}-{last}")
+            start = end
+    return ",".join(parts)
 
 
-def check_prior(item_prior: torch.Tensor, *, num_items: int) -> None:
-    """Whether a prior has a positive number for each item."""
-    if item_prior.shape != (num_items,):
-        raise ValueError(f"`item_prior` must have shape ({num_items},), got {tuple(item_prior.shape)}.")
-    if not bool((item_prior > 0).all() & item_prior.isfinite().all()):
-        raise ValueError(
-            "`item_prior` must be positive and finite for every item: an item of prior 0 would rank first."
-        )
+def rows_of(ranges: str | None, num_items: int) -> torch.BoolTensor:
+    """
+    What `ranges_of` wrote as a mask `(num_items,)`; places from `num_items` on are left out.
+
+    >>> rows_of("1,3-5,9", 6).int().tolist()
+    [0, 1, 0, 1, 1, 1]
+    """
+    rows = torch.zeros(num_items, dtype=torch.bool)
+    set_rows(rows, ranges, True)
+    return rows
+
+
+def set_rows(rows, ranges: str | None, value: bool) -> None:
+    """Write `value` at the places of `ranges` into a mask `(num_items,)`, a tensor or an array."""
+    try:
+        for part in ranges.split(",") if ranges else ():
+            first, _, last = part.partition("-")
+            rows[int(first) : int(last or first) + 1] = value
+    except ValueError as error:
+        raise ValueError(f"`closed_items` must be rows and ranges such as '3,7-9', got {ranges[:50]!r}.") from error
+
+
+def read_versions(path: str | Path) -> dict:
+    """What a file of versions holds, after comparing it with its own digest; `ValueError` if it is damaged."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        is_whole = content.pop("digest") == digest_of(content)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{path} is damaged: it must be the one that was saved. Write or fetch the folder again.")
+    return content
+
+
+def digest_of(content: dict) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class LiveItemsMixin:
+    """What of a model's items is open; for every model whose config has `closed_items`."""
+
+    num_unread_items = 0  # added after training, in a file that `from_pretrained` of a model does not read
+    _open_items: tuple[str, torch.Tensor] | None = None
+
+    @property
+    def open_items(self) -> torch.BoolTensor | None:
+        """Which items may be recommended, `(num_items,)`; `None` where all may."""
+        ranges = self.config.closed_items
+        if not ranges:
+            return None
+        if self._open_items is None or self._open_items[0] != ranges or self._open_items[1].device != self.device:
+            self._open_items = ranges, (~rows_of(ranges, self.config.num_items)).to(self.device)
+        return self._open_items[1]
+
+    def only_open(self, logits: torch.Tensor) -> torch.Tensor:
+        """Scores of all items `(..., num_items)` with `-inf` for those that are closed."""
+        is_open = self.open_items
+        return logits if is_open is None else logits.masked_fill(~is_open, -float("inf"))
+
+    def allowed_and_open(self, allowed: torch.BoolTensor | None) -> torch.BoolTensor | None:
+        """Of the items that rules allow `(batch_size or 1, num_items)`, `None` for all, those that are open."""
+        is_open = self.open_items
+        if is_open is None or allowed is None:
+            return allowed if is_open is None else is_open.unsqueeze(0)
+        return allowed & is_open
+
+    def close_items(self, closed: torch.BoolTensor) -> None:
+        """
+        Say which items are closed, `(num_items,)`; others are open. Raises `ValueError` for another shape, or if none
+        were left.
+        """
+        if closed.dtype != torch.bool or tuple(closed.shape) != (self.config.num_items,) or bool(closed.all()):
+            raise ValueError(
+                f"`closed` must be a mask over the {self.config.num_items} items that leaves one open, got "
+                f"{closed.dtype} of shape {tuple(closed.shape)} with {int((closed == 0).sum())} open."
+            )
+        self.config.closed_items = ranges_of(closed) or None
+        self._open_items = self._catalog = None
+
+    def read_removals(self, source, where: dict) -> None:
+        """
+        Close what the current version of the catalog of a folder or repository has removed of the items that these
+        weights know; `where` is as in `optional_file`.
+        """
+        path = optional_file(source, VERSIONS_FILE, **where)
+        if path is not None:
+            content = read_versions(path)
+            self.close_items(rows_of(content["closed"], self.config.num_items))
+            self.num_unread_items = max(0, content["num_rows"] - self.config.num_items)
 
 
 # --- rules: which items may be recommended -----------------------------------------------------------------------
@@ -140,15 +236,6 @@ def mmr(scores: torch.Tensor, similarity: torch.Tensor, *, top_k: int, diversity
     >>> [mmr(scores, similarity, top_k=3, diversity=diversity).tolist() for diversity in (0.0, 0.5)]
     [[[0, 1, 2]], [[0, 2, 1]]]
     """
-    if scores.ndim != 2 or similarity.shape != (*scores.shape, scores.shape[1]):
-        raise ValueError(
-            "`similarity` must have shape (batch_size, num_pooled, num_pooled) for `scores` of shape (batch_size, "
-            f"num_pooled), got {tuple(similarity.shape)} and {tuple(scores.shape)}."
-        )
-    if not 1 <= top_k <= scores.shape[1]:
-        raise ValueError(f"`top_k` must lie in [1, {scores.shape[1]}] (the size of the pool), got {top_k}.")
-    if not 0 <= diversity <= 1:
-        raise ValueError(f"`diversity` must lie in [0, 1], got {diversity}.")
     scores, order = scores.float().sort(dim=1, descending=True, stable=True)
     if diversity == 0:
         return order[:, :top_k]
@@ -242,6 +329,16 @@ def check_scores(scores: torch.Tensor, owner: str) -> None:
         raise ValueError(
             f"The scores of this {owner} are no finite numbers: its weights are damaged, or training went wrong. Load "
             "an earlier checkpoint, or train it again with a lower learning rate."
+        )
+
+
+def check_prior(prior: torch.Tensor, *, num_items: int) -> None:
+    """Whether a prior has a positive number for each item."""
+    if prior.shape != (num_items,):
+        raise ValueError(f"`item_prior` must have shape ({num_items},), got {tuple(prior.shape)}.")
+    if not bool((prior > 0).all() & prior.isfinite().all()):
+        raise ValueError(
+            "`item_prior` must be positive and finite for every item: an item of prior 0 would rank first."
         )
 
 

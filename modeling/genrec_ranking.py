@@ -11,7 +11,7 @@ import torch
 
 from .genrec_beams import Beams, GumbelTopK, TraceStep, repeated_paths
 from .genrec_catalog import Catalog
-from .genrec_lists import check_prior, filled_up, numbered
+from .genrec_lists import filled_up, numbered
 from .genrec_recommend import BeamPath
 
 
@@ -113,7 +113,6 @@ def prior_penalties(catalog: Catalog, item_prior: torch.Tensor, prior_correction
     >>> [table.exp().tolist() for table in prior_penalties(catalog, torch.tensor([1, 1, 2]), 1.0)]
     [[1.0], [0.5, 0.5], [0.25, 0.25, 0.5]]
     """
-    check_prior(item_prior, num_items=catalog.num_items)
     prior = item_prior.to(catalog.device).double()[catalog.items_in_order]
     tables = []
     for depth in range(catalog.num_levels + 1):

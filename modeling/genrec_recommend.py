@@ -17,17 +17,17 @@ from transformers.utils import ModelOutput
 
 from .genrec_folder import write_manifest
 from .genrec_lists import (
+    LiveItemsMixin,
     allowed_items,
+    check_prior,
     check_rule,
     check_scores,
     diversify,
     first_of_the_best,
     gumbel_noise,
-    item_penalties,
     rule_rows,
     user_keys,
 )
-from .genrec_live_items import LiveItemsMixin
 from .genrec_recommend_config import RecommendConfig, check_names
 
 
@@ -360,7 +360,7 @@ class RecommendMixin(LiveItemsMixin):
             check_rule(name, rule, config=self.config, batch_size=len(input_ids))
         device = input_ids.device
         if item_prior is not None:
-            request.item_prior = item_prior.to(device)
+            request.item_prior = item_prior.to(device).double()
             request.penalty = self._penalties(request)
         per_user, per_beam = self._ranking_bytes(request, input_ids.shape[1])
         if any(rule is not None for rule in rules.values()):
@@ -389,6 +389,8 @@ class RecommendMixin(LiveItemsMixin):
                 "`prior_correction` and `item_prior` go together: give both or neither, got "
                 f"{options.prior_correction} and {'none' if request.item_prior is None else 'a prior'}."
             )
+        if request.item_prior is not None:
+            check_prior(request.item_prior, num_items=num_items)
         if embeddings is not None and not options.diversity:
             raise ValueError("`item_embeddings` is what `diversity` compares items by: give `diversity` above 0.")
         if embeddings is not None and (embeddings.ndim != 2 or len(embeddings) != num_items):
@@ -398,7 +400,8 @@ class RecommendMixin(LiveItemsMixin):
             )
 
     def _penalties(self, request: RankRequest) -> Any:
-        return item_penalties(request.item_prior, request.options.prior_correction, num_items=self.config.num_items)
+        prior = request.item_prior
+        return (request.options.prior_correction * (prior.log() - prior.sum().log())).float()
 
 
 class ItemScoresMixin(RecommendMixin):

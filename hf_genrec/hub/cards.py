@@ -28,7 +28,7 @@ from hf_genrec.data.protocols import PROTOCOLS
 from hf_genrec.evaluation.record import record_table, shown_cut
 from hf_genrec.files import read_json, read_table
 from hf_genrec.modeling.genrec_folder import TASK
-from hf_genrec.modeling.genrec_live_items import VERSIONS_FILE, read_versions
+from hf_genrec.modeling.genrec_lists import VERSIONS_FILE, read_versions
 
 
 logger = logging.getLogger(__name__)

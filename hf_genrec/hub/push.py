@@ -29,7 +29,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from hf_genrec.hub.cards import check_written, dataset_card, folder_card, is_generated, marked
 from hf_genrec.hub.files import CARD_NAME, Content, files_left_out, is_published, published_files
-from hf_genrec.modeling.genrec_live_items import VERSIONS_FILE
+from hf_genrec.modeling.genrec_lists import VERSIONS_FILE
 from hf_genrec.tokenizers.folder import IDS_NAME, QUANTIZER_NAME, load_tokenized
 
 

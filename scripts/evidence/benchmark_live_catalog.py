@@ -40,7 +40,7 @@ from hf_genrec import (
     SemanticIds,
 )
 from hf_genrec.files import write_json
-from hf_genrec.modeling.genrec_live_items import rows_of
+from hf_genrec.modeling.genrec_lists import rows_of
 from hf_genrec.tokenizers.embeddings import encoder_identity
 from hf_genrec.tokenizers.new_items import CHOICE_NAME, mean_length
 

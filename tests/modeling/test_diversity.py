@@ -431,19 +431,3 @@ def test_diversified_items_keep_their_scores_and_short_pools_are_filled_up():
     expected = torch.tensor([[0.5, 0.05, 0.45, 0.0], [0.3, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(by_codes[1].exp(), expected)
     assert by_embeddings[0].tolist() == [[3, 0], [1, -1]]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"diversity": 1.1}, r"`diversity` must lie in \[0, 1\], got 1.1"),
-        ({"diversity": math.nan}, "`diversity` must lie in"),
-        ({"top_k": 4}, r"`top_k` must lie in \[1, 3\] \(the size of the pool\), got 4"),
-        ({"similarity": torch.ones(2, 3)}, "`similarity` must have shape"),
-    ],
-)
-def test_re_ranking_out_of_range_is_refused(changes, message):
-    arguments = {"scores": torch.zeros(2, 3), "similarity": torch.ones(2, 3, 3), "top_k": 2, "diversity": 0.5}
-
-    with pytest.raises(ValueError, match=message):
-        mmr(**(arguments | changes))

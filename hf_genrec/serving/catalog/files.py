@@ -22,7 +22,7 @@ import pyarrow as pa
 from transformers.utils.hub import cached_file
 
 from hf_genrec.files import read_table, write_table, write_text
-from hf_genrec.modeling.genrec_live_items import VERSIONS_FILE, digest_of, read_versions
+from hf_genrec.modeling.genrec_lists import VERSIONS_FILE, digest_of, read_versions
 
 
 try:

@@ -23,7 +23,7 @@ import torch
 
 from hf_genrec.files import first_five
 from hf_genrec.modeling.genrec_folder import items_fingerprint
-from hf_genrec.modeling.genrec_live_items import ranges_of, rows_of, set_rows
+from hf_genrec.modeling.genrec_lists import ranges_of, rows_of, set_rows
 from hf_genrec.serving.catalog.files import (
     CatalogVersion,
     StoredCatalog,
