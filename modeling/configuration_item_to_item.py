@@ -31,6 +31,8 @@ class ItemToItemConfig(GenRecConfig):
         num_weights (`int`, defaults to 0): Entries of the table that are kept, those of all items together.
         vector_dim (`int`, defaults to 0):
             Width of the items' text vectors, whose inner products are weights too; 0 for none.
+        self_similarity (`bool`, defaults to `True`):
+            Whether the vector of a history item speaks for that item itself, or for the others alone.
         max_history_length (`int`, defaults to 50): Number of most recent items that are read.
 
     Raises:
@@ -56,6 +58,7 @@ class ItemToItemConfig(GenRecConfig):
     decay: float | int = 0.5
     num_weights: int = 0
     vector_dim: int = 0
+    self_similarity: bool = True
     max_history_length: int = 50
     num_levels: int = 0
     codebook_size: int = 0

@@ -126,7 +126,10 @@ class ItemToItemForItemGeneration(ItemScorer):
         if self.config.vector_dim:
             vectors = self.item_vectors.float()
             histories = torch.zeros(num_users, vectors.shape[1], device=vectors.device)
-            logits += histories.index_add_(0, users, shares.unsqueeze(1) * vectors[items]) @ vectors.t()
+            read = vectors[items]
+            logits += histories.index_add_(0, users, shares.unsqueeze(1) * read) @ vectors.t()
+            if not self.config.self_similarity:
+                logits.index_put_((users, items), -shares * read.square().sum(1), accumulate=True)
         return logits
 
     def item_embeddings(self) -> torch.Tensor:

@@ -78,7 +78,7 @@ def fit_item_to_item(
     options: dict[str, Any] = {"exclude_seen": exclude_seen, "seed": seed}
     if embeddings is not None:
         text = TextSimilarity.tune(prepared, embeddings, **options)
-        model = _model(prepared, text, method, vectors=text.item_vectors)
+        model = _model(prepared, text, method, vectors=text.item_vectors, self_similarity=text.self_similarity)
     elif method == "ridge":
         ridge = SequentialRidge.tune(prepared, **options)
         model = _model(prepared, ridge, method, weights=ridge.item_weights)
@@ -201,12 +201,18 @@ def _model(
     *,
     weights: sp.csr_array | None = None,
     vectors: NDArray[np.float32] | None = None,
+    self_similarity: bool = True,
 ) -> ItemToItemForItemGeneration:
     """A baseline's weights or vectors, which are in order of popularity, in the order of the catalog."""
     rows = pd.Index(prepared.item_ids).get_indexer(ranker.item_ids)
     num_weights, dim = 0 if weights is None else weights.nnz, 0 if vectors is None else vectors.shape[1]
     config = ItemToItemConfig.for_ids(
-        prepared.item_ids, method=method, decay=ranker.decay, num_weights=num_weights, vector_dim=dim
+        prepared.item_ids,
+        method=method,
+        decay=ranker.decay,
+        num_weights=num_weights,
+        vector_dim=dim,
+        self_similarity=self_similarity,
     )
     model = ItemToItemForItemGeneration(config)
     if weights is not None:

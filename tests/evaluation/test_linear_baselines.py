@@ -132,6 +132,25 @@ def test_text_scores_are_sums_of_cosines_of_centred_vectors(make_prepared):
     }  # fmt: skip
 
 
+def test_text_of_an_item_says_nothing_about_the_item_itself_where_that_is_left_out(make_prepared):
+    vectors = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 2.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]]) + 3
+
+    similar = TextSimilarity.fit(make_prepared(SEQUENCES), vectors, decay=0.5, self_similarity=False)
+    found = similar.recommend(["c", "a", "a"], top_k=6)
+
+    assert dict(zip(found.item_ids, found.scores, strict=True)) == {
+        "a": 0.0, "b": -1.5, "c": 0.0, "d": -0.25, "e": 0.0, "f": 0.0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("log", "is_kept"), [(["a", "d", "b"], False), (["a", "a", "a"], True)])
+def test_items_speak_for_themselves_in_logs_in_which_they_come_again(make_prepared, log, is_kept):
+    prepared = make_prepared({f"u{n}": [*"bcda", *log] for n in range(3)})
+    vectors = np.array([[1.0, 0.1], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]])
+
+    assert TextSimilarity.tune(prepared, vectors).self_similarity is is_kept
+
+
 def test_decay_of_text_is_chosen_on_the_validation_split(make_prepared):
     log = {f"u{n}": ["a", "a", "b", "z", "c"] for n in range(3)}  # z reads like b and c like a
     vectors = np.array([[1.0, 0.0], [0.0, 1.0], [1.1, 0.0], [0.0, 1.1]])

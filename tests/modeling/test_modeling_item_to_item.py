@@ -19,7 +19,7 @@ class TestItemToItem(ModelInvariants):
     MODEL_CLASS = ItemToItemForItemGeneration
     CONFIGS = {
         "weights": tiny_config(),
-        "vectors": tiny_config(method="text", num_weights=0, vector_dim=5, decay=0.7),
+        "vectors": tiny_config(method="text", num_weights=0, vector_dim=5, decay=0.7, self_similarity=False),
         "both": tiny_config(vector_dim=3),
     }
     # nothing is trained, and there are no codes
@@ -55,6 +55,16 @@ def test_logits_are_inner_products_of_vectors():
 
     vectors = model.item_vectors
     torch.testing.assert_close(logits, vectors @ (0.5 * vectors[3] + vectors[7]), rtol=1e-4, atol=1e-4)
+
+
+def test_vectors_say_nothing_about_their_own_item_where_that_is_left_out():
+    model = make_item_to_item(tiny_config(num_weights=0, vector_dim=5, decay=0.5, self_similarity=False))
+
+    logits = model.item_logits(torch.tensor([[FIRST + 3, FIRST + 7, FIRST + 3]]), None)[0]
+
+    products = model.item_vectors @ model.item_vectors.t()
+    products.fill_diagonal_(0)
+    torch.testing.assert_close(logits, 1.25 * products[3] + 0.5 * products[7], rtol=1e-4, atol=1e-4)
 
 
 def test_items_that_nothing_speaks_for_stand_in_order_of_popularity():

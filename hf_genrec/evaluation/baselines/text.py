@@ -27,17 +27,28 @@ class TextSimilarity(CatalogRanker):
     (age 0 is the latest item). Vectors are whitened first, so that what many texts share counts no more than what few
     do. It knows what the log does not: items that occur rarely or never.
 
+    No text is more like that of an item than its own. Where items do not come twice, a list that may hold items of the
+    history is full of them, unless their cosine with themselves is left out; `tune` tries both.
+
     Args:
         prepared ([`PreparedDataset`]): The data set.
         embeddings (`np.ndarray` of shape `(num_items, dimension)`): Text vectors in the order of the catalog, such as
             [`read_embeddings`] returns of what `hf-genrec embed` wrote.
         decay (`float`, *optional*, defaults to 0.5): See [`CatalogRanker`].
+        self_similarity (`bool`, *optional*, defaults to `True`): Whether a history item speaks for itself.
     """
 
     title = "text similarity"
-    setting_names = ("decay",)
+    setting_names = ("decay", "self_similarity")
 
-    def __init__(self, prepared: PreparedDataset, embeddings: NDArray[np.floating], *, decay: float = 0.5) -> None:
+    def __init__(
+        self,
+        prepared: PreparedDataset,
+        embeddings: NDArray[np.floating],
+        *,
+        decay: float = 0.5,
+        self_similarity: bool = True,
+    ) -> None:
         num_items = len(prepared.item_ids)
         if embeddings.ndim != 2 or len(embeddings) != num_items:
             raise ValueError(
@@ -45,6 +56,7 @@ class TextSimilarity(CatalogRanker):
                 f"{embeddings.shape}: embed the items of this data set."
             )
         super().__init__(prepared, decay=decay)
+        self.self_similarity = self_similarity
         rows = pd.Index(prepared.item_ids).get_indexer(self.item_ids)  # in the catalog, by popularity
         whitening = Whitening.fit(embeddings, num_components=_MOST_DIRECTIONS, take_fewer=True)
         self.item_vectors = unit_rows(whitening.transform(embeddings))[rows]
@@ -60,9 +72,11 @@ class TextSimilarity(CatalogRanker):
         if not decays:
             raise ValueError("`tune` needs at least one decay.")
         similar = cls(prepared, *vectors)
-        for similar.decay in decays:
-            tuning.consider(copy.copy(similar))
+        for similar.self_similarity in (False, True):  # equal without items of the history: the first is kept
+            for similar.decay in decays:
+                tuning.consider(copy.copy(similar))
 
     def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
         """Sum of the weighted cosines to the history."""
-        return ((weights @ self.item_vectors) @ self.item_vectors.T).astype(np.float64)
+        scores = ((weights @ self.item_vectors) @ self.item_vectors.T).astype(np.float64)
+        return scores if self.self_similarity else scores - weights.toarray()  # the vectors have unit length
