@@ -2,87 +2,116 @@
 How items without any interaction get into lists: five ways, on a run that was trained without them.
 
     hf-genrec prepare ... --cold-items 0.05 --output DATA
-    python scripts/evidence/cold_start.py RUN DATA --output scripts/evidence/records/cold_start.json
+    python scripts/evidence/cold_start.py RUN DATA EMBEDDINGS --name Beauty
 
-`RUN` is a model with two heads. Cold items have the ids and vectors that their texts give them and own rows of zeros,
-as `catalog.add` makes them. Of the users whose target is cold and of a sample of the others:
+The rows of the cold items are taken out of the model of `RUN`, and then they are added as a shop would:
+`catalog.add`, from their vectors in `EMBEDDINGS` (a model without semantic IDs learns first what rows such vectors
+have). Of the users whose target is cold and of a sample of the others:
 
-    nothing        cold items are closed
-    id only        they are in the trie and in the dense head like all others
+    nothing        cold items are not in the catalog
+    id only        they are ranked with all others (`num_new_items=0`)
     restricted     the best cold items alone, by `allow_items`: a shelf of new items
     dense          the best generated warm items and all cold ones, by the dense head (LIGER) plus an offset
-    quota          the list without cold items, whose last places go to the best of `restricted`
+    quota          the last places of a list are theirs (`num_new_items`)
 
 Offset and places are chosen on validation users: the best recall@10 of cold targets among the settings that lose at
-most `--loss` of the ndcg@10 of warm ones. Test users are read once.
+most `--loss` of the ndcg@10 of warm ones. Test users are read once. The record has an entry for each `--name`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
 
+from benchmark_live_catalog import rebuilt_model
 from hf_genrec import PreparedDataset, Recommender
 from hf_genrec.evaluation.metrics import bootstrap_interval
 from hf_genrec.files import write_json
+from hf_genrec.serving.catalog.learned_rows import learned_rows, parts_of
+from hf_genrec.tokenizers.folder import QUANTIZER_NAME, read_embeddings
 
 
 DEFAULT_OUTPUT = Path("scripts/evidence/records/cold_start.json")
 OFFSETS = (-8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
 PLACES = (1, 2, 3, 4, 5)
 NUM_GENERATED = 20
+KINDS = ("cold", "warm")
 Lists = list[list[str]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     data = PreparedDataset.load(options.data)
-    recommender = Recommender.from_pretrained(options.run, device="cpu")
     cold = data.cold_item_ids
-    forget(recommender, cold)
-    chosen = {"offset": 0.0, "places": 0}
-    record: dict[str, Any] = {"run": options.run.name, "num_cold_items": len(cold), "loss": options.loss}
+    with tempfile.TemporaryDirectory() as folder:
+        recommender = without_then_added(options.run, data, options.embeddings, Path(folder))
+    record: dict[str, Any] = {"model": type(recommender.model).__name__, "num_cold_items": len(cold)}
+    record |= {"newest_by": data.metadata["cold_items"]["newest_by"], "loss": options.loss}
     for split in ("validation", "test"):
         users = users_of(data, split, set(cold), options)
         asked = ask(recommender, users, cold)
         if split == "validation":
-            offsets = {offset: figures(by_dense(asked, offset), users) for offset in OFFSETS}
-            places = {number: figures(by_quota(asked, number), users) for number in PLACES}
-            least = (1 - options.loss) * figures(asked["nothing"], users)["warm"]["ndcg@10"]
-            chosen = {"offset": best_of(offsets, least), "places": best_of(places, least)}
-            record |= {"chosen": chosen, "offsets": offsets, "quotas": places}
+            record |= chosen_settings(asked, users, loss=options.loss)
         lists = {name: asked[name] for name in ("nothing", "id only", "restricted")}
-        lists |= {"dense": by_dense(asked, chosen["offset"]), "quota": by_quota(asked, int(chosen["places"]))}
-        record[split] = {name: figures(of_way, users, intervals=True) for name, of_way in lists.items()}
+        lists["quota"] = by_quota(asked, record["places"])
+        if "offset" in record:
+            lists["dense"] = by_dense(asked, record["offset"])
+        record[split] = {name: figures(of_way, users, beside=lists["nothing"]) for name, of_way in lists.items()}
         record[split]["num_users"] = {kind: int((users["is_cold"] == (kind == "cold")).sum()) for kind in KINDS}
         for name, found in record[split].items():
             print(split, name, found)
-    write_json(record, options.output)
+    known = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
+    write_json(known | {options.name: record}, options.output)
 
 
-KINDS = ("cold", "warm")
+def chosen_settings(asked: dict[str, Any], users: dict[str, Any], *, loss: float) -> dict[str, Any]:
+    """Places and offset, each chosen on these users, with the figures of all that were tried."""
+    least = (1 - loss) * figures(asked["nothing"], users)["warm"]["ndcg@10"]
+    quotas = {number: figures(by_quota(asked, number), users) for number in PLACES}
+    chosen: dict[str, Any] = {"places": int(best_of(quotas, least)), "quotas": quotas}
+    if "scores" in asked:
+        offsets = {offset: figures(by_dense(asked, offset), users) for offset in OFFSETS}
+        chosen |= {"offset": best_of(offsets, least), "offsets": offsets}
+    return chosen
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run with two heads")
+    parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("data", type=Path, help="prepared data with cold items")
+    parser.add_argument("embeddings", type=Path, help="embeddings of the items that the ids were made of")
+    parser.add_argument("--name", default="Scientific", help="what the entry of the record is called")
     parser.add_argument("--warm-users", type=int, default=2_000, help="users with warm targets, drawn at random")
     parser.add_argument("--loss", type=float, default=0.03, help="share of the warm ndcg@10 that may be lost")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     return parser.parse_args(arguments)
 
 
-def forget(recommender: Recommender, cold: Sequence[str]) -> None:
-    """Zero the own rows of cold items: training has pushed these away from every history."""
-    rows = recommender.model.item_table.rows
-    if rows is not None:
-        index = {item_id: row for row, item_id in enumerate(recommender.item_ids)}
-        rows.weight.data[[index[item_id] for item_id in cold]] = 0
+def without_then_added(run: Path, data: PreparedDataset, embeddings: Path, folder: Path) -> Recommender:
+    """The recommender of a run without the rows of the cold items, to which they are then added."""
+    whole, cold = Recommender.from_pretrained(run, device="cpu"), set(data.cold_item_ids)
+    vectors, _ = read_embeddings(embeddings, data)
+    is_warm = np.array([item_id not in cold for item_id in whole.item_ids])
+    model = rebuilt_model(whole.model, torch.from_numpy(is_warm))
+    columns = [name for name in whole.items.column_names if name != "codes"]
+    items = whole.items.select(columns)
+    quantizer = run / QUANTIZER_NAME
+    Recommender(model, items.filter(pa.array(is_warm))).save_pretrained(
+        folder / "warm", quantizer=quantizer if quantizer.is_dir() else None
+    )
+    recommender = Recommender.from_pretrained(folder / "warm", device="cpu", batch_size=256)
+    if any(learned_rows(part) is not None for _, part in parts_of(model)):
+        recommender.catalog.learn(vectors[is_warm])
+    recommender.catalog.add(items.filter(pa.array(~is_warm)), vectors=vectors[~is_warm])
+    return recommender
 
 
 def users_of(data: PreparedDataset, split: str, cold: set[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -100,17 +129,21 @@ def users_of(data: PreparedDataset, split: str, cold: set[str], options: argpars
 
 def ask(recommender: Recommender, users: dict[str, Any], cold: Sequence[str]) -> dict[str, Any]:
     """The lists that all ways are made of."""
-    histories, rule = users["histories"], {"exclude_seen": True}
+    histories, rule = users["histories"], {"exclude_seen": True, "top_k": 10}
     asked: dict[str, Any] = {
-        "nothing": recommender.recommend(histories, top_k=10, exclude_items=cold, **rule).item_ids,
-        "id only": recommender.recommend(histories, top_k=10, **rule).item_ids,
-        "restricted": recommender.recommend(histories, top_k=10, allow_items=cold, **rule).item_ids,
-        "generated": recommender.recommend(
-            histories, top_k=NUM_GENERATED, exclude_items=cold, dense_weight=0.0, **rule
-        ).item_ids,
+        "nothing": recommender.recommend(histories, exclude_items=cold, **rule).item_ids,
+        "id only": recommender.recommend(histories, num_new_items=0, **rule).item_ids,
+        "restricted": recommender.recommend(histories, allow_items=cold, **rule).item_ids,
         "cold": list(cold),
+        "item_ids": recommender.item_ids,
     }
-    return asked | {"scores": dense_scores(recommender, histories), "item_ids": recommender.item_ids}
+    if recommender.recommend(histories[:300], num_new_items=1, **rule).item_ids != by_quota(asked, 1)[:300]:
+        raise RuntimeError("`num_new_items` gives other lists than the two that it is made of.")
+    if hasattr(recommender.model, "dense_scores"):
+        rule |= {"top_k": NUM_GENERATED, "dense_weight": 0.0}
+        asked["generated"] = recommender.recommend(histories, exclude_items=cold, **rule).item_ids
+        asked["scores"] = dense_scores(recommender, histories)
+    return asked
 
 
 def dense_scores(recommender: Recommender, histories: Lists) -> np.ndarray:
@@ -152,20 +185,34 @@ def best_of(found: dict[Any, dict[str, Any]], least: float) -> float:
     return max(kept, key=lambda setting: kept[setting]["cold"]["recall@10"])
 
 
-def figures(lists: Lists, users: dict[str, Any], *, intervals: bool = False) -> dict[str, Any]:
-    """recall@10 and ndcg@10 of cold and of warm targets; with `intervals` 95 % bootstrap intervals over users."""
-    pairs = zip(lists, users["targets"], strict=True)
-    ranks = np.array([items.index(target) if target in items else -1 for items, target in pairs])
-    values = {"recall@10": (ranks >= 0).astype(float), "ndcg@10": np.where(ranks >= 0, 1 / np.log2(ranks + 2.0), 0.0)}
+def figures(lists: Lists, users: dict[str, Any], *, beside: Lists | None = None) -> dict[str, Any]:
+    """
+    recall@10 and ndcg@10 of cold and of warm targets; with other lists `beside` also 95 % bootstrap intervals over
+    users, and how much more the others have.
+    """
     found: dict[str, Any] = {}
     for kind in KINDS:
         mine = users["is_cold"] == (kind == "cold")
+        values = values_of(lists, users["targets"])
         found[kind] = {name: float(value[mine].mean()) for name, value in values.items()}
-        if intervals:
-            found[kind] |= {
-                f"{name} interval": list(bootstrap_interval(value[mine])) for name, value in values.items()
-            }
+        if beside is not None:
+            others = values_of(beside, users["targets"])
+            for name, value in values.items():
+                found[kind][f"{name} interval"] = list(bootstrap_interval(value[mine]))
+                found[kind][f"{name} less"] = float((others[name] - value)[mine].mean())
+                found[kind][f"{name} less interval"] = list(
+                    bootstrap_interval((others[name] - value)[mine], is_share=False)
+                )
     return found
+
+
+def values_of(lists: Lists, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """recall@10 and ndcg@10 of each user."""
+    ranks = np.array(
+        [items.index(target) if target in items else -1 for items, target in zip(lists, targets, strict=True)]
+    )
+    is_found = ranks >= 0
+    return {"recall@10": is_found.astype(float), "ndcg@10": is_found / np.log2(np.where(is_found, ranks, 0) + 2.0)}
 
 
 if __name__ == "__main__":
