@@ -51,6 +51,9 @@ class GenRecConfig(PreTrainedConfig):
         closed_items (`str`, *optional*):
             Rows of items that are no longer offered, as ranges such as `"3,7-9"`: they count in histories and are
             never recommended. `None` for none.
+        new_items (`str`, *optional*):
+            Rows of items that came after training, likewise; they have places of their own in lists, see
+            `num_new_items` of [`RecommendConfig`].
 
     Raises:
         ValueError: If a size is out of range.
@@ -86,6 +89,7 @@ class GenRecConfig(PreTrainedConfig):
     catalog_fingerprint: str | None = None
     items_fingerprint: str | None = None
     closed_items: str | None = None
+    new_items: str | None = None
     pad_token_id: int | None = 0
     unk_token_id: int = 1
     end_of_history_token_id: int = 2

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 from safetensors import safe_open
 
-from .genrec_lists import GOLDEN, best_of, hashed, random_items, user_keys
-from .genrec_parallel import pair_scores
+from .genrec_lists import GOLDEN, best_of, hashed, random_items, rows_of, user_keys
+from .genrec_parallel import best_items, candidate_scores, pair_scores
 
 
 GRAPH_FILE = "item_graph.safetensors"
+ITEMS_AT_A_TIME = 256  # whose neighbours are looked for together
 
 
 def item_graph_fingerprint(item_codes: torch.Tensor, code_embeddings: torch.Tensor, *, num_neighbors: int) -> str:
@@ -38,6 +39,61 @@ def item_graph_fingerprint(item_codes: torch.Tensor, code_embeddings: torch.Tens
     for values in (codes, embeddings):
         digest.update(values.numpy().astype("<i2").tobytes())
     return digest.hexdigest()[:16]
+
+
+def code_similarities(code_embeddings: torch.Tensor) -> torch.Tensor:
+    """
+    What each pair of codes of a level adds to the similarity of two items, `(1 + cosine) / 2 / num_levels`: over all
+    levels 1 for items with the same codes, 0 if the embeddings of all codes point in opposite directions. The paper
+    has products where this has cosines.
+
+    Args:
+        code_embeddings: `(num_levels, codebook_size, d_model)`, to `(num_levels, codebook_size, codebook_size)`.
+
+    >>> code_similarities(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]])).tolist()
+    [[[1.0, 0.5], [0.5, 1.0]]]
+    """
+    directions = torch.nn.functional.normalize(code_embeddings.detach().float(), dim=-1)
+    return (1 + directions @ directions.transpose(1, 2)) / (2 * len(directions))
+
+
+def neighbors_of(
+    items: torch.LongTensor, similarities: torch.Tensor, item_codes: torch.Tensor, num_neighbors: int
+) -> tuple[torch.LongTensor, torch.FloatTensor]:
+    """
+    The neighbours of `items` `(n,)` and their similarities, `(n, num_neighbors)`, most similar first: an item is a
+    user whose tables hold the similarities of codes to its own, as [`code_similarities`] gives them.
+    """
+    levels = torch.arange(item_codes.shape[1], device=item_codes.device)
+    tables = similarities[levels, item_codes[items].long()]  # (n, L, K)
+    return best_items(tables, item_codes, top_k=num_neighbors)
+
+
+def extended_graph(
+    neighbors: torch.Tensor, item_codes: torch.Tensor, code_embeddings: torch.Tensor
+) -> torch.IntTensor:
+    """
+    The graph `(num_items, k)` of a catalog from that of its first items, `neighbors` `(num_old, k)`: the same as one
+    built anew. Each new item gets its neighbours, and stands among those of an old one where it is closer.
+
+    >>> codes, embeddings = torch.tensor([[0], [1], [2], [0]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.2]]])
+    >>> extended_graph(torch.tensor([[0, 1], [1, 0], [2, 1]]), codes, embeddings).tolist()
+    [[0, 3], [1, 2], [2, 1], [0, 3]]
+    """
+    (num_old, num_neighbors), device = neighbors.shape, item_codes.device
+    similarities, fresh = code_similarities(code_embeddings), item_codes[num_old:]
+    levels, rows = torch.arange(item_codes.shape[1], device=device), torch.arange(len(item_codes), device=device)
+    parts = []
+    for some in rows[:num_old].split(ITEMS_AT_A_TIME):
+        tables, known = similarities[levels, item_codes[some].long()], neighbors.to(device)[some].long()
+        scores = candidate_scores(tables, item_codes, known)
+        closest, closeness = best_items(tables, fresh, top_k=min(num_neighbors, len(fresh)))
+        # new items have higher indices, so of equally similar ones they stand behind
+        order = torch.cat([scores, closeness], dim=1).sort(dim=1, descending=True, stable=True).indices
+        parts.append(torch.cat([known, closest + num_old], dim=1).gather(1, order[:, :num_neighbors]).int())
+    for some in rows[num_old:].split(ITEMS_AT_A_TIME):
+        parts.append(neighbors_of(some, similarities, item_codes, num_neighbors)[0].int())
+    return torch.cat(parts)
 
 
 @dataclass
@@ -136,22 +192,30 @@ class ItemGraphMixin:
         was marked with when it was built. Training changes the embeddings that a graph is built from: build and set it
         afterwards. `save_pretrained` does not write it, `hf_genrec.serving.item_graph.ItemGraph.save` does.
         """
-        num_items = self.config.num_items
-        is_table = neighbors.ndim == 2 and len(neighbors) == num_items and neighbors.shape[1] > 0
+        num_items, first_new = self.config.num_items, self._first_new()
+        is_table = neighbors.ndim == 2 and first_new <= len(neighbors) <= num_items and neighbors.shape[1] > 0
         if not is_table or neighbors.is_floating_point():
             raise ValueError(
-                f"`neighbors` must be integers of shape (num_items, num_neighbors) = ({num_items}, num_neighbors), "
+                f"`neighbors` must be integers of shape (num_items, num_neighbors) = ({first_new}, num_neighbors), "
                 f"got {neighbors.dtype} of shape {tuple(neighbors.shape)}. A graph leads to the items that there were "
                 "when it was built."
             )
-        self._check_item_graph(neighbors.shape[1], fingerprint)
-        if int(neighbors.min()) < 0 or int(neighbors.max()) >= num_items:
-            raise ValueError(f"`neighbors` must lie in [0, {num_items}), got {neighbors.min()} to {neighbors.max()}.")
+        self._check_item_graph(neighbors, fingerprint)
+        if int(neighbors.min()) < 0 or int(neighbors.max()) >= len(neighbors):
+            raise ValueError(
+                f"`neighbors` must lie in [0, {len(neighbors)}), got {neighbors.min()} to {neighbors.max()}."
+            )
         self._item_graph = neighbors.to(device=self.item_codes.device, dtype=torch.int32)
         self._graph_fingerprint, self._graph_weights = fingerprint, self._weights_now()
 
-    def _check_item_graph(self, num_neighbors: int, fingerprint: str) -> None:
-        found = item_graph_fingerprint(self.item_codes, self.code_embeddings(), num_neighbors=num_neighbors)
+    def _first_new(self) -> int:
+        """How many items there are before those that came after training."""
+        is_new = rows_of(self.config.new_items, self.config.num_items)
+        return int(is_new.long().argmax()) if bool(is_new.any()) else self.config.num_items
+
+    def _check_item_graph(self, neighbors: torch.Tensor, fingerprint: str) -> None:
+        codes = self.item_codes[: len(neighbors)]
+        found = item_graph_fingerprint(codes, self.code_embeddings(), num_neighbors=neighbors.shape[1])
         if found != fingerprint:
             advice = "Build it again"
             if self.code_embeddings().dtype == torch.float16:
@@ -171,13 +235,20 @@ class ItemGraphMixin:
     def item_graph(self) -> torch.Tensor:
         """
         The graph `(num_items, num_neighbors)`, read at first use from where the model was loaded from. Raises
-        `ValueError` if there is none, or the model was trained on since or its catalog was set.
+        `ValueError` if there is none, or the model was trained on since or its catalog was set. One of a catalog to
+        which items were added since is extended, see [`extended_graph`].
         """
         if self._item_graph is None:
             self._read_item_graph()
         if self._graph_weights != self._weights_now():
-            self._check_item_graph(self._item_graph.shape[1], self._graph_fingerprint)
+            self._check_item_graph(self._item_graph, self._graph_fingerprint)
             self._graph_weights = self._weights_now()
+        if len(self._item_graph) < self.config.num_items:
+            graph = extended_graph(self._item_graph, self.item_codes, self.code_embeddings().detach())
+            self._graph_fingerprint = item_graph_fingerprint(
+                self.item_codes, self.code_embeddings(), num_neighbors=graph.shape[1]
+            )
+            self._item_graph = graph
         if self._item_graph.device != self.item_codes.device:
             self._item_graph = self._item_graph.to(self.item_codes.device)
         return self._item_graph

@@ -99,6 +99,14 @@ class LiveItemsMixin:
             self._open_items = ranges, (~rows_of(ranges, self.config.num_items)).to(self.device)
         return self._open_items[1]
 
+    @property
+    def new_items(self) -> torch.BoolTensor | None:
+        """Which open items came after training, `(num_items,)`; `None` where none did."""
+        if not self.config.new_items:
+            return None
+        is_new = rows_of(self.config.new_items, self.config.num_items).to(self.device)
+        return is_new if self.open_items is None else is_new & self.open_items
+
     def only_open(self, logits: torch.Tensor) -> torch.Tensor:
         """Scores of all items `(..., num_items)` with `-inf` for those that are closed."""
         is_open = self.open_items
@@ -353,6 +361,26 @@ def filled_up(items: torch.LongTensor, scores: torch.Tensor, top_k: int) -> tupl
 
 GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64: the increment of SplitMix64
 MULTIPLIERS = (-4658895280553007687, -7723592293110705685)  # 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def with_last_places(first: tuple, second: tuple, *, places: int) -> tuple[torch.LongTensor, torch.Tensor]:
+    """
+    Two lists of the same users as one of their length, `places` of the second behind those of the first: more where
+    the first is too short, fewer where the second is. Both are items and scores `(B, n)`, as from `filled_up`.
+
+    >>> first, second = torch.tensor([[7, 5, 4], [3, -1, -1]]), torch.tensor([[1, 2, -1], [1, 2, -1]])
+    >>> with_last_places((first, first / 8), (second, second / 8), places=1)[0].tolist()
+    [[7, 5, 1], [3, 1, 2]]
+    """
+    num_first, num_second = ((items >= 0).sum(1, keepdim=True) for items, _ in (first, second))
+    length = first[0].shape[1]
+    taken = num_second.minimum((length - num_first).clamp_min(places))
+    kept = num_first.minimum(length - taken)
+    columns = torch.arange(length, device=first[0].device).expand_as(first[0])
+    is_none = columns >= kept + taken
+    source = torch.where(columns < kept, columns, columns - kept + length).masked_fill(is_none, 0)
+    items, scores = (torch.cat(pair, dim=1).gather(1, source) for pair in zip(first, second, strict=True))
+    return items.masked_fill(is_none, -1), scores.masked_fill(is_none, -float("inf"))
 
 
 def best_of(

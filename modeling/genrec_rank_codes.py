@@ -16,7 +16,8 @@ from .genrec_item_graph import ItemGraphMixin, graph_search, search_bytes
 from .genrec_lists import best_of, gumbel_noise, rule_rows
 from .genrec_parallel import best_items, candidate_scores, code_scores, item_scores, users_per_table
 from .genrec_ranking import describe_paths, items_of_ids, prior_penalties
-from .genrec_recommend import BeamPath, Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
+from .genrec_recommend import Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
+from .genrec_recommend_config import BeamPath
 
 
 DENSE_BYTES = 24  # per item and user: logit and log-probability by a second head, and what is ranked

@@ -12,7 +12,7 @@ import torch
 from .genrec_beams import Beams, GumbelTopK, TraceStep, repeated_paths
 from .genrec_catalog import Catalog
 from .genrec_lists import filled_up, numbered
-from .genrec_recommend import BeamPath
+from .genrec_recommend_config import BeamPath
 
 
 def id_of_items(catalog: Catalog) -> torch.LongTensor:

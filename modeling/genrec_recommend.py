@@ -9,7 +9,7 @@ those that share a semantic ID by popularity where the model knows it.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,8 +27,9 @@ from .genrec_lists import (
     gumbel_noise,
     rule_rows,
     user_keys,
+    with_last_places,
 )
-from .genrec_recommend_config import RecommendConfig, check_names
+from .genrec_recommend_config import BeamPath, RecommendConfig, RecommendOutput, check_names
 
 
 RULE_BYTES = 8  # per item and user: the mask, its order, the counts and the tables that close prefixes
@@ -36,43 +37,6 @@ SAMPLING_BYTES = 32  # per candidate of a beam: the noise and what is computed f
 SCORE_BYTES = 24  # per item and user: logit, log-probability, what is ranked, and its place while the best are found
 NOISE_BYTES = 44  # and for a sample: hashes, uniform numbers and the noise
 SIMILARITY_BYTES = 12  # per pair of items of the pool that a diverse list is picked from
-
-
-@dataclass
-class BeamPath:
-    """One way through the decoding tree, or a prefix that was pruned."""
-
-    latent: int | None  # chosen first; `None` for models without
-    codes: list[int]  # so far
-    scores: list[float]  # cumulative log-probability after the latent (if any) and after each code
-    item_token: int | None  # of the item that the path ends at; `None` for a pruned prefix
-
-
-@dataclass
-class RecommendOutput(ModelOutput):
-    """
-    Ranked items.
-
-    Args:
-        item_tokens (`torch.LongTensor` of shape `(batch_size, top_k)`):
-            Distinct items, best first, those that share a semantic ID by popularity or else ascending; with groups,
-            samples or `diversity` in the order that these say. The pad token fills up where fewer than `top_k` items
-            were allowed.
-        scores (`torch.FloatTensor` of shape `(batch_size, top_k)`): Log-probabilities; `-inf` at the filling.
-        paths (`list[list[BeamPath]]`, *optional*): Per user the paths of the items in `item_tokens`.
-        pruned (`list[list[BeamPath]]`, *optional*): Per user the best continuations at each step that were not kept.
-        num_distinct (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            How many distinct items the beams of each user ended at: of each semantic ID all items that share it.
-        num_visited (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Number of distinct items that were scored for each user.
-    """
-
-    item_tokens: torch.LongTensor | None = None
-    scores: torch.FloatTensor | None = None
-    paths: list[list[BeamPath]] | None = None
-    pruned: list[list[BeamPath]] | None = None
-    num_distinct: torch.LongTensor | None = None
-    num_visited: torch.LongTensor | None = None
 
 
 @dataclass
@@ -95,6 +59,7 @@ class UserBatch:
     attention_mask: torch.Tensor | None
     allowed: torch.BoolTensor | None
     first_user: int
+    rules: torch.BoolTensor | None = None  # `allowed` before new items are set apart
 
     def num_wanted(self, top_k: int) -> torch.LongTensor:
         """How long the list of each user should be, `(batch_size,)`: `top_k`, or as many items as are allowed."""
@@ -286,7 +251,7 @@ class RecommendMixin(LiveItemsMixin):
     def recommend_options(self) -> tuple[str, ...]:
         """`tuple[str, ...]`: fields of [`RecommendConfig`] that this model knows, the keywords of `recommend()`."""
         shared = ("top_k", "num_beams", "latent_aggregation", "decoding", "prior_correction", "diversity")
-        return (*shared, "sample_seed", "memory_budget", *self.search_options)
+        return (*shared, "num_new_items", "sample_seed", "memory_budget", *self.search_options)
 
     def _finish_loading(self, source, where: dict[str, Any]) -> None:
         """The options stand in `recommend_config.json`, where there is one."""
@@ -372,10 +337,32 @@ class RecommendMixin(LiveItemsMixin):
                 mask = None if attention_mask is None else attention_mask[rows]
                 some_rules = {name: rule_rows(rule, rows) for name, rule in rules.items()}
                 allowed = self.allowed_and_open(allowed_items(self.config, **some_rules, device=device))
-                users = UserBatch(input_ids[rows], mask, allowed, first_user=rows.start)
-                parts.append(self._rank_batch(users, request))
+                users = UserBatch(input_ids[rows], mask, allowed, first_user=rows.start, rules=allowed)
+                parts.append(self._rank_with_new(users, request))
                 check_scores(parts[-1].scores, type(self).__name__)
         return _output(parts, self.config)
+
+    def _rank_with_new(self, users: UserBatch, request: RankRequest) -> Ranking:
+        """
+        Items that came after training have the last places: of them only texts are known, and ranked with all others
+        they would push these off the lists.
+        """
+        places, is_new = request.options.new_places, self.new_items
+        if not places or is_new is None:
+            return self._rank_batch(users, request)
+        rules = torch.ones_like(is_new).unsqueeze(0) if users.rules is None else users.rules
+        old, new = (self._rank_batch(replace(users, allowed=rules & mask), request) for mask in (~is_new, is_new))
+        items, scores = with_last_places((old.items, old.scores), (new.items, new.scores), places=places)
+        both = replace(old, items=items, scores=scores)
+        for name in ("num_distinct", "num_visited"):
+            if getattr(old, name) is not None:
+                setattr(both, name, getattr(old, name) + getattr(new, name))
+        if old.paths is not None:
+            listed = map(set, (items + self.config.first_item_token).tolist())
+            pairs = zip(old.paths, new.paths, listed, strict=True)
+            both.paths = [[path for path in (*a, *b) if path.item_token in kept] for a, b, kept in pairs]
+            both.pruned = [[*a, *b] for a, b in zip(old.pruned, new.pruned, strict=True)]
+        return both
 
     def _check_request(self, request: RankRequest) -> None:
         options, num_items, embeddings = request.options, self.config.num_items, request.item_embeddings

@@ -1,5 +1,5 @@
 """
-What a call of `recommend()` may be asked for: every option with its default, in one place.
+What a call of `recommend()` may be asked for, every option with its default, in one place; and what it answers.
 
 A model keeps its options in `model.recommend_config`; `save_pretrained` writes them to `recommend_config.json` and
 `from_pretrained` reads them. A keyword of a call overrides them for that call.
@@ -14,6 +14,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
+
+import torch
+from transformers.utils import ModelOutput
 
 from .genrec_folder import MANIFEST_FILE, optional_file, write_manifest
 
@@ -89,6 +92,10 @@ class RecommendConfig:
         diversity (`float`, defaults to 0.0):
             From 0, the best items in their order, to 1, the best one and then the least similar ones; see `mmr`.
             Give several times `top_k` beams with it.
+        num_new_items (`int`, *optional*):
+            Last places of a list that only items may have that came after training, see [`LiveCatalog`]; more where
+            there are too few others. 0 ranks all items together. `None` for a fifth of `top_k`, 0 of 1 or 2, and none
+            for samples and groups.
         sample_seed (`int`, *optional*):
             Draw items at random, in proportion to their probabilities and without replacement, in the order drawn,
             instead of taking the best. With beams a list depends on the other users of the batch; else only on the
@@ -119,11 +126,19 @@ class RecommendConfig:
     num_groups: int = 1
     group_penalty: float = 0.0
     diversity: float = 0.0
+    num_new_items: int | None = None
     sample_seed: int | None = None
     num_propagations: int = 3
     num_neighbors: int | None = None
     start_seed: int = 0
     memory_budget: int = 2 << 30
+
+    @property
+    def new_places(self) -> int:
+        """`int`: places of new items."""
+        if self.sample_seed is not None or self.num_groups > 1:
+            return 0
+        return min(self.top_k, (self.top_k + 2) // 5 if self.num_new_items is None else self.num_new_items)
 
     def updated(self, **options: Any) -> "RecommendConfig":
         """The same with some options changed. Raises `TypeError` if there is no such option."""
@@ -198,6 +213,13 @@ class RecommendConfig:
             raise ValueError("`group_penalty` is between groups: give `num_groups` of at least 2 with it.")
         if not 0 <= self.diversity <= 1:
             raise ValueError(f"`diversity` must lie in [0, 1], got {self.diversity}.")
+        if self.num_new_items is not None and self.num_new_items < 0:
+            raise ValueError(f"`num_new_items` must be at least 0, got {self.num_new_items}.")
+        if self.num_new_items and (self.sample_seed is not None or self.num_groups > 1):
+            raise ValueError(
+                "`num_new_items` cannot be combined with `sample_seed` or `num_groups`, which say where items stand. "
+                "`num_new_items=0` ranks all items together."
+            )
         if self.sample_seed is not None:
             check_seed("sample_seed", self.sample_seed)
 
@@ -245,6 +267,43 @@ class RecommendConfig:
             return cls().updated(**options)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} must be a JSON object of options of `recommend()`: {error}") from error
+
+
+@dataclass
+class BeamPath:
+    """One way through the decoding tree, or a prefix that was pruned."""
+
+    latent: int | None  # chosen first; `None` for models without
+    codes: list[int]  # so far
+    scores: list[float]  # cumulative log-probability after the latent (if any) and after each code
+    item_token: int | None  # of the item that the path ends at; `None` for a pruned prefix
+
+
+@dataclass
+class RecommendOutput(ModelOutput):
+    """
+    Ranked items.
+
+    Args:
+        item_tokens (`torch.LongTensor` of shape `(batch_size, top_k)`):
+            Distinct items, best first, those that share a semantic ID by popularity or else ascending; with groups,
+            samples or `diversity` in the order that these say. The pad token fills up where fewer than `top_k` items
+            were allowed.
+        scores (`torch.FloatTensor` of shape `(batch_size, top_k)`): Log-probabilities; `-inf` at the filling.
+        paths (`list[list[BeamPath]]`, *optional*): Per user the paths of the items in `item_tokens`.
+        pruned (`list[list[BeamPath]]`, *optional*): Per user the best continuations at each step that were not kept.
+        num_distinct (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            How many distinct items the beams of each user ended at: of each semantic ID all items that share it.
+        num_visited (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Number of distinct items that were scored for each user.
+    """
+
+    item_tokens: torch.LongTensor | None = None
+    scores: torch.FloatTensor | None = None
+    paths: list[list[BeamPath]] | None = None
+    pruned: list[list[BeamPath]] | None = None
+    num_distinct: torch.LongTensor | None = None
+    num_visited: torch.LongTensor | None = None
 
 
 KINDS: dict[Any, tuple[type, str]] = {

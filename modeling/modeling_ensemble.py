@@ -62,6 +62,8 @@ class EnsembleForItemGeneration(ItemScorer):
         if not config.members:
             raise ValueError("`members` is empty: an ensemble needs the config of one member at least.")
         self.members = nn.ModuleList(MEMBERS[member.model_type](member) for member in config.member_configs())
+        for member in self.members:
+            member.config.closed_items = config.closed_items
         self.register_items_digest()
         self.post_init()
         # `post_init` does not look for tied weights inside a list of models
@@ -88,6 +90,12 @@ class EnsembleForItemGeneration(ItemScorer):
             if member.config.has_codes:
                 member.check_catalog()
 
+    def close_items(self, closed: torch.BoolTensor) -> None:
+        """As for every model; its members leave these items out too."""
+        super().close_items(closed)
+        for member in self.members:
+            member.close_items(closed)
+
     def item_logits(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.FloatTensor:
@@ -103,9 +111,9 @@ class EnsembleForItemGeneration(ItemScorer):
         """By the weights for the list of each user: whether a rule leaves out the whole history, or not."""
         is_item = self.is_item(users.input_ids, users.attention_mask)
         leaves_out = torch.zeros(len(is_item), dtype=torch.bool, device=is_item.device)
-        if users.allowed is not None:
+        if users.rules is not None:
             items = (users.input_ids - self.config.first_item_token).masked_fill(~is_item, 0)
-            may_stand = users.allowed.expand(len(items), -1).gather(1, items) & is_item
+            may_stand = users.rules.expand(len(items), -1).gather(1, items) & is_item
             leaves_out = is_item.any(1) & ~may_stand.any(1)
         return self._sums(users.input_ids, users.attention_mask, leaves_out)
 
@@ -136,7 +144,8 @@ class EnsembleForItemGeneration(ItemScorer):
             weights: Scores with a weight of 0 are not computed, and `None` stands for them.
 
         Returns:
-            An iterator over tensors `(batch_size, num_items)`, float32, in the order of `config.scores`.
+            An iterator over tensors `(batch_size, num_items)`, float32, in the order of `config.scores`; 0 for closed
+            items, which count in no mean and no scale.
         """
         is_item, number = self.is_item(input_ids, attention_mask), 0
         for member in self.members:
@@ -151,11 +160,20 @@ class EnsembleForItemGeneration(ItemScorer):
                 yield self._combined(*find(member, tokens)) if is_wanted else None
                 number += 1
 
-    def _combined(self, log_probs: torch.FloatTensor, scale: torch.FloatTensor) -> torch.FloatTensor:
-        """Log-probabilities of all items and the scale of each user to what is added up."""
+    def _combined(self, log_probs: torch.FloatTensor, listed: torch.FloatTensor | None) -> torch.FloatTensor:
+        """Log-probabilities of all items, and those whose scale counts, to what is added up."""
+        is_open = self.open_items
+        if is_open is None:
+            return self._of_open(log_probs, listed)
+        found = self._of_open(log_probs[:, is_open], listed)
+        return torch.zeros_like(log_probs).masked_scatter_(is_open.expand_as(log_probs), found)
+
+    def _of_open(self, log_probs: torch.FloatTensor, listed: torch.FloatTensor | None) -> torch.FloatTensor:
+        """The same for items that are all open; `listed` is `None` where that is all of them."""
         if self.config.combination == "log_probability":
             return log_probs
         if self.config.combination == "standardised":
+            scale = (log_probs if listed is None else listed).std(1, keepdim=True)
             return (log_probs - log_probs.mean(1, keepdim=True)) / scale.clamp_min(1e-6)
         best = log_probs.topk(min(self.config.num_candidates, log_probs.shape[1]), dim=1).indices
         ranks = torch.arange(RANK_OFFSET, RANK_OFFSET + best.shape[1], device=best.device, dtype=log_probs.dtype)
@@ -163,16 +181,17 @@ class EnsembleForItemGeneration(ItemScorer):
 
     def _listed(self, member, tokens) -> tuple[torch.FloatTensor, torch.FloatTensor]:
         """Beams: scores of the items listed, the others under the last of them. The scale is that of the list."""
-        num_items, length = self.config.num_items, min(self.config.num_candidates, self.config.num_items)
-        options = {"dense_weight": 0.0} if "dense_weight" in member.recommend_options else {}
-        found = member.recommend(tokens, top_k=length, num_beams=length, decoding="beam", **options)
+        num_items, is_open = self.config.num_items, self.open_items
+        length = min(self.config.num_candidates, num_items if is_open is None else int(is_open.sum()))
+        options: dict[str, Any] = {"dense_weight": 0.0} if "dense_weight" in member.recommend_options else {}
+        found = member.recommend(tokens, top_k=length, num_beams=length, decoding="beam", num_new_items=0, **options)
         is_none = found.scores == -float("inf")
         last = found.scores.masked_fill(is_none, float("inf")).amin(1, keepdim=True)
         floor = torch.where(last.isinf(), 0, last) - self.config.listing_floor
         listed = torch.where(is_none, floor, found.scores.float())
         places = (found.item_tokens - member.config.first_item_token).masked_fill(is_none, num_items)
         log_probs = floor.expand(-1, num_items + 1).scatter(1, places, listed)[:, :num_items]
-        return log_probs, torch.cat([listed, floor], dim=1).std(1, keepdim=True)
+        return log_probs, torch.cat([listed, floor], dim=1)
 
     def history_bytes(self, history_length: int) -> int:
         """What the members take that score every item."""
@@ -182,14 +201,12 @@ class EnsembleForItemGeneration(ItemScorer):
         return MEMBER_BYTES * self.config.num_items + reading
 
 
-def _exact(member, tokens) -> tuple[torch.FloatTensor, torch.FloatTensor]:
-    log_probs = member.score_items(tokens).float()
-    return log_probs, log_probs.std(1, keepdim=True)
+def _exact(member, tokens) -> tuple[torch.FloatTensor, None]:
+    return member.score_items(tokens).float(), None
 
 
-def _dense(member, tokens) -> tuple[torch.FloatTensor, torch.FloatTensor]:
-    log_probs = member.dense_scores(tokens).float()
-    return log_probs, log_probs.std(1, keepdim=True)
+def _dense(member, tokens) -> tuple[torch.FloatTensor, None]:
+    return member.dense_scores(tokens).float(), None
 
 
 __all__ = ["EnsembleForItemGeneration"]

@@ -59,6 +59,38 @@ def _add(
         show(_line(version), result=_entry(version))
 
 
+@catalog.command("learn")
+def _learn(
+    run: Run,
+    embeddings: Annotated[str, typer.Option(help="What `embed` wrote for the items of the run.")],
+    prepared_folder: Annotated[
+        str, typer.Option("--prepared", metavar="PREPARED", help="The prepared folder that they are of.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """
+    Learn how what a model knows of items follows from their texts, once, before items are added.
+
+    Needed by models that have a row of their own for each item: SASRec, text similarity, and ensembles with one.
+
+    \b
+    Examples:
+      hf-genrec catalog learn run --embeddings embeddings --prepared data
+    """
+    with output_on(as_json) as show:
+        from hf_genrec.data.prepared import PreparedDataset
+        from hf_genrec.tokenizers.folder import embeddings_path, read_embeddings
+        from hf_genrec.training.initial import check_same_catalog
+
+        recommender, prepared = _opened(run), PreparedDataset.load(prepared_folder)
+        check_same_catalog(recommender.item_ids, prepared, owner=f"The run {run}")
+        vectors, encoder = read_embeddings(embeddings_path(embeddings), prepared)
+        recommender.catalog.learn(vectors, encoder=encoder)
+        show(
+            f"learned from {len(vectors):,} items; next: hf-genrec catalog add {run} --items FILE", result={"run": run}
+        )
+
+
 @catalog.command("remove")
 def _remove(
     run: Run,

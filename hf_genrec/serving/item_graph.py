@@ -25,13 +25,17 @@ from transformers import AutoModel
 
 from hf_genrec.files import replaced
 from hf_genrec.modeling.genrec_folder import write_manifest
-from hf_genrec.modeling.genrec_item_graph import GRAPH_FILE, item_graph_fingerprint
-from hf_genrec.modeling.genrec_parallel import best_items
+from hf_genrec.modeling.genrec_item_graph import (
+    GRAPH_FILE,
+    ITEMS_AT_A_TIME,
+    code_similarities,
+    item_graph_fingerprint,
+    neighbors_of,
+)
 
 
 logger = logging.getLogger(__name__)
 
-ITEMS_AT_A_TIME = 256  # whose neighbours are looked for together
 MOST_EXACT = 1_000_000  # items up to which the exact search is the default
 NUM_COMPARED = 1000  # items whose approximate neighbours are compared with the exact ones
 NUM_LINKS, BUILD_WIDTH = 32, 200  # of the index: links of an item, and candidates for them
@@ -169,12 +173,10 @@ def _exact_neighbors(
     num_neighbors: int,
     progress: tqdm | None = None,
 ) -> torch.Tensor:
-    """The neighbours of some items: an item is a user whose tables hold the similarities of codes to its own."""
-    levels = torch.arange(codes.shape[1], device=codes.device)
+    """The neighbours of some items."""
     found = []
     for some in items.to(codes.device).split(ITEMS_AT_A_TIME):
-        tables = similarities[levels, codes[some].long()]  # (items, L, K)
-        found.append(best_items(tables, codes, top_k=num_neighbors)[0].int().cpu())
+        found.append(neighbors_of(some, similarities, codes, num_neighbors)[0].int().cpu())
         if progress is not None:
             progress.update(len(some))
     return torch.cat(found)
@@ -214,19 +216,3 @@ def _approximate_neighbors(
 def _overlap(exact: torch.Tensor, found: torch.Tensor) -> float:
     """Share of the exact neighbours that were found."""
     return float((exact.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean())
-
-
-def code_similarities(code_embeddings: torch.Tensor) -> torch.Tensor:
-    """
-    What each pair of codes of a level adds to the similarity of two items, `(1 + cosine) / 2 / num_levels`: over all
-    levels 1 for items with the same codes, 0 if the embeddings of all codes point in opposite directions. The paper
-    has products where this has cosines.
-
-    Args:
-        code_embeddings: `(num_levels, codebook_size, d_model)`, to `(num_levels, codebook_size, codebook_size)`.
-
-    >>> code_similarities(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]])).tolist()
-    [[[1.0, 0.5], [0.5, 1.0]]]
-    """
-    directions = torch.nn.functional.normalize(code_embeddings.detach().float(), dim=-1)
-    return (1 + directions @ directions.transpose(1, 2)) / (2 * len(directions))

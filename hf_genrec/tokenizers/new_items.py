@@ -8,7 +8,7 @@ gets the codes that the quantizer gives it where these are free, else a free id 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,23 +76,7 @@ class ItemCoder:
             texts (`Sequence[str]`): One per new item.
             encoder (`str` or `Path`, *optional*): Where the encoder is, if not where its name says: a local folder.
         """
-        name, known = os.fspath(encoder or self.encoder.get("model") or ""), self.encoder.get("identity")
-        if not known:
-            raise ValueError(
-                f"The ids of this bundle are made of {name or 'vectors without texts'}, whose encoder is not known: "
-                f"give `vectors` of the new items, {self._widths()}."
-            )
-        revision = None if encoder else self.encoder.get("revision")
-        try:
-            found = encoder_identity(name, revision=revision)
-        except OSError as error:
-            raise OSError(f"{error} Or give the folder of the encoder as `encoder`, or ready `vectors`.") from error
-        if found != known:
-            raise ValueError(
-                f"`encoder` {name} is {found}, the ids of this bundle were made with {known}. Use that one, or give "
-                "ready `vectors`."
-            )
-        return embed_texts(texts, model_name=name, revision=revision, show_progress=False)
+        return embed_later(texts, self.encoder, encoder=encoder, widths=self._widths())
 
     def fused(self, vectors: np.ndarray) -> np.ndarray:
         """
@@ -170,6 +154,37 @@ class ItemCoder:
                 "are divided. Run `hf-genrec tokenize` again and copy its `quantizer/` into the run folder."
             )
         return fused / np.float32(self.choice["mean_length"])
+
+
+def embed_later(
+    texts: Sequence[str], recorded: Mapping[str, Any], *, encoder: str | os.PathLike[str] | None, widths: str
+) -> np.ndarray:
+    """
+    Vectors of texts by the encoder that a bundle records.
+
+    Args:
+        texts (`Sequence[str]`): One per new item.
+        recorded (`Mapping[str, Any]`): What `encoder.json` says: `model`, `revision`, `identity`.
+        encoder (`str` or `Path`, *optional*): Where the encoder is, if not where its name says: a local folder.
+        widths (`str`): What ready vectors would be like, for the error.
+    """
+    name, known = os.fspath(encoder or recorded.get("model") or ""), recorded.get("identity")
+    if not known:
+        raise ValueError(
+            f"The ids of this bundle are made of {name or 'vectors without texts'}, whose encoder is not known: "
+            f"give `vectors` of the new items, {widths}."
+        )
+    revision = None if encoder else recorded.get("revision")
+    try:
+        found = encoder_identity(name, revision=revision)
+    except OSError as error:
+        raise OSError(f"{error} Or give the folder of the encoder as `encoder`, or ready `vectors`.") from error
+    if found != known:
+        raise ValueError(
+            f"`encoder` {name} is {found}, the ids of this bundle were made with {known}. Use that one, or give "
+            "ready `vectors`."
+        )
+    return embed_texts(texts, model_name=name, revision=revision, show_progress=False)
 
 
 def mean_length(vectors: np.ndarray) -> float:

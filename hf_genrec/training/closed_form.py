@@ -32,6 +32,7 @@ from hf_genrec.hub.save import save_recommender
 from hf_genrec.modeling.configuration_item_to_item import METHODS, ItemToItemConfig
 from hf_genrec.modeling.modeling_item_to_item import ItemToItemForItemGeneration
 from hf_genrec.serving.recommender import Recommender, check_model_name
+from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 from hf_genrec.training.runs import config_settings
 from hf_genrec.training.trainer import Stopwatch
 
@@ -135,10 +136,12 @@ def ensemble_run(
     """
     stopwatch = Stopwatch()
     exclude_seen = not prepared.has_repeats if exclude_seen is None else exclude_seen
-    models, minutes = {}, {}
+    models, minutes, quantizers = {}, {}, {}
     for name, path in members.items():
         check_model_name(os.fspath(path))
         models[name] = AutoModel.from_pretrained(os.fspath(path)).eval()
+        if models[name].config.has_codes and (Path(path) / QUANTIZER_NAME).is_dir():
+            quantizers[models[name].config.catalog_fingerprint] = Path(path) / QUANTIZER_NAME
         record = read_training(path)
         check_trained_on(record, prepared.metadata, owner=f"The run {path}")
         minutes[name] = {key: record.get(key) for key in ("minutes", "cpu_minutes")}
@@ -150,7 +153,10 @@ def ensemble_run(
     }
     more = {"command": command, "ensemble": report, "members": minutes} | spent
     with single_writer(output_dir):
-        return _write_fitted(prepared, output_dir, model, {"seed": seed, "training": options}, more)
+        quantizer = next(iter(quantizers.values())) if len(quantizers) == 1 else None  # by which new items get ids
+        return _write_fitted(
+            prepared, output_dir, model, {"seed": seed, "training": options}, more, quantizer=quantizer
+        )
 
 
 def _write_fitted(
@@ -159,17 +165,19 @@ def _write_fitted(
     model: Any,
     settings: dict[str, Any],
     spent: dict[str, Any],
+    *,
+    quantizer: Path | None = None,
 ) -> dict[str, Any]:
     """
     The run folder of a model that was made without training steps; returns the content of `training.json`.
 
     Args: the data set, the run folder and the model; `settings` decided the result, beside the data and the model's
-    config; `spent` are command and minutes.
+    config; `spent` are command and minutes; `quantizer` is that of a member's semantic IDs, if any.
     """
     folder = Path(output_dir)
     exclude_seen = settings["training"]["exclude_seen"]
     model.recommend_config.exclude_seen = exclude_seen
-    save_recommender(folder, model, None, prepared.items)
+    save_recommender(folder, model, None, prepared.items, quantizer=quantizer)
     histories, targets = validation_users(prepared, max_users=_VALIDATION_USERS, seed=0)
     found = Recommender(model, prepared.items, batch_size=256).recommend(histories, exclude_seen=exclude_seen)
     record = {

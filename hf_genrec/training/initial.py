@@ -24,6 +24,7 @@ from transformers.utils import cached_file
 from hf_genrec.data.checks import check_learned_on, trained_on
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.record import read_training
+from hf_genrec.modeling.genrec_lists import ranges_of, rows_of
 from hf_genrec.serving.folder import check_items
 from hf_genrec.serving.recommender import Recommender, check_model_name
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME, load_tokenized
@@ -132,6 +133,9 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
         model, items = _with_changes(path)
     check_same_catalog(items["item_id"].to_pylist(), prepared, owner=f"The checkpoint {path}")
     _count_items(model, prepared)
+    is_new = rows_of(model.config.new_items, model.config.num_items)
+    still_new: Any = is_new & torch.from_numpy(prepared.train_item_counts() == 0)
+    model.config.new_items = ranges_of(still_new) or None
     seen = tuple(trained_on(read_training(path)))
     if not model.config.has_codes:
         return Starting(model.float(), None, None, origin=path, trained_on=seen)

@@ -40,7 +40,7 @@ from hf_genrec import (
     SemanticIds,
 )
 from hf_genrec.files import write_json
-from hf_genrec.modeling.genrec_lists import rows_of
+from hf_genrec.modeling.genrec_lists import ranges_of, rows_of
 from hf_genrec.tokenizers.embeddings import encoder_identity
 from hf_genrec.tokenizers.new_items import CHOICE_NAME, mean_length
 
@@ -180,20 +180,40 @@ def saved_shop(
 
 def rebuilt(shop: Recommender) -> Recommender:
     """A recommender of the open items alone, in a model made from its config, with the same parameters."""
-    model, config = shop.model, shop.model.config
-    is_open = ~rows_of(config.closed_items, config.num_items)
-    fresh = type(model)(type(config)(**(config.to_diff_dict() | {"num_items": int(is_open.sum())})))
-    fresh.config.closed_items = fresh.config.items_fingerprint = None
-    per_item = {"item_codes", "item_counts", "item_table.rows.weight", "item_table.text_vectors"}
+    is_open = ~rows_of(shop.model.config.closed_items, shop.model.config.num_items)
+    fresh = rebuilt_model(shop.model, is_open)
+    return Recommender(fresh, pa.table({"item_id": shop.items["item_id"].filter(pa.array(is_open.numpy()))}))
+
+
+def rebuilt_model(model: Any, is_open: torch.Tensor) -> Any:
+    """The same model without the rows of other items."""
+    config = model.config
+    if hasattr(model, "members"):
+        settings = {name: getattr(config, name) for name in ("weights", "combination", "num_candidates")}
+        fresh = type(model).of([rebuilt_model(member, is_open) for member in model.members], **settings)
+        fresh.config.new_items = fresh.members[0].config.new_items
+        return fresh
+    is_new = rows_of(config.new_items, config.num_items)[is_open]
+    changed = {"num_items": int(is_open.sum()), "new_items": ranges_of(is_new) or None, "closed_items": None}
+    per_item = {"item_codes", "item_counts", "item_table.rows.weight", "item_table.text_vectors", "item_shares"}
+    per_item |= {"item_vectors"}
     state = {name: tensor[is_open] if name in per_item else tensor for name, tensor in model.state_dict().items()}
-    if not config.has_codes:
+    if config.model_type == "sasrec":
         table, first = state["token_embeddings.weight"], config.first_item_token
         state["token_embeddings.weight"] = torch.cat([table[:first], table[first:][is_open]])
+    if config.model_type == "item_to_item":
+        items = torch.arange(len(is_open)).repeat_interleave(state["offsets"].diff())
+        kept, rows = is_open[items] & is_open[state["targets"].long()], is_open.cumsum(0) - 1
+        state["targets"], state["weights"] = rows[state["targets"][kept].long()].int(), state["weights"][kept]
+        counts = torch.bincount(rows[items[kept]], minlength=int(is_open.sum()))
+        state["offsets"] = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        changed["num_weights"] = int(kept.sum())
+    fresh = type(model)(type(config)(**(config.to_diff_dict() | {"items_fingerprint": None} | changed)))
     fresh.load_state_dict(state)
     if config.has_codes:
         fresh.set_catalog(state["item_codes"])
     fresh.recommend_config = model.recommend_config
-    return Recommender(fresh, pa.table({"item_id": shop.items["item_id"].filter(pa.array(is_open.numpy()))}))
+    return fresh.eval()
 
 
 def check_tries(shop: Recommender, anew: Recommender) -> None:

@@ -63,3 +63,21 @@ def test_training_goes_on_with_the_items_that_came_and_keeps_all_ids(shop, run, 
     assert again.item_ids == changed.item_ids
     assert again.model.item_codes.tolist() == changed.model.item_codes.tolist()
     assert "n1" in again.recommend([[]], top_k=30).item_ids[0]
+
+
+def test_a_sum_of_models_takes_new_items_by_the_ids_of_a_member_and_what_it_has_learned_from_texts(shop, tmp_path):
+    result_of("fit", shop / "data", "--method", "text", "--embeddings", shop / "emb", "--output", tmp_path / "text")
+    result_of("fit", shop / "data", "--output", tmp_path / "line")
+    members = [tmp_path / "text", tmp_path / "line", shop / "run"]
+    result_of("ensemble", shop / "data", *members, "--max-users", "20", "--output", tmp_path / "sum")
+    items, vectors = tmp_path / "new.jsonl", tmp_path / "new.npy"
+    items.write_text('{"item_id": "n1", "title": "a new thing"}\n', encoding="utf-8")
+    np.save(vectors, np.load(shop / "matrix.npy")[[3]] + 0.01)
+    add = ["catalog", "add", tmp_path / "sum", "--items", items, "--vectors", vectors]
+
+    assert "catalog learn" in error_of(*add)
+    result_of("catalog", "learn", tmp_path / "sum", "--embeddings", shop / "emb", "--prepared", shop / "data")
+
+    assert result_of(*add)["num_items"] == 24
+    listed = result_of("recommend", "--model", tmp_path / "sum", "--history", "i3", "--top-k", "24")
+    assert "n1" in json.dumps(listed)

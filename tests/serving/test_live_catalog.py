@@ -14,8 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from transformers import AutoModel, pipeline
 
 from hf_genrec import Recommender
+from hf_genrec.modeling.modeling_ensemble import EnsembleForItemGeneration
 from hf_genrec.serving.catalog.files import current_number
-from live_shops import free_codes, model_of, rebuilt, shop_of
+from hf_genrec.serving.item_graph import build_item_graph
+from live_shops import TEXTS, add_one, free_codes, model_of, rebuilt, shop_of
 from saved_folders import make_folder
 
 
@@ -30,11 +32,11 @@ class CatalogMachine(RuleBasedStateMachine):
         self.published = {}
         self.open = {1: set(self.shop.item_ids)}
 
-    @precondition(lambda self: self.kind != "sasrec" and len(self.shop.item_ids) < 20)
+    @precondition(lambda self: len(self.shop.item_ids) < 20)
     @rule()
     def add(self):
         item_id = f"new {len(self.shop.item_ids)}"
-        version = self.shop.catalog.add([{"item_id": item_id, "codes": free_codes(self.shop)}])
+        version = add_one(self.shop, item_id)
         self.open[version.number] = self.open[version.parent] | {item_id}
 
     @precondition(lambda self: len(self.open[len(self.open)]) > 2)
@@ -98,6 +100,9 @@ TestTwoHeads = machine_of("two heads")
 TestRPG = machine_of("rpg")
 TestACERec = machine_of("acerec")
 TestSASRec = machine_of("sasrec")
+TestTable = machine_of("table")
+TestText = machine_of("text")
+TestEnsemble = machine_of("ensemble")
 
 
 @pytest.fixture
@@ -195,11 +200,13 @@ def test_ids_that_are_taken_are_refused_also_those_of_removed_items_unless_they_
     assert "a" in shop.recommend([[]], top_k=29).item_ids[0]
 
 
-def test_models_that_know_items_by_learned_rows_alone_refuse_new_ones_and_remove_old_ones():
+def test_models_that_know_items_by_learned_rows_refuse_new_ones_before_they_have_learned_from_texts():
     shop = shop_of("sasrec")
 
     with pytest.raises(ValueError, match="learned of each"):
         shop.catalog.add([{"item_id": "a", "title": "A"}])
+    with pytest.raises(ValueError, match="11"):
+        shop.catalog.learn(TEXTS[:9])
 
     assert shop.catalog.remove(["i3"]).num_items == 10
     with pytest.raises(ValueError, match="No item would be left"):
@@ -208,6 +215,94 @@ def test_models_that_know_items_by_learned_rows_alone_refuse_new_ones_and_remove
         shop.catalog.remove(["i3", "x"])
     with pytest.raises(ValueError, match="versions 1 to 2"):
         shop.catalog.rollback(3)
+
+
+def test_rows_that_follow_from_texts_are_found_again_for_the_text_of_a_known_item():
+    shop = shop_of("text")
+    shop.catalog.learn(TEXTS)
+
+    shop.catalog.add([{"item_id": "like 4"}], vectors=TEXTS[4:5])
+
+    known, new = shop.model.item_vectors[[4, 11]]
+    torch.testing.assert_close(new, known, atol=0.01, rtol=0.01)
+    with pytest.raises(ValueError, match="text scorer"):
+        shop_of("text").catalog.learn(TEXTS[::-1].copy())
+
+
+def test_what_was_learned_is_kept_in_the_folder_and_new_items_too(tmp_path):
+    shop_of("ensemble").save_pretrained(tmp_path / "run")
+    shop = Recommender.from_pretrained(tmp_path / "run", device="cpu")
+    shop.catalog.learn(TEXTS)
+    again = Recommender.from_pretrained(tmp_path / "run", device="cpu")
+
+    again.catalog.add([{"item_id": "new", "codes": free_codes(again)}], vectors=TEXTS[2:3] + 0.1)
+    again.catalog.remove(["i3"])
+
+    loaded = Recommender.from_pretrained(tmp_path / "run", device="cpu")
+    folded = Recommender.from_pretrained(loaded.save_pretrained(tmp_path / "folded"), device="cpu")
+    lists = again.recommend([["i1", "new"], []], top_k=11)
+    assert {*lists.item_ids[1]} == {*again.item_ids} - {"i3"}
+    assert loaded.recommend([["i1", "new"], []], top_k=11) == lists
+    assert folded.recommend([["i1", "new"], []], top_k=11).item_ids == lists.item_ids
+
+
+def test_an_item_without_interactions_is_the_last_of_a_table_and_a_warning_says_so(caplog):
+    shop = shop_of("table")
+
+    with caplog.at_level("WARNING"):
+        shop.catalog.add([{"item_id": "new"}])
+
+    assert "listed last" in caplog.text
+    assert shop.recommend([["i1"]], top_k=12, num_new_items=0, exclude_seen=False).scores[0][-1] < 0
+
+
+def test_members_with_different_ids_refuse_new_items():
+    members = [model_of("two heads"), model_of("latte")]
+    shop = Recommender(EnsembleForItemGeneration.of(members), shop_of("latte").items)
+
+    with pytest.raises(ValueError, match="different semantic IDs"):
+        shop.catalog.add([{"item_id": "a"}])
+
+
+@pytest.mark.parametrize("kind", ["rpg", "acerec"])
+def test_the_graph_of_a_grown_catalog_is_that_of_one_built_anew(kind):
+    shop = shop_of(kind)
+    graph = build_item_graph(shop.model, num_neighbors=4)
+    shop.model.set_item_graph(graph.neighbors, graph.fingerprint)
+    for number in range(3):
+        add_one(shop, f"new {number}")
+
+    expected = build_item_graph(shop.model, num_neighbors=4)
+
+    assert torch.equal(shop.model.item_graph, expected.neighbors)
+    late = shop_of(kind)
+    for number in range(3):
+        add_one(late, f"new {number}")
+    late.model.set_item_graph(graph.neighbors, graph.fingerprint)  # as a folder that was loaded holds it
+    assert torch.equal(late.model.item_graph, expected.neighbors)
+    assert "new 1" in late.recommend([["i1"]], decoding="graph", num_beams=14, top_k=14).item_ids[0]
+
+
+def test_new_items_have_the_last_places_of_a_list(shop):
+    for number in range(3):
+        add_one(shop, f"new {number}")
+    together = shop.recommend([["i1"], []], top_k=32, num_new_items=0, exclude_seen=False).item_ids
+
+    default = shop.recommend([["i1"], []], top_k=10, exclude_seen=False)
+    three = shop.recommend([["i1"], []], top_k=7, num_new_items=5, exclude_seen=False)
+
+    for ranked, ten, seven in zip(together, default.item_ids, three.item_ids, strict=True):
+        old = [item_id for item_id in ranked if item_id[0] == "i"]
+        new = [item_id for item_id in ranked if item_id[0] == "n"]
+        assert ten == old[:8] + new[:2]
+        assert seven == old[:4] + new
+    (alone,) = shop.recommend([["i1"]], allow_items=["new 1", "i2", "new 0"], top_k=10).item_ids
+    assert alone[0] == "i2"
+    assert {*alone[1:]} == {"new 0", "new 1"}
+    paths = shop.model.recommend(torch.tensor([[40]]), top_k=10, return_paths=True)
+    assert {path.item_token for path in paths.paths[0]} == set(paths.item_tokens[0].tolist())
+    with pytest.raises(ValueError, match="num_new_items"):
+        shop.recommend(["i1"], num_new_items=2, num_groups=2)
 
 
 def test_two_processes_that_change_one_folder_do_not_lose_each_others_changes(folder, shop):

@@ -7,12 +7,15 @@ Nothing is trained and nothing that exists is written to: the copy has tables wi
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from hf_genrec.modeling.genrec_folder import catalog_fingerprint
+from hf_genrec.modeling.genrec_lists import ranges_of, rows_of
+from hf_genrec.serving.catalog.learned_rows import parts_of
 
 
 def why_not_growable(model: Any) -> str | None:
@@ -22,47 +25,82 @@ def why_not_growable(model: Any) -> str | None:
     Args:
         model: A model of the library.
     """
-    config, name = model.config, type(model).__name__
-    if not config.has_codes:
-        return (
-            f"a {name} scores items by what it learned of each of them, and has learned nothing of new ones; models "
-            "with semantic IDs can take new items"
-        )
-    if getattr(config, "dense_head", False) and not (config.dense_codes or config.dense_text_dim):
-        return "its dense head knows items by learned rows alone: train with `dense_codes` or with vectors"
+    coded = [part for _, part in parts_of(model) if part.config.has_codes]
+    if len({part.config.catalog_fingerprint for part in coded}) > 1:
+        return "its members have different semantic IDs, and a new item gets one; sum up members with the same ids"
     return None
 
 
-def with_items(model: Any, codes: torch.Tensor, *, text_vectors: torch.Tensor | None = None) -> Any:
+def with_items(model: Any, num_new: int, columns: Mapping[str, torch.Tensor]) -> Any:
     """
-    The model with further items behind those that it has. Own rows of a dense head are zero for them.
+    The model with further items behind those that it has, which its config counts as new.
+
+    Own rows of a dense head that also reads codes or vectors are zero for them. In the tables of a ridge or of item
+    neighbours nothing speaks for a new item.
 
     Args:
-        model: A model with semantic IDs.
-        codes (`torch.Tensor` of shape `(num_new, num_levels)`): Their semantic IDs.
-        text_vectors (`torch.Tensor` of shape `(num_new, dense_text_dim)`, *optional*): What a dense head reads.
+        model: A model of the library.
+        num_new (`int`): How many.
+        columns (`Mapping[str, torch.Tensor]`):
+            What [`coded_rows`] says of them: `codes`, and with the prefix of a part `vector` and `row`.
     """
-    twin, num_new = _shared_copy(model), len(codes)
-    twin.config = copy.copy(model.config)
-    twin.config.num_items += num_new
-    _append(twin, "item_codes", codes)
-    _append(twin, "item_counts", torch.zeros(num_new))
-    twin.config.catalog_fingerprint = catalog_fingerprint(twin.item_codes)
-    if getattr(model, "item_table", None) is not None:
-        table = twin._modules["item_table"] = _shared_copy(model.item_table)
-        if table.text_projection is not None:
-            _append(table, "text_vectors", torch.zeros(0) if text_vectors is None else text_vectors)
-        if table.rows is not None:
-            rows = table._modules["rows"] = _shared_copy(table.rows)
-            fresh = torch.zeros(num_new, rows.embedding_dim, dtype=rows.weight.dtype, device=rows.weight.device)
-            rows._parameters["weight"] = nn.Parameter(
-                torch.cat([rows.weight.detach(), fresh]), rows.weight.requires_grad
-            )
-            rows.num_embeddings += num_new
-    twin._catalog = twin._item_order = twin._open_items = None
-    if hasattr(twin, "_item_graph"):
-        twin._item_graph = None  # it does not lead to the new items
+    twin = _grown(model, num_new, columns, prefix="")
+    if hasattr(model, "members"):
+        members = twin._modules["members"] = _shared_copy(model.members)
+        configs: list[dict[str, Any]] = []
+        for (prefix, member), config in zip(parts_of(model), model.config.members, strict=True):
+            grown = _grown(member, num_new, columns, prefix=prefix)
+            members._modules[str(len(configs))] = grown
+            changed = {"num_items": grown.config.num_items, "catalog_fingerprint": grown.config.catalog_fingerprint}
+            configs.append(config | {name: value for name, value in changed.items() if value is not None})
+        twin.config.members = configs
     return twin
+
+
+def _grown(model: Any, num_new: int, columns: Mapping[str, torch.Tensor], *, prefix: str) -> Any:
+    """One part with further items."""
+    twin = _shared_copy(model)
+    config = twin.config = copy.copy(model.config)
+    config.num_items += num_new
+    is_new = rows_of(config.new_items, config.num_items)
+    is_new[-num_new:] = True
+    config.new_items = ranges_of(is_new)
+    row, vector = columns.get(f"{prefix}row"), columns.get(f"{prefix}vector")
+    if config.has_codes:
+        _append(twin, "item_codes", columns["codes"])
+        _append(twin, "item_counts", torch.zeros(num_new))
+        config.catalog_fingerprint = catalog_fingerprint(twin.item_codes)
+        if model.item_table is not None:
+            _grow_item_table(twin, num_new, row=row, vector=vector)
+        twin._catalog = twin._item_order = None
+    elif config.model_type == "sasrec":
+        _grow_embedding(twin, "token_embeddings", row)
+    elif config.model_type == "item_to_item":
+        _append(twin, "offsets", twin.offsets[-1:].expand(num_new))
+        _append(twin, "item_shares", torch.zeros(num_new))
+        fresh = torch.zeros(num_new, 0) if row is None else row
+        twin._parameters["item_vectors"] = _longer(twin.item_vectors, fresh)
+    twin._open_items = None
+    return twin
+
+
+def _grow_item_table(twin: Any, num_new: int, *, row: torch.Tensor | None, vector: torch.Tensor | None) -> None:
+    table = twin._modules["item_table"] = _shared_copy(twin.item_table)
+    if table.text_projection is not None:
+        _append(table, "text_vectors", vector)
+    if table.rows is not None:
+        _grow_embedding(table, "rows", torch.zeros(num_new, table.rows.embedding_dim) if row is None else row)
+
+
+def _grow_embedding(module: Any, name: str, rows: Any) -> None:
+    """More rows behind those of an `nn.Embedding`."""
+    table = module._modules[name] = _shared_copy(getattr(module, name))
+    table._parameters["weight"] = _longer(table.weight, rows)
+    table.num_embeddings += len(rows)
+
+
+def _longer(weight: torch.Tensor, rows: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.cat([weight.detach(), rows.to(weight)]), weight.requires_grad)
 
 
 def with_closed(model: Any, closed: torch.Tensor) -> Any:
@@ -75,11 +113,15 @@ def with_closed(model: Any, closed: torch.Tensor) -> Any:
     """
     twin = _shared_copy(model)
     twin.config = copy.copy(model.config)
+    if hasattr(model, "members"):
+        members = twin._modules["members"] = _shared_copy(model.members)
+        for name, member in model.members._modules.items():
+            members._modules[name] = with_closed(member, closed)
     twin.close_items(closed)
     return twin
 
 
-def _append(module: nn.Module, name: str, rows: torch.Tensor) -> None:
+def _append(module: nn.Module, name: str, rows: Any) -> None:
     old: Any = module._buffers[name]
     module._buffers[name] = torch.cat([old, rows.to(device=old.device, dtype=old.dtype)])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ import pyarrow as pa
 import torch
 
 from hf_genrec.files import first_five
-from hf_genrec.modeling.genrec_folder import items_fingerprint
+from hf_genrec.modeling.genrec_folder import items_fingerprint, write_manifest
 from hf_genrec.modeling.genrec_lists import ranges_of, rows_of, set_rows
 from hf_genrec.serving.catalog.files import (
     CatalogVersion,
@@ -34,7 +35,8 @@ from hf_genrec.serving.catalog.files import (
     write_version,
 )
 from hf_genrec.serving.catalog.grown_model import why_not_growable
-from hf_genrec.serving.catalog.new_rows import coded_rows, new_rows
+from hf_genrec.serving.catalog.learned_rows import ROWS_NAME, RowRegression, learned_rows, parts_of
+from hf_genrec.serving.catalog.new_rows import Readers, coded_rows, new_rows
 from hf_genrec.serving.catalog.snapshot import Snapshot
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 from hf_genrec.tokenizers.new_items import ItemCoder
@@ -42,6 +44,9 @@ from hf_genrec.tokenizers.new_items import ItemCoder
 
 if TYPE_CHECKING:
     from hf_genrec.serving.recommender import Recommender
+
+
+logger = logging.getLogger(__name__)
 
 
 class LiveCatalog:
@@ -84,6 +89,7 @@ class LiveCatalog:
         self._files: dict[str, str] = {}
         self._read_from = ""  # why the catalog must not be changed
         self._coder: ItemCoder | None = None
+        self._regression: RowRegression | None = None
         self.folder: Path | None = None
         now, config = recommender._now, recommender._now.model.config
         self._base = {
@@ -117,7 +123,9 @@ class LiveCatalog:
 
         The semantic ID of an item follows from its text: encoder, fusion with behaviour, whitening and quantizer are
         those of training (the folder's `quantizer/`). It gets the quantizer's codes where these are free, else a free
-        id near by, a shared one, or the next collision code, as at tokenization.
+        id near by, a shared one, or the next collision code, as at tokenization. Models that have learned a row of
+        each item need [`~LiveCatalog.learn`] first. A ridge or item neighbours know nothing of an item without
+        interactions: alone they list it last.
 
         Args:
             items (`pa.Table` or `list[dict]`):
@@ -150,11 +158,48 @@ class LiveCatalog:
             reason = why_not_growable(now.model)
             if reason is not None:
                 raise ValueError(f"New items cannot be added: {reason}.")
-            taken = now.model.item_codes.cpu().numpy().astype(np.int64)
+            parts = [part for _, part in parts_of(now.model)]
+            coded = next((part.item_codes.cpu().numpy() for part in parts if part.config.has_codes), None)
+            taken = np.zeros((len(closed), 0), np.int64) if coded is None else coded.astype(np.int64)
             taken = taken[~closed] if reuse_ids else taken
-            rows = coded_rows(table, now.model, self._find_coder, taken=taken, vectors=vectors, encoder=encoder)
+            if coded is None and all(learned_rows(part) is None for part in parts):
+                logger.warning(
+                    "%d items have no interactions, so nothing speaks for them in this model until it is fitted again "
+                    "and they are listed last.",
+                    table.num_rows,
+                )
+            readers = Readers(self._find_coder, self._find_regression)
+            rows = coded_rows(table, now.model, readers, taken=taken, vectors=vectors, encoder=encoder)
             closed = np.concatenate([closed, np.zeros(rows.num_rows, bool)])
             return self._take(now.with_rows(rows), closed, rows=rows)
+
+    def learn(self, vectors: np.ndarray, *, encoder: Mapping[str, Any] | None = None) -> None:
+        """
+        Learn from the texts of all items what rows items with such texts have, once, before new ones are added.
+
+        Needed for what knows each item by a row of its own: SASRec, the text scorer, a dense head without codes and
+        vectors, and ensembles with such a member. A ridge regression, as for behaviour; it is kept in the folder's
+        `quantizer/`.
+
+        Args:
+            vectors (`np.ndarray` of shape `(num_items, dim)`):
+                Embeddings of the texts of the items that training knew, such as [`read_embeddings`] returns.
+            encoder (`dict`, *optional*):
+                What made them, `model`, `revision` and `identity` as [`read_embeddings`] returns them; without it new
+                items need `vectors`.
+
+        Raises:
+            ValueError: If the model has no such rows, or the vectors are not those of its items.
+        """
+        with self._change():
+            now = self._recommender._now
+            if self.has_grown:
+                raise ValueError("Items were added to this catalog already: learn before the first one.")
+            known = {name: (encoder or {}).get(name) or None for name in ("model", "revision", "identity")}
+            self._regression = RowRegression.fit(now.model, vectors, encoder=known)
+            if self.folder is not None:
+                self._regression.save(self.folder / QUANTIZER_NAME)
+                write_manifest(self.folder, [f"{QUANTIZER_NAME}/*"])
 
     def remove(self, item_ids: Iterable[str]) -> CatalogVersion:
         """
@@ -352,6 +397,18 @@ class LiveCatalog:
         self._coder = ItemCoder.load(folder / QUANTIZER_NAME)
         return self._coder
 
+    def _find_regression(self) -> RowRegression:
+        if self._regression is None:
+            folder = self._recommender._companions()
+            if folder is None or not (folder / QUANTIZER_NAME / ROWS_NAME).is_file():
+                raise ValueError(
+                    "New items cannot be added: this model scores items by what it learned of each of them. Have it "
+                    "learn first how that follows from texts, once: `catalog.learn(vectors)` or `hf-genrec catalog "
+                    "learn RUN --embeddings FOLDER`."
+                )
+            self._regression = RowRegression.load(folder / QUANTIZER_NAME)
+        return self._regression
+
 
 def _version(now: Snapshot, number: int, parent: int, *, added: int, removed: int) -> CatalogVersion:
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -366,6 +423,8 @@ def _warm(model: Any) -> None:
     """Build what the first request would have to wait for."""
     if model.config.has_codes and "beam" in model.decodings[:1]:
         _ = model.catalog
+    if getattr(model, "_item_graph", None) is not None:
+        _ = model.item_graph
 
 
 def _distinct(item_ids: Iterable[str]) -> list[str]:

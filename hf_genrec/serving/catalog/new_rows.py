@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from hf_genrec.files import first_five
+from hf_genrec.serving.catalog.learned_rows import RowRegression, learned_rows, parts_of
 from hf_genrec.tokenizers.new_items import ItemCoder
 
 
@@ -49,48 +51,76 @@ def new_rows(
     return table.filter(pa.array(is_new)), known
 
 
+@dataclass(frozen=True)
+class Readers:
+    """What training left for new items, each opened where it is needed: the way to an id, and that to learned rows."""
+
+    coder: Callable[[], ItemCoder]
+    regression: Callable[[], RowRegression]
+
+
 def coded_rows(
     table: pa.Table,
     model: Any,
-    find_coder: Callable[[], ItemCoder],
+    readers: Readers,
     *,
     taken: np.ndarray,
     vectors: np.ndarray | None,
     encoder: str | os.PathLike[str] | None,
 ) -> pa.Table:
     """
-    New rows with their semantic IDs in `codes`, and in `vector` what a dense head reads of them.
+    New rows with what each part of a model reads of them.
+
+    Semantic IDs stand in `codes`; with the prefix of the part `vector` holds what a dense head reads, and `row` what a
+    model knows the item by. Where no part reads anything there are no such columns.
 
     Args:
         table (`pa.Table`): What [`new_rows`] gave.
         model: The model.
-        find_coder (`Callable`): Opens the folder's `quantizer/`, where it is needed.
+        readers ([`Readers`]): Of the folder's `quantizer/`.
         taken (`np.ndarray` of shape `(num_taken, num_levels)`): Semantic IDs that are not free.
         vectors (`np.ndarray`, *optional*): See [`LiveCatalog.add`].
         encoder (`str` or `Path`, *optional*): Likewise.
     """
     _check_names(table["item_id"].to_pylist(), model.config)
-    wants_vectors = bool(getattr(model.config, "dense_head", False) and model.config.dense_text_dim)
-    if "codes" not in table.column_names or wants_vectors:
-        coder = find_coder()
-        fused = coder.fused(_vectors_of(table, coder, vectors, encoder))
+    parts = parts_of(model)
+    coded = [part for _, part in parts if part.config.has_codes]
+    heads = [(prefix, part) for prefix, part in parts if _reads_vectors(part)]
+    read = fused = None
+    if heads or (coded and "codes" not in table.column_names):
+        coder = readers.coder()
+        read = _vectors_of(table, coder, vectors, encoder)
+        fused = coder.fused(read)
         if "codes" not in table.column_names:
-            codes = coder.assign(fused, taken=taken, codebook_size=model.config.codebook_size)
+            codes = coder.assign(fused, taken=taken, codebook_size=coded[0].config.codebook_size)
             table = table.append_column("codes", pa.array(codes.tolist(), pa.list_(pa.int16())))
-        if wants_vectors:
-            _check_vectors(model, coder)
-            projected = coder.projected(fused).astype(np.float16)
-            table = table.append_column("vector", pa.array(list(projected), pa.list_(pa.float16())))
-    _check_codes(table, model.config, taken, may_share=not model.catalog.is_unique)
+        for prefix, part in heads:
+            _check_vectors(part, coder)
+            table = _with_vectors(table, f"{prefix}vector", coder.projected(fused).astype(np.float16))
+    if any(learned_rows(part) is not None for _, part in parts):
+        regression = readers.regression()
+        read = _vectors_of(table, regression, vectors, encoder) if read is None else read
+        for prefix, rows in regression.rows_of(regression.usable(read, fused)).items():
+            table = _with_vectors(table, f"{prefix}row", rows)
+    if coded:
+        _check_codes(table, coded[0].config, taken, may_share=not coded[0].catalog.is_unique)
     return table
 
 
-def _vectors_of(table: pa.Table, coder: ItemCoder, vectors: np.ndarray | None, encoder: Any) -> np.ndarray:
+def _reads_vectors(part: Any) -> bool:
+    return bool(getattr(part.config, "dense_head", False) and part.config.dense_text_dim)
+
+
+def _with_vectors(table: pa.Table, name: str, vectors: np.ndarray) -> pa.Table:
+    return table.append_column(name, pa.array(list(vectors), pa.list_(pa.from_numpy_dtype(vectors.dtype))))
+
+
+def _vectors_of(table: pa.Table, reader: Any, vectors: np.ndarray | None, encoder: Any) -> np.ndarray:
     if vectors is None:
         name = "text" if "text" in table.column_names else "title"
         if name not in table.column_names:
             raise ValueError("New items need `text` or `title`, `vectors`, or `codes`.")
-        return coder.embed([text or "" for text in table[name].to_pylist()], encoder=encoder)
+        return reader.embed([text or "" for text in table[name].to_pylist()], encoder=encoder)
     if len(vectors) != table.num_rows:
         raise ValueError(f"`vectors` must have a row for each of the {table.num_rows} new items, got {len(vectors)}.")
     return np.asarray(vectors)

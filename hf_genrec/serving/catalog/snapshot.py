@@ -128,10 +128,8 @@ class Snapshot:
 
     def with_rows(self, rows: pa.Table) -> Snapshot:
         """The snapshot with further items, which are open; `rows` is what [`coded_rows`] gives."""
-        vectors = None
-        if "vector" in rows.column_names:
-            vectors = torch.from_numpy(np.array(rows["vector"].to_pylist(), np.float16))
-        model = with_items(self.model, torch.tensor(rows["codes"].to_pylist()), text_vectors=vectors)
+        read = [name for name in rows.column_names if name == "codes" or name.endswith(("vector", "row"))]
+        model = with_items(self.model, len(rows), {name: _tensor(rows[name]) for name in read})
         columns = [
             rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
             for field in self.items.schema
@@ -144,3 +142,9 @@ class Snapshot:
         model.config.items_fingerprint = items_fingerprint(item_ids)
         index_of = self.index_of | {item_id: row for row, item_id in enumerate(fresh, len(self.item_ids))}
         return Snapshot(model, items, item_ids, index_of)
+
+
+def _tensor(column: pa.ChunkedArray) -> torch.Tensor:
+    """A column of lists of one length as a table."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return torch.from_numpy(flat.reshape(len(column), -1).copy())
