@@ -27,6 +27,9 @@ class SASRecConfig(HistoryConfig):
         scale_embeddings (`bool`, defaults to `True`):
             Whether item embeddings enter the first block times the square root of `d_model`. Without it positions
             are as loud as items at the start.
+        text_dim (`int`, defaults to 0):
+            Width of the vectors of the items' texts. A learned projection of them is added to the items' rows, so that
+            rare items are near those that read like them; 0 for rows alone.
         max_history_length (`int`, defaults to 50): Number of most recent items that are read, and of positions.
 
     Raises:
@@ -86,6 +89,7 @@ class SASRecConfig(HistoryConfig):
     initializer_range: float | int = 0.02
     position_std: float | int = 0.02
     scale_embeddings: bool = True
+    text_dim: int = 0
     num_levels: int = 0
     codebook_size: int = 0
     max_history_length: int = 50
@@ -94,13 +98,15 @@ class SASRecConfig(HistoryConfig):
         if self.d_ff is None:
             self.d_ff = 4 * self.d_model
         self._check_share("dropout_rate")
+        self._check_least(0, "text_dim")
         super().__post_init__(**kwargs)
 
     @property
     def description(self) -> list[str]:
         """`list[str]`: what is worth knowing about the network."""
         network = f"{self.num_layers} GPT-2 layers of width {self.d_model}, one item table for input and output"
-        return [network, *super().description]
+        texts = [f"with a projection of text vectors of {self.text_dim} dimensions"] if self.text_dim else []
+        return [network, *texts, *super().description]
 
     @property
     def vocab_size(self) -> int:

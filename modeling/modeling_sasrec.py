@@ -1,6 +1,7 @@
 """SASRec: a row of a table for each item, GPT-2 blocks over the history, and a softmax over the catalog."""
 
 import torch
+from torch import nn
 
 from .configuration_sasrec import SASRecConfig
 from .genrec_encoder import HistoryPreTrainedModel, PackedHistories, item_loss
@@ -38,15 +39,39 @@ class SASRecForItemGeneration(ItemScoresMixin, HistoryPreTrainedModel):
     config_class = SASRecConfig
     _auto_class = "AutoModel"  # saving takes the code along
     _predicts = "the next item with a score for each"
+    text_vectors: torch.Tensor  # where `config.text_dim` is set
 
     def __init__(self, config: SASRecConfig):
         super().__init__(config)
+        self.text_projection = None
+        if config.text_dim:
+            self.text_projection = nn.Linear(config.text_dim, config.d_model, bias=False)
+            vectors = torch.zeros(config.num_items, config.text_dim, dtype=torch.float16)
+            self.register_buffer("text_vectors", vectors)
         self.register_items_digest()
         self._finish_init()
 
+    def set_text_vectors(self, vectors) -> None:
+        """
+        Write the vectors that are projected into the model; they travel in the checkpoint.
+
+        Args:
+            vectors (`torch.Tensor` or `np.ndarray` of shape `(num_items, text_dim)`): Best of a mean length of 1.
+        """
+        wanted = (self.config.num_items, self.config.text_dim)
+        if tuple(vectors.shape) != wanted:
+            raise ValueError(
+                f"`vectors` must have shape (num_items, text_dim) = {wanted}, got {tuple(vectors.shape)}."
+            )
+        self.text_vectors.copy_(torch.as_tensor(vectors))
+
     def item_embeddings(self) -> torch.Tensor:
-        """The rows of the token table that stand for items, `(num_items, d_model)`: a view."""
-        return self.token_embeddings.weight[self.config.first_item_token :]
+        """The rows of the token table that stand for items, `(num_items, d_model)`, and what their texts add."""
+        rows = self.token_embeddings.weight[self.config.first_item_token :]
+        return rows if self.text_projection is None else rows + self._projected(self.text_vectors)
+
+    def _projected(self, vectors: torch.Tensor) -> torch.Tensor:
+        return self.text_projection(vectors.to(self.text_projection.weight.dtype))
 
     def item_logits(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
@@ -80,6 +105,10 @@ class SASRecForItemGeneration(ItemScoresMixin, HistoryPreTrainedModel):
     def _encode(self, histories: PackedHistories, anchors: torch.LongTensor | None = None) -> torch.Tensor:
         """States `(num_anchors, d_model)`; without anchors those behind the last items."""
         vectors = self.token_embeddings(histories.tokens)
+        if self.text_projection is not None:
+            items = histories.tokens - self.config.first_item_token  # below 0: the token of an empty history
+            texts = self._projected(self.text_vectors[items.clamp_min(0)])
+            vectors = vectors + texts.masked_fill((items < 0).unsqueeze(1), 0)
         if self.config.scale_embeddings:
             vectors = vectors * self.config.d_model**0.5
         return self.encoder(vectors.unsqueeze(1), histories, anchors=anchors).squeeze(1)

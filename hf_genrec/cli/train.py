@@ -49,7 +49,7 @@ def _train(
     embeddings: Annotated[
         str | None,
         typer.Option(
-            help="What `hf-genrec embed` wrote: for ids where none are given, and for the vectors of a dense head.",
+            help="What `hf-genrec embed` wrote: for ids where none are given, for a dense head, for sasrec.",
             show_default="the behaviour in the log",
         ),
     ] = None,
@@ -163,8 +163,11 @@ def _train(
     chooses = ids is None and origin is None and architecture is None and not paper
     if is_new == (origin is not None) and not chooses:
         raise ValueError("Give either `--ids` (a new model) or `--from` (a checkpoint to fine-tune).")
-    if embeddings is not None and not (chooses or dense_head):
-        raise ValueError("`--embeddings` are for a training that makes its ids, or for `--dense-head`: leave it out.")
+    reads_texts = dense_head or hasattr(kind, "text_dim")
+    if embeddings is not None and not (chooses or (reads_texts and origin is None)):
+        raise ValueError(
+            "`--embeddings` are for a new model that makes its ids, for `--dense-head` or for sasrec: leave it out."
+        )
     if ids is not None and not kind.has_codes:
         raise ValueError(f"{kind.display_name} has no semantic IDs: leave out `--ids`.")
     asked = SimpleNamespace(
@@ -254,9 +257,10 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
         if "code" in (asked.fields.get("history_unit"), shape.get("history_unit")):  # the dense head reads items
             shape = shape | {"dense_head": False}
         shape, vectors = shape | asked.fields, None
-        if asked.embeddings is not None and shape.get("dense_head"):
+        if asked.embeddings is not None:
             vectors, _ = read_embeddings(embeddings_path(asked.embeddings), prepared)
-            shape = {**shape, "dense_codes": asked.fields.get("dense_codes", False)}  # with codes the beams lose
+            if shape.get("dense_head"):
+                shape = {**shape, "dense_codes": asked.fields.get("dense_codes", False)}  # with codes the beams lose
         starting = start_fresh(
             prepared, asked.ids, shape=shape, seed=args.seed, architecture=kind.model_type, vectors=vectors
         )

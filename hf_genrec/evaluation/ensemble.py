@@ -30,6 +30,7 @@ _NUM_BEST = 100  # items of each score among which the sum's best 10 are looked 
 _USERS_AT_ONCE, _CALIBRATION_USERS = 128, 512
 _FACTORS = (0.0, 0.25, 0.5, 0.7, 0.85, 1.2, 1.4, 2.0, 4.0)
 _MOST_ROUNDS = 6
+_BEHIND = 0.3  # of the weight of the score ahead, where a climb starts
 _NOTABLE = 0.003  # of ndcg@10, between the halves
 
 
@@ -162,13 +163,29 @@ def _places(
 
 
 def _searched_weights(pool: _Pool, is_searched: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """One weight at a time is multiplied by some factors, until a round changes nothing; the largest becomes 1."""
+    """
+    The best that climbs from equal weights and from one score ahead of the others end at; the largest becomes 1.
+
+    One climb alone ends where no single weight can be changed: on Beauty 0.003 below another one's end, on the users
+    that were not searched on.
+    """
     half = _Pool(pool.values[is_searched], pool.is_before[is_searched])
+    num_scores = pool.values.shape[2]
+    starts = [np.ones(num_scores)]
+    if num_scores > 2:
+        starts += [*np.where(np.eye(num_scores) > 0, 1.0, _BEHIND)]
+    ends = [_climbed(half, start) for start in starts]
+    best, weights = max(ends, key=lambda end: end[0])  # of equal ones the first
+    logger.info("weights %s: ndcg@10 %.4f", np.round(weights / weights.max(), 3).tolist(), best)
+    return weights / weights.max()
+
+
+def _climbed(half: _Pool, weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """One weight at a time is multiplied by some factors, until a round changes nothing; with the ndcg@10 there."""
 
     def ndcg(weights: NDArray[np.float64]) -> float:
         return ndcg_at_k(half.ranks(weights), k=10)
 
-    weights = np.ones(pool.values.shape[2])
     best = ndcg(weights)
     for _ in range(_MOST_ROUNDS):
         before = best
@@ -179,10 +196,9 @@ def _searched_weights(pool: _Pool, is_searched: NDArray[np.bool_]) -> NDArray[np
                 found = ndcg(tried) if tried.any() else -1.0
                 if found > best:
                     best, weights = found, tried
-        logger.info("weights %s: ndcg@10 %.4f", np.round(weights / weights.max(), 3).tolist(), best)
         if best == before:
             break
-    return weights / weights.max()
+    return best, weights
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ def start_fresh(
         seed (`int`): Seed of the weights.
         architecture (`str`, *optional*, defaults to `"latte"`): A model type that the Auto classes know.
         vectors (`np.ndarray` of shape `(num_items, dim)`, *optional*):
-            What a dense head projects, see [`read_embeddings`]; scaled to a mean length of 1.
+            What a dense head or a SASRec projects, see [`read_embeddings`]; scaled to a mean length of 1.
 
     Raises:
         ValueError: If the folder is about other items, missing or of no use, or `shape` has an unknown or wrong field.
@@ -88,9 +88,10 @@ def start_fresh(
         check_same_catalog(semantic_ids.item_ids, prepared, owner=f"The tokenized folder {tokenized}")
         check_learned_on(made, prepared.metadata, owner=f"the tokenized folder {tokenized}")
     if vectors is not None:
-        if not shape.get("dense_head"):
+        field = "dense_text_dim" if shape.get("dense_head") else "text_dim"
+        if not hasattr(config_class, field):
             raise ValueError("`vectors` are read by the dense head: set `dense_head` in `shape`, or leave them out.")
-        shape = {**shape, "dense_text_dim": vectors.shape[1]}
+        shape = {**shape, field: vectors.shape[1]}
     known = {field.name for field in dataclasses.fields(config_class)} - _NOT_TO_SET
     unknown = set(shape) - (known - {field.name for field in dataclasses.fields(PreTrainedConfig)})
     if unknown:
@@ -105,11 +106,11 @@ def start_fresh(
         raise ValueError(f"`shape` has a value of the wrong type: {error}") from error
     model: Any = AutoModel.from_config(config)
     _count_items(model, prepared)
+    if vectors is not None:
+        model.set_text_vectors(torch.from_numpy(vectors / np.linalg.norm(vectors, axis=1).mean()))
     if semantic_ids is None or tokenized is None:
         return Starting(model, None, None)
     model.set_catalog(semantic_ids.codes)
-    if vectors is not None:
-        model.set_text_vectors(torch.from_numpy(vectors / np.linalg.norm(vectors, axis=1).mean()))
     quantizer = Path(tokenized) / QUANTIZER_NAME
     return Starting(model, semantic_ids, quantizer if quantizer.is_dir() else None)
 

@@ -41,7 +41,10 @@ from cli_shop import error_of, run
         (["tokenize", "x", "--output", "y"], "either `--embeddings` or `--ids`"),
         (["train", "x", "--output", "y"], "x is not a prepared folder"),
         (["train", "x", "--output", "y", "--architecture", "latte"], "either `--ids`"),
-        (["train", "x", "--output", "y", "--ids", "z", "--embeddings", "e"], "`--embeddings` are for a training that"),
+        (
+            ["train", "x", "--output", "y", "--ids", "z", "--embeddings", "e"],
+            "`--embeddings` are for a new model that",
+        ),
         (["train", "x", "--output", "y", "--ids", "z"], "x is not a prepared folder"),
         (["recommend", "--model", "x"], "either `--history`"),
         (["recommend", "--model", "./x", "--history", "a"], "no run folder ./x"),

@@ -64,7 +64,17 @@ def test_second_head_is_trained_where_it_is_asked_for_and_its_weight_is_saved(sh
     assert "`--dense-head` needs `--history-unit item`" in error_of(
         *words[:-1], tmp_path / "other", "--dense-head", "--history-unit", "code"
     )
-    assert "or for `--dense-head`: leave it out" in error_of(*words, "--embeddings", shop / "emb")
+    assert "for `--dense-head` or for sasrec: leave it out" in error_of(*words, "--embeddings", shop / "emb")
+
+
+def test_sasrec_reads_the_vectors_of_texts_that_it_is_given(shop, tmp_path):
+    words = ["train", shop / "data", "--architecture", "sasrec", "--d-model", "8", "--epochs", "1"]
+
+    result_of(*words, "--embeddings", shop / "emb", "--output", tmp_path / "run")
+
+    vectors = load_file(shop / "emb" / "embeddings.safetensors")["embeddings"]
+    kept = load_file(tmp_path / "run" / "model.safetensors")["text_vectors"].astype("float64")
+    np.testing.assert_allclose(kept * np.linalg.norm(vectors, axis=1).mean(), vectors, atol=1e-3)
 
 
 def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(shop, tmp_path):

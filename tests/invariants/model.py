@@ -48,6 +48,8 @@ def make_model(config, *, model_class=LatteForConditionalGeneration, seed=0):
     model = model_class(config)
     if config.has_codes:
         model.set_catalog(random_codes(config.num_items, config.num_levels, config.codebook_size, seed=seed))
+    if getattr(config, "text_dim", 0):
+        model.set_text_vectors(torch.randn(config.num_items, config.text_dim))
     return model.eval()
 
 

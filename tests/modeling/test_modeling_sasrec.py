@@ -25,6 +25,7 @@ class TestSASRec(ModelInvariants):
         "sasrec": tiny_sasrec_config(),
         "dropout": tiny_sasrec_config(dropout_rate=0.5, num_layers=3),
         "plain-embeddings": tiny_sasrec_config(scale_embeddings=False, num_layers=1, num_heads=1),
+        "texts": tiny_sasrec_config(text_dim=7),
     }
     test_catalog_travels_as_int16_and_is_fingerprinted = None  # there are no codes
 
@@ -54,6 +55,25 @@ def test_encoder_gives_the_states_of_a_gpt2_with_its_weights():
     states = gpt2(inputs_embeds=vectors).last_hidden_state[[0, 1, 2], [4, 2, 0]]
     expected = (states @ model.token_embeddings.weight[FIRST:].t()).log_softmax(1)
     torch.testing.assert_close(log_probs, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_projected_texts_are_added_to_the_rows_where_items_are_read_and_where_they_are_scored():
+    texts = make_sasrec(text_dim=7)
+    rows = make_sasrec()
+    weights = {name: weight for name, weight in texts.state_dict().items() if not name.startswith("text_")}
+    weights["token_embeddings.weight"] = weights["token_embeddings.weight"].clone()
+    weights["token_embeddings.weight"][FIRST:] = texts.item_embeddings()
+    rows.load_state_dict(weights)
+    input_ids, mask = histories_of(texts.config)
+    input_ids, mask = torch.cat([input_ids, torch.zeros_like(input_ids[:1])]), torch.cat([mask, 0 * mask[:1]])
+
+    assert (texts.item_embeddings() - texts.token_embeddings.weight[FIRST:]).abs().min() > 0
+    torch.testing.assert_close(texts(input_ids, mask).logits, rows(input_ids, mask).logits)
+
+
+def test_text_vectors_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"must have shape \(num_items, text_dim\) = \(29, 7\), got \(29, 6\)"):
+        make_sasrec(text_dim=7).set_text_vectors(torch.zeros(29, 6))
 
 
 def test_embeddings_enter_as_they_are_without_scaling():
