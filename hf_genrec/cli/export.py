@@ -1,5 +1,5 @@
 """
-`hf-genrec export`: a trained model as an ONNX graph, or its catalog in the format of another engine.
+`hf-genrec export`: a trained model as ONNX graphs, or its catalog in the format of another engine.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ def _export(
         Literal["onnx", "flashrec", "nvidia", "tzrec", "static"],
         typer.Option(
             "--to",
-            help="An ONNX graph, or the catalog for FlashRec, NVIDIA, TorchEasyRec or STATIC.",
+            help="ONNX graphs, or the catalog for FlashRec, NVIDIA, TorchEasyRec or STATIC.",
             show_default=False,
         ),
     ],
     output: Annotated[str, typer.Option(help="File to write; a folder for onnx and tzrec.", show_default=False)],
     top_k: Annotated[int, typer.Option(min=1, help="Items of a list, for onnx.")] = 100,
-    int8: Annotated[bool, typer.Option("--int8", help="A second graph with 8-bit products, for onnx.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Graphs with 8-bit products too, for onnx.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """
     Export a model to onnxruntime, or its catalog to another engine.
 
-    ONNX is for sasrec, rpg, acerec and models with a dense head: one graph that ranks the whole catalog.
+    ONNX: sasrec, rpg, acerec and dense heads as one graph that ranks the whole catalog; latte as two, an encoder and a
+    step of the decoder, with the trie for the search between them. The folder's README says how they are run.
 
     \b
     Examples:

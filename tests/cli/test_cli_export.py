@@ -3,6 +3,7 @@
 import json
 
 import pyarrow.parquet as pq
+import pytest
 from cli_shop import error_of, result_of
 
 
@@ -20,7 +21,9 @@ def test_options_of_onnx_are_refused_for_other_targets(shop, tmp_path):
     )
 
 
-def test_model_that_is_searched_code_by_code_is_refused_in_one_line(shop, tmp_path):
-    message = error_of("export", shop / "run", "--to", "onnx", "--output", tmp_path / "x")
+@pytest.mark.slow
+def test_model_that_is_searched_code_by_code_becomes_two_graphs_and_a_trie(shop, tmp_path):
+    result_of("export", shop / "run", "--to", "onnx", "--output", tmp_path / "onnx")
 
-    assert "is searched code by code, which is no single graph" in message
+    names = {path.name for path in (tmp_path / "onnx").iterdir()}
+    assert names == {"encoder.onnx", "decoder.onnx", "trie.npz", "items.parquet", "onnx_config.json", "README.md"}

@@ -433,3 +433,15 @@ def test_encoder_that_cannot_be_reached_is_named_and_changes_nothing(recommender
     (answer,) = ask(recommender, {"items": [{"item_id": "new"}]}, path="/catalog/add", encoder="some/folder")
 
     assert (answer.status_code, answer.json()["detail"]) == (503, "no encoder in some/folder")
+
+
+def test_folder_that_cannot_be_written_is_said_without_its_path(recommender, monkeypatch):
+    def fails(*_):
+        raise OSError(30, "Read-only file system", "/secret/place")
+
+    monkeypatch.setattr(recommender.catalog, "remove", fails)
+    (answer,) = ask(recommender, {"item_ids": ["i3"]}, path="/catalog/remove")
+
+    assert (answer.status_code, answer.json()["detail"]) == (
+        503, "The served folder cannot be written: Read-only file system.",
+    )  # fmt: skip

@@ -1,8 +1,9 @@
 """
-A recommender in, one ONNX graph out: histories of item rows in, the exact best items and their scores out.
+A recommender in, ONNX graphs out; [`OnnxRecommender`] runs them.
 
+Models that score every item become one graph: histories of item rows in, the exact best items and their scores out.
 What does not depend on the user is computed once and becomes a constant: how each item enters the encoder, and what
-its state is compared with. The graph has no item ids, search or trie in it; [`OnnxRecommender`] runs it.
+its state is compared with. Models that write semantic IDs code by code become two, see `onnx_steps.py`.
 """
 
 from __future__ import annotations
@@ -11,21 +12,38 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from hf_genrec.files import updated_folder, write_json, write_table
+from hf_genrec.files import updated_folder, write_json, write_table, write_text
 from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.modeling.modeling_rpg import MergedItems
+from hf_genrec.serving.export.onnx_readme import README
+from hf_genrec.serving.export.onnx_steps import (
+    HISTORY_INPUTS,
+    HISTORY_OUTPUTS,
+    STEP_INPUTS,
+    STEP_OUTPUTS,
+    HistoryGraph,
+    StepGraph,
+    trie_arrays,
+)
 from hf_genrec.serving.folder import ITEMS_NAME
 from hf_genrec.serving.recommender import Recommender
 
 
-GRAPH_NAME, QUANTIZED_NAME, CONFIG_NAME = "model.onnx", "model_int8.onnx", "onnx_config.json"
+CONFIG_NAME, TRIE_NAME, README_NAME = "onnx_config.json", "trie.npz", "README.md"
+# options that only the search in torch knows
+_UNKNOWN = ("prior_correction", "num_rescored", "num_groups", "diversity", "sample_seed")
+_OF_SEARCH = (
+    "decoder_start_token_id", "first_latent_token", "first_code_token", "codebook_size", "num_levels",
+    "num_latent_tokens", "num_paths", "normalization",
+)  # fmt: skip
 _EXAMPLE_USERS, _EXAMPLE_ITEMS = 3, 5  # sizes that the graph is traced with; both are free in it
 
 
@@ -162,23 +180,26 @@ def export_onnx(
     int8: bool = False,
 ) -> Path:
     """
-    Write a recommender as one ONNX graph that ranks the whole catalog, and its items beside it.
+    Write a recommender as ONNX graphs, with its items, its settings and a README that says how they are run.
 
-    For models that score all items: SASRec, RPG, ACERec, and whatever has a dense head. Of a model that writes codes
-    one by one and has a dense head, that head alone is exported.
+    | model | graphs |
+    |---|---|
+    | SASRec, RPG, ACERec, or `decoding="dense"` | `model.onnx` ranks the whole catalog |
+    | Latte, PSID, TIGER | `encoder.onnx` and `decoder.onnx`, and the trie for the search between their calls |
+    | one of these with a dense head | all three; `model.onnx` is the dense head alone |
 
     Args:
         recommender ([`Recommender`]): What to export.
-        output (`str` or `Path`): The folder to write: `model.onnx`, `items.parquet`, `onnx_config.json`.
-        top_k (`int`, *optional*, defaults to 100): Items of a list, at most those of the catalog.
+        output (`str` or `Path`): The folder to write.
+        top_k (`int`, *optional*, defaults to 100): Items of a list of `model.onnx`, at most those of the catalog.
         int8 (`bool`, *optional*, defaults to `False`):
-            Also write `model_int8.onnx`, whose matrix products are of 8-bit numbers.
+            Also write each graph as `..._int8.onnx`, whose matrix products are of 8-bit numbers.
 
     Returns:
         `Path`: the folder.
 
     Raises:
-        ValueError: If the model can only be searched code by code.
+        ValueError: If there is no graph for the model, or for an option that the recommender is set to.
         ImportError: If the packages of the extra `[onnx]` are missing.
     """
     try:
@@ -188,22 +209,59 @@ def export_onnx(
         raise ImportError(
             f'ONNX needs onnx, onnxruntime and onnxscript: pip install "hf-genrec[onnx]" ({error}).'
         ) from error
-    graph = ranking_graph(recommender, top_k=top_k)
-    config = recommender.model.config
+    model, config = recommender.model, recommender.model.config
+    _check(recommender)
+    is_searched = config.model_type == "latte" and recommender.decoding == "beam"
     described = {
         "architecture": config.model_type,
-        "top_k": graph.top_k,
+        "decoding": "beam" if is_searched else recommender.decoding,
         "max_history_length": config.max_history_length,
         "exclude_seen": recommender.config.exclude_seen,
         "items_fingerprint": items_fingerprint(recommender.item_ids),
     }
     with updated_folder(output) as folder:
-        _write_graph(graph, folder / GRAPH_NAME)
+        if is_searched:
+            described |= search_settings(recommender)
+            _write_steps(model, folder)
+            np.savez(folder / TRIE_NAME, **trie_arrays(model))  # type: ignore[arg-type]
+        if not is_searched or config.dense_head:
+            graph = ranking_graph(recommender, top_k=top_k)
+            described["top_k"] = graph.top_k
+            _write_ranking(graph, folder / "model.onnx")
         if int8:
-            _quantize(folder / GRAPH_NAME, folder / QUANTIZED_NAME)
+            for path in sorted(folder.glob("*.onnx")):
+                _quantize(path, path.with_name(f"{path.stem}_int8.onnx"))
         write_table(recommender.items, folder / ITEMS_NAME)
         write_json(described, folder / CONFIG_NAME)
+        write_text(README, folder / README_NAME)
     return Path(output)
+
+
+def _check(recommender: Recommender) -> None:
+    """Whether there is a graph for the model and for what it is set to."""
+    model, config = recommender.model, recommender.model.config
+    if config.model_type not in ("latte", "rpg", "acerec", "sasrec"):
+        remedy = "; its `members` can be, each as a `Recommender(member, items)`" if hasattr(model, "members") else ""
+        raise ValueError(f"There is no ONNX graph for a {type(model).__name__}{remedy}.")
+    changed = [name for name in _UNKNOWN if name in recommender.config.changed()]
+    if changed:
+        raise ValueError(
+            f"The exported search does not know `{changed[0]}`, which this recommender is set to: load it with the "
+            f"default, or remove it from recommend_config.json."
+        )
+
+
+def search_settings(recommender: Recommender) -> dict[str, Any]:
+    """
+    What [`CodeSearch`] must know of a recommender.
+
+    Args:
+        recommender ([`Recommender`]): Its model writes semantic IDs code by code.
+    """
+    config, options = recommender.model.config, recommender.config
+    settings = {name: getattr(config, name) for name in _OF_SEARCH}
+    settings |= {name: getattr(options, name) for name in ("num_beams", "latent_aggregation", "dense_weight")}
+    return settings | {"cache_width": StepGraph(recommender.model).cache_width}
 
 
 def ranking_graph(recommender: Recommender, *, top_k: int) -> RankingGraph:
@@ -224,37 +282,89 @@ def ranking_graph(recommender: Recommender, *, top_k: int) -> RankingGraph:
     elif config.model_type == "sasrec" or getattr(config, "dense_head", False):
         weights = {"code_weight": 0.0, "dense_weight": 1.0}
     else:
-        raise ValueError(
-            f"A {type(model).__name__} without a dense head is searched code by code, which is no single graph: train "
-            "it with `dense_head`, or export a SASRec, RPG or ACERec."
-        )
-    if config.model_type == "latte" and config.history_attention != "causal":
-        raise ValueError("Only encoders with `history_attention='causal'` can be exported.")
+        raise ValueError(f"A {type(model).__name__} without a dense head is searched code by code: no single graph.")
     return RankingGraph(model, top_k=min(top_k, config.num_items), **weights).eval()
 
 
-def _write_graph(graph: RankingGraph, path: Path) -> None:
-    length = min(_EXAMPLE_ITEMS, graph.model.config.max_history_length)
-    history = torch.arange(_EXAMPLE_USERS * length).view(_EXAMPLE_USERS, length) % graph.order.shape[0]
+def _write_ranking(graph: RankingGraph, path: Path) -> None:
+    history = _example_histories(graph.model, graph.order.shape[0])
     users, items, others = torch.export.Dim("users"), torch.export.Dim("items"), torch.export.Dim("others", min=0)
-    attention = graph.model.config._attn_implementation
-    if graph.kind == "t5":  # the fused kernel's output has strides that the exporter cannot follow
-        graph.model.encoder.set_attn_implementation("eager")
+    with _eager_encoder(graph.model if graph.kind == "t5" else None):
+        _write_graph(
+            graph,
+            (history, history[:, :2].clone()),
+            path,
+            names=(["history", "excluded"], ["items", "scores"]),
+            shapes=({0: users, 1: items}, {0: users, 1: others}),
+        )
+
+
+def _write_steps(model: Any, folder: Path) -> None:
+    """Write both graphs of a model that is searched."""
+    reads, step = HistoryGraph(model).eval(), StepGraph(model).eval()
+    history = _example_histories(model, model.config.num_items)
+    names = ["users", "items", "beams", "parents", "steps", "tokens"]
+    users, items, beams, parents, steps, tokens = (torch.export.Dim(name) for name in names)
+    with _eager_encoder(model):
+        outputs = [*HISTORY_OUTPUTS, *(["dense"] if model.config.dense_head else [])]
+        _write_graph(
+            reads, (history,), folder / "encoder.onnx", names=(HISTORY_INPUTS, outputs), shapes=({0: users, 1: items},)
+        )
+        with torch.no_grad():
+            memory = reads(history)[: len(HISTORY_OUTPUTS)]
+    chosen = torch.zeros(len(history), 4, dtype=torch.long)
+    example = (chosen, chosen.clone(), torch.zeros(len(history), 5, 2, step.cache_width), *memory)
+    choice = {0: users, 1: beams}
+    of_history = ({0: users, 3: tokens}, {0: users, 3: tokens}, {0: users, 1: tokens}, {0: users})
+    _write_graph(
+        step,
+        example,
+        folder / "decoder.onnx",
+        names=(STEP_INPUTS, STEP_OUTPUTS),
+        shapes=(choice, choice, {0: users, 1: parents, 2: steps}, *of_history),
+    )
+
+
+def _example_histories(model: Any, num_items: int) -> torch.Tensor:
+    length = min(_EXAMPLE_ITEMS, model.config.max_history_length)
+    return torch.arange(_EXAMPLE_USERS * length).view(_EXAMPLE_USERS, length) % num_items
+
+
+@contextlib.contextmanager
+def _eager_encoder(model: Any) -> Iterator[None]:
+    """The fused kernel of a T5's attention has outputs whose strides the exporter cannot follow."""
+    if model is None:
+        yield
+        return
+    attention = model.config._attn_implementation
+    model.encoder.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.encoder.set_attn_implementation(attention)
+
+
+def _write_graph(
+    graph: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    path: Path,
+    *,
+    names: tuple[Sequence[str], Sequence[str]],
+    shapes: tuple[Any, ...],
+) -> None:
     with warnings.catch_warnings(), _quiet(logging.getLogger("torch.onnx")):
         warnings.simplefilter("ignore")  # names of axes, and what is deprecated inside torch
         torch.onnx.export(
             graph,
-            (history, history[:, :2].clone()),
+            example,
             path,
             dynamo=True,
-            input_names=["history", "excluded"],
-            output_names=["items", "scores"],
-            dynamic_shapes=({0: users, 1: items}, {0: users, 1: others}),
+            input_names=names[0],
+            output_names=names[1],
+            dynamic_shapes=shapes,
             external_data=False,
             verbose=False,
         )
-    if graph.kind == "t5":
-        graph.model.encoder.set_attn_implementation(attention)
 
 
 @contextlib.contextmanager

@@ -52,7 +52,9 @@ def add_catalog_routes(app: FastAPI, state: ServerState) -> None:
             except ImportError as error:  # texts need the encoder's library
                 raise HTTPException(501, str(error)) from error
             except OSError as error:  # and the encoder; nothing was changed
-                raise HTTPException(503, str(error)) from error
+                is_of_disk = error.errno is not None
+                detail = f"The served folder cannot be written: {error.strerror}." if is_of_disk else str(error)
+                raise HTTPException(503, detail) from error
 
     @router.get("/status", responses=_REFUSED)
     async def status() -> CatalogStatus:
