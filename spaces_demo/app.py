@@ -3,7 +3,7 @@ A page for one recommender: build a history, get ranked items, see how they were
 
 `build_demo("user/name")` or `build_demo("folder")` is all there is; the name comes from the command line, from
 `HF_GENREC_REPO`, or from `models` in the head of README.md beside this file. The page answers at once and says that
-it is loading until the model is there.
+it is loading until the model is there. With `HF_GENREC_SERVER` the lists come from that server, see `remote_model.py`.
 """
 
 import os
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from page_parts import about_html, examples_html, found_html, head_html, loading_html
 from page_style import COLORS, CSS, LISTEN
+from remote_model import RemoteModel, ServerError
 from served_model import MAX_BEAMS, MAX_QUERY, MAX_RESULTS, ServedModel, load_model, pinned, repository
 from visit import changed, linked, shown
 
@@ -35,7 +36,8 @@ def start_loading(repo_or_folder: str | os.PathLike[str]) -> "Future[Page]":
     """Load the model and find its examples beside the page."""
 
     def load() -> Page:
-        served = load_model(repo_or_folder)
+        server = os.environ.get("HF_GENREC_SERVER")
+        served = RemoteModel(server, repo_or_folder) if server else load_model(repo_or_folder)
         return Page(served, served.examples())
 
     return ThreadPoolExecutor(1).submit(load)
@@ -99,7 +101,7 @@ def _recommend_tab(page: "Future[Page]") -> list[Any]:
     def picked(event: gr.EventData, old: Sequence[int], *values: Any) -> tuple[Any, ...]:
         served, examples = page.result()
         new, notice = changed(served, examples, old, event._data.get("action"), event._data.get("item"))
-        return shown(served, new, *values, notice=notice)
+        return _shown(served, new, *values, notice=notice)
 
     def searched(text: str) -> str:
         served = page.result().served
@@ -110,7 +112,7 @@ def _recommend_tab(page: "Future[Page]") -> list[Any]:
     for control in controls:
         event = control.release if isinstance(control, gr.Slider) else control.input
         event(
-            lambda *values: shown(page.result().served, *values), inputs=[chosen, *controls], outputs=lists,
+            lambda *values: _shown(page.result().served, *values), inputs=[chosen, *controls], outputs=lists,
             trigger_mode="always_last", **busy,
         )  # fmt: skip
     query.change(searched, inputs=query, outputs=found, trigger_mode="always_last", **QUIETLY)
@@ -158,8 +160,16 @@ def _opened(page: Page, ids: str | None) -> list[Any]:
         examples_html(served, examples),
         gr.update(visible=served.neighbors is not None),
         *controls,
-        *shown(served, history, *values, notice=notice),
+        *_shown(served, history, *values, notice=notice),
     ]
+
+
+def _shown(served: ServedModel, history: Sequence[int], *values: Any, notice: str = "") -> tuple[Any, ...]:
+    """See `shown`; a visitor reads why a server gave no list."""
+    try:
+        return shown(served, history, *values, notice=notice)
+    except ServerError as error:
+        raise gr.Error(str(error)) from error
 
 
 def _part(value: str, **options: Any) -> gr.HTML:

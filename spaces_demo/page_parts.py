@@ -140,8 +140,8 @@ def neighbors_html(served: ServedModel, history: Sequence[int], answer: Answer) 
 
 
 def tree_html(served: ServedModel, answer: Answer) -> str:
-    """How the list was found, for models that search."""
-    if not served.has_beams:
+    """How the list was found, for models that search in this process."""
+    if not served.has_beams or not answer.paths:
         return ""
     first = served.config.first_item_token
     return "<h2>How it was found</h2>" + tree_svg(
@@ -157,8 +157,7 @@ def tree_html(served: ServedModel, answer: Answer) -> str:
 def about_html(served: ServedModel) -> str:
     """What the model is and what it reached."""
     config = served.config
-    num_parameters = sum(parameter.numel() for parameter in served.model.parameters())
-    facts = [f"{config.num_items:,} items", f"{num_parameters:,} parameters"]
+    facts = [f"{config.num_items:,} items", *map(escaped, served.facts)]
     if served.codes is not None:
         facts.append(f"{config.num_levels} codes per item, each one of {config.codebook_size}")
     if served.has_latents:
@@ -237,6 +236,8 @@ def _how(served: ServedModel, history: Sequence[int], answer: Answer) -> str:
         facts.append("history left out")
     if settings.diversity:
         facts.append(f"diversity {settings.diversity:g}")
+    if answer.num_unknown:
+        facts.append(f"{answer.num_unknown} newer items that this page does not know are left out")
     if not history:
         facts.append("no history: what the model expects of anyone")
     return " · ".join(facts)
@@ -245,6 +246,8 @@ def _how(served: ServedModel, history: Sequence[int], answer: Answer) -> str:
 def _why(served: ServedModel, history: Sequence[int], item: int, reasons: Sequence[Reason]) -> str:
     if not history:
         return "<p>There is no history yet: this is what the model expects of anyone.</p>"
+    if not reasons and served.codes is None:
+        return "<p>The model does not say.</p>"
     if not reasons:
         which = "its first code" if served.has_beams else "any of its codes"
         return (

@@ -88,6 +88,7 @@ class Answer:
     pruned: list[Any] = field(default_factory=list)
     reasons: list[list[Reason]] = field(default_factory=list)
     by_neighbors: list[int] | None = None  # what item-kNN recommends; `None` where the repository holds no neighbours
+    num_unknown: int = 0  # items of the list that the page does not know
 
 
 class ServedModel:
@@ -113,12 +114,33 @@ class ServedModel:
         *,
         is_on_hub: bool = False,
     ) -> None:
-        self.name = name
-        self.is_on_hub = is_on_hub
         self.model = model.eval()
-        self.config = model.config
-        self.kind: str = getattr(model.config, "display_name", model.config.model_type)
-        self.summary: str = getattr(model.config, "summary", "")
+        saved = getattr(model, "recommend_config", None)  # code published before has none
+        self.describe(
+            Source(name, model.config, is_on_hub=is_on_hub),
+            items,
+            evaluation,
+            neighbors,
+            saved=saved.changed() if saved is not None else {},
+            has_beams=model.default_decoding == "beam",
+            codes=model.item_codes.long() if model.config.has_codes else None,
+        )
+
+    def describe(
+        self,
+        source: "Source",
+        items: pa.Table,
+        evaluation: dict[str, Any] | None,
+        neighbors: Neighbors | None,
+        *,
+        saved: dict[str, Any],
+        has_beams: bool,
+        codes: torch.Tensor | None,
+    ) -> None:
+        """Set what the page shows; `saved` is what `recommend_config.json` holds."""
+        self.name, self.config, self.is_on_hub = source.name, source.config, source.is_on_hub
+        self.kind: str = getattr(self.config, "display_name", self.config.model_type)
+        self.summary: str = getattr(self.config, "summary", "")
         self.evaluation = evaluation
         self.neighbors = neighbors
         self.item_ids: list[str] = items["item_id"].to_pylist()
@@ -126,11 +148,15 @@ class ServedModel:
         self.titles = [shown(title or "") or shown(key) for title, key in zip(titles, self.item_ids, strict=True)]
         self.index_of = {item_id: index for index, item_id in enumerate(self.item_ids)}
         self.folded_titles = pa.array([folded(title) for title in self.titles])
-        self.has_beams = model.default_decoding == "beam"
-        self.has_latents = self.has_beams and self.config.num_latent_tokens > 0
-        saved = getattr(model, "recommend_config", None)  # code published before has none
+        self.has_beams = has_beams
+        self.has_latents = has_beams and self.config.num_latent_tokens > 0
         self.defaults = default_settings(evaluation, saved, num_items=len(self.item_ids))
-        self.codes = model.item_codes.long() if self.config.has_codes else None
+        self.codes = codes
+
+    @property
+    def facts(self) -> list[str]:
+        """What is said of it beside its config."""
+        return [f"{sum(parameter.numel() for parameter in self.model.parameters()):,} parameters"]
 
     def search(self, text: str) -> list[int]:
         """Items whose id is `text` or whose title holds all its words; titles that begin with it first."""
@@ -191,8 +217,10 @@ class ServedModel:
         latest_first = torch.tensor(list(history)[::-1])
         wanted = torch.tensor(list(items))
         if self.codes is None:
-            vectors = torch.nn.functional.normalize(self.model.item_embeddings().float(), dim=1)
-            closeness = vectors[wanted] @ vectors[latest_first].T  # (K, H)
+            listed, read = (
+                torch.nn.functional.normalize(self.vectors(rows), dim=1) for rows in (wanted, latest_first)
+            )
+            closeness = listed @ read.T  # (K, H)
             leading = shared = torch.zeros_like(closeness, dtype=torch.long)
         else:
             is_same = self.codes[wanted].unsqueeze(1) == self.codes[latest_first]  # (K, H, L)
@@ -208,6 +236,10 @@ class ServedModel:
             ]
             for row in zip(*(column.tolist() for column in columns), strict=True)
         ]
+
+    def vectors(self, items: torch.Tensor) -> torch.Tensor:
+        """Vectors of some items, of a model without codes."""
+        return self.model.item_embeddings().float()[items]
 
     def examples(self) -> list[list[int]]:
         """
@@ -236,6 +268,35 @@ def repository(arguments: Sequence[str], *, readme: Path = README) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class Source:
+    """A repository or folder, all of one commit: what the page calls it, and its config."""
+
+    name: str
+    config: Any
+    is_on_hub: bool
+    location: str = ""
+    revision: str | None = None
+
+    def items(self) -> pa.Table:
+        """`items.parquet`."""
+        return pq.read_table(_file(self.location, "items.parquet", self.revision))
+
+    def optional(self, name: str) -> Path | None:
+        """A file that need not be there."""
+        return _optional_file(self.location, name, self.revision)
+
+
+def source_of(repo_or_folder: str | os.PathLike[str]) -> Source:
+    """A folder, or a Hub repository, `name@revision` to pin the code that is run; only its config is loaded."""
+    location, is_folder = os.fspath(repo_or_folder), Path(repo_or_folder).is_dir()
+    location, revision = (location, None) if is_folder else pinned(location)
+    config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=True)
+    revision = None if is_folder else getattr(config, "_commit_hash", None)
+    name = "/".join(Path(location).resolve().parts[-2:]) if is_folder else location
+    return Source(name, config, is_on_hub=not is_folder, location=location, revision=revision)
+
+
 def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
     """
     Load what the page serves, all of it from one commit.
@@ -250,15 +311,13 @@ def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
     Raises:
         ValueError: If weights, item table and tokenizer do not belong together.
     """
-    source, is_folder = os.fspath(repo_or_folder), Path(repo_or_folder).is_dir()
-    source, revision = (source, None) if is_folder else pinned(source)
-    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=True)
-    revision = None if is_folder else getattr(config, "_commit_hash", None)
+    source = source_of(repo_or_folder)
+    config = source.config
     # the pipeline refuses weights, code and tokenizer that are not of one recommender
-    loaded = pipeline(TASK, model=source, revision=revision, trust_remote_code=True, device="cpu")
+    loaded = pipeline(TASK, model=source.location, revision=source.revision, trust_remote_code=True, device="cpu")
     if hasattr(loaded, "check_files"):  # code published before has none
         loaded.check_files("items.parquet")
-    items = pq.read_table(_file(source, "items.parquet", revision))
+    items = source.items()
     item_ids = items["item_id"].to_pylist()
     tokens = range(config.first_item_token, config.first_item_token + config.num_items)
     if loaded.tokenizer.convert_ids_to_tokens(tokens) != item_ids:
@@ -266,16 +325,16 @@ def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
             f"items.parquet ({len(item_ids)} items) does not list the {config.num_items} items of tokenizer.json in "
             "their order. Use the files of one save."
         )
-    evaluation, neighbors = (_optional_file(source, name, revision) for name in ("evaluation.json", NEIGHBORS_NAME))
+    evaluation, neighbors = (source.optional(name) for name in ("evaluation.json", NEIGHBORS_NAME))
     if hasattr(loaded, "check_files"):
         loaded.check_files(*(path.name for path in (evaluation, neighbors) if path is not None))
     return ServedModel(
-        "/".join(Path(source).resolve().parts[-2:]) if is_folder else source,
+        source.name,
         loaded.model,
         items,
         evaluation and json.loads(evaluation.read_text(encoding="utf-8")),
         neighbors and read_neighbors(neighbors, item_ids),
-        is_on_hub=not is_folder,
+        is_on_hub=source.is_on_hub,
     )
 
 
@@ -285,13 +344,15 @@ def pinned(name: str) -> tuple[str, str | None]:
     return repository, revision or None
 
 
-def default_settings(evaluation: dict[str, Any] | None, saved: Any = None, *, num_items: int) -> Settings:
+def default_settings(
+    evaluation: dict[str, Any] | None, saved: dict[str, Any] | None = None, *, num_items: int
+) -> Settings:
     """
     The settings that the model was evaluated with, or those saved beside it where they are set, as far as a page
     allows them. The history is left out, whatever the evaluation did: what a visitor has just chosen is no
     recommendation.
     """
-    run = ((evaluation or {}).get("run") or {}) | (saved.changed() if saved is not None else {})
+    run = ((evaluation or {}).get("run") or {}) | (saved or {})
     return Settings(
         top_k=min(run.get("top_k") or Settings.top_k, num_items),
         num_beams=run.get("num_beams") or Settings.num_beams,

@@ -34,15 +34,19 @@ class Reason:
     shared_codes: tuple[int, ...]
 
 
-def item_vectors(now: Snapshot) -> NDArray[np.float32]:
+def item_vectors(now: Snapshot, item_ids: Sequence[str] | None = None) -> NDArray[np.float32]:
     """
-    The vectors of all items in the order of their rows, `(num_items, dimension)`.
+    The vectors of items, `(num_items, dimension)`; of all in the order of their rows where no ids are given.
 
     Those that the model compares states of histories with, where it does so; else the embeddings of their codes.
 
     Args:
         now ([`Snapshot`]): What is served.
+        item_ids (`list[str]`, *optional*): Which items.
     """
+    unknown = [item_id for item_id in item_ids or () if item_id not in now.index_of]
+    if unknown:
+        raise KeyError(f"{unknown[0]!r} is no item of the catalog.")
     model, vectors = now.model, None
     with torch.no_grad():
         if getattr(model.config, "dense_head", False):
@@ -55,7 +59,8 @@ def item_vectors(now: Snapshot) -> NDArray[np.float32]:
         raise ValueError(
             f"A {type(model).__name__} has no vectors of items: ask one of its members, or another model."
         )
-    return vectors.detach().float().cpu().numpy()
+    found: NDArray[np.float32] = vectors.detach().float().cpu().numpy()
+    return found if item_ids is None else found[[now.index_of[item_id] for item_id in item_ids]]
 
 
 def similar_items(now: Snapshot, item_id: str, k: int) -> list[tuple[str, float]]:

@@ -408,14 +408,17 @@ class Recommender:
         """
         return similar_items(self._now, item_id, k)
 
-    def item_vectors(self) -> NDArray[np.float32]:
+    def item_vectors(self, item_ids: Sequence[str] | None = None) -> NDArray[np.float32]:
         """
-        Vectors of all items in the order of `item_ids`, `(num_items, dimension)`, for a downstream ranker.
+        Vectors of items, `(num_items, dimension)`, for a downstream ranker.
 
         Of a dense head or SASRec those that histories are compared with, so `encode_users(...) @ item_vectors().T` are
         its scores up to a constant per user; of other models with semantic IDs the embeddings of their codes.
+
+        Args:
+            item_ids (`list[str]`, *optional*): Which items, in this order; `None` for all in the order of `item_ids`.
         """
-        return item_vectors(self._now)
+        return item_vectors(self._now, item_ids)
 
     def encode_users(self, histories: Sequence[Sequence[str]] | Sequence[str]) -> NDArray[np.float32]:
         """

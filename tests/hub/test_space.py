@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 from urllib.parse import parse_qs
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,8 @@ from hf_genrec import Recommender, SemanticIds, save_recommender
 from hf_genrec.evaluation.baselines import NEIGHBORS_NAME, ItemKNN, save_neighbors
 from hf_genrec.evaluation.baselines.item_knn import NUM_PUBLISHED
 from invariants.model import NUM_ITEMS, make_model, make_sasrec, random_codes, tiny_config
+from saved_folders import make_folder
+from served import served as run_server
 
 
 HOSTILE = '<img src=x onerror="window.hacked=1">${window.hacked=2}{{this}}'
@@ -31,11 +34,14 @@ def space(repository):
     sys.path.insert(0, str(repository / "spaces_demo"))
     import neighbors
     import page_parts
+    import remote_model
     import served_model
     import tree_view
     import visit
 
-    yield SimpleNamespace(model=served_model, parts=page_parts, tree=tree_view, visit=visit, neighbors=neighbors)
+    yield SimpleNamespace(
+        model=served_model, remote=remote_model, parts=page_parts, tree=tree_view, visit=visit, neighbors=neighbors
+    )
     sys.path.remove(str(repository / "spaces_demo"))
 
 
@@ -377,3 +383,42 @@ def test_neighbors_of_other_items_are_an_error(space, make_prepared, tmp_path):
 def saved_neighbors(prepared, folder):
     save_neighbors(prepared, folder)
     return folder / NEIGHBORS_NAME
+
+
+@pytest.mark.parametrize("architecture", ["latte", "sasrec"])
+def test_lists_of_a_server_are_those_of_the_model_in_this_process(space, tmp_path, architecture):
+    folder = make_folder(tmp_path / "run", architecture)
+    settings = space.model.Settings(top_k=5, num_beams=20, exclude_seen=True)
+    here = space.model.load_model(folder)
+
+    with run_server(Recommender.from_pretrained(folder, device="cpu")) as (address, _):
+        remote = space.remote.RemoteModel(address, folder)
+        answer = remote.recommend([3, 7], settings)
+        httpx.post(f"{address}/catalog/remove", json={"item_ids": [remote.item_ids[answer.items[0]]]})
+        after = remote.recommend([3, 7], settings)
+        page = space.visit.shown(remote, [3, 7], 5, 20, "max", True, 0.0)
+        examples = remote.examples()
+
+    wanted = here.recommend([3, 7], settings)
+    assert (answer.items, answer.reasons) == (wanted.items, wanted.reasons)
+    assert answer.scores == pytest.approx(wanted.scores, abs=1e-5)
+    assert after.items[:4] == answer.items[1:]
+    assert page[-1] == ""  # no tree
+    assert f"served by {address}, version 2" in space.parts.about_html(remote)
+    assert len(examples) == 4
+    with pytest.raises(space.remote.ServerError, match="does not answer"):
+        remote.recommend([3], settings)
+
+
+def test_items_that_only_the_server_has_are_counted(space, folder):
+    class Later(space.remote.RemoteModel):
+        def _ask(self, method, path, body=None):
+            if path == "/info":
+                return {"catalog_version": 2, "decoding": "beam"}
+            return {"item_ids": ["i4", "new"], "scores": [-1.0, -2.0], "catalog_version": 2}
+
+    remote = Later("http://127.0.0.1:1", folder)
+
+    answer = remote.recommend([3], space.model.Settings(top_k=2))
+    assert (answer.items, answer.scores, answer.num_unknown) == ([4], [-1.0], 1)
+    assert "1 newer items that this page does not know" in space.parts.list_html(remote, [3], answer)

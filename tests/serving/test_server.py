@@ -12,6 +12,7 @@ import threading
 import time
 
 import httpx
+import numpy as np
 import pytest
 
 from hf_genrec import Recommender
@@ -445,3 +446,37 @@ def test_folder_that_cannot_be_written_is_said_without_its_path(recommender, mon
     assert (answer.status_code, answer.json()["detail"]) == (
         503, "The served folder cannot be written: Read-only file system.",
     )  # fmt: skip
+
+
+def test_questions_are_answered_as_the_recommender_answers_them(recommender):
+    def body_of(path, body):
+        (answer,) = ask(recommender, body, path=path)
+        return answer.json()
+
+    similar = recommender.similar_items("i3", 4)
+    reasons = recommender.explain(["i3", "i5"], "i7")
+    told = body_of("/explain", {"history": ["i3", "i5"], "item_id": "i7"})["reasons"]
+
+    assert body_of("/similar_items", {"item_id": "i3", "top_k": 4})["item_ids"] == [item_id for item_id, _ in similar]
+    assert [(reason["item_id"], reason["shared_codes"]) for reason in told] == [
+        (reason.item_id, list(reason.shared_codes)) for reason in reasons
+    ]
+    assert told[0]["effect"] == pytest.approx(reasons[0].effect, abs=1e-5)
+    vectors = body_of("/item_vectors", {"item_ids": ["i9", "i2"]})["vectors"]
+    np.testing.assert_allclose(vectors, recommender.item_vectors()[[9, 2]], rtol=1e-6)
+    states = body_of("/encode_users", {"histories": [["i3"], ["i4", "i5"]]})["vectors"]
+    np.testing.assert_allclose(states, recommender.encode_users([["i3"], ["i4", "i5"]]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/similar_items", {"item_id": "x"}),
+        ("/item_vectors", {"item_ids": ["i3", "x"]}),
+        ("/explain", {"history": ["i3"], "item_id": "x"}),
+    ],
+)
+def test_question_about_an_item_that_is_not_there_is_answered_by_404(recommender, path, body):
+    (answer,) = ask(recommender, body, path=path)
+
+    assert (answer.status_code, answer.json()["detail"][:3]) == (404, "'x'")

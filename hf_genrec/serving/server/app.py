@@ -43,6 +43,7 @@ try:
     )
     from hf_genrec.serving.server.catalog import add_catalog_routes
     from hf_genrec.serving.server.metrics import RequestDoor, ServerMetrics, too_large
+    from hf_genrec.serving.server.questions import add_question_routes
 except ImportError as error:
     raise ImportError(
         f'The server needs fastapi, uvicorn and prometheus-client: pip install "hf-genrec[serve]" ({error}).'
@@ -83,6 +84,29 @@ class ServerState:
         if self.recommender is None:
             raise HTTPException(503, "The model is still being loaded.", {"Retry-After": "1"})
         return self.recommender
+
+    async def answer(self, key: Any, content: Any, *, num_users: int, timeout: float | None = None) -> Any:
+        """
+        What the model's thread answers when its turn comes, or the status that says why it does not.
+
+        Args:
+            key: Requests with equal keys share a batch; a function of the recommender is computed alone.
+            content: What is computed with the key.
+            num_users (`int`): Users of the request.
+            timeout (`float`, *optional*): Seconds to wait, at most those of the server.
+        """
+        self.ready()
+        settings = self.settings
+        seconds = min(timeout or settings.timeout, settings.timeout)
+        try:
+            return await self.batches.ask(key, content, num_users=num_users, timeout=seconds)
+        except QueueFullError as error:
+            wait = {"Retry-After": str(max(1, round(error.seconds)))}
+            raise HTTPException(429, f"`max_queue` = {settings.max_queue} users wait already.", wait) from None
+        except TimeoutError:
+            raise HTTPException(504, f"There was no answer within `timeout` = {seconds:g} seconds.") from None
+        except (ValueError, TypeError) as error:  # what the library says of its arguments
+            raise HTTPException(422, str(error)) from error
 
 
 def create_app(recommender: Source, settings: ServerSettings | None = None) -> FastAPI:
@@ -128,6 +152,7 @@ def create_app(recommender: Source, settings: ServerSettings | None = None) -> F
     _add_errors(app, settings)
     _add_operation(app, state)
     _add_recommend(app, state)
+    add_question_routes(app, state)
     add_catalog_routes(app, state)
     return app
 
@@ -143,7 +168,9 @@ def _lifespan(recommender: Source, state: ServerState) -> Callable[[FastAPI], An
             state.failure = error
             state.when_failed()
 
-    def compute(key: Any, asked: list[Asked]) -> list[Any]:
+    def compute(key: Any, asked: list[Any]) -> list[Any]:
+        if callable(key):
+            return [key(state.ready())]
         answers = answers_of(state.ready(), key, asked)
         state.metrics.unknown.inc(sum(answer.num_unknown for answer in answers))
         return answers
@@ -242,6 +269,7 @@ def _info_of(recommender: Recommender, settings: ServerSettings) -> Info:
         model=str(config.name_or_path),
         revision=getattr(config, "_commit_hash", None),
         architecture=type(recommender.model).__name__,
+        decoding=recommender.decoding,
         num_items=catalog.num_items,
         catalog_version=catalog.number,
         fingerprint=catalog.fingerprint,
@@ -253,19 +281,9 @@ def _info_of(recommender: Recommender, settings: ServerSettings) -> Info:
 def _add_recommend(app: FastAPI, state: ServerState) -> None:
     async def recommend(body: Any) -> RecommendResponse:
         """The best next items for one history, or for several."""
-        state.ready()
         request: RecommendRequest = body
         asked = Asked.of(request)
-        seconds = min(request.timeout or state.settings.timeout, state.settings.timeout)
-        try:
-            return await state.batches.ask(asked.key(), asked, num_users=len(asked.histories), timeout=seconds)
-        except QueueFullError as error:
-            wait = {"Retry-After": str(max(1, round(error.seconds)))}
-            raise HTTPException(429, f"`max_queue` = {state.settings.max_queue} users wait already.", wait) from None
-        except TimeoutError:
-            raise HTTPException(504, f"There was no answer within `timeout` = {seconds:g} seconds.") from None
-        except (ValueError, TypeError) as error:  # what the library says of its arguments
-            raise HTTPException(422, str(error)) from error
+        return await state.answer(asked.key(), asked, num_users=len(asked.histories), timeout=request.timeout)
 
     recommend.__annotations__["body"] = recommend_model(state.settings)  # a class made from the settings
     app.post("/recommend", tags=["recommend"], responses=_SLOW)(recommend)

@@ -107,6 +107,7 @@ class Info(BaseModel):
     model: str
     revision: str | None
     architecture: str
+    decoding: str
     num_items: int
     catalog_version: int
     fingerprint: str
