@@ -29,8 +29,9 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "8"))
 
 
 ROUTES = [
-    "GET /health", "GET /ready", "GET /metrics", "GET /info", "POST /recommend", "GET /catalog/status",
-    "POST /catalog/add", "POST /catalog/remove", "POST /catalog/rollback",
+    "GET /health", "GET /ready", "GET /metrics", "GET /info", "POST /recommend", "POST /similar_items",
+    "POST /item_vectors", "POST /encode_users", "POST /explain", "GET /catalog/status", "POST /catalog/add",
+    "POST /catalog/remove", "POST /catalog/rollback",
 ]  # fmt: skip
 
 
