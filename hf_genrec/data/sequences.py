@@ -179,16 +179,18 @@ class WindowDataset(Dataset[dict[str, np.ndarray]]):
     def __init__(self, windows: Windows, *, first_item_token: int) -> None:
         self.windows = windows
         self.first_item_token = first_item_token
+        self.names_places = False  # whether rows hold `places`: where in `windows.values` each label stands
 
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-        start, end = self.windows.starts[row], self.windows.ends[row]
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        start, end = self.windows.starts[number], self.windows.ends[number]
         tokens = self.windows.values[start:end].astype(np.int64) + self.first_item_token
         labels = tokens[1:].copy()
-        labels[: self.windows.first_targets[row] - start - 1] = IGNORED_LABEL
-        return {"input_ids": tokens[:-1], "labels": labels}
+        labels[: self.windows.first_targets[number] - start - 1] = IGNORED_LABEL
+        row = {"input_ids": tokens[:-1], "labels": labels}
+        return row | {"places": np.arange(start + 1, end)} if self.names_places else row
 
     @property
     def lengths(self) -> list[int]:
@@ -222,15 +224,16 @@ class SequenceCollator:
     pad_token_id: int = 0
 
     def __call__(self, rows: Sequence[dict[str, np.ndarray | list[int]]]) -> dict[str, torch.Tensor]:
-        """Rows of `input_ids` and `labels` to tensors `(batch, longest row)`, with their `attention_mask`."""
+        """The arrays of rows to tensors `(batch, longest row)`, with the `attention_mask` of the items."""
         lengths = np.array([len(row["input_ids"]) for row in rows])
         is_item = np.arange(max(lengths.max(), 1)) < lengths[:, None]  # (B, T)
         batch = {"attention_mask": torch.from_numpy(is_item.astype(np.int64))}
-        for name, filler in (("input_ids", self.pad_token_id), ("labels", IGNORED_LABEL)):
-            padded = np.full(is_item.shape, filler, dtype=np.int64)
+        fillers = {"input_ids": self.pad_token_id, "labels": IGNORED_LABEL, "places": 0}
+        for name in [name for name in fillers if name in rows[0]]:
+            padded = np.full(is_item.shape, fillers[name], dtype=np.int64)
             padded[is_item] = np.concatenate([np.asarray(row[name], dtype=np.int64) for row in rows])
             batch[name] = torch.from_numpy(padded)
-        return {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        return {"input_ids": batch.pop("input_ids"), **batch}
 
 
 def _known_sequences(split: datasets.Dataset, item_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -73,6 +73,11 @@ class GenRecTrainingArguments(TrainingArguments):
         metadata={"help": "Beams of the evaluations during training, at least the 10 items of their lists."},
     )
     latent_aggregation: str = field(default="max", metadata={"help": "Score of an item over latents: max or sum."})
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "A finished run or repository over the same items whose lists some targets are drawn from."},
+    )
+    teacher_share: float = field(default=0.3, metadata={"help": "How many targets are drawn from them, below 1."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better metric before training stops; None for never."}
     )
@@ -105,6 +110,8 @@ class GenRecTrainingArguments(TrainingArguments):
         most = max(64, 4 * (os.cpu_count() or 1))
         if self.threads is not None and self.threads > most:  # a process that cannot make so many ends at once
             raise ValueError(f"`threads` must be at most {most} on this machine, got {self.threads}.")
+        if not 0 < self.teacher_share <= 1:
+            raise ValueError(f"`teacher_share` must be above 0 and at most 1, got {self.teacher_share}.")
         if self.num_eval_users == 0:
             raise ValueError("`num_eval_users` must be at least 1, or -1 for all users; got 0.")
         if self.early_stopping_patience is not None and (

@@ -28,6 +28,7 @@ from hf_genrec.evaluation.metrics import ndcg_at_k, recall_at_k
 from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.training.arguments import GenRecTrainingArguments
 from hf_genrec.training.sampler import TargetBatchSampler
+from hf_genrec.training.teacher import Teacher, load_teacher
 from hf_genrec.training.threads import num_threads_for, threads
 from hf_genrec.training.two_heads import (
     DENSE_WEIGHTS,
@@ -66,6 +67,7 @@ class GenRecTrainer(Trainer):
 
     args: GenRecTrainingArguments
     leaves_out_seen = False  # in the lists of a model with two heads, as serving does where the data has no repeats
+    teacher: Teacher | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """
@@ -90,9 +92,17 @@ class GenRecTrainer(Trainer):
         targets = self.args.per_device_train_batch_size
         return num_threads_for(config, targets_per_step=targets, available=available)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As in transformers; a loss that is no number ends the training (fp16 skips such steps by itself)."""
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """
+        As in transformers; a loss that is no number ends the training (fp16 skips such steps by itself), and where
+        there is a teacher some targets are drawn from its lists.
+        """
+        if self.teacher is not None:
+            first = self.accelerator.unwrap_model(model).config.first_item_token
+            share, places = self.args.teacher_share, inputs["places"]
+            labels = self.teacher.replaced(inputs["labels"], places, share, first_item_token=first)
+            inputs = {name: value for name, value in inputs.items() if name != "places"} | {"labels": labels}
+        loss = super().training_step(model, inputs, *args, **kwargs)
         if not self.args.fp16 and not torch.isfinite(loss):
             raise self._diverged(f"The loss is {loss.item()}")
         return loss
@@ -351,6 +361,14 @@ def make_trainer(
         callbacks=callbacks,  # type: ignore[arg-type]
     )
     trainer.leaves_out_seen = not prepared.has_repeats
+    if args.teacher is not None:
+        trainer.teacher = Teacher.of(
+            load_teacher(args.teacher, config),
+            train_rows.windows,
+            leaves_out_seen=trainer.leaves_out_seen,
+            show_progress=not args.disable_tqdm,
+        )
+        train_rows.names_places = True
     return trainer
 
 
