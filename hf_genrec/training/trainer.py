@@ -319,16 +319,7 @@ def make_trainer(
     """
     config: Any = model.config
     _check_beams(model, args)
-    if config.num_items != len(prepared.item_ids):
-        raise ValueError(
-            f"The model's catalog has {config.num_items} items, the data set {len(prepared.item_ids)}: "
-            "prepare the log against the model's items."
-        )
-    if config.items_fingerprint not in (None, items_fingerprint(prepared.item_ids)):
-        raise ValueError(
-            "The items of the data set are not those of the model, or stand in another order (config.json records the "
-            f"fingerprint {config.items_fingerprint}): prepare the log against the model's items."
-        )
+    _check_catalog(config, prepared)
     train_rows = training_dataset(
         prepared.split("train"),
         prepared.item_ids,
@@ -370,6 +361,19 @@ def make_trainer(
         )
         train_rows.names_places = True
     return trainer
+
+
+def _check_catalog(config: Any, prepared: PreparedDataset) -> None:
+    if config.num_items != len(prepared.item_ids):
+        raise ValueError(
+            f"The model's catalog has {config.num_items} items, the data set {len(prepared.item_ids)}: "
+            "prepare the log against the model's items."
+        )
+    if config.items_fingerprint not in (None, items_fingerprint(prepared.item_ids)):
+        raise ValueError(
+            "The items of the data set are not those of the model, or stand in another order (config.json records the "
+            f"fingerprint {config.items_fingerprint}): prepare the log against the model's items."
+        )
 
 
 def _check_beams(model: Any, args: GenRecTrainingArguments) -> None:
