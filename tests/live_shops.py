@@ -43,7 +43,8 @@ def model_of(kind):
     if kind == "table":
         return table_model()
     if kind == "ensemble":
-        members = [model_of("two heads"), model_of("sasrec"), table_model(), text_model()]
+        sasrec = make_sasrec(num_items=11, text_dim=3)
+        members = [model_of("two heads"), sasrec, table_model(), text_model()]
         return EnsembleForItemGeneration.of(members, num_candidates=4)
     return text_model() if kind == "text" else make_sasrec(num_items=11)
 

@@ -196,7 +196,7 @@ def rebuilt_model(model: Any, is_open: torch.Tensor) -> Any:
     is_new = rows_of(config.new_items, config.num_items)[is_open]
     changed = {"num_items": int(is_open.sum()), "new_items": ranges_of(is_new) or None, "closed_items": None}
     per_item = {"item_codes", "item_counts", "item_table.rows.weight", "item_table.text_vectors", "item_shares"}
-    per_item |= {"item_vectors"}
+    per_item |= {"item_vectors", "text_vectors"}
     state = {name: tensor[is_open] if name in per_item else tensor for name, tensor in model.state_dict().items()}
     if config.model_type == "sasrec":
         table, first = state["token_embeddings.weight"], config.first_item_token

@@ -75,6 +75,8 @@ def _grown(model: Any, num_new: int, columns: Mapping[str, torch.Tensor], *, pre
         twin._catalog = twin._item_order = None
     elif config.model_type == "sasrec":
         _grow_embedding(twin, "token_embeddings", row)
+        if config.text_dim:  # the row is that of the whole vector, texts and all
+            _append(twin, "text_vectors", torch.zeros(num_new, config.text_dim))
     elif config.model_type == "item_to_item":
         _append(twin, "offsets", twin.offsets[-1:].expand(num_new))
         _append(twin, "item_shares", torch.zeros(num_new))
