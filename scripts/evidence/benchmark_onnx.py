@@ -1,16 +1,18 @@
 """
 Exported graphs against the models they were made from: equal lists, speed, and what 8-bit products lose.
 
-    python scripts/evidence/benchmark_onnx.py sasrec=RUN "dense head=RUN" rpg acerec --prepared PREPARED
+    python scripts/evidence/benchmark_onnx.py SASRec=RUN "dense head=RUN,decoding=dense" rpg --prepared PREPARED
 
-A word is a name and a run folder, or an architecture alone, which has random weights and codes then and the size of
-the prepared data. All is measured in one process: lists of some validation users in torch and in onnxruntime, one user
+A word is a name, a run folder and options of the recommender, or an architecture alone, which has random weights and
+codes then and the size of the prepared data. Cells of the output that are not asked for stay if they are of as many
+items. All is measured in one process: lists of some validation users in torch and in onnxruntime, one user
 and a batch at a time in turns, on as many threads; ndcg@10 of more validation users by both graphs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -45,7 +47,7 @@ RANDOM = {"rpg": (RPGConfig, RPGForItemGeneration), "acerec": (ACERecConfig, ACE
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="NAME[=RUN]", help="a name and a run folder, or rpg, acerec")
+    parser.add_argument("models", nargs="+", metavar="NAME[=RUN[,OPTION=VALUE]]", help="or rpg, acerec")
     parser.add_argument("--prepared", required=True, help="folder that `hf-genrec prepare` wrote")
     parser.add_argument("--users", type=int, default=1000, help="whose lists are compared (default 1000)")
     parser.add_argument("--ndcg-users", type=int, default=5000, help="for ndcg@10 (default 5000)")
@@ -56,20 +58,24 @@ def main() -> None:
     rows = prepared.split("validation")
     chosen = np.random.default_rng(0).permutation(len(rows["target"]))[: max(arguments.users, arguments.ndcg_users)]
     users = [(rows["history"][int(user)], rows["target"][int(user)]) for user in chosen]
+    old = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else {}
+    cells = {cell["name"]: cell for cell in old.get("cells", ()) if old["num_items"] == len(prepared.item_ids)}
     report = {"cells": [], "num_items": len(prepared.item_ids), "users": arguments.users}
     report |= {"ndcg_users": arguments.ndcg_users, "machine": machine(torch.device("cpu"))}
     for word in arguments.models:
         name, _, run = word.partition("=")
         recommender = loaded(name, run, prepared.item_ids)
-        report["cells"].append({"name": name, "trained": bool(run)} | compare(recommender, users, arguments))
+        cells[name] = {"name": name, "trained": bool(run)} | compare(recommender, users, arguments)
+        report["cells"] = list(cells.values())
         write_json(report, arguments.output)
     Console().print("\n\n".join(onnx_blocks(report)))
 
 
 def loaded(name: str, run: str, item_ids: list[str]) -> Recommender:
     if run:
-        options = {"decoding": "dense"} if name == "dense head" else {}
-        return Recommender.from_pretrained(run, device="cpu", **options)
+        folder, *words = run.split(",")
+        options = {key: read(value) for key, _, value in (word.partition("=") for word in words)}
+        return Recommender.from_pretrained(folder, device="cpu", **options)
     torch.manual_seed(0)
     config_class, model_class = RANDOM[name]
     model = model_class(config_class(num_items=len(item_ids)))
@@ -78,10 +84,21 @@ def loaded(name: str, run: str, item_ids: list[str]) -> Recommender:
     return Recommender(model, pa.table({"item_id": item_ids}))
 
 
+def read(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
 def compare(recommender: Recommender, users: list[Any], arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = export_onnx(recommender, Path(folder) / "onnx", top_k=TOP_K, int8=True)
-        megabytes = {file.stem: file.stat().st_size / 1e6 for file in sorted(path.glob("*.onnx"))}
+        used = ("encoder", "decoder") if (path / "encoder.onnx").exists() else ("model",)
+        megabytes = {
+            kind: sum((path / f"{name}{ending}.onnx").stat().st_size for name in used) / 1e6
+            for kind, ending in (("model", ""), ("model_int8", "_int8"))
+        }
         threads = torch.get_num_threads()
         graphs = {
             "onnx": OnnxRecommender(path, threads=threads),

@@ -100,16 +100,18 @@ def onnx_blocks(figures: Mapping[str, Any] | None) -> list[str]:
         f"{figures['machine']['device']}, threads: {figures['machine']['threads']}, torch and onnxruntime in turns, "
         f"beside other work (load average {figures['machine'].get('load_average', 0):.0f}): "
         f"lists of {figures['users']:,} validation users that are equal item by item, milliseconds of a call with one "
-        f"user and with 64, and ndcg@10 of {figures['ndcg_users']:,} validation users. Models without ndcg@10 have "
-        "random weights. Made by `scripts/evidence/benchmark_onnx.py`."
+        f"user and with 64, ndcg@10 of {figures['ndcg_users']:,} validation users, and the share of the ten items "
+        "that the 8-bit graphs list too. Models without ndcg@10 have random weights. Latte, PSID and TIGER are two "
+        "graphs with the search between them in NumPy. Made by `scripts/evidence/benchmark_onnx.py`."
     )
     header = ["model", "equal lists", "ms for 1: torch", "onnx", "int8", "ms for 64: torch", "onnx", "int8"]
-    rows = [[*header, "ndcg@10", "of int8", "MB", "int8"]]
+    rows = [[*header, "ndcg@10", "of int8", "shared", "MB", "int8"]]
     for cell in figures["cells"]:
         times = [f"{cell[size][name]:.1f}" for size in ("ms_1", "ms_64") for name in ("torch", "onnx", "int8")]
         quality = [f"{cell['ndcg@10'][name]:.4f}" if cell["trained"] else "–" for name in ("onnx", "int8")]
         sizes = [f"{cell['megabytes'][name]:.1f}" for name in ("model", "model_int8")]
-        rows.append([cell["name"], f"{cell['equal_onnx']:,}", *times, *quality, *sizes])
+        shared = f"{cell['overlap_int8']:.3f}"
+        rows.append([cell["name"], f"{cell['equal_onnx']:,}", *times, *quality, shared, *sizes])
     return ["## Exported to ONNX", note, markdown_table(rows)]
 
 

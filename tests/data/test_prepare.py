@@ -357,3 +357,16 @@ def test_a_table_by_columns_in_json_is_no_table_of_two_items(tmp_path):
 
     with pytest.raises(ValueError, match=r"keys 'item_id', 'title'; expected .*`to_json\(orient=\"records\"\)`"):
         read_items(path)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "datasets"])
+def test_tables_in_memory_are_prepared_like_a_log_on_disk(tmp_path, kind):
+    library = pytest.importorskip(kind)
+    table = library.Dataset.from_list if kind == "datasets" else library.DataFrame
+    wanted = prepare(tmp_path / "wanted", interactions=LOG, items=ITEMS)
+
+    prepared = prepare(tmp_path / "data", interactions=table(LOG.to_pylist()), items=table(ITEMS))
+
+    for split in ("train", "validation", "test"):
+        assert rows_of(prepared, split) == rows_of(wanted, split)
+    assert prepared.items["text"].to_pylist() == wanted.items["text"].to_pylist()
