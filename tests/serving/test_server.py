@@ -433,7 +433,8 @@ def test_encoder_that_cannot_be_reached_is_named_and_changes_nothing(recommender
     monkeypatch.setattr(recommender.catalog, "add", add)
     (answer,) = ask(recommender, {"items": [{"item_id": "new"}]}, path="/catalog/add", encoder="some/folder")
 
-    assert (answer.status_code, answer.json()["detail"]) == (503, "no encoder in some/folder")
+    wanted = "no encoder in some/folder Start the server with `--encoder FOLDER`, or send `vectors`."
+    assert (answer.status_code, answer.json()["detail"]) == (503, wanted)
 
 
 def test_folder_that_cannot_be_written_is_said_without_its_path(recommender, monkeypatch):

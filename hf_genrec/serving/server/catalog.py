@@ -52,8 +52,9 @@ def add_catalog_routes(app: FastAPI, state: ServerState) -> None:
             except ImportError as error:  # texts need the encoder's library
                 raise HTTPException(501, str(error)) from error
             except OSError as error:  # and the encoder; nothing was changed
-                is_of_disk = error.errno is not None
-                detail = f"The served folder cannot be written: {error.strerror}." if is_of_disk else str(error)
+                detail = f"{error} Start the server with `--encoder FOLDER`, or send `vectors`."
+                if error.errno is not None:
+                    detail = f"The served folder cannot be written: {error.strerror}."
                 raise HTTPException(503, detail) from error
 
     @router.get("/status", responses=_REFUSED)
