@@ -2,12 +2,11 @@
 Beam search over the trie of a catalog, with the history of each user read once.
 
 Encoded histories come in, leaves of the trie with their log-probabilities go out. Which candidates become beams is
-decided by a selection, an object made for one search.
-Whatever it ranks by, the scores of the beams stay log-probabilities, exact sums in float32 over the generated tokens,
-not divided by length.
+decided by a selection, an object made for one search; whatever it ranks by, the scores of the beams stay
+log-probabilities, exact sums in float32 over the generated tokens, not divided by length. A leaf is a semantic ID;
+what is recommended are the items that have it.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +14,9 @@ from typing import Protocol
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.utils import ModelOutput
+
+from .genrec_lists import filled_up
+from .genrec_recommend_config import BeamPath
 
 
 @dataclass
@@ -204,88 +206,11 @@ def beam_search(
     return Beams(leaves=nodes, scores=scores, trace=trace, pruned=pruned)
 
 
-# --- selections that keep other candidates than the best ---------------------------------------------------------
-
-
-class DiverseGroups:
-    """
-    A selection for `beam_search`: groups of beams that choose one after the other and avoid what was chosen before.
-
-    At each step a candidate of a group costs `group_penalty` nats for every beam of an earlier group that chose the
-    same child of the same trie node at this step. Prefixes are compared, not paths: two latents that lead to the same
-    prefix are the same prefix, and the step that chooses a latent is without penalty. The penalty decides what is
-    kept; it is not added to the score. Groups are searches of their own otherwise, each with its share of the beams
-    (the first ones one more where beams do not divide evenly), so different groups may hold the same path. Later
-    groups choose among worse candidates: expect less accuracy for the same number of beams.
-
-    After a step `order` `(batch_size, num_beams)` is the place of each beam in the list, highest first: groups take
-    turns, best beam first.
-
-    Source: Vijayakumar et al. 2018, algorithm 1 (https://huggingface.co/papers/1610.02424); their Hamming diversity
-    counts the same token at the same step, ours the same prefix, since a code means little without those before it.
-
-    Example:
-
-    ```python
-    >>> candidates = torch.tensor([[[0.5, 0.3, 0.2]]]).log()  # one user, the root, three codes
-    >>> root = SearchStep(number=0, nodes=torch.tensor([[0]]), depth=0, latents=None, children=None)
-    >>> DiverseGroups(2, 0.0)(candidates, 2, root).tolist()
-    [[0, 0]]
-    >>> DiverseGroups(2, 1.0)(candidates, 2, root).tolist()
-    [[0, 1]]
-
-    ```
-    """
-
-    def __init__(self, num_groups: int, group_penalty: float):
-        if num_groups < 1:
-            raise ValueError(f"`num_groups` must be at least 1, got {num_groups}.")
-        if not 0 <= group_penalty < math.inf:
-            raise ValueError(f"`group_penalty` must be a finite number of at least 0, got {group_penalty}.")
-        self.num_groups = num_groups
-        self.group_penalty = group_penalty
-        self.order: torch.Tensor | None = None
-        self._sizes: list[int] | None = None  # beams of each group; None before the first step: all share the root
-
-    def __call__(self, candidates: torch.Tensor, num_beams: int, step: SearchStep) -> torch.Tensor:
-        """
-        See [`Selection`]; positions stand group by group. In the first steps a group has as many beams as there are
-        candidates, if these are fewer than its share.
-        """
-        if num_beams < self.num_groups:
-            raise ValueError(f"`num_groups` is {self.num_groups}, but there are only {num_beams} beams to divide.")
-        _, num_parents, num_choices = candidates.shape
-        sizes = [num_parents] if self._sizes is None else self._sizes
-        starts = [sum(sizes[:group]) for group in range(len(sizes))]
-        kept: list[torch.Tensor] = []
-        for group in range(self.num_groups):
-            start, size = (0, num_parents) if self._sizes is None else (starts[group], sizes[group])
-            own = candidates[:, start : start + size]
-            if kept and self.group_penalty and step.depth >= 0:
-                taken = torch.cat(kept, dim=1)
-                own = own - self.group_penalty * _times_chosen(step.nodes, start, size, taken, num_choices)
-            share = num_beams // self.num_groups + (group < num_beams % self.num_groups)
-            top = own.flatten(1).topk(min(share, size * num_choices)).indices
-            kept.append(top + start * num_choices)
-        self._sizes = [part.shape[1] for part in kept]
-        turns = [-(place * self.num_groups + group) for group, n in enumerate(self._sizes) for place in range(n)]
-        index = torch.cat(kept, dim=1)
-        self.order = torch.tensor(turns, dtype=torch.float32, device=index.device).expand_as(index)
-        return index
-
-
-def _times_chosen(
-    nodes: torch.Tensor, start: int, size: int, taken: torch.Tensor, num_choices: int
-) -> torch.FloatTensor:
-    """
-    How many of the positions `taken` (B, n) lead to the same child as each candidate of the beams `start` to
-    `start + size`: (B, size, num_choices). Same child: same parent node and same choice.
-    """
-    parents, choices = taken // num_choices, taken % num_choices
-    own_nodes, taken_nodes = nodes[:, start : start + size], nodes.gather(1, parents)
-    is_same_node = own_nodes.unsqueeze(-1) == taken_nodes.unsqueeze(1)  # (B, size, n)
-    counts = torch.zeros(len(nodes), size, num_choices, device=nodes.device)
-    return counts.scatter_add(2, choices.unsqueeze(1).expand_as(is_same_node), is_same_node.float())
+# --- from beams to ids, items and words --------------------------------------------------------------------------
+#
+# An id stands for all its items: they have its score, since a model that sees codes alone cannot tell them apart, and
+# they stand next to each other in the order of the catalog. Where all ids are unique a leaf is an item, and this costs
+# no more than a look-up.
 
 
 def repeated_paths(leaves: torch.LongTensor, latents: torch.LongTensor | None = None) -> torch.BoolTensor:
@@ -303,83 +228,159 @@ def repeated_paths(leaves: torch.LongTensor, latents: torch.LongTensor | None = 
     return torch.empty_like(is_repeated).scatter(1, order, is_repeated)
 
 
-class GumbelTopK:
+def rank_ids(
+    beams: Beams,
+    *,
+    top_k: int,
+    latent_aggregation: str,
+    penalty: torch.Tensor | None = None,
+    by_place: bool = False,
+) -> tuple[torch.LongTensor, torch.FloatTensor]:
     """
-    A selection for `beam_search` that samples: the beams are paths drawn without replacement, in the order drawn.
+    Beams to distinct semantic IDs.
 
-    Equal to drawing a path from the model, then another one among the rest in proportion to their probabilities, and
-    so on, in one search of as many beams as draws. It works by adding Gumbel noise to the log-probability of every
-    path and keeping the largest sums; the noise is drawn from the root downwards, that of the children given the
-    largest among them, so paths outside the beams are never looked at.
-
-    What is sampled is the model made to stay in the catalog step by step: at each step the probabilities of the
-    candidates that are not `-inf` are divided by their sum. With `normalization="catalog"` and no rules that changes
-    nothing. Otherwise the probability of what is closed goes to its neighbours under the same prefix, as in sampling
-    token by token with a constraint; dividing each item's probability by that of all items left would differ.
-
-    With latents, paths are drawn. In the order of their first paths, distinct items are then a sample of items without
-    replacement, an item's probability being the sum over its latents. Number of items times number of latents is the
-    number of beams that is always enough for it; a search repeated with more would draw anew.
-
-    The noise comes from `generator`, on the device of the model: a user's sample depends on the other users of the
-    batch. After a step `order` `(batch_size, num_beams)` is log-probability plus noise of each beam, highest first,
-    which is its place in the list. The noise at the root is 0, which leaves the distribution of the order as it is.
-
-    Source: Kool et al. 2019, algorithm 1 and the stable form of its appendix (https://huggingface.co/papers/1903.06059).
-
-    Example:
-
-    ```python
-    >>> candidates = torch.tensor([[[0.5, 0.0, 0.3, 0.2]]]).log()  # one user, the root, four codes, one illegal
-    >>> root = SearchStep(number=0, nodes=torch.tensor([[0]]), depth=0, latents=None, children=None)
-    >>> sample = GumbelTopK(torch.Generator().manual_seed(0))(candidates, 3, root)
-    >>> sorted(sample[0].tolist())
-    [0, 2, 3]
-
-    ```
+    - `latent_aggregation`: `"max"` or `"sum"` over the paths of an id.
+    - `penalty` `(num_ids,)`: what is subtracted from the score of each leaf in ranking, not in the scores returned.
+    - `by_place`: in the order of their first beams whatever the scores, for beams that were drawn or stand in groups.
+    Returns leaves and scores, best first, as from `filled_up`.
     """
-
-    def __init__(self, generator: torch.Generator):
-        self.generator = generator
-        self.order: torch.Tensor | None = None  # (B, W)
-        self._log_probs: torch.Tensor | None = None  # (B, W), under the model that is sampled
-
-    def __call__(self, candidates: torch.Tensor, num_beams: int, step: SearchStep) -> torch.Tensor:
-        """See [`Selection`]; positions stand first drawn first."""
-        if self.order is None:
-            self.order = self._log_probs = candidates.new_zeros(candidates.shape[:2])
-        log_probs, perturbed = self._perturbed(candidates)
-        self.order, index = perturbed.flatten(1).topk(min(num_beams, perturbed[0].numel()))
-        self._log_probs = log_probs.flatten(1).gather(1, index)
-        return index
-
-    def divided(self, is_part: torch.BoolTensor) -> torch.FloatTensor:
-        """
-        One step more: the places of equally probable parts of the beams, as of items that share an id.
-
-        `is_part` `(batch_size, n, num_parts)`: which parts the first `n` beams of the last step have, up to all of
-        them. Returns the same shape: log-probability plus noise, like `order`; `-inf` where there is no part.
-        """
-        nothing = torch.zeros(is_part.shape, dtype=self.order.dtype, device=is_part.device)
-        return self._perturbed(nothing.masked_fill(~is_part, -math.inf))[1]
-
-    def _perturbed(self, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities under the model that is sampled, and with noise, of the children of the first beams."""
-        num_parents = candidates.shape[1]
-        is_closed = candidates == -math.inf
-        log_probs = self._log_probs[:, :num_parents].unsqueeze(-1) + candidates.log_softmax(-1)
-        exponential = torch.empty_like(candidates).exponential_(generator=self.generator)
-        gumbels = log_probs - exponential.clamp_min(torch.finfo(candidates.dtype).tiny).log()
-        perturbed = _given_maximum(gumbels, self.order[:, :num_parents].unsqueeze(-1))
-        return log_probs, perturbed.masked_fill(is_closed, -math.inf)
+    infinity = float("inf")
+    order, group, group_leaf, best = _by_id(beams, latent_aggregation)
+    ranked = best if penalty is None else best - penalty[group_leaf.clamp_min(0)]
+    if by_place:
+        first = torch.full_like(order, order.shape[1]).scatter_reduce(1, group, order, "amin")
+        ranked = (-first.double()).masked_fill(best == -infinity, -infinity)
+    top = ranked.topk(min(top_k, best.shape[1])).indices
+    best = best.gather(1, top)
+    leaves = group_leaf.gather(1, top).masked_fill(best == -infinity, -1)
+    return filled_up(leaves, best, top_k)
 
 
-def _given_maximum(gumbels: torch.Tensor, maximum: torch.Tensor) -> torch.Tensor:
+def _by_id(beams: Beams, latent_aggregation: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Gumbel variables whose largest along the last dimension is to be `maximum`: -log(e^-T - e^-Z + e^-G) for a maximum
-    T, the largest value Z as drawn and each value G, written so that no exponential overflows and Z becomes T exactly.
+    Beams sorted by their leaves: the beam at each place, and the group that it belongs to; and of each group its leaf
+    and its score. All `(B, W)`; leaf -1 and `-inf` for dead beams and behind the last group.
     """
-    gap = gumbels - gumbels.amax(-1, keepdim=True)
-    log_rest = torch.where(gap > -math.log(2), (-gap.expm1()).log(), (-gap.exp()).log1p())  # log(1 - e^gap)
-    shift = maximum - gumbels + log_rest
-    return maximum - shift.clamp_min(0) - (-shift.abs()).exp().log1p()
+    infinity = float("inf")
+    leaves, order = beams.leaves.sort(dim=1, stable=True)
+    scores = beams.scores.gather(1, order)
+    group = torch.nn.functional.pad((leaves[:, 1:] != leaves[:, :-1]).long().cumsum(1), (1, 0))
+    best = torch.full_like(scores, -infinity).scatter_reduce(1, group, scores, "amax")
+    if latent_aggregation == "sum":
+        # log-sum-exp per group, relative to the best: that one adds exactly 1, hence the clamp, and none overflows
+        excess = (scores - best.gather(1, group)).nan_to_num(nan=-infinity, neginf=-infinity)
+        best = best + torch.zeros_like(scores).scatter_add(1, group, excess.exp()).clamp_min(1).log()
+    group_leaf = torch.full_like(leaves, -1).scatter(1, group, leaves)
+    return order, group, group_leaf, best.masked_fill(group_leaf < 0, -infinity)
+
+
+def list_items(
+    catalog,
+    leaves: torch.LongTensor,
+    scores: torch.FloatTensor,
+    *others: torch.Tensor,
+    top_k: int,
+    allowed: torch.BoolTensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """
+    Ranked ids `(batch_size, n)`, -1 where there are fewer, with their scores and `others`, to ranked items with these.
+
+    - `top_k`: length of the lists where items share ids; else it is `n`.
+    - `allowed` `(batch_size or 1, num_items)`: items that may be listed, of which the search has seen that each id has
+      one.
+    """
+    if catalog.is_unique:
+        return catalog.item_at(leaves), scores, *others
+    items, places = catalog.items_of_ids(leaves, allowed=allowed, width=top_k)
+    numbers = (values.gather(1, places).masked_fill(items < 0, -float("inf")) for values in (scores, *others))
+    return items, *numbers
+
+
+def sampled_items(
+    catalog,
+    beams: Beams,
+    divided: Callable[[torch.BoolTensor], torch.FloatTensor],
+    *,
+    top_k: int,
+    num_latents: int,
+    latent_aggregation: str,
+    allowed: torch.BoolTensor | None = None,
+) -> tuple[torch.LongTensor, torch.FloatTensor]:
+    """
+    A sample of ids to one of items: the probability of an id is divided evenly among its items, and they are drawn
+    without replacement like everything above them.
+
+    An item comes after the beam that it belongs to was drawn, so the items of `top_k` beams with different ids say
+    which ones come first; only a search with as many beams holds them.
+
+    - `divided`: that of the [`GumbelTopK`] which chose the beams.
+    - `num_latents`: number of latents of the model; 0 for models without.
+    - `latent_aggregation`: as in `rank_ids`, for the scores.
+    - `allowed` `(batch_size or 1, num_items)`: items that may be listed.
+    Returns item indices and scores in the order drawn, as from `filled_up`.
+    """
+    most = max(1, num_latents)  # beams of one id
+    leaves = beams.leaves[:, : most * top_k]
+    order, group, _, best = _by_id(beams, latent_aggregation)
+    scores = torch.empty_like(best).scatter(1, order, best.gather(1, group))[:, : most * top_k]
+    items, is_item = catalog.id_places(leaves)
+    if allowed is not None:
+        is_item = is_item & allowed.expand(len(items), -1).gather(1, items.flatten(1)).view_as(items)
+    places = divided(is_item).flatten(1)  # (B, n * items of an id)
+    places, index = places.topk(min(most * top_k, places.shape[1]))
+    beam = index // items.shape[2]
+    items = items.flatten(1).gather(1, index).masked_fill(places == -float("inf"), -1)
+    is_out = repeated_paths(items) | (items < 0)
+    kept = is_out.long().argsort(dim=1, stable=True)[:, :top_k]
+    is_none = is_out.gather(1, kept)
+    items = items.gather(1, kept).masked_fill(is_none, -1)
+    scores = scores.gather(1, beam.gather(1, kept)).masked_fill(is_none, -float("inf"))
+    return filled_up(items, scores, top_k)
+
+
+def num_distinct_items(catalog, beams: Beams) -> torch.LongTensor:
+    """
+    How many items the living beams of each user end at, also those that a rule keeps off the lists: several latents
+    may lead to the same id, and an id to several items.
+    """
+    leaves = beams.leaves.masked_fill(beams.scores == -float("inf"), -1).sort(dim=1).values
+    is_first = torch.nn.functional.pad(leaves[:, 1:] != leaves[:, :-1], (1, 0), value=True)
+    return catalog.id_sizes(leaves.masked_fill(~is_first, -1)).sum(1)
+
+
+def describe_paths(
+    config, catalog, beams: Beams, wanted: torch.LongTensor
+) -> tuple[list[list[BeamPath]], list[list[BeamPath]]]:
+    """
+    The beams of each user in words: the paths that end at the `wanted` items `(batch_size, top_k)` (one path for each
+    of them where items share an id), and the pruned continuations.
+    """
+    items, beam = catalog.items_of_ids(beams.leaves)
+    ends = items.tolist()
+    places, (tokens, scores) = beam.tolist(), (values.tolist() for values in beams.paths())
+    paths: list[list[BeamPath]] = []
+    pruned: list[list[BeamPath]] = [[] for _ in ends]
+    for user, listed in enumerate(map(set, wanted.tolist())):
+        ways = [way for way in zip(places[user], ends[user], strict=True) if way[1] in listed and way[1] >= 0]
+        paths.append(
+            [
+                _path(config, tokens[user][place], scores[user][place], item + config.first_item_token)
+                for place, item in ways
+            ]
+        )
+    for number, step in enumerate(beams.pruned):
+        step_tokens, step_scores = (values.tolist() for values in beams.paths(step, num_steps=number + 1))
+        for user in range(len(ends)):
+            ways = zip(step_tokens[user], step_scores[user], strict=True)
+            pruned[user] += [
+                _path(config, path, path_scores, None) for path, path_scores in ways if path_scores[-1] > -float("inf")
+            ]
+    return paths, pruned
+
+
+def _path(config, tokens: list[int], scores: list[float], item_token: int | None) -> BeamPath:
+    latent = None
+    if config.num_latent_tokens:
+        latent, tokens = tokens[0] - config.first_latent_token, tokens[1:]
+    codes = [token - config.first_code_token - level * config.codebook_size for level, token in enumerate(tokens)]
+    return BeamPath(latent=latent, codes=codes, scores=scores, item_token=item_token)

@@ -12,7 +12,7 @@ model.
 import torch
 
 from .genrec_folder import CheckpointMixin, ItemTokensMixin, catalog_fingerprint
-from .genrec_lists import LiveItemsMixin
+from .genrec_lists import LiveItemsMixin, numbered
 
 
 # a dense (nodes x codes) table of legal codes is kept for levels up to this many entries (bytes); those above, and
@@ -129,9 +129,9 @@ class Catalog:
     def first_item(self, depth: int) -> torch.Tensor:
         """
         Start of each node's range of items, `(num_nodes[depth] + 1,)`: those below node `n` are
-        `items_in_order[first[n] : first[n + 1]]`.
+        `items_in_order[first[n] : first[n + 1]]`; depth -1 is that of the leaves.
         """
-        if depth == self.num_levels and self.is_unique:
+        if depth in (-1, self.num_levels) and self.is_unique:
             return torch.arange(self.num_ids + 1, device=self.device)
         return self._first_item[depth].long()
 
@@ -244,6 +244,94 @@ class Catalog:
         if not self.is_unique:
             places = self._first_item[-1][places]
         return torch.where(leaves >= 0, self.items_in_order[places], -1)
+
+    def id_of_items(self) -> torch.LongTensor:
+        """
+        The id of each item, a leaf of the trie, `(num_items,)`; -1 for items that are not in it.
+
+        >>> Catalog(torch.tensor([[1, 0], [0, 2], [1, 0]]), codebook_size=3).id_of_items().tolist()
+        [1, 0, 1]
+        """
+        leaves = torch.arange(self.num_ids, device=self.device).repeat_interleave(self.first_item(-1).diff())
+        ids = torch.full((self.num_items,), -1, device=self.device)
+        return ids.scatter_(0, self.items_in_order, leaves)
+
+    def items_of_ids(
+        self, leaves: torch.LongTensor, *, allowed: torch.BoolTensor | None = None, width: int | None = None
+    ) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """
+        The items of some ids `(batch_size, n)`, -1 for none, one id after the other.
+
+        - `allowed` `(batch_size or 1, num_items)`: items that may be listed; `None` for all. With unique ids nothing
+          is left out: an id that is closed is no result of a search.
+        - `width`: length of the lists; further items are left out. `None` for all, and at least `n`.
+        Returns item indices and the place of each one's id in `leaves`, both `(batch_size, width)`; behind them item
+        -1, place 0.
+
+        >>> catalog = Catalog(torch.tensor([[1, 0], [0, 2], [1, 0], [1, 1]]), codebook_size=3)
+        >>> items, places = catalog.items_of_ids(torch.tensor([[1, 0, -1], [2, -1, -1]]))
+        >>> items.tolist(), places.tolist()
+        ([[0, 2, 1], [3, -1, -1]], [[0, 0, 1], [0, 0, 0]])
+        """
+        if self.is_unique:
+            items = self.item_at(leaves)
+            width = items.shape[1] if width is None else width
+            places = torch.arange(width, device=leaves.device).expand(len(leaves), -1)
+            items = torch.nn.functional.pad(items, (0, width - items.shape[1]), value=-1)
+            return items, places.masked_fill(items < 0, 0)
+        counts = self.id_sizes(leaves).flatten()
+        if width is not None and allowed is None:
+            counts = counts.clamp_max(width)
+        ids, offsets = numbered(counts)
+        items = self.items_in_order[self.first_item(-1)[leaves.flatten()[ids]] + offsets]
+        users, places = ids // leaves.shape[1], ids % leaves.shape[1]
+        if allowed is not None:
+            is_allowed = allowed[users if len(allowed) > 1 else torch.zeros_like(users), items]
+            users, places, items = users[is_allowed], places[is_allowed], items[is_allowed]
+        counts = users.bincount(minlength=len(leaves))
+        if width is None:
+            width = max(leaves.shape[1], int(counts.max())) if len(leaves) else leaves.shape[1]
+        _, columns = numbered(counts)  # entries of a user are adjacent
+        is_kept = columns < width
+        at = users[is_kept], columns[is_kept]
+        shape = (len(leaves), width)
+        return (
+            torch.full(shape, -1, device=leaves.device).index_put_(at, items[is_kept]),
+            torch.zeros(shape, dtype=torch.long, device=leaves.device).index_put_(at, places[is_kept]),
+        )
+
+    def id_places(self, leaves: torch.LongTensor) -> tuple[torch.LongTensor, torch.BoolTensor]:
+        """
+        The items of ids `(batch_size, n)`, -1 for none, as a table with a row for each id, and which of its places
+        are taken; both `(batch_size, n, most items of any of the ids)`, one place at least.
+        """
+        sizes = self.id_sizes(leaves)
+        offsets = torch.arange(max(1, int(sizes.max())) if sizes.numel() else 1, device=leaves.device)
+        places = self.first_item(-1)[leaves.clamp_min(0)].unsqueeze(-1) + offsets
+        return self.items_in_order[places.clamp_max(len(self.items_in_order) - 1)], offsets < sizes.unsqueeze(-1)
+
+    def id_sizes(self, leaves: torch.LongTensor) -> torch.LongTensor:
+        """How many items each id has; 0 for -1."""
+        return self.first_item(-1).diff()[leaves.clamp_min(0)].masked_fill(leaves < 0, 0)
+
+    def prior_penalties(self, item_prior: torch.Tensor, prior_correction: float) -> list[torch.Tensor]:
+        """
+        What a prior correction subtracts in ranking from the score of each node: for each depth from 0 to
+        `num_levels` `prior_correction` times the log of the sum of the priors below the nodes, `(num_nodes[depth],)`.
+        Items that share an id have its prior together.
+
+        >>> catalog = Catalog(torch.tensor([[0, 0], [0, 1], [1, 0]]), codebook_size=2)
+        >>> [table.exp().tolist() for table in catalog.prior_penalties(torch.tensor([1, 1, 2]), 1.0)]
+        [[1.0], [0.5, 0.5], [0.25, 0.25, 0.5]]
+        """
+        prior = item_prior.to(self.device).double()[self.items_in_order]
+        tables = []
+        for depth in range(self.num_levels + 1):
+            sizes = self.first_item(depth).diff()
+            node = torch.arange(len(sizes), device=self.device).repeat_interleave(sizes)
+            below = torch.zeros(len(sizes), dtype=prior.dtype, device=self.device).index_add(0, node, prior)
+            tables.append((prior_correction * (below.log() - prior.sum().log())).float())
+        return tables
 
 
 def _check_range(item_codes: torch.Tensor, codebook_size: int) -> None:

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .genrec_beams import HistoryOutput, beam_search
+from .genrec_beams import HistoryOutput, beam_search, list_items, rank_ids
 from .genrec_encoder import item_loss, sampled_item_loss
 from .genrec_lists import first_of_the_best
-from .genrec_ranking import id_of_items, list_items, rank_ids
 from .genrec_recommend import Ranking, RankRequest, UserBatch, evaluation_mode
 from .genrec_recommend_config import RecommendConfig
 
@@ -281,7 +280,7 @@ class DenseHeadMixin(ItemTableMixin):
 
     def _best_listed(self, scores, request: RankRequest, *, allowed=None, top_k: int | None = None):
         """The best of all items by `scores` `(B, N)`, `-inf` where an item may not be listed; or a diverse list."""
-        penalty = None if request.penalty is None else request.penalty[-1][id_of_items(self.catalog)]
+        penalty = None if request.penalty is None else request.penalty[-1][self.catalog.id_of_items()]
         found = request.best_of_all(scores, allowed=allowed, penalty=penalty, top_k=top_k)
         return request.picked(*found, item_codes=self.item_codes)
 

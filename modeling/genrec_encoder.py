@@ -378,8 +378,6 @@ def item_loss(states: torch.Tensor, table: torch.Tensor, items: torch.LongTensor
     >>> round(item_loss(states, table, torch.tensor([0])).item(), 4)  # -log(e^2 / (e^2 + e^0))
     0.1269
     """
-    if items.shape != states.shape[:1]:
-        raise ValueError(f"`items` must have shape {tuple(states.shape[:1])}, got {tuple(items.shape)}.")
     device_type = states.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else states.dtype
     with torch.autocast(device_type, enabled=False):

@@ -7,38 +7,35 @@ instead of one per beam. A model that mixes in `BeamRankingMixin` supplies `enco
 length; what a probability is relative to is `config.normalization`.
 
 The search is for semantic IDs, the lists are of items. Where several items share an id they share its score, and it
-gives way to all of them that the rules allow, in their order (see `genrec_ranking.py`).
+gives way to all of them that the rules allow, in their order.
 """
+
+import math
 
 import torch
 
 from .genrec_beams import (
     Beams,
-    DiverseGroups,
-    GumbelTopK,
     HistoryOutput,
     SearchStep,
     Selection,
+    TraceStep,
     beam_search,
     best_candidates,
+    describe_paths,
+    list_items,
+    num_distinct_items,
+    rank_ids,
+    repeated_paths,
+    sampled_items,
     token_range,
 )
 from .genrec_lists import check_scores, rule_rows
-from .genrec_ranking import (
-    describe_paths,
-    id_of_items,
-    list_items,
-    num_distinct_items,
-    prior_penalties,
-    rank_ids,
-    reordered,
-    sampled_items,
-)
 from .genrec_recommend import Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
 from .genrec_recommend_config import check_latent_aggregation
 
 
-PATHS_AT_A_TIME = 1 << 13  # rows of the decoder that `score_paths` holds, of all users of a chunk
+PATHS_AT_A_TIME = 1 << 13  # rows of the decoder that `score_paths` holds, of all users
 
 
 class BeamRankingMixin(RecommendMixin):
@@ -56,7 +53,7 @@ class BeamRankingMixin(RecommendMixin):
         return self.decoding_bytes(min(history_length, self.config.max_history_length))
 
     def _penalties(self, request: RankRequest) -> list[torch.Tensor]:
-        return prior_penalties(self.catalog, request.item_prior, request.options.prior_correction)
+        return self.catalog.prior_penalties(request.item_prior, request.options.prior_correction)
 
     def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
         """Search, then search again with twice the beams for the users whose lists are still short."""
@@ -111,7 +108,7 @@ class BeamRankingMixin(RecommendMixin):
             items, scores = sampled_items(
                 self.catalog,
                 beams,
-                selection,
+                selection.divided,
                 top_k=options.top_k,
                 num_latents=config.num_latent_tokens,
                 latent_aggregation=options.latent_aggregation,
@@ -164,7 +161,6 @@ class BeamRankingMixin(RecommendMixin):
         attention_mask: torch.Tensor | None = None,
         *,
         latent_aggregation: str = "max",
-        chunk_size: int = 1024,
     ) -> torch.FloatTensor:
         """
         Exact log-probability of every item: the oracle that beam search approximates, for small catalogs.
@@ -173,27 +169,48 @@ class BeamRankingMixin(RecommendMixin):
             input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
             attention_mask: 1 at items that count; `None` for all.
             latent_aggregation (`str`, defaults to `"max"`): `"max"` or `"sum"` over all latents.
-            chunk_size (`int`, defaults to 1024): Items (ids, where items share them) scored at a time.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_items)`: log-probabilities. Items that share a semantic ID
             each have that of the id, to the last bit.
         """
         check_latent_aggregation(latent_aggregation)
-        if not len(input_ids):
-            return torch.zeros(0, self.config.num_items, device=self.item_codes.device)
-        catalog = self.catalog
-        items = torch.arange(self.config.num_items, device=self.item_codes.device)
-        if not catalog.is_unique:  # one item of each id
-            items = catalog.item_at(torch.arange(catalog.num_ids, device=catalog.device))
+        return _over_latents(self.score_paths(input_ids, attention_mask).transpose(0, 1), latent_aggregation)
+
+    @torch.no_grad()
+    def score_paths(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        items: torch.LongTensor | None = None,
+    ) -> torch.FloatTensor:
+        """
+        Exact joint log-probability of each latent and each of some items, the same items for all users: what
+        `score_items` takes the maximum or the sum of.
+
+        Args:
+            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
+            attention_mask: 1 at items that count; `None` for all.
+            items (`torch.LongTensor` of shape `(n,)`, *optional*): Item indices, from 0; `None` for all items.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, num_latent_tokens or 1, n)`
+        """
+        catalog, (num_users, num_items) = self.catalog, (len(input_ids), self.config.num_items)
+        items = torch.arange(num_items, device=catalog.device) if items is None else items.to(catalog.device)
+        if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < num_items:
+            raise ValueError(f"`items` must lie in [0, {num_items}), got {int(items.min())} to {int(items.max())}.")
+        ids = catalog.id_of_items()[items]  # -1 for closed items
+        leaves, column = ids.clamp_min(0).unique(return_inverse=True)  # an id that items share is scored once
+        if not num_users or not len(leaves):
+            shape = (num_users, max(1, self.config.num_latent_tokens), len(items))
+            return torch.zeros(shape, device=catalog.device)
         with evaluation_mode(self):
-            scores = self.score_candidates(
-                self.encode_history(input_ids, attention_mask),
-                items.expand(len(input_ids), -1),
-                latent_aggregation=latent_aggregation,
-                chunk_size=chunk_size,
-            )
-        return self.only_open(scores if catalog.is_unique else scores[:, id_of_items(catalog)])
+            history = self.encode_history(input_ids, attention_mask)
+            parts = catalog.item_at(leaves).split(max(1, PATHS_AT_A_TIME // num_users))
+            scores = torch.cat([self._path_scores(history, part.expand(num_users, -1)) for part in parts], dim=2)
+        return scores.transpose(0, 1)[..., column].masked_fill(ids < 0, -float("inf"))
 
     def score_candidates(
         self,
@@ -207,60 +224,8 @@ class BeamRankingMixin(RecommendMixin):
         Exact log-probabilities of some items `(batch_size, num_candidates)` of each user, over all latents; options as
         in `score_items`, in the shape of `items`.
         """
-        chunks = []
-        for part in items.split(chunk_size, dim=1):
-            paths = self._path_scores(history, part)
-            chunks.append(paths.amax(0) if latent_aggregation == "max" else paths.logsumexp(0))
-        return torch.cat(chunks, dim=1)
-
-    @torch.no_grad()
-    def score_paths(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        *,
-        items: torch.LongTensor | None = None,
-    ) -> torch.FloatTensor:
-        """
-        Exact joint log-probability of each latent and each of some items, the same items for all users.
-
-        What `score_items` takes the maximum or the sum of. The trie is walked in full, so a prefix that many items
-        share is computed once.
-
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
-            items (`torch.LongTensor` of shape `(n,)`, *optional*): Item indices, from 0; `None` for all items.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_latent_tokens or 1, n)`
-        """
-        catalog, num_items = self.catalog, self.config.num_items
-        items = torch.arange(num_items, device=catalog.device) if items is None else items.to(catalog.device)
-        if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < num_items:
-            raise ValueError(f"`items` must lie in [0, {num_items}), got {int(items.min())} to {int(items.max())}.")
-        num_latents = max(1, self.config.num_latent_tokens)
-        ids = id_of_items(catalog)[items]  # -1 for closed items
-        leaves, column = ids.clamp_min(0).unique(return_inverse=True)  # rising, as the walk finds them
-        scores = torch.empty(len(input_ids), num_latents, len(leaves), device=catalog.device)
-        if not scores.numel():
-            return scores
-        users_at_a_time = max(1, PATHS_AT_A_TIME // len(leaves))
-        with evaluation_mode(self):
-            for start in range(0, len(input_ids), users_at_a_time):
-                users = slice(start, start + users_at_a_time)
-                mask = None if attention_mask is None else attention_mask[users]
-                history, first = self.encode_history(input_ids[users], mask), 0
-                for part in leaves.split(PATHS_AT_A_TIME):
-                    allowed = torch.zeros(1, num_items, dtype=torch.bool, device=catalog.device)
-                    allowed[0, catalog.item_at(part)] = True
-                    for latent in range(num_latents):
-                        beams = beam_search(
-                            self, history, num_beams=len(part), selection=_AllOfLatent(latent), allowed_items=allowed
-                        )
-                        scores[users, latent, first : first + len(part)] = beams.scores
-                    first += len(part)
-        return scores[..., column].masked_fill(ids < 0, -float("inf"))
+        parts = (self._path_scores(history, part) for part in items.split(chunk_size, dim=1))
+        return torch.cat([_over_latents(part, latent_aggregation) for part in parts], dim=1)
 
     def token_log_probs(
         self,
@@ -314,18 +279,9 @@ class BeamRankingMixin(RecommendMixin):
         return torch.stack(paths)
 
 
-class _AllOfLatent:
-    """A [`Selection`] that drops nothing but the other latents: beams stand in the order of the trie."""
-
-    def __init__(self, latent: int):
-        self.latent = latent
-
-    def __call__(self, candidates: torch.FloatTensor, num_beams: int, step: SearchStep) -> torch.LongTensor:
-        if step.depth < 0:
-            return torch.full((len(candidates), 1), self.latent, device=candidates.device)
-        # the trie is the same for all users, so what is legal for one is legal for all
-        positions = (candidates > -float("inf")).flatten(1).any(0).nonzero().squeeze(1)
-        return positions.expand(len(candidates), -1)
+def _over_latents(paths: torch.FloatTensor, latent_aggregation: str) -> torch.FloatTensor:
+    """From log-probabilities with each latent `(num_latents, ...)` to those over all latents."""
+    return paths.amax(0) if latent_aggregation == "max" else paths.logsumexp(0)
 
 
 def _selection(request: RankRequest) -> Selection:
@@ -355,3 +311,178 @@ def _empty_ranking(batch_size: int, request: RankRequest, *, device: torch.devic
         pruned=[[] for _ in range(batch_size)] if request.return_paths else None,
         num_distinct=torch.zeros(batch_size, dtype=torch.long, device=device),
     )
+
+
+def reordered(beams: Beams, order: torch.Tensor, *, num_latents: int) -> Beams:
+    """
+    Beams in the order of the largest of some numbers `(batch_size, num_beams)`; of beams that are the same path only
+    the first one lives on.
+    """
+    index = order.argsort(dim=1, descending=True, stable=True)
+    last = beams.trace[-1]
+    last = TraceStep(*(values.gather(1, index) for values in (last.parents, last.tokens, last.scores)))
+    moved = Beams(beams.leaves.gather(1, index), last.scores, [*beams.trace[:-1], last], beams.pruned)
+    is_repeated = repeated_paths(moved.leaves, moved.paths()[0][..., 0] if num_latents else None)
+    moved.leaves = moved.leaves.masked_fill(is_repeated, -1)
+    moved.scores = moved.scores.masked_fill(is_repeated, -float("inf"))
+    return moved
+
+
+# --- selections that keep other candidates than the best ---------------------------------------------------------
+
+
+class DiverseGroups:
+    """
+    A selection for `beam_search`: groups of beams that choose one after the other and avoid what was chosen before.
+
+    At each step a candidate of a group costs `group_penalty` nats for every beam of an earlier group that chose the
+    same child of the same trie node at this step. Prefixes are compared, not paths: two latents that lead to the same
+    prefix are the same prefix, and the step that chooses a latent is without penalty. The penalty decides what is
+    kept; it is not added to the score. Groups are searches of their own otherwise, each with its share of the beams
+    (the first ones one more where beams do not divide evenly), so different groups may hold the same path. Later
+    groups choose among worse candidates: expect less accuracy for the same number of beams.
+
+    After a step `order` `(batch_size, num_beams)` is the place of each beam in the list, highest first: groups take
+    turns, best beam first.
+
+    Source: Vijayakumar et al. 2018, algorithm 1 (https://huggingface.co/papers/1610.02424); their Hamming diversity
+    counts the same token at the same step, ours the same prefix, since a code means little without those before it.
+
+    Example:
+
+    ```python
+    >>> candidates = torch.tensor([[[0.5, 0.3, 0.2]]]).log()  # one user, the root, three codes
+    >>> root = SearchStep(number=0, nodes=torch.tensor([[0]]), depth=0, latents=None, children=None)
+    >>> DiverseGroups(2, 0.0)(candidates, 2, root).tolist()
+    [[0, 0]]
+    >>> DiverseGroups(2, 1.0)(candidates, 2, root).tolist()
+    [[0, 1]]
+
+    ```
+    """
+
+    def __init__(self, num_groups: int, group_penalty: float):
+        self.num_groups = num_groups
+        self.group_penalty = group_penalty
+        self.order: torch.Tensor | None = None
+        self._sizes: list[int] | None = None  # beams of each group; None before the first step: all share the root
+
+    def __call__(self, candidates: torch.Tensor, num_beams: int, step: SearchStep) -> torch.Tensor:
+        """
+        See [`Selection`]; positions stand group by group. In the first steps a group has as many beams as there are
+        candidates, if these are fewer than its share.
+        """
+        _, num_parents, num_choices = candidates.shape
+        sizes = [num_parents] if self._sizes is None else self._sizes
+        starts = [sum(sizes[:group]) for group in range(len(sizes))]
+        kept: list[torch.Tensor] = []
+        for group in range(self.num_groups):
+            start, size = (0, num_parents) if self._sizes is None else (starts[group], sizes[group])
+            own = candidates[:, start : start + size]
+            if kept and self.group_penalty and step.depth >= 0:
+                taken = torch.cat(kept, dim=1)
+                own = own - self.group_penalty * _times_chosen(step.nodes, start, size, taken, num_choices)
+            share = num_beams // self.num_groups + (group < num_beams % self.num_groups)
+            top = own.flatten(1).topk(min(share, size * num_choices)).indices
+            kept.append(top + start * num_choices)
+        self._sizes = [part.shape[1] for part in kept]
+        turns = [-(place * self.num_groups + group) for group, n in enumerate(self._sizes) for place in range(n)]
+        index = torch.cat(kept, dim=1)
+        self.order = torch.tensor(turns, dtype=torch.float32, device=index.device).expand_as(index)
+        return index
+
+
+def _times_chosen(
+    nodes: torch.Tensor, start: int, size: int, taken: torch.Tensor, num_choices: int
+) -> torch.FloatTensor:
+    """
+    How many of the positions `taken` (B, n) lead to the same child as each candidate of the beams `start` to
+    `start + size`: (B, size, num_choices). Same child: same parent node and same choice.
+    """
+    parents, choices = taken // num_choices, taken % num_choices
+    own_nodes, taken_nodes = nodes[:, start : start + size], nodes.gather(1, parents)
+    is_same_node = own_nodes.unsqueeze(-1) == taken_nodes.unsqueeze(1)  # (B, size, n)
+    counts = torch.zeros(len(nodes), size, num_choices, device=nodes.device)
+    return counts.scatter_add(2, choices.unsqueeze(1).expand_as(is_same_node), is_same_node.float())
+
+
+class GumbelTopK:
+    """
+    A selection for `beam_search` that samples: the beams are paths drawn without replacement, in the order drawn.
+
+    Equal to drawing a path from the model, then another one among the rest in proportion to their probabilities, and
+    so on, in one search of as many beams as draws. It works by adding Gumbel noise to the log-probability of every
+    path and keeping the largest sums; the noise is drawn from the root downwards, that of the children given the
+    largest among them, so paths outside the beams are never looked at.
+
+    What is sampled is the model made to stay in the catalog step by step: at each step the probabilities of the
+    candidates that are not `-inf` are divided by their sum. With `normalization="catalog"` and no rules that changes
+    nothing. Otherwise the probability of what is closed goes to its neighbours under the same prefix, as in sampling
+    token by token with a constraint; dividing each item's probability by that of all items left would differ.
+
+    With latents, paths are drawn. In the order of their first paths, distinct items are then a sample of items without
+    replacement, an item's probability being the sum over its latents. Number of items times number of latents is the
+    number of beams that is always enough for it; a search repeated with more would draw anew.
+
+    The noise comes from `generator`, on the device of the model: a user's sample depends on the other users of the
+    batch. After a step `order` `(batch_size, num_beams)` is log-probability plus noise of each beam, highest first,
+    which is its place in the list. The noise at the root is 0, which leaves the distribution of the order as it is.
+
+    Source: Kool et al. 2019, algorithm 1 and the stable form of its appendix (https://huggingface.co/papers/1903.06059).
+
+    Example:
+
+    ```python
+    >>> candidates = torch.tensor([[[0.5, 0.0, 0.3, 0.2]]]).log()  # one user, the root, four codes, one illegal
+    >>> root = SearchStep(number=0, nodes=torch.tensor([[0]]), depth=0, latents=None, children=None)
+    >>> sample = GumbelTopK(torch.Generator().manual_seed(0))(candidates, 3, root)
+    >>> sorted(sample[0].tolist())
+    [0, 2, 3]
+
+    ```
+    """
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+        self.order: torch.Tensor | None = None  # (B, W)
+        self._log_probs: torch.Tensor | None = None  # (B, W), under the model that is sampled
+
+    def __call__(self, candidates: torch.Tensor, num_beams: int, step: SearchStep) -> torch.Tensor:
+        """See [`Selection`]; positions stand first drawn first."""
+        if self.order is None:
+            self.order = self._log_probs = candidates.new_zeros(candidates.shape[:2])
+        log_probs, perturbed = self._perturbed(candidates)
+        self.order, index = perturbed.flatten(1).topk(min(num_beams, perturbed[0].numel()))
+        self._log_probs = log_probs.flatten(1).gather(1, index)
+        return index
+
+    def divided(self, is_part: torch.BoolTensor) -> torch.FloatTensor:
+        """
+        One step more: the places of equally probable parts of the beams, as of items that share an id.
+
+        `is_part` `(batch_size, n, num_parts)`: which parts the first `n` beams of the last step have, up to all of
+        them. Returns the same shape: log-probability plus noise, like `order`; `-inf` where there is no part.
+        """
+        nothing = torch.zeros(is_part.shape, dtype=self.order.dtype, device=is_part.device)
+        return self._perturbed(nothing.masked_fill(~is_part, -math.inf))[1]
+
+    def _perturbed(self, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities under the model that is sampled, and with noise, of the children of the first beams."""
+        num_parents = candidates.shape[1]
+        is_closed = candidates == -math.inf
+        log_probs = self._log_probs[:, :num_parents].unsqueeze(-1) + candidates.log_softmax(-1)
+        exponential = torch.empty_like(candidates).exponential_(generator=self.generator)
+        gumbels = log_probs - exponential.clamp_min(torch.finfo(candidates.dtype).tiny).log()
+        perturbed = _given_maximum(gumbels, self.order[:, :num_parents].unsqueeze(-1))
+        return log_probs, perturbed.masked_fill(is_closed, -math.inf)
+
+
+def _given_maximum(gumbels: torch.Tensor, maximum: torch.Tensor) -> torch.Tensor:
+    """
+    Gumbel variables whose largest along the last dimension is to be `maximum`: -log(e^-T - e^-Z + e^-G) for a maximum
+    T, the largest value Z as drawn and each value G, written so that no exponential overflows and Z becomes T exactly.
+    """
+    gap = gumbels - gumbels.amax(-1, keepdim=True)
+    log_rest = torch.where(gap > -math.log(2), (-gap.expm1()).log(), (-gap.exp()).log1p())  # log(1 - e^gap)
+    shift = maximum - gumbels + log_rest
+    return maximum - shift.clamp_min(0) - (-shift.abs()).exp().log1p()

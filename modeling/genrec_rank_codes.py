@@ -11,11 +11,17 @@ from collections.abc import Callable
 
 import torch
 
-from .genrec_beams import HistoryOutput, beam_search
-from .genrec_item_graph import ItemGraphMixin, graph_search, search_bytes
+from .genrec_beams import HistoryOutput, beam_search, describe_paths
+from .genrec_item_graph import (
+    ItemGraphMixin,
+    best_items,
+    candidate_scores,
+    graph_search,
+    item_scores,
+    search_bytes,
+    users_per_table,
+)
 from .genrec_lists import best_of, gumbel_noise, rule_rows
-from .genrec_parallel import best_items, candidate_scores, code_scores, item_scores, users_per_table
-from .genrec_ranking import describe_paths, items_of_ids, prior_penalties
 from .genrec_recommend import Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
 from .genrec_recommend_config import BeamPath
 
@@ -183,7 +189,7 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
         """
         config, penalties = self.config, None
         if request.penalty is not None:
-            penalties = prior_penalties(self.catalog, request.item_prior, request.options.prior_correction)
+            penalties = self.catalog.prior_penalties(request.item_prior, request.options.prior_correction)
         beams = beam_search(
             _GivenLevels(self, log_probs),
             HistoryOutput(last_hidden_state=log_probs),
@@ -192,7 +198,7 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
             penalties=penalties,
             num_pruned=request.num_beams if request.return_paths else 0,
         )
-        items, _ = items_of_ids(self.catalog, beams.leaves)
+        items, _ = self.catalog.items_of_ids(beams.leaves)
         items = items.masked_fill(items < 0, config.num_items).sort(dim=1).values  # -1 last, as `best_of` wants it
         items = items.masked_fill(items == config.num_items, -1)
         scores = candidate_scores(log_probs, self.item_codes, items.clamp_min(0))
@@ -220,7 +226,7 @@ class CodeRankingMixin(RecommendMixin, ItemGraphMixin):
     def _paths(self, log_probs: torch.FloatTensor, items: torch.LongTensor) -> list[list[BeamPath]]:
         """The codes of the listed items with the score up to each of them."""
         codes = self.item_codes[items.clamp_min(0)]
-        scores = code_scores(log_probs, codes).cumsum(-1).tolist()
+        scores = log_probs.float().gather(2, codes.long().transpose(1, 2)).transpose(1, 2).cumsum(-1).tolist()
         tokens = torch.where(items >= 0, items + self.config.first_item_token, -1).tolist()
         return [
             [

@@ -33,8 +33,7 @@ from hf_genrec import PreparedDataset, Recommender
 from hf_genrec.evaluation.metrics import bootstrap_interval, ndcg_per_user, ranks_of_targets, recall_per_user
 from hf_genrec.evaluation.record import evaluation_run
 from hf_genrec.files import write_json
-from hf_genrec.modeling.genrec_beams import beam_search
-from hf_genrec.modeling.genrec_ranking import list_items, rank_ids
+from hf_genrec.modeling.genrec_beams import beam_search, list_items, rank_ids
 from hf_genrec.training.initial import check_same_catalog
 from line_plots import Panel, plot_lines
 

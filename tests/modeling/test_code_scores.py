@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_genrec.modeling import genrec_parallel
+from hf_genrec.modeling import genrec_item_graph
+from hf_genrec.modeling.genrec_item_graph import best_items, candidate_scores, item_scores
 from hf_genrec.modeling.genrec_lists import first_of_the_best, gumbel_noise, random_items, user_keys
-from hf_genrec.modeling.genrec_parallel import best_items, candidate_scores, code_scores, item_scores
 
 
 def tables_and_codes(num_users=3, num_items=41, num_levels=5, codebook_size=7, *, seed=0):
@@ -44,8 +44,6 @@ def test_scores_of_some_items_are_bit_for_bit_those_of_all():
     assert (
         candidate_scores(log_probs, codes, items).tolist() == item_scores(log_probs, codes).gather(1, items).tolist()
     )
-    steps = code_scores(log_probs, codes[items])
-    assert steps[1, 0].tolist() == [float(log_probs[1, level, codes[3, level]]) for level in range(5)]
 
 
 @pytest.mark.parametrize("codebook_size", [256, 512])
@@ -73,8 +71,8 @@ def test_lists_are_those_of_a_sort_whatever_the_pieces(
     log_probs, codes = tables_and_codes(num_users, num_items, num_levels, codebook_size, seed=seed)
     log_probs = log_probs.round()  # makes many scores equal
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(genrec_parallel, "USERS_PER_TABLE", users_per_table)
-        patch.setattr(genrec_parallel, "SCORES_AT_A_TIME", scores_at_a_time)
+        patch.setattr(genrec_item_graph, "USERS_PER_TABLE", users_per_table)
+        patch.setattr(genrec_item_graph, "SCORES_AT_A_TIME", scores_at_a_time)
         items, scores = best_items(log_probs, codes, top_k=top_k)
 
     expected = sorted_by_hand(by_hand(log_probs, codes))

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from hf_genrec.modeling.genrec_beams import DiverseGroups, GumbelTopK, SearchStep, repeated_paths
+from hf_genrec.modeling.genrec_beams import SearchStep, repeated_paths
 from hf_genrec.modeling.genrec_lists import code_overlap, diversify, embedding_similarity, mmr
+from hf_genrec.modeling.genrec_rank_beams import DiverseGroups, GumbelTopK
 
 
 class TopK:
@@ -160,25 +161,6 @@ def test_every_group_holds_distinct_legal_leaves_with_their_true_scores(num_grou
     for group in leaves[0].split(shares):
         alive = group[group >= 0].tolist()
         assert len(alive) == len(set(alive)) > 0
-
-
-def test_fewer_beams_than_groups_are_refused():
-    with pytest.raises(ValueError, match="`num_groups` is 3, but there are only 2 beams"):
-        search(DiverseGroups(3, 1.0), random_tree((4,)), num_beams=2)
-
-
-@pytest.mark.parametrize(
-    ("num_groups", "group_penalty", "message"),
-    [
-        (0, 1.0, "`num_groups` must be at least 1, got 0"),
-        (2, -0.1, "`group_penalty` must be a finite number of at least 0, got -0.1"),
-        (2, math.inf, "`group_penalty` must be a finite number"),
-        (2, math.nan, "`group_penalty` must be a finite number"),
-    ],
-)
-def test_groups_out_of_range_are_refused(num_groups, group_penalty, message):
-    with pytest.raises(ValueError, match=message):
-        DiverseGroups(num_groups, group_penalty)
 
 
 def test_a_path_is_repeated_from_its_second_beam_on():

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generated_beams import best_of_each, generate_beams, items_of
-from hf_genrec.modeling.genrec_beams import Beams, beam_search
-from hf_genrec.modeling.genrec_ranking import list_items, prior_penalties, rank_ids
+from hf_genrec.modeling.genrec_beams import Beams, beam_search, list_items, rank_ids
 from invariants.model import NUM_ITEMS, NUM_LEVELS, histories_of, make_model, tiny_config
 
 
@@ -137,10 +136,13 @@ def test_probabilities_of_all_items_sum_to_less_than_one_because_they_are_not_re
     assert bool((total < 1).all())
 
 
-def test_exact_scoring_does_not_depend_on_the_chunks(latte):
+def test_exact_scoring_does_not_depend_on_the_chunks(latte, monkeypatch):
     histories = histories_of(latte.config)
+    whole = latte.score_items(*histories)
 
-    torch.testing.assert_close(latte.score_items(*histories, chunk_size=7), latte.score_items(*histories))
+    monkeypatch.setattr("hf_genrec.modeling.genrec_rank_beams.PATHS_AT_A_TIME", 21)
+
+    torch.testing.assert_close(latte.score_items(*histories), whole)
 
 
 def test_lists_grow_until_they_are_full_and_never_repeat(model):
@@ -431,7 +433,7 @@ def test_penalties_change_which_beams_are_kept_but_not_their_scores():
     model = make_model(tiny_config())
     plain = search(model, num_beams=1000)
     prior = torch.arange(1.0, NUM_ITEMS + 1) ** 3
-    penalties = prior_penalties(model.catalog, prior, 0.7)
+    penalties = model.catalog.prior_penalties(prior, 0.7)
 
     beams = search(model, num_beams=1000, penalties=penalties)
 
@@ -445,7 +447,7 @@ def test_prior_of_a_prefix_is_the_sum_over_its_items():
     model = make_model(tiny_config())
     prior = torch.rand(NUM_ITEMS, generator=torch.Generator().manual_seed(1)) + 0.01
 
-    penalties = prior_penalties(model.catalog, prior, 0.5)
+    penalties = model.catalog.prior_penalties(prior, 0.5)
 
     share = prior / prior.sum()
     for depth in range(4):

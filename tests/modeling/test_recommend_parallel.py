@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
-from hf_genrec.modeling import genrec_parallel
+from hf_genrec.modeling import genrec_item_graph
 from hf_genrec.modeling.configuration_genrec import GenRecConfig
 from hf_genrec.modeling.genrec_catalog import CatalogMixin
-from hf_genrec.modeling.genrec_item_graph import item_graph_fingerprint
-from hf_genrec.modeling.genrec_rank_codes import CodeRankingMixin
+from hf_genrec.modeling.genrec_item_graph import CodeRankingMixin, item_graph_fingerprint
 from hf_genrec.serving.item_graph import build_item_graph
 
 
@@ -388,7 +387,7 @@ def test_users_in_pieces_get_the_same_lists_from_a_search(model, decoding, monke
     options = {"top_k": 2, "num_beams": 3, "decoding": decoding, "exclude_items": exclude}
 
     whole, pieces = model.recommend(tokens, **options), [model.recommend(tokens, **options, memory_budget=1)]
-    monkeypatch.setattr(genrec_parallel, "USERS_PER_TABLE", 2)
+    monkeypatch.setattr(genrec_item_graph, "USERS_PER_TABLE", 2)
     pieces.append(model.recommend(tokens, **options))
 
     for piece in pieces:

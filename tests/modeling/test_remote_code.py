@@ -31,10 +31,10 @@ SHARED = {
     "configuration_genrec.py", "genrec_encoder.py", "genrec_folder.py", "genrec_lists.py",
     "genrec_recommend.py", "genrec_recommend_config.py", "pipeline_genrec.py",
 }  # fmt: skip
-CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_ranking.py"}
-PARALLEL = {"genrec_dense.py", "genrec_parallel.py", "genrec_item_graph.py", "genrec_rank_codes.py"} | CODES
+CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_dense.py"}
+PARALLEL = {"genrec_item_graph.py", "genrec_rank_codes.py"} | CODES
 UPLOADS = {
-    "latte": SHARED | CODES | {"genrec_dense.py", "genrec_generate.py", "genrec_rank_beams.py"},
+    "latte": SHARED | CODES | {"genrec_generate.py", "genrec_rank_beams.py"},
     "rpg": SHARED | PARALLEL,
     "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
     "sasrec": SHARED,

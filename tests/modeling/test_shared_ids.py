@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generated_beams import items_of
-from hf_genrec.modeling.genrec_beams import GumbelTopK
 from hf_genrec.modeling.genrec_catalog import Catalog
-from hf_genrec.modeling.genrec_ranking import id_of_items, id_places, items_of_ids, prior_penalties
+from hf_genrec.modeling.genrec_rank_beams import GumbelTopK
 from invariants.model import histories_of, make_model, tiny_config
 
 
@@ -59,11 +58,11 @@ def histories(model):
 def test_groups_stand_in_the_order_of_their_codes():
     catalog = Catalog(CODES, 4)
 
-    items, places = items_of_ids(catalog, torch.arange(7)[None])
+    items, places = catalog.items_of_ids(torch.arange(7)[None])
 
     assert items[0].tolist() == sum(GROUPS, [])
     assert places[0].tolist() == [0, 1, 1, 2, 2, 2, 3, 4, 4, 5, 5, 6]
-    assert id_of_items(catalog).tolist() == [2, 1, 4, 2, 0, 2, 4, 6, 1, 5, 3, 5]
+    assert catalog.id_of_items().tolist() == [2, 1, 4, 2, 0, 2, 4, 6, 1, 5, 3, 5]
 
 
 def test_items_of_some_ids_are_cut_and_filtered_per_user():
@@ -72,23 +71,23 @@ def test_items_of_some_ids_are_cut_and_filtered_per_user():
     allowed = torch.ones(3, 12, dtype=torch.bool)
     allowed[0, [0, 4]] = False
 
-    assert items_of_ids(catalog, leaves)[0].tolist() == [[0, 3, 5, 4, 2, 6], [9, 11, 1, 8, -1, -1], [-1] * 6]
-    assert items_of_ids(catalog, leaves, width=2)[0].tolist() == [[0, 3], [9, 11], [-1, -1]]
-    items, places = items_of_ids(catalog, leaves, allowed=allowed, width=5)
+    assert catalog.items_of_ids(leaves)[0].tolist() == [[0, 3, 5, 4, 2, 6], [9, 11, 1, 8, -1, -1], [-1] * 6]
+    assert catalog.items_of_ids(leaves, width=2)[0].tolist() == [[0, 3], [9, 11], [-1, -1]]
+    items, places = catalog.items_of_ids(leaves, allowed=allowed, width=5)
     assert items.tolist() == [[3, 5, 2, 6, -1], [9, 11, 1, 8, -1], [-1] * 5]
     assert places.tolist() == [[0, 0, 2, 2, 0], [1, 1, 2, 2, 0], [0] * 5]
-    assert items_of_ids(catalog, leaves, allowed=allowed[:1])[0].tolist()[1] == [9, 11, 1, 8]
+    assert catalog.items_of_ids(leaves, allowed=allowed[:1])[0].tolist()[1] == [9, 11, 1, 8]
 
 
 def test_table_of_ids_has_a_row_for_each():
-    items, is_item = id_places(Catalog(CODES, 4), torch.tensor([[4, -1, 2]]))
+    items, is_item = Catalog(CODES, 4).id_places(torch.tensor([[4, -1, 2]]))
 
     assert is_item.int().tolist() == [[[1, 1, 0], [0, 0, 0], [1, 1, 1]]]
     assert items[is_item].tolist() == [2, 6, 0, 3, 5]
 
 
 def test_prior_of_an_id_is_that_of_its_items_together():
-    tables = prior_penalties(Catalog(CODES, 4), torch.arange(1, 13), 1.0)
+    tables = Catalog(CODES, 4).prior_penalties(torch.arange(1, 13), 1.0)
 
     expected = torch.tensor([sum(item + 1 for item in group) / 78 for group in GROUPS]).log()
     torch.testing.assert_close(tables[2], expected)
@@ -174,7 +173,7 @@ def test_rescored_ids_give_way_to_their_items_in_order(options):
     model = make_shared(num_latent_tokens=3)
     histories = histories_of(model.config, USERS)
     scores = model.score_items(*histories, latent_aggregation="sum")
-    sizes = torch.tensor([len(group) for group in GROUPS])[id_of_items(model.catalog)]
+    sizes = torch.tensor([len(group) for group in GROUPS])[model.catalog.id_of_items()]
     ranked = scores - 0.3 * sizes.log() if "item_prior" in options else scores
 
     output = model.recommend(*histories, top_k=10, num_beams=99, num_rescored=12, latent_aggregation="sum", **options)
@@ -185,7 +184,7 @@ def test_rescored_ids_give_way_to_their_items_in_order(options):
 def test_diverse_list_takes_other_ids_before_the_second_item_of_one(model, histories):
     output = model.recommend(*histories, top_k=7, num_beams=99, diversity=0.95)
 
-    ids = id_of_items(model.catalog)
+    ids = model.catalog.id_of_items()
     assert [sorted(ids[row].tolist()) for row in listed(model, output)] == [list(range(7))] * 3
 
 
@@ -230,7 +229,7 @@ def test_sample_divides_the_probability_of_an_id_evenly_among_its_items(model):
     histories = [rows.expand(4000, -1) for rows in histories_of(model.config, (4,))]
     model.config.normalization = "catalog"  # then the probabilities of the ids sum to one
     scores = model.score_items(histories[0][:1], latent_aggregation="sum")[0]
-    sizes = torch.tensor([len(group) for group in GROUPS])[id_of_items(model.catalog)]
+    sizes = torch.tensor([len(group) for group in GROUPS])[model.catalog.id_of_items()]
     probabilities = scores.exp() / sizes
     assert float(probabilities.sum()) == pytest.approx(1, abs=1e-5)
 
@@ -328,7 +327,7 @@ def test_lists_are_full_distinct_allowed_and_keep_ids_together(rows, top_k, num_
 
     output = model.recommend(*histories, top_k=top_k, num_beams=num_beams, allow_items=allowed, **options)
 
-    ids = id_of_items(model.catalog).tolist()
+    ids = model.catalog.id_of_items().tolist()
     for row, scores in zip(listed(model, output), output.scores.tolist(), strict=True):
         assert len(set(row)) == len(row) == min(top_k, int(allowed.sum()))
         assert bool(allowed[row].all())

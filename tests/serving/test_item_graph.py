@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 from hf_genrec.modeling.configuration_rpg import RPGConfig
 from hf_genrec.modeling.genrec_item_graph import (
+    best_items,
     graph_search,
     item_graph_fingerprint,
 )
-from hf_genrec.modeling.genrec_parallel import best_items
 from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration
 from hf_genrec.serving import item_graph
 from hf_genrec.serving.item_graph import ItemGraph, build_item_graph, code_similarities, write_item_graph
