@@ -80,8 +80,6 @@ _MOVED = {
     "Recommendations": "serving.recommendations",
     "Whitening": "tokenizers.embeddings",
     "build_tokenizer": "tokenizers.vocabulary",
-    "evaluate_recommender": "evaluation.evaluate",
-    "evaluation_record": "evaluation.evaluate",
     "hub_files": "hub.files",
     "push_ids": "hub.push",
 }

@@ -313,9 +313,12 @@ class RecommendMixin(LiveItemsMixin):
         check_names(options, known=self.recommend_options, owner=type(self).__name__)
         is_tokens = isinstance(input_ids, torch.Tensor) and input_ids.ndim == 2
         if not is_tokens or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+            found = f"a {type(input_ids).__name__}"
+            if isinstance(input_ids, torch.Tensor):
+                found = f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
             raise TypeError(
                 "`input_ids` must be a tensor of item tokens (integers) of shape (batch_size, history_length), got "
-                f"{_described(input_ids)}. For lists of item ids see `hf_genrec.Recommender`."
+                f"{found}. For lists of item ids see `hf_genrec.Recommender`."
             )
         asked = (config or self.recommend_config).updated(**options)
         request = RankRequest(asked, self.config, item_prior, item_embeddings, return_paths)
@@ -425,7 +428,10 @@ class ItemScoresMixin(RecommendMixin):
         Args: see [`ItemScoresMixin.item_logits`].
         """
         with evaluation_mode(self):
-            return self.only_open(self.item_logits(input_ids, attention_mask)).log_softmax(-1)
+            return self._log_probs(input_ids, attention_mask)
+
+    def _log_probs(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.FloatTensor:
+        return self.only_open(self.item_logits(input_ids, attention_mask)).log_softmax(-1)
 
     def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
         if request.options.diversity and request.item_embeddings is None:
@@ -451,12 +457,6 @@ class ItemScoresMixin(RecommendMixin):
         items, _, ranked = request.best_of_all(logits, allowed=users.allowed, penalty=request.penalty, noise=noise)
         scores = logits.log_softmax(1).gather(1, items.clamp_min(0)).masked_fill(items < 0, -float("inf"))
         return Ranking(*request.picked(items, scores, ranked, item_codes=None))
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{value.dtype} of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
 
 
 def _output(parts: list[Ranking], config) -> RecommendOutput:

@@ -94,9 +94,6 @@ class SASRecForItemGeneration(ItemScoresMixin, HistoryPreTrainedModel):
         """What the encoder takes per user, for the size of a chunk of users."""
         return self._encoder_bytes(min(max(1, history_length), self.config.max_history_length))
 
-    def _log_probs(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.FloatTensor:
-        return self.only_open(self.item_logits(input_ids, attention_mask)).log_softmax(-1)
-
     def _loss(self, histories: PackedHistories, targets: torch.LongTensor, anchors: torch.LongTensor) -> torch.Tensor:
         """Cross-entropy over the whole catalog."""
         states = self._encode(histories, anchors)

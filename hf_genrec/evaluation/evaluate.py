@@ -8,7 +8,6 @@ it stands; cards, tables and results pages are made from it. Beside it stands a 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -231,23 +230,6 @@ def _settings_of(name: str, systems: Mapping[bool, Any], exclude_seen: bool) -> 
         return {}
     others = {COLUMNS[not exclude_seen]: chosen[not exclude_seen]}
     return {name: {**chosen[exclude_seen], "tuned_on": "validation", **others}}
-
-
-def _deprecated(name: str, take: Callable[[EvaluationRecord], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """An entry point of earlier versions, with the settings as keyword arguments."""
-
-    def call(recommender: Recommender, prepared: PreparedDataset, **options: Any) -> dict[str, Any]:
-        warnings.warn(f"`{name}` will be removed: call `evaluate(recommender, data)`.", FutureWarning, stacklevel=2)
-        others = {key: options.pop(key) for key in ("baselines", "run") if key in options}
-        others |= {"baselines": {}} if name == "evaluate_recommender" else {}
-        return take(evaluate(recommender, prepared, EvaluationSettings(**options), **others))
-
-    call.__name__, call.__doc__ = name, f"Use [`evaluate`]; `{name}` is the earlier name and warns."
-    return call
-
-
-evaluate_recommender = _deprecated("evaluate_recommender", lambda record: record["model"])
-evaluation_record = _deprecated("evaluation_record", dict)
 
 
 @dataclass(frozen=True)

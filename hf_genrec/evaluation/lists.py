@@ -2,7 +2,7 @@
 Whole lists in, what they are like out: how much of the catalog they show, how evenly, how popular and how alike.
 
 No target is needed. `lists` are item indices, a matrix with one row per user, best first, `-1` where a list is
-shorter; anything else raises a ValueError. `counts` says how often each item occurs in the training part. A user whose
+shorter, as from [`item_indices`]. `counts` says how often each item occurs in the training part. A user whose
 list is empty has no value (NaN).
 """
 
@@ -162,7 +162,7 @@ def diversity_per_user(lists: ArrayLike, *, items: sp.csc_array) -> NDArray[np.f
     Source: Ziegler et al. 2005, section 3.3 (https://doi.org/10.1145/1060745.1060754).
     """
     num_items = items.shape[1]
-    rows = _check_lists(lists, num_items)
+    rows = np.asarray(lists, dtype=np.int64)
     first, second = np.triu_indices(rows.shape[1], k=1)
     left, right = rows[:, first], rows[:, second]
     is_pair = (left >= 0) & (right >= 0)  # (B, num_pairs)
@@ -186,24 +186,14 @@ def _cosines(items: sp.csc_array, left: NDArray[np.int64], right: NDArray[np.int
     return np.minimum(np.concatenate([np.zeros(0), *parts]), 1)  # rounding goes beyond
 
 
-def _check_lists(lists: ArrayLike, num_items: int) -> NDArray[np.int64]:
-    items = np.asarray(lists, dtype=np.int64)
-    if items.ndim != 2 or (items < -1).any() or (items >= num_items).any():
-        raise ValueError(
-            f"A matrix of item indices in [0, {num_items}), or -1 where there is no item, is expected; got shape "
-            f"{items.shape} with values from {items.min(initial=0)} to {items.max(initial=0)}."
-        )
-    return items
-
-
 def _num_recommended(lists: ArrayLike, num_items: int) -> NDArray[np.int64]:
-    items = _check_lists(lists, num_items)
+    items = np.asarray(lists, dtype=np.int64)
     return np.bincount(items[items >= 0], minlength=num_items)
 
 
 def _mean_over_items(lists: ArrayLike, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of `values` over the items of each row, NaN where it has none."""
-    items = _check_lists(lists, len(values))
+    items = np.asarray(lists, dtype=np.int64)
     is_item = items >= 0
     total = np.where(is_item, values[items], 0.0).sum(axis=1)  # -1 reads the last value, which is not used
     num_listed = is_item.sum(axis=1)

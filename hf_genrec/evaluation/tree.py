@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import logsumexp, xlogy
 
+from hf_genrec.tokenizers.collisions import group_by_codes
+
 
 def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int = 0) -> dict[int, NDArray[np.int64]]:
     """
@@ -31,13 +33,20 @@ def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int
     """
     if num_pairs < 1:
         raise ValueError(f"`num_pairs` must be at least 1, got {num_pairs}.")
+    if codes.ndim != 2 or 0 in codes.shape:
+        raise ValueError(f"`codes` must have shape (num_items, num_levels), got {codes.shape}.")
     # pairs are numbered, not listed: the draw takes time and memory of the catalog's size, not of its square
-    tree = _SortedTree.of(codes)
-    num_levels = codes.shape[1]
-    pairs = {}
+    (num_items, num_levels), order, pairs = codes.shape, np.lexsort(codes.T[::-1]), {}
+    num_alike = np.cumprod(codes[order[1:]] == codes[order[:-1]], axis=1).sum(axis=1)  # codes that neighbours share
+
+    def ends(num_shared: int) -> NDArray[np.int64]:
+        """For each item in order the place behind the last that shares its first `num_shared` codes."""
+        bounds = np.append(np.flatnonzero(num_alike < num_shared) + 1, num_items)
+        return bounds[np.searchsorted(bounds, np.arange(num_items), side="right")]
+
     for shared in range(num_levels - 1, -1, -1):
-        behind = tree.ends(shared + 1)
-        counts = tree.ends(shared) - behind  # later items that share exactly so many codes with each
+        behind = ends(shared + 1)
+        counts = ends(shared) - behind  # later items that share exactly so many codes with each
         totals = np.cumsum(counts)
         if totals[-1] == 0:
             continue
@@ -45,17 +54,15 @@ def sample_pairs(codes: NDArray[np.integer], *, num_pairs: int = 1024, seed: int
         drawn = np.sort(generator.choice(totals[-1], size=size, replace=False, shuffle=False))
         first = np.searchsorted(totals, drawn, side="right")
         second = behind[first] + drawn - (totals[first] - counts[first])
-        pairs[2 * (num_levels - shared)] = tree.order[np.stack([first, second], axis=1)]
+        pairs[2 * (num_levels - shared)] = order[np.stack([first, second], axis=1)]
     return pairs
 
 
 def num_neighbours(codes: NDArray[np.integer]) -> dict[int, NDArray[np.int64]]:
     """How many items stand at each distance of each item. Args: `codes` of shape `(num_items, num_levels)`."""
-    tree = _SortedTree.of(codes)
     num_levels = codes.shape[1]
-    sizes = np.empty((num_levels + 1, len(codes)), dtype=np.int64)
-    for shared in range(num_levels + 1):
-        sizes[shared, tree.order] = tree.ends(shared) - tree.starts(shared)
+    found = [group_by_codes(codes[:, :shared]) for shared in range(num_levels + 1)]
+    sizes = [counts[groups] for groups, counts in found]  # items that share so many first codes with each
     return {2 * (num_levels - shared): sizes[shared] - sizes[shared + 1] for shared in range(num_levels - 1, -1, -1)}
 
 
@@ -175,29 +182,3 @@ def best_latent_differs(best_latents: NDArray[np.integer], pairs: NDArray[np.int
 def _normalised(log_joint: NDArray[np.floating]) -> NDArray[np.float64]:
     values = np.asarray(log_joint, dtype=np.float64)
     return np.exp(values - logsumexp(values, axis=(1, 2), keepdims=True))
-
-
-@dataclass(frozen=True)
-class _SortedTree:
-    """Items in the order of their codes, and how many leading codes each shares with the next."""
-
-    order: NDArray[np.int64]
-    shared: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, codes: NDArray[np.integer]) -> _SortedTree:
-        if codes.ndim != 2 or 0 in codes.shape:
-            raise ValueError(f"`codes` must have shape (num_items, num_levels), got {codes.shape}.")
-        order = np.lexsort(codes.T[::-1])
-        sorted_codes = codes[order]
-        return cls(order, np.cumprod(sorted_codes[1:] == sorted_codes[:-1], axis=1).sum(axis=1))
-
-    def ends(self, num_shared: int) -> NDArray[np.int64]:
-        """For each item in order the place behind the last that shares its first `num_shared` codes."""
-        bounds = np.append(np.flatnonzero(self.shared < num_shared) + 1, len(self.order))
-        return bounds[np.searchsorted(bounds, np.arange(len(self.order)), side="right")]
-
-    def starts(self, num_shared: int) -> NDArray[np.int64]:
-        """For each item in order the place of the first that shares its first `num_shared` codes."""
-        bounds = np.insert(np.flatnonzero(self.shared < num_shared) + 1, 0, 0)
-        return bounds[np.searchsorted(bounds, np.arange(len(self.order)), side="right") - 1]

@@ -54,19 +54,24 @@ def level_statistics(codes: np.ndarray, *, codebook_size: int) -> list[dict[str,
     return statistics
 
 
-def append_code(codes: np.ndarray) -> np.ndarray:
+def append_code(codes: np.ndarray, *, taken: np.ndarray | None = None) -> np.ndarray:
     """
     Add a level that numbers the items of each group 0, 1, 2, ... in item order, also where an item is alone. The last
     code may exceed the codebook size.
 
-    Args: the codes. Source: Rajput et al. 2023, section 3.1 (https://huggingface.co/papers/2305.05065).
+    Args: the codes; and where they are those of later items, the tuples `(num_items, num_levels + 1)` of the earlier
+    ones, behind whose numbers each group goes on. Source: Rajput et al. 2023, section 3.1
+    (https://huggingface.co/papers/2305.05065).
     """
-    groups, sizes = group_by_codes(codes)
-    order = np.argsort(groups, kind="stable")
-    starts = np.cumsum(sizes) - sizes
-    rank = np.empty(len(codes), dtype=np.int64)
-    rank[order] = np.arange(len(codes)) - starts[groups[order]]
-    return np.column_stack([codes.astype(np.int64), rank])
+    earlier = np.zeros((0, codes.shape[1] + 1), dtype=np.int64) if taken is None else taken
+    groups = group_by_codes(np.vstack([earlier[:, :-1], codes]))[0]
+    first = np.zeros(groups.max(initial=-1) + 1, dtype=np.int64)
+    np.maximum.at(first, groups[: len(earlier)], earlier[:, -1] + 1)
+    own = groups[len(earlier) :]
+    order = np.argsort(own, kind="stable")
+    numbers = first[own]
+    numbers[order] += np.arange(len(own)) - np.searchsorted(own[order], own[order])
+    return np.column_stack([codes.astype(np.int64), numbers])
 
 
 def reassign_by_candidates(
@@ -96,54 +101,24 @@ def reassign_by_candidates(
     num_levels, codebook_size, _ = codebooks.shape
     if num_candidates < 1:
         raise ValueError(f"`num_candidates` must be at least 1, got {num_candidates}.")
-    limit = min(int(_MAX_TUPLES ** (1 / num_levels) + 1e-9), codebook_size)  # whose tuples can be scored at once
+    limit = _most_candidates(codebooks)
     width = min(num_candidates, codebook_size)
     if width > limit:
         raise ValueError(
             f"`num_candidates` ** `num_levels` = {width} ** {num_levels} tuples are too many to try. "
             "Use fewer candidates, append a code, or keep the collisions for a model that allows them."
         )
-    # One item after the other, and who comes first chooses first: a joint assignment over all tuples would be
-    # `codebook_size ** num_levels` columns wide. A tuple that its items left is not free again: one of them keeps it.
-    result = codes.copy()
-    used = set(_as_bytes(codes).tolist())
     movers = _movers(codes, embeddings=embeddings, codebooks=codebooks)
-    failed = []
-    # The distances (rows, L, K) of all movers at once may not fit into memory.
-    step = max(1, _CHUNK_ELEMENTS // (num_levels * codebook_size))
-    for rows in (movers[start : start + step] for start in range(0, len(movers), step)):
-        distances = _level_distances(codes[rows], embeddings=embeddings[rows], codebooks=codebooks)
-        for row, distance in zip(rows, distances, strict=True):
-            found = _free_tuple(embeddings[row], distance, codebooks, used, width, limit if widen else width)
-            if found is None:
-                failed.append(int(row))
-                continue
-            result[row] = found
-            used.update(_as_bytes(result[row : row + 1]).tolist())
+    # A tuple that its items left is not free again: one of them keeps it.
+    used, own, result = set(_as_bytes(codes).tolist()), embeddings[movers], codes.copy()
+    found = _free_tuples(codes[movers], own, codebooks, used, width=width, max_width=limit if widen else width)
+    result[movers], failed = found[0], movers[found[1]].tolist()
     if failed:
         raise ValueError(
             f"No free tuple among {width} ** {num_levels} candidates for {len(failed)} items, first at rows "
             f"{failed[:5]}. Use the policy 'widen', more candidates or larger codebooks."
         )
     return result
-
-
-def count_on(codes: np.ndarray, *, taken: np.ndarray) -> np.ndarray:
-    """
-    Later items of a catalog whose last code counts, see [`append_code`]: the next number of each group.
-
-    Args:
-        codes (`np.ndarray` of shape `(num_new, num_levels - 1)`): Codes of the new items.
-        taken (`np.ndarray` of shape `(num_items, num_levels)`): Tuples that are not free.
-    """
-    groups = group_by_codes(np.vstack([taken[:, :-1], codes]))[0]
-    following = np.zeros(groups.max() + 1, dtype=np.int64)
-    np.maximum.at(following, groups[: len(taken)], taken[:, -1] + 1)
-    counted = np.empty(len(codes), dtype=np.int64)
-    for row, group in enumerate(groups[len(taken) :]):
-        counted[row] = following[group]
-        following[group] += 1
-    return np.column_stack([codes, counted])
 
 
 def nearest_free(
@@ -160,18 +135,11 @@ def nearest_free(
         num_candidates (`int`, *optional*, defaults to 5): Likewise.
     """
     codes = _check_geometry(codes, embeddings=embeddings, codebooks=codebooks)
-    num_levels, codebook_size, _ = codebooks.shape
-    limit = min(int(_MAX_TUPLES ** (1 / num_levels) + 1e-9), codebook_size)
-    used, result = set(_as_bytes(taken).tolist()), codes.copy()
-    for row, key in enumerate(_as_bytes(codes).tolist()):
-        if key in used:
-            own = slice(row, row + 1)
-            distances = _level_distances(codes[own], embeddings=embeddings[own], codebooks=codebooks)[0]
-            found = _free_tuple(embeddings[row], distances, codebooks, used, min(num_candidates, limit), limit)
-            if found is None:
-                raise ValueError(f"No free tuple near the new item at row {row}: train again with larger codebooks.")
-            result[row] = found
-        used.update(_as_bytes(result[row : row + 1]).tolist())
+    used, limit = set(_as_bytes(taken).tolist()), _most_candidates(codebooks)
+    width = min(num_candidates, limit)
+    result, failed = _free_tuples(codes, embeddings, codebooks, used, width=width, max_width=limit)
+    if failed:
+        raise ValueError(f"No free tuple near the new item at row {failed[0]}: train again with larger codebooks.")
     return result
 
 
@@ -256,6 +224,38 @@ def _level_distances(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: np
         distances[:, level] = (centroids**2).sum(axis=1) - 2 * residuals @ centroids.T
         residuals = residuals - centroids[codes[:, level]]
     return distances
+
+
+def _most_candidates(codebooks: np.ndarray) -> int:
+    """Per level, of whose tuples all can be scored at once."""
+    return min(int(_MAX_TUPLES ** (1 / len(codebooks)) + 1e-9), codebooks.shape[1])
+
+
+def _free_tuples(
+    codes: np.ndarray, embeddings: np.ndarray, codebooks: np.ndarray, used: set[bytes], *, width: int, max_width: int
+) -> tuple[np.ndarray, list[int]]:
+    """
+    Tuples of items, their own where it is free, and the rows that found none; `used` grows by them.
+
+    One item after the other, and who comes first chooses first: a joint assignment over all tuples would be
+    `codebook_size ** num_levels` columns wide.
+    """
+    result, failed = codes.copy(), []
+    # The distances (rows, L, K) of all items at once may not fit into memory.
+    step = max(1, _CHUNK_ELEMENTS // codebooks[..., 0].size)
+    for start in range(0, len(codes), step):
+        rows = slice(start, start + step)
+        distances = _level_distances(codes[rows], embeddings=embeddings[rows], codebooks=codebooks)
+        for row, distance in enumerate(distances, start):
+            key = _as_bytes(codes[row : row + 1]).tolist()[0]
+            if key in used:
+                found = _free_tuple(embeddings[row], distance, codebooks, used, width, max_width)
+                if found is None:
+                    failed.append(row)
+                    continue
+                result[row], key = found, _as_bytes(found[None]).tolist()[0]
+            used.add(key)
+    return result, failed
 
 
 def _free_tuple(

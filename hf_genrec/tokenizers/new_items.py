@@ -17,7 +17,7 @@ import numpy as np
 
 from hf_genrec.files import read_json
 from hf_genrec.tokenizers.base import Quantizer, as_rows
-from hf_genrec.tokenizers.collisions import count_on, group_by_codes, nearest_free
+from hf_genrec.tokenizers.collisions import append_code, group_by_codes, nearest_free
 from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, encoder_identity
 from hf_genrec.tokenizers.fusion import FUSION_NAME, Fusion
 
@@ -124,7 +124,7 @@ class ItemCoder:
         points = fused if self.whitening is None else self.whitening.transform(fused)
         codes, policy = self.quantizer.encode(points), self.policy(taken)
         if policy == "append":
-            codes = count_on(codes, taken=taken)
+            codes = append_code(codes, taken=taken)
             if len(codes) and codes[:, -1].max() >= codebook_size:
                 row = int(codes[:, -1].argmax())
                 raise ValueError(

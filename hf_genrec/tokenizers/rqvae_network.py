@@ -209,9 +209,10 @@ class RQVAEModel(PreTrainedModel):
         for level, codebook in enumerate(self.codebooks):
             distances = _squared_distances(residual.detach(), codebook.detach())  # (B, K)
             if epsilon and level >= first_balanced:
-                code = balanced_codes(distances, epsilon=epsilon, num_iterations=self.config.sinkhorn_iterations)
-            else:
-                code = distances.argmin(dim=1)
+                # this depends on the rest of the batch, so only training does it
+                rounds = self.config.sinkhorn_iterations
+                distances = distances.double() - balancing_shifts(distances, epsilon=epsilon, num_iterations=rounds)
+            code = distances.argmin(dim=1)
             centroids = nn.functional.embedding(code, codebook)
             codes.append(code)
             residuals.append(residual)
@@ -225,15 +226,6 @@ class RQVAEModel(PreTrainedModel):
         counts = counts.view(self.codebooks.shape[:2])
         self._seen = counts if self._seen is None else self._seen + counts
         self._residuals = residuals
-
-
-def balanced_codes(distances: torch.Tensor, *, epsilon: float, num_iterations: int = 50) -> torch.Tensor:
-    """
-    Codes of a batch such that every code is chosen about equally often, at little cost in distance. The code of a row
-    depends on the rest of its batch, so only training uses it. Args: see [`balancing_shifts`].
-    """
-    shifts = balancing_shifts(distances, epsilon=epsilon, num_iterations=num_iterations)
-    return (distances.double() - shifts).argmin(dim=1)
 
 
 def balancing_shifts(distances: torch.Tensor, *, epsilon: float, num_iterations: int = 50) -> torch.Tensor:

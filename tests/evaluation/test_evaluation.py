@@ -12,8 +12,6 @@ from hf_genrec.evaluation.baselines import Popularity
 from hf_genrec.evaluation.evaluate import (
     EvaluationSettings,
     evaluate,
-    evaluate_recommender,
-    evaluation_record,
 )
 from hf_genrec.evaluation.record import record_table, users_path, write_users
 from hf_genrec.files import write_json
@@ -411,13 +409,3 @@ def test_options_of_the_search_alone_go_with_exact_scores(prepared):
     recommender.search_options = {"diversity": 0, "num_groups": 1, "sample_seed": None, "num_rescored": 20}
 
     assert metrics_of(recommender, prepared, ks=(2,), exact_sample=3)["exact_gap"]["num_users"] == 3
-
-
-def test_earlier_entry_points_answer_the_same_and_warn(prepared):
-    with pytest.warns(FutureWarning, match=r"`evaluate_recommender` will be removed: call `evaluate"):
-        metrics = evaluate_recommender(Scripted(ANSWERS), prepared, ks=(2,))
-    with pytest.warns(FutureWarning, match="`evaluation_record` will be removed"):
-        record = evaluation_record(Scripted(ANSWERS), prepared, baselines={}, run={"minutes": 3}, ks=(2,))
-
-    assert timeless(metrics) == timeless(record["model"])
-    assert (type(record), record["run"]) == (dict, {"minutes": 3})

@@ -1,11 +1,9 @@
 """The metrics of `evaluate`: the same numbers as the functions, in batches and combined."""
 
-import math
-
 import evaluate
 import pytest
 
-from hf_genrec.evaluation.hf_metrics import ListMetric, RankingMetric
+from hf_genrec.evaluation.hf_metrics import RankingMetric
 from hf_genrec.evaluation.metrics import ndcg_at_k, recall_at_k
 
 
@@ -25,24 +23,6 @@ def test_evaluate_metric_gives_the_same_numbers_in_batches():
     assert result["recall@1"] == recall_at_k(ranks, k=1) == 0.2
     assert result["ndcg@10"] == ndcg_at_k(ranks, k=10)
     assert result["mrr@5"] == pytest.approx(2 / 5)
-
-
-def test_list_metric_needs_no_targets():
-    metric = ListMetric()
-
-    metric.add_batch(predictions=PREDICTIONS[:3])
-    metric.add_batch(predictions=PREDICTIONS[3:])
-    result = metric.compute(item_ids=["a", "b", "c", "d", "e"], counts=[8, 4, 2, 2, 0], ks=(1, 10))
-
-    assert result["coverage@1"] == 4 / 5
-    assert result["coverage@10"] == 4 / 5
-    assert result["gini@1"] == pytest.approx((-2 + 2 + 4) / (5 * 4))  # of 0, 1, 1, 1 and 1 times
-    assert result["novelty@1"] == pytest.approx((1 + 3 + 3 + 2) / 4)  # the empty list has none
-    assert set(ListMetric().compute(predictions=[["a"]], item_ids=["a", "b"])) == {"coverage@10", "gini@10"}
-
-
-def test_nothing_recommended_has_no_gini():
-    assert math.isnan(ListMetric().compute(predictions=[[]], item_ids=["a"])["gini@10"])
 
 
 def test_metrics_can_be_combined():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_genrec.tokenizers.behavior import fuse_vectors
-from hf_genrec.tokenizers.collisions import count_on, nearest_free
+from hf_genrec.tokenizers.collisions import append_code, nearest_free
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME, embed_items, load_tokenized, tokenize_items
 from hf_genrec.tokenizers.fusion import Fusion
 from hf_genrec.tokenizers.new_items import ItemCoder
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(5)
 def test_numbers_of_a_group_go_on_behind_the_largest_also_of_removed_items():
     taken = np.array([[1, 1, 0], [1, 1, 2], [0, 3, 0]])
 
-    assert count_on(np.array([[1, 1], [2, 2], [1, 1], [0, 3]]), taken=taken)[:, -1].tolist() == [3, 0, 4, 1]
+    assert append_code(np.array([[1, 1], [2, 2], [1, 1], [0, 3]]), taken=taken)[:, -1].tolist() == [3, 0, 4, 1]
 
 
 def test_a_new_item_keeps_a_free_tuple_and_else_gets_the_nearest_free_one_of_all():
