@@ -8,7 +8,8 @@ import torch
 from hf_genrec.modeling import genrec_item_graph
 from hf_genrec.modeling.configuration_genrec import GenRecConfig
 from hf_genrec.modeling.genrec_catalog import CatalogMixin
-from hf_genrec.modeling.genrec_item_graph import CodeRankingMixin, item_graph_fingerprint
+from hf_genrec.modeling.genrec_item_graph import item_graph_fingerprint
+from hf_genrec.modeling.genrec_rank_codes import CodeRankingMixin
 from hf_genrec.serving.item_graph import build_item_graph
 
 
