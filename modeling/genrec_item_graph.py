@@ -270,7 +270,7 @@ def extended_graph(
     built anew. Each new item gets its neighbours, and stands among those of an old one where it is closer.
 
     >>> codes, embeddings = torch.tensor([[0], [1], [2], [0]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.2]]])
-    >>> extended_graph(torch.tensor([[0, 1], [1, 0], [2, 1]]), codes, embeddings).tolist()
+    >>> extended_graph(torch.tensor([[0, 1], [1, 2], [2, 1]]), codes, embeddings).tolist()
     [[0, 3], [1, 2], [2, 1], [0, 3]]
     """
     (num_old, num_neighbors), device = neighbors.shape, item_codes.device

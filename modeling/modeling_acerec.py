@@ -417,12 +417,4 @@ def _sum_by_place(rows: torch.Tensor, places: torch.Tensor, num_places: int) -> 
     return nn.functional.embedding_bag(order, rows, starts, mode="sum")
 
 
-__all__ = [
-    "ACERecForItemGeneration",
-    "AttentiveMerger",
-    "GroupMerger",
-    "ItemVector",
-    "Reconstruction",
-    "attend_to_rows",
-    "level_groups",
-]
+__all__ = ["ACERecForItemGeneration"]

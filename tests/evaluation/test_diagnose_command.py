@@ -33,7 +33,7 @@ def sequences():
     return users | {"user-of-all": ITEM_IDS}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prepared(make_prepared, sequences):
     return make_prepared(sequences)
 
@@ -43,17 +43,17 @@ def recommender_of(prepared, **changes):
     return Recommender(model, prepared.items, num_beams=5)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def psid(prepared):
     return recommender_of(prepared)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def latte(prepared):
     return recommender_of(prepared, num_latent_tokens=3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sasrec(prepared):
     config = SASRecConfig(num_items=NUM_ITEMS, d_model=8, max_history_length=5)
     return Recommender(make_model(config, model_class=SASRecForItemGeneration), prepared.items)
@@ -212,10 +212,10 @@ def test_another_catalog_and_no_model_are_refused(make_prepared, sequences, psid
         diagnose({}, other)
 
 
-@pytest.fixture
-def folder(tmp_path, prepared, psid):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, prepared, psid):
     ids = SemanticIds(ITEM_IDS, random_codes().numpy(), 5, "keep")
-    return save_recommender(tmp_path / "run", psid.model, ids, prepared.items)
+    return save_recommender(tmp_path_factory.mktemp("psid") / "run", psid.model, ids, prepared.items)
 
 
 def test_command_writes_the_report_and_the_figure(tmp_path, prepared, folder):

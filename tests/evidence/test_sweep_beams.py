@@ -21,7 +21,7 @@ def script(load_script):
     return load_script("sweep_beams")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prepared(make_prepared):
     generator = np.random.default_rng(0)
     sequences = {
@@ -90,20 +90,24 @@ def test_as_many_beams_as_paths_have_the_hits_of_exact_scores(sweep):
         assert hits[None, name]["num_users"] == 5
 
 
-def test_finished_rows_are_skipped_and_other_splits_join_them(sweep, script, monkeypatch):
+def test_finished_rows_are_kept_and_timed_again_but_not_continued_with_another_run(sweep, script, monkeypatch):
     first = sweep("--beams", 4)
-    monkeypatch.setattr(
-        script,
-        "search",
-        lambda users, who, beams, *rest, old=script.search: (
-            old(users, who, beams, *rest) if beams == 6 else pytest.fail("measured twice")
-        ),
-    )
 
-    second = sweep("--beams", 4, 6)
+    again = sweep("--beams", 4, "--retime", 3)
+    for old, new in zip(first["rows"], again["rows"], strict=True):
+        assert old | {"milliseconds_per_user": 0} == new | {"milliseconds_per_user": 0}
+    assert first["rows"][0]["milliseconds_per_user"] != again["rows"][0]["milliseconds_per_user"]
 
-    assert second["rows"][:2] == first["rows"]
-    assert [settings_of(row)[:2] for row in second["rows"]] == [("test", 4), ("test", None), ("test", 6)]
+    with pytest.raises(SystemExit, match="begun with another weights"):
+        sweep("--beams", 4, seed=1)
+
+    def search(users, who, beams, *rest, old=script.search):
+        return old(users, who, beams, *rest) if beams == 6 else pytest.fail("measured twice")
+
+    monkeypatch.setattr(script, "search", search)
+    more = sweep("--beams", 4, 6)
+    assert more["rows"][:2] == again["rows"]
+    assert [settings_of(row)[:2] for row in more["rows"]] == [("test", 4), ("test", None), ("test", 6)]
 
 
 def test_default_is_noted_only_if_the_validation_split_has_it(sweep):
@@ -114,23 +118,6 @@ def test_default_is_noted_only_if_the_validation_split_has_it(sweep):
 
     assert record["chosen"] == {"num_beams": 4, "latent_aggregation": "max", "num_rescored": 0}
     assert {settings_of(row)[:2] for row in record["rows"]} >= {("test", 4), ("validation", 4)}
-
-
-def test_record_of_another_run_is_not_continued(sweep):
-    sweep("--beams", 4)
-
-    with pytest.raises(SystemExit, match="begun with another weights"):
-        sweep("--beams", 4, seed=1)
-
-
-def test_timing_again_changes_nothing_but_the_milliseconds(sweep):
-    first = sweep("--beams", 4)
-
-    second = sweep("--beams", 4, "--retime", 3)
-
-    for old, new in zip(first["rows"], second["rows"], strict=True):
-        assert old | {"milliseconds_per_user": 0} == new | {"milliseconds_per_user": 0}
-    assert first["rows"][0]["milliseconds_per_user"] != second["rows"][0]["milliseconds_per_user"]
 
 
 def test_distinct_items_are_counted_per_user_without_dead_beams(script):

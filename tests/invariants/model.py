@@ -6,6 +6,8 @@ What must hold for every architecture. A test class inherits `ModelInvariants`, 
         CONFIGS = {"rpg": RPGConfig(num_items=29, ...)}
 """
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
@@ -138,19 +140,27 @@ def solved_circle(model, *, num_steps=80, length=5):
     return (first == labels[:, -1:]).double().mean().item()
 
 
-class ModelInvariants:
-    """Tests of one architecture in all its settings: `CONFIGS` maps a name to a tiny config with 29 items."""
+class RecommendInvariants:
+    """
+    Tests of the lists of one architecture in all its settings: `CONFIGS` maps a name to a tiny config with 29 items.
+    The tests of a config share one `model`; `own` is a copy of it, to be changed.
+    """
 
     MODEL_CLASS = None
     CONFIGS = {}
 
     def pytest_generate_tests(self, metafunc):
         if "config" in metafunc.fixturenames:
-            metafunc.parametrize("config", list(self.CONFIGS.values()), ids=list(self.CONFIGS))
+            metafunc.parametrize("config", list(self.CONFIGS.values()), ids=list(self.CONFIGS), scope="class")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls, config):
+        return make_model(type(config)(**config.to_diff_dict()), model_class=cls.MODEL_CLASS)
 
     @pytest.fixture
-    def model(self, config):
-        return make_model(type(config)(**config.to_diff_dict()), model_class=self.MODEL_CLASS)
+    def own(self, model):
+        return copy.deepcopy(model)
 
     @staticmethod
     def items_and_scores(model, input_ids, attention_mask=None, **options):
@@ -271,38 +281,42 @@ class ModelInvariants:
         with pytest.raises(ValueError, match=f"holds token {last + 1}; the last item token"):
             model.recommend(torch.tensor([[last + 1]]), top_k=1)
 
-    def test_recommending_in_training_mode_is_the_same_and_leaves_the_mode(self, model):
-        tokens, _ = self.items_and_scores(model, *histories_of(model.config))
+    def test_recommending_in_training_mode_is_the_same_and_leaves_the_mode(self, own):
+        tokens, _ = self.items_and_scores(own, *histories_of(own.config))
 
-        again, _ = self.items_and_scores(model.train(), *histories_of(model.config))
+        again, _ = self.items_and_scores(own.train(), *histories_of(own.config))
 
-        assert model.training
+        assert own.training
         assert again.tolist() == tokens.tolist()
 
-    def test_saved_folder_loads_through_the_auto_classes_and_answers_the_same(self, model, tmp_path):
-        tokens, scores = self.items_and_scores(model, *histories_of(model.config))
-        model.save_pretrained(tmp_path)
 
-        assert isinstance(AutoConfig.from_pretrained(tmp_path), type(model.config))
+class ModelInvariants(RecommendInvariants):
+    """All tests of one architecture: lists, files, half precision, losses and training."""
+
+    def test_saved_folder_loads_through_the_auto_classes_and_answers_the_same(self, own, tmp_path):
+        tokens, scores = self.items_and_scores(own, *histories_of(own.config))
+        own.save_pretrained(tmp_path)
+
+        assert isinstance(AutoConfig.from_pretrained(tmp_path), type(own.config))
         for auto_class in (AutoModel, self.MODEL_CLASS):
             loaded = auto_class.from_pretrained(tmp_path)
-            again, again_scores = self.items_and_scores(loaded, *histories_of(model.config))
+            again, again_scores = self.items_and_scores(loaded, *histories_of(own.config))
 
             assert type(loaded) is self.MODEL_CLASS
             assert again.tolist() == tokens.tolist()
             torch.testing.assert_close(again_scores, scores, rtol=0, atol=0)
 
-    def test_catalog_travels_as_int16_and_is_fingerprinted(self, model, tmp_path):
-        model.save_pretrained(tmp_path)
+    def test_catalog_travels_as_int16_and_is_fingerprinted(self, own, tmp_path):
+        own.save_pretrained(tmp_path)
         loaded = self.MODEL_CLASS.from_pretrained(tmp_path)
 
         assert loaded.item_codes.dtype == torch.int16
-        assert loaded.item_codes.tolist() == model.item_codes.tolist()
-        assert loaded.config.catalog_fingerprint == catalog_fingerprint(model.item_codes)
+        assert loaded.item_codes.tolist() == own.item_codes.tolist()
+        assert loaded.config.catalog_fingerprint == catalog_fingerprint(own.item_codes)
         assert loaded.to(torch.bfloat16).item_codes.dtype == torch.int16
 
-    def test_half_precision_answers_with_full_distinct_lists(self, model):
-        tokens, scores = self.items_and_scores(model.to(torch.bfloat16), *histories_of(model.config), num_beams=3)
+    def test_half_precision_answers_with_full_distinct_lists(self, own):
+        tokens, scores = self.items_and_scores(own.to(torch.bfloat16), *histories_of(own.config), num_beams=3)
 
         assert all(len(set(row)) == 11 for row in tokens.tolist())
         assert scores.dtype == torch.float32
@@ -317,12 +331,12 @@ class ModelInvariants:
         assert len(output.logits) == len(input_ids)
         torch.testing.assert_close(model(input_ids, mask, return_dict=True).logits, output.logits)
 
-    def test_loss_comes_first_and_sets_aside_no_scores_of_a_whole_catalog(self, model):
-        input_ids, mask = histories_of(model.config, (5, 5, 5))
+    def test_loss_comes_first_and_sets_aside_no_scores_of_a_whole_catalog(self, own):
+        input_ids, mask = histories_of(own.config, (5, 5, 5))
         labels = torch.full_like(input_ids, -100)
         labels[:, -1] = input_ids[:, 0]
 
-        output = model.train()(input_ids, mask, labels=labels)
+        output = own.train()(input_ids, mask, labels=labels)
 
         assert output[0] is output.loss
         assert output.loss.shape == ()
@@ -351,45 +365,45 @@ class ModelInvariants:
 
         torch.testing.assert_close(losses[0], losses[1])
 
-    def test_autocast_to_bfloat16_trains_near_the_float32_loss(self, model):
-        input_ids, mask = histories_of(model.config)
-        labels = labels_of(model.config, input_ids, mask)
+    def test_autocast_to_bfloat16_trains_near_the_float32_loss(self, own):
+        input_ids, mask = histories_of(own.config)
+        labels = labels_of(own.config, input_ids, mask)
         losses = []
 
         for is_enabled in (False, True):
             torch.manual_seed(0)  # the latents
             with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
-                losses.append(model.train()(input_ids, mask, labels=labels).loss)
+                losses.append(own.train()(input_ids, mask, labels=labels).loss)
         losses[1].backward()
 
         assert losses[1].dtype == torch.float32
         assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.03)
-        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+        assert all(p.grad.isfinite().all() for p in own.parameters() if p.grad is not None)
 
-    def test_every_parameter_moves_in_training(self, model):
-        input_ids, mask = histories_of(model.config, (5, 5, 5))
+    def test_every_parameter_moves_in_training(self, own):
+        input_ids, mask = histories_of(own.config, (5, 5, 5))
         labels = torch.full_like(input_ids, -100)
         labels[:, -1] = input_ids[:, 0]
-        model.train()
+        own.train()
 
         torch.manual_seed(1)
         for _ in range(3):  # a latent per step: some steps for all of them
-            model(input_ids, mask, labels=labels).loss.backward()
+            own(input_ids, mask, labels=labels).loss.backward()
 
-        still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        still = [name for name, p in own.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
         assert still == []
 
-    def test_loss_of_all_targets_falls_when_trained(self, model):
-        input_ids, mask = histories_of(model.config, (5, 5, 5))
+    def test_loss_of_all_targets_falls_when_trained(self, own):
+        input_ids, mask = histories_of(own.config, (5, 5, 5))
         labels = torch.full_like(input_ids, -100)
         labels[:, -1] = input_ids[:, 0]
-        before = model(input_ids, mask, labels=labels).loss.item()
+        before = own(input_ids, mask, labels=labels).loss.item()
 
-        model.train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        own.train()
+        optimizer = torch.optim.AdamW(own.parameters(), lr=1e-2)
         for _ in range(10):
             optimizer.zero_grad()
-            model(input_ids, mask, labels=labels).loss.backward()
+            own(input_ids, mask, labels=labels).loss.backward()
             optimizer.step()
 
-        assert model.eval()(input_ids, mask, labels=labels).loss.item() < before - 0.5
+        assert own.eval()(input_ids, mask, labels=labels).loss.item() < before - 0.5

@@ -10,6 +10,7 @@ from hf_genrec.modeling.modeling_ensemble import EnsembleForItemGeneration
 from invariants.model import (
     NUM_ITEMS,
     ModelInvariants,
+    RecommendInvariants,
     histories_of,
     make_item_to_item,
     make_model,
@@ -39,9 +40,17 @@ ENSEMBLES = {
 }
 
 
-class TestEnsemble(ModelInvariants):
+class Sums:
     MODEL_CLASS = EnsembleForItemGeneration
-    CONFIGS = {name: make_ensemble(**settings).config for name, settings in ENSEMBLES.items()}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls, config):
+        return make_ensemble(combination=config.combination, weights=config.weights)
+
+
+class TestEnsemble(Sums, ModelInvariants):
+    CONFIGS = {"standardised": make_ensemble(**ENSEMBLES["standardised"]).config}
     # nothing is trained, and codes are the members' own
     test_catalog_travels_as_int16_and_is_fingerprinted = None
     test_loss_comes_first_and_sets_aside_no_scores_of_a_whole_catalog = None
@@ -52,9 +61,9 @@ class TestEnsemble(ModelInvariants):
     test_every_parameter_moves_in_training = None
     test_loss_of_all_targets_falls_when_trained = None
 
-    @pytest.fixture
-    def model(self, config):
-        return make_ensemble(combination=config.combination, weights=config.weights)
+
+class TestOtherSums(Sums, RecommendInvariants):
+    CONFIGS = {name: make_ensemble(**ENSEMBLES[name]).config for name in ("log-probability", "reciprocal-rank")}
 
 
 def test_ranking_is_that_of_the_weighted_sum_over_the_whole_catalog():

@@ -32,8 +32,9 @@ class TestItemToItem(ModelInvariants):
     test_every_parameter_moves_in_training = None
     test_loss_of_all_targets_falls_when_trained = None
 
-    @pytest.fixture
-    def model(self, config):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls, config):
         return make_item_to_item(config)
 
 

@@ -23,12 +23,11 @@ class TestLatte(ModelInvariants):
     MODEL_CLASS = LatteForConditionalGeneration
     CONFIGS = {
         "tiger": tiny_config(),
-        "latte": tiny_config(num_latent_tokens=3),
-        "causal-psid": tiny_config(history_attention="causal"),
-        "causal-latte": tiny_config(history_attention="causal", num_latent_tokens=3),
+        "gated-latte": tiny_config(
+            feed_forward_proj="gated-gelu", num_latent_tokens=2, num_layers=3, num_decoder_layers=1
+        ),
         "catalog-latte": tiny_config(history_attention="causal", num_latent_tokens=3, normalization="catalog"),
-        "item-latte": tiny_config(history_attention="causal", history_unit="item", num_latent_tokens=3),
-        "gated": tiny_config(feed_forward_proj="gated-gelu", num_latent_tokens=2, num_layers=3, num_decoder_layers=1),
+        "item-psid": tiny_config(history_attention="causal", history_unit="item"),
     }
 
 
