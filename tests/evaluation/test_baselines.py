@@ -15,7 +15,7 @@ SEQUENCES = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prepared(make_prepared):
     return make_prepared(SEQUENCES)
 

@@ -11,12 +11,12 @@ from hf_genrec.serving.recommender import Recommender
 from invariants.model import make_model, tiny_config
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prepared(make_prepared):
     return make_prepared({"u": ["a", "b", "c", "d"], "v": ["b", "c", "d", "e"], "w": ["a", "e", "b", "a"]})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def long_log(make_prepared):
     items = [f"i{number:02d}" for number in range(29)]
     histories = {f"u{user}": [items[(5 * user + step * step) % 29] for step in range(7)] for user in range(11)}

@@ -13,7 +13,7 @@ NUM_ITEMS = 29
 VECTORS = np.random.default_rng(1).normal(size=(NUM_ITEMS, 5)).astype(np.float32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def circle(make_prepared):
     """A log in which every item is followed by the next one, some items by others now and then."""
     generator = np.random.default_rng(0)

@@ -56,7 +56,7 @@ def timeless(values):
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prepared(make_prepared):
     return make_prepared(SEQUENCES)
 

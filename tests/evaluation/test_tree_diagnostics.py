@@ -43,7 +43,7 @@ def pairs_by_hand(codes):
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(TABLES)
 def test_all_pairs_are_found_where_all_are_asked_for(codes):
     expected = pairs_by_hand(codes)
@@ -77,7 +77,7 @@ def test_sample_needs_a_pair():
         sample_pairs(np.zeros((3, 2), dtype=int), num_pairs=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(TABLES)
 def test_neighbours_are_counted_at_each_distance(codes):
     counts = num_neighbours(codes)
@@ -110,7 +110,7 @@ def test_correlations_survive_tiny_probabilities():
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(arrays(np.int8, (6, 3), elements=st.integers(-2, 2)))
 def test_reversals_are_those_of_all_pairs_of_users(scores):
     pairs = np.array([[0, 1], [2, 1]])

@@ -34,7 +34,7 @@ def prefixes_of(codes, depth):
     return sorted({item[:depth] for item in codes})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(catalogs())
 def test_nodes_are_the_prefixes_in_order(example):
     codes, codebook_size, *_ = example
@@ -46,7 +46,7 @@ def test_nodes_are_the_prefixes_in_order(example):
         assert catalog.node_of(torch.tensor(prefixes)).tolist() == list(range(len(prefixes)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(catalogs())
 def test_children_are_those_of_the_brute_force_trie(example):
     codes, codebook_size, *_ = example
@@ -70,7 +70,7 @@ def test_children_are_those_of_the_brute_force_trie(example):
         assert bool((catalog.child(depth, torch.full_like(tried, -1), tried) == -1).all())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(catalogs(), st.integers(0, 2**32 - 1))
 def test_lists_of_children_and_masks_agree_for_living_and_dead_nodes(example, seed):
     codes, codebook_size, *_ = example
@@ -94,7 +94,7 @@ def test_lists_of_children_and_masks_agree_for_living_and_dead_nodes(example, se
         assert int(child_codes.masked_fill(is_child, 0).max()) == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(catalogs(), st.integers(0, 2**32 - 1))
 def test_items_are_found_by_their_codes_and_by_nothing_else(example, seed):
     codes, codebook_size, *_ = example
@@ -107,7 +107,7 @@ def test_items_are_found_by_their_codes_and_by_nothing_else(example, seed):
     assert catalog.item_of(guesses).tolist() == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(catalogs(), st.integers(0, 2**32 - 1))
 def test_prefix_is_open_exactly_where_an_allowed_item_lies_below(example, seed):
     codes, *_ = example
@@ -130,7 +130,7 @@ def test_prefix_is_open_exactly_where_an_allowed_item_lies_below(example, seed):
         assert table.tolist() == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(catalogs())
 def test_items_below_a_node_are_one_range(example):
     codes, *_ = example

@@ -54,7 +54,7 @@ def test_codes_of_eight_and_nine_bits_are_looked_up_alike(codebook_size):
     assert item_scores(log_probs, codes)[:, 4].tolist() == log_probs[:, :, -1].sum(1).tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 999),
     num_users=st.integers(1, 9),
@@ -82,7 +82,7 @@ def test_lists_are_those_of_a_sort_whatever_the_pieces(
     assert scores[:, :num_found].tolist() == by_hand(log_probs, codes).gather(1, items[:, :num_found]).tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     rows=st.integers(1, 4).flatmap(
         lambda width: st.lists(

@@ -321,11 +321,11 @@ def test_parallel_models_without_weight_list_what_their_codes_say():
         model.recommend(*history, decoding="beam", dense_weight=0.5)
 
 
-@pytest.mark.parametrize(("architecture", "num_steps"), [(ACERecConfig, 50), (RPGConfig, 120)])
-def test_parallel_models_learn_by_both_heads(architecture, num_steps):
+@pytest.mark.parametrize("architecture", [ACERecConfig, RPGConfig])
+def test_parallel_models_learn_by_both_heads(architecture):
     sizes = {"num_items": NUM_ITEMS, "num_levels": 4, "codebook_size": 5, "d_model": 16, "d_ff": 24, "num_heads": 2}
     model_class = ACERecForItemGeneration if architecture is ACERecConfig else RPGForItemGeneration
     model = make_model(architecture(**sizes, dense_head=True), model_class=model_class)
 
-    assert solved_circle(model, num_steps=num_steps) > 0.8
+    assert solved_circle(model, num_steps=120) > 0.8
     assert model.score_both(*histories_of(model.config)).dense.shape == (3, NUM_ITEMS)

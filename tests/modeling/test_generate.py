@@ -270,7 +270,7 @@ def decodings(draw):
     return codes, config, draw(st.sampled_from([0, 9, 1 << 25])), torch.tensor(rows)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(decodings(), st.integers(0, 3))
 def test_scores_are_those_of_transformers_processor_over_a_brute_force_trie(decoding, num_more_tokens):
     codes, config, max_dense_entries, rows = decoding

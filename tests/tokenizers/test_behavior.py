@@ -28,7 +28,7 @@ class Log:
         return sp.csr_array(self.taken)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prepared(make_prepared):
     """Items 0 to 42 are in training; the rest only in the last two visits of some user."""
     histories = {f"u{start}": NAMES[start : start + 11] for start in range(0, 33, 8)}

@@ -37,7 +37,7 @@ def test_groups_stand_in_the_order_of_their_tuples(num_levels, codebook_size, se
     assert sizes.tolist() == [codes.tolist().count(list(row)) for row in distinct]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(crowded_catalogs())
 def test_widening_always_ends_unique_and_moves_only_collided_items(catalog):
     codes, embeddings, codebooks = catalog
@@ -56,7 +56,7 @@ def test_widening_always_ends_unique_and_moves_only_collided_items(catalog):
     np.testing.assert_array_equal(again, result)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(crowded_catalogs())
 def test_appended_codes_are_unique_and_count_within_each_group(catalog):
     codes = catalog[0]
@@ -70,7 +70,7 @@ def test_appended_codes_are_unique_and_count_within_each_group(catalog):
         np.testing.assert_array_equal(last, np.arange(len(last)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(crowded_catalogs())
 def test_rematching_is_unique_and_keeps_prefixes_or_says_why_not(catalog):
     codes, embeddings, codebooks = catalog

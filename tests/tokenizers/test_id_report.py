@@ -150,7 +150,7 @@ def test_tables_of_other_items_are_refused(wrong, message):
         id_report(table_of(np.zeros((NUM_ITEMS, 2), int)), **wrong)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prepared(make_prepared):
     return make_prepared({"u": NAMES[:7], "v": NAMES[3:], "w": [*NAMES[2:5], *NAMES[9:]]})
 

@@ -41,7 +41,7 @@ def matrix(tmp_path_factory):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def prepared(make_prepared):
     """Items 0 to 42 are in training; the rest only in the last two visits of some user."""
     names = [f"i{number:02}" for number in range(NUM_ITEMS)]
