@@ -9,7 +9,6 @@ they are first used.
 from __future__ import annotations
 
 import importlib
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from hf_genrec.registration import register
@@ -68,33 +67,12 @@ _ADDRESSES = {
 }
 __all__ = sorted(_ADDRESSES)
 
-# Names of version 0.1.0 that live in their rooms only: they work with a warning that says where.
-_MOVED = {
-    "Catalog": "modeling.genrec_catalog",
-    "CatalogLogitsProcessor": "modeling.genrec_generate",
-    "GenRecTrainer": "training.trainer",
-    "ItemKNN": "evaluation.baselines",
-    "NextItemPipeline": "modeling.pipeline_genrec",
-    "Popularity": "evaluation.baselines",
-    "RandomCodes": "tokenizers.random_codes",
-    "Recommendations": "serving.recommendations",
-    "Whitening": "tokenizers.embeddings",
-    "build_tokenizer": "tokenizers.vocabulary",
-    "hub_files": "hub.files",
-    "push_ids": "hub.push",
-}
-
 
 def __getattr__(name: str) -> Any:
-    address = _ADDRESSES.get(name) or _MOVED.get(name)
-    if address is None:
+    if name not in _ADDRESSES:
         raise AttributeError(f"module 'hf_genrec' has no attribute {name!r}")
-    if name in _MOVED:
-        warnings.warn(f"Import `{name}` from hf_genrec.{address}.", FutureWarning, stacklevel=2)
-    value = getattr(importlib.import_module(f"hf_genrec.{address}"), name)
-    if name in _ADDRESSES:
-        globals()[name] = value
-    return value
+    globals()[name] = getattr(importlib.import_module(f"hf_genrec.{_ADDRESSES[name]}"), name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -49,10 +49,8 @@ def reading(path: str | os.PathLike[str], kind: str, *, keeps: type[Exception] |
     Turn whatever a library raises over the bytes of a file into a [`DamagedFileError`]; errors of the system and of
     the connection stay.
 
-    Args:
-        path (`str` or `Path`): The file or folder, for the message.
-        kind (`str`): What it must be, such as `"JSON file"`.
-        keeps (`type`, *optional*): A class of errors, not of its subclasses, that say enough and stay as they are.
+    Args: the file or folder, and what it must be, for the message; a class of errors, not of its subclasses, that say
+        enough and stay as they are.
 
     >>> with reading("run/config.json", "JSON file"):
     ...     json.loads("{")
@@ -75,11 +73,7 @@ def reading(path: str | os.PathLike[str], kind: str, *, keeps: type[Exception] |
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """
-    What a JSON file holds.
-
-    Args: see [`read_table`].
-    """
+    """What a JSON file holds. Args: see [`read_table`]."""
     with reading(path, "JSON file"):
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
@@ -88,9 +82,7 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
     """
     What a Parquet file holds, its pages compared with their checksums where it has any.
 
-    Args:
-        path (`str` or `Path`): The file; a [`DamagedFileError`] if it is none or damaged.
-        columns (`Sequence[str]`, *optional*): The columns to read, which it must have; `None` reads all.
+    Args: the file, a [`DamagedFileError`] if it is none or damaged; the columns to read, which it must have.
     """
     import pyarrow.parquet as pq
 
@@ -118,8 +110,7 @@ def replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     What comes is the path to write to, a file of the same name in a hidden folder beside it.
 
-    Args:
-        path (`str` or `Path`): The file, existing or not. Its folder is created where it is missing.
+    Args: the file, existing or not; its folder is created where it is missing.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -138,21 +129,13 @@ def replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(text: str, path: str | os.PathLike[str]) -> None:
-    """
-    Write a text in UTF-8.
-
-    Args: see [`replaced`].
-    """
+    """Write a text in UTF-8. Args: see [`replaced`]."""
     with replaced(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:
-    """
-    Write JSON for people to read: two spaces, a newline at the end. NaN and infinity, which JSON lacks, are an error.
-
-    Args: see [`replaced`].
-    """
+    """Write JSON for people to read. NaN and infinity, which it lacks, are an error. Args: see [`replaced`]."""
     write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", path)
 
 
@@ -161,8 +144,7 @@ def hidden_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     """
     A hidden folder to write in, beside what will be replaced and on the same disk; removed when the block ends.
 
-    Args:
-        target (`str` or `Path`): What will be replaced. Its parent is created where it is missing.
+    Args: what will be replaced; its parent is created where it is missing.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -185,9 +167,7 @@ def put_in_place(fresh: Path, target: Path) -> None:
     Linux exchanges both in one step (`renameat2`). Elsewhere there is a moment between two renames; if the process
     ends there, [`restored`] brings the old folder back.
 
-    Args:
-        fresh (`Path`): A folder on the same disk; of [`hidden_folder`], say.
-        target (`Path`): The folder to replace, existing or not.
+    Args: a folder on the same disk, as of [`hidden_folder`]; the folder to replace, existing or not.
     """
     _sync_tree(fresh)
     if not target.exists():
@@ -202,12 +182,7 @@ def put_in_place(fresh: Path, target: Path) -> None:
 
 
 def restored(target: str | os.PathLike[str]) -> Path:
-    """
-    A folder, brought back if a process was killed while it replaced it, see [`put_in_place`].
-
-    Args:
-        target (`str` or `Path`): The folder; whether it exists or not.
-    """
+    """A folder, brought back if a process was killed while it replaced it, see [`put_in_place`]. Args: the folder."""
     target = Path(target)
     old = target.with_name(f"{_OLD}{target.name}") if target.name else target
     if not target.exists() and old.is_dir():
@@ -224,9 +199,7 @@ def updated_folder(target: str | os.PathLike[str], *, dropped: Collection[str] =
     exchanged as one: a mount point, the folder that the process works in, a parent that may not be written to, a disk
     without hard links. Files are moved one by one then, weights last.
 
-    Args:
-        target (`str` or `Path`): The folder, created where it is missing.
-        dropped (`list[str]`, *optional*): Files and folders of it that go.
+    Args: the folder, created where it is missing, and names of its files and folders that go.
     """
     target = restored(os.path.realpath(target))
     parent = next(folder for folder in target.parents if folder.exists())
@@ -251,13 +224,10 @@ def single_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
     A block in which this thread alone writes a run folder; the files of two runs would mix. Blocks may be nested.
 
     The system holds the lock and frees it when the process ends, however it ends. Of the processes of one distributed
-    training the first one takes it. Disks and systems without such locks have no protection.
+    training the first one takes it. Disks and systems without such locks have no protection. If somebody else writes
+    it, the `BlockingIOError` says which process.
 
-    Args:
-        folder (`str` or `Path`): The run folder, created where it is missing.
-
-    Raises:
-        BlockingIOError: If somebody else writes it; the message says which process.
+    Args: the run folder, created where it is missing.
     """
     folder, thread = Path(os.path.realpath(folder)), threading.get_ident()
     if fcntl is None or os.environ.get("RANK", "0") != "0" or _WRITERS.get(folder) == thread:
@@ -281,10 +251,7 @@ def single_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 def first_five(names: Sequence[object]) -> str:
     """
-    Names for a message: the first five, then the count.
-
-    Args:
-        names (`list`): Ids, paths or the like.
+    Names for a message: the first five, then the count. Args: ids, paths or the like.
 
     >>> first_five(["a", "b"])
     "'a', 'b'"

@@ -94,8 +94,7 @@ def _add_configs(auto: Any) -> None:
 
 def _add_models(auto: Any) -> None:
     for model_type, (_, name, more) in _MODELS.items():
-        mappings = [getattr(auto, mapping) for mapping in ("MODEL_MAPPING", *more)]
-        _add_model(model_type, name, mappings)
+        _add_model(model_type, name, [getattr(auto, mapping) for mapping in ("MODEL_MAPPING", *more)])
 
 
 def _add_model(model_type: str, name: str, mappings: list[Any]) -> None:

@@ -138,7 +138,7 @@ def test_kills_leave_the_old_files_or_the_new_ones_and_what_they_left_hidden_is_
     monkeypatch.setattr(files, "_YOUNG", 0)
     shuffled = random.Random(0)
 
-    for _ in range(40):
+    for _ in range(25):
         assert killed(lambda number: update(folder, number), shuffled.uniform(0.001, 0.03))
         assert len(versions(folder)) == 1
 
@@ -370,3 +370,20 @@ def test_missing_file_is_an_error_of_the_system(tmp_path):
         read_json(tmp_path / "none.json")
     with pytest.raises(FileNotFoundError):
         read_table(tmp_path / "none.parquet")
+
+
+def test_what_is_saved_is_synced_to_the_disk_files_first_then_the_folders_that_name_them(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+
+    write_json({"seed": 7}, tmp_path / "training.json")
+    of_a_file, synced[:] = list(synced), []
+    with updated_folder(tmp_path / "run") as fresh:
+        (fresh / "config.json").write_text("{}", encoding="utf-8")
+    of_a_folder = list(synced)
+
+    def places(*names):
+        return [(tmp_path / name).stat().st_ino for name in names]
+
+    assert of_a_file == places("training.json", ".")
+    assert of_a_folder == places("run/config.json", "run", ".")

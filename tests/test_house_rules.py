@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_imports
@@ -27,6 +28,7 @@ ALL_FILES = [
 ]
 
 
+@cache
 def parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
@@ -102,7 +104,7 @@ def test_files_have_at_most_500_lines_and_functions_50():
         text = file.read_text(encoding="utf-8")
         if len(text.splitlines()) > 500:
             long_files.append(relative_name(file))
-        functions = functions_of(ast.parse(text))
+        functions = functions_of(parse(file))
         long_functions += [f"{relative_name(file)}: {f.name}" for f in functions if num_code_lines(f) > 50]
 
     assert long_files == []

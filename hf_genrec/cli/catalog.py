@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, app, output_on
+from hf_genrec.cli.command_line import app, check_is_folder, output_on
+from hf_genrec.cli.options import AsJson
 
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ def _add(
         table = read_items(items).table
         matrix = None if vectors is None else load_matrix(vectors, num_items=table.num_rows)
         version = recommender.catalog.add(table, vectors=matrix, encoder=encoder, reuse_ids=reuse_ids)
-        show(_line(version), result=_entry(version))
+        _show(show, version)
 
 
 @catalog.command("learn")
@@ -114,7 +117,7 @@ def _remove(
         if not wanted:
             raise ValueError("Name items to remove, or a `--file` of ids.")
         version = _opened(run).catalog.remove(wanted)
-        show(_line(version), result=_entry(version))
+        _show(show, version)
 
 
 @catalog.command("rollback")
@@ -132,7 +135,7 @@ def _rollback(
     """
     with output_on(as_json) as show:
         version = _opened(run).catalog.rollback(number)
-        show(_line(version), result=_entry(version))
+        _show(show, version)
 
 
 @catalog.command("log")
@@ -145,16 +148,16 @@ def _log(run: Run, as_json: AsJson = False) -> None:
       hf-genrec catalog log run
     """
     with output_on(as_json) as show:
-        from hf_genrec.cli.tables import rows_table
+        from hf_genrec.evaluation.tables import TextTable
 
         versions = _opened(run).catalog.versions()
-        header = ("version", "time", "items", "added", "removed", "fingerprint")
+        header = ["version", "time", "items", "added", "removed", "fingerprint"]
+        counts = [[f"{each.num_items:,}", f"{each.num_added:,}", f"{each.num_removed:,}"] for each in versions]
         rows = [
-            (f"{each.number}", each.time, f"{each.num_items:,}", f"{each.num_added:,}", f"{each.num_removed:,}",
-             each.fingerprint)
-            for each in versions
-        ]  # fmt: skip
-        show(rows_table([header, *rows], title="Catalog"), result={"versions": [_entry(each) for each in versions]})
+            [f"{each.number}", each.time, *cells, each.fingerprint]
+            for each, cells in zip(versions, counts, strict=True)
+        ]
+        show(TextTable("Catalog", [header, *rows]), result={"versions": [asdict(each) for each in versions]})
 
 
 @catalog.command("delta")
@@ -179,22 +182,12 @@ def _delta(
 
 
 def _opened(run: str) -> Recommender:
-    from hf_genrec.serving.recommender import Recommender, check_model_name
+    from hf_genrec.serving.recommender import Recommender
 
-    check_model_name(run)
-    if not Path(run).is_dir():
-        raise ValueError(f"`catalog` changes a folder: download {run} first (hf download).")
+    check_is_folder(run, "catalog")
     return Recommender.from_pretrained(run, device="cpu")
 
 
-def _entry(version: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(version)
-
-
-def _line(version: Any) -> str:
-    return (
-        f"version {version.number}: {version.num_items:,} items, {version.num_added:,} added, {version.num_removed:,} "
-        "removed"
-    )
+def _show(show: Callable[..., None], version: Any) -> None:
+    added, removed = f"{version.num_added:,} added", f"{version.num_removed:,} removed"
+    show(f"version {version.number}: {version.num_items:,} items, {added}, {removed}", result=asdict(version))

@@ -1,5 +1,5 @@
 """
-What the verbs of the command line share: the application, its errors, its options and its two kinds of output.
+What the verbs of the command line share: the application, its errors and its two kinds of output.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,17 +25,12 @@ from typer.core import TyperGroup
 FAULT, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
 SECONDS_BETWEEN_LINES = 10  # of progress, where stderr is no terminal
 
-_ORDER = (
-    "prepare", "embed", "tokenize", "train", "fit", "ensemble", "evaluate", "recommend", "catalog", "serve", "export",
-    "demo", "compare", "diagnose", "graph", "push", "push-ids", "push-space",
-)  # fmt: skip
-
 
 class _Verbs(TyperGroup):
     """Turns every error into one line; `--traceback` and `--verbose` show where it comes from."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=_ORDER.index)
+        return list(self.commands)  # in the order of `main.py`
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -47,6 +42,8 @@ class _Verbs(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:  # noqa: BLE001 (the last place to catch it: one line helps more than a traceback)
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort):  # typer's own
+                if hasattr(error, "message"):
+                    error.message = error.message.removeprefix("Value error, ")  # of the library that checks values
                 raise
             if ctx.params["traceback"] or logging.getLogger("hf_genrec").isEnabledFor(logging.DEBUG):
                 traceback.print_exc()
@@ -105,17 +102,6 @@ app = typer.Typer(
 )
 
 
-def ending_in(*endings: str) -> Callable[[typer.CallbackParam, str | None], str | None]:
-    """A callback for options that name a file to write: other endings are refused. Args: such as `".png"`."""
-
-    def check(param: typer.CallbackParam, value: str | None) -> str | None:
-        if value is not None and Path(value).suffix not in endings:
-            raise ValueError(f"`{param.opts[0]}` must end in {' or '.join(endings)}, got {value!r}.")
-        return value
-
-    return check
-
-
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
     """Options that were given. Args: values by name, `None` where an option was left out."""
     return {name: value for name, value in values.items() if value is not None}
@@ -124,40 +110,6 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
 def arguments_for(function: Callable[..., Any], ctx: typer.Context) -> dict[str, Any]:
     """The options of a verb that are arguments of a function of the library. Args: the function, and the context."""
     return {name: ctx.params[name] for name in inspect.signature(function).parameters if name in ctx.params}
-
-
-PlotFile = Annotated[
-    str | None, typer.Option("--plot", metavar="FILE.png", callback=ending_in(".png"), help="Draw the result here.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output of the same kind.")]
-Prepared = Annotated[
-    str, typer.Argument(metavar="PREPARED", help="Folder that `hf-genrec prepare` wrote.", show_default=False)
-]
-RunFolder = Annotated[str, typer.Option("--output", help="The run folder to write.", show_default=False)]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")]
-FitExcludeSeen = Annotated[
-    bool | None,
-    typer.Option(
-        "--exclude-seen/--allow-seen",
-        help="Choose for lists without or with items of the history.",
-        show_default="without, where the data has almost no repeats",
-    ),
-]
-Beams = Annotated[
-    int | None, typer.Option("--beams", min=1, help="Beams per user.", show_default="what the model was saved with")
-]
-Decoding = Annotated[
-    Literal["exact", "graph", "beam"] | None,
-    typer.Option(help="How rpg and acerec find items.", show_default="exact"),
-]
-SearchOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--search", metavar="NAME=VALUE", help="A further argument of the model's recommend(), as num_propagations=5."
-    ),
-]
-Aggregation = Annotated[Literal["max", "sum"] | None, typer.Option(help="Score of an item over the latents.")]
 
 
 def _show_version(value: bool) -> None:
@@ -204,13 +156,16 @@ class _Lines(logging.Handler):
         tqdm.write(prefix + record.getMessage(), file=sys.stderr)
 
 
-def plain_console(file: TextIO | None = None, *, width: int | None = None) -> Console:
+def check_effect(function: Callable[..., Any], ctx: typer.Context, kind: str, without: Sequence[str] = ()) -> None:
     """
-    A console that shows what users wrote as they wrote it: `[b]` is no markup and `:smile:` no picture.
-
-    Args: `None` writes to stdout, as wide as the terminal is.
+    Refuses options that would have no effect. Args: the function of the library that is called for this `kind` of use,
+    the context, and those of the function's arguments that mean nothing then.
     """
-    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+    taken = {*inspect.signature(function).parameters, "as_json"} - set(without)
+    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", None) == "COMMANDLINE"}
+    idle = [f"`{param.opts[0]}`" for param in ctx.command.params if param.name in given - taken]
+    if idle:
+        raise ValueError(f"{', '.join(idle)} would have no effect with `{kind}`: leave out what does not belong.")
 
 
 @contextlib.contextmanager
@@ -229,13 +184,16 @@ def output_on(as_json: bool) -> Iterator[Callable[..., None]]:
         transformers_logging.disable_progress_bar()
 
     def show(*tables: Any, result: Any = None) -> None:
+        from hf_genrec.cli.tables import TextTable, drawn
+
         if as_json:
             if result is not None:
                 stdout.write(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n")
         else:
-            console = plain_console(stdout)
+            console = Console(file=stdout, highlight=False, markup=False, emoji=False)  # words as they were written
             for table in tables:
-                console.print(table, soft_wrap=isinstance(table, str))  # a command must be copied in one piece
+                shown = drawn(table) if isinstance(table, TextTable) else table
+                console.print(shown, soft_wrap=isinstance(shown, str))  # a command must be copied in one piece
 
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         yield show
@@ -245,15 +203,7 @@ def name_values(option: str, words: list[str]) -> dict[str, Any]:
     """
     Settings as a dictionary; values are JSON or else strings.
 
-    Args: the option they were given with, for the error, and `NAME=VALUE` words.
-
-    Example:
-
-    ```python
-    >>> name_values("--set", ["temperature=0.05", "merger=conv"])
-    {'temperature': 0.05, 'merger': 'conv'}
-
-    ```
+    Args: the option they were given with, for the error, and words such as `temperature=0.05`.
     """
     fields: dict[str, Any] = {}
     for word in words:
@@ -265,6 +215,15 @@ def name_values(option: str, words: list[str]) -> dict[str, Any]:
         except ValueError:
             fields[name] = value
     return fields
+
+
+def check_is_folder(run: str, verb: str) -> None:
+    """Refuses a Hub repository, and what is neither. Args: the run folder, and the verb that writes into it."""
+    from hf_genrec.serving.recommender import check_model_name
+
+    check_model_name(run)
+    if not Path(run).is_dir():
+        raise ValueError(f"`{verb}` changes a folder: download {run} first (hf download).")
 
 
 def command_line() -> str:

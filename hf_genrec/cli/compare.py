@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, PlotFile, app, ending_in, output_on
+from hf_genrec.cli.command_line import app, output_on
+from hf_genrec.cli.options import AsJson, PlotFile, ending_in
 
 
 @app.command("compare")
@@ -54,10 +55,8 @@ def _compare(
       hf-genrec compare scripts/evidence/records/results/*.json --grouped --json
     """
     with output_on(as_json) as show:
-        from hf_genrec.cli.tables import rows_table
         from hf_genrec.evaluation.compare import (
             compare_evaluations,
-            comparison_note,
             comparison_tables,
             write_comparisons,
         )
@@ -70,9 +69,5 @@ def _compare(
             write_comparisons(comparisons, output)
         if plot is not None:
             plot_comparisons(comparisons, plot)
-        shown: list[Any] = []
-        for comparison in comparisons:
-            first, *others = comparison_tables(comparison)
-            shown += [rows_table(first.rows, title=first.title, caption=comparison_note(comparison))]
-            shown += [rows_table(table.rows, title=table.title, caption=table.note) for table in others]
-        show(*shown, result={"comparisons": [comparison.to_dict() for comparison in comparisons]})
+        tables = [table for comparison in comparisons for table in comparison_tables(comparison)]
+        show(*tables, result={"comparisons": [comparison.to_dict() for comparison in comparisons]})

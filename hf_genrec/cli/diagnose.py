@@ -8,17 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import (
-    AsJson,
-    Device,
-    PlotFile,
-    Prepared,
-    app,
-    arguments_for,
-    command_line,
-    ending_in,
-    output_on,
-)
+from hf_genrec.cli.command_line import app, arguments_for, command_line, output_on
+from hf_genrec.cli.options import AsJson, Device, PlotFile, Prepared, ending_in
 
 
 @app.command("diagnose")
@@ -58,7 +49,6 @@ def _diagnose(
       hf-genrec diagnose PSID=psid Latte=latte data --reference SASRec=sasrec --plot tree.png --output tree.json
     """
     with output_on(as_json) as show:
-        from hf_genrec.cli.tables import rows_table
         from hf_genrec.data.prepared import PreparedDataset
         from hf_genrec.evaluation.diagnose import diagnose, diagnosis_tables, load_systems
         from hf_genrec.evaluation.plots import plot_diagnosis
@@ -74,5 +64,4 @@ def _diagnose(
             write_json(report, output)
         if plot is not None:
             plot_diagnosis(report, plot)
-        tables = diagnosis_tables(report)
-        show(*(rows_table(table.rows, title=table.title, caption=table.note) for table in tables), result=report)
+        show(*diagnosis_tables(report), result=report)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, Device, Prepared, app, arguments_for, output_on
+from hf_genrec.cli.command_line import app, arguments_for, output_on
+from hf_genrec.cli.options import AsJson, Device, Prepared
 
 
 @app.command("embed")

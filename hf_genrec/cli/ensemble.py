@@ -9,15 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import (
-    AsJson,
-    Prepared,
-    RunFolder,
-    app,
-    arguments_for,
-    command_line,
-    output_on,
-)
+from hf_genrec.cli.command_line import app, arguments_for, command_line, output_on
+from hf_genrec.cli.options import AsJson, ExcludeSeen, Prepared, RunFolder, Seed
 
 
 @app.command("ensemble")
@@ -31,16 +24,9 @@ def _ensemble(
     combination: Annotated[
         Literal["standardised", "log_probability", "reciprocal_rank"], typer.Option(help="What is added up.")
     ] = "standardised",
-    exclude_seen: Annotated[
-        bool | None,
-        typer.Option(
-            "--exclude-seen/--allow-seen",
-            help="Serve lists without or with items of the history; weights are chosen for both.",
-            show_default="without, where the data has almost no repeats",
-        ),
-    ] = None,
+    exclude_seen: ExcludeSeen = None,
     max_users: Annotated[int, typer.Option(min=2, help="Validation users that the weights are chosen on.")] = 6000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample of validation users.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """

@@ -11,19 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import (
-    Aggregation,
-    AsJson,
-    Beams,
-    Decoding,
-    Device,
-    Prepared,
-    SearchOptions,
-    app,
-    given,
-    name_values,
-    output_on,
-)
+from hf_genrec.cli.command_line import app, given, name_values, output_on
+from hf_genrec.cli.options import Aggregation, AsJson, Beams, Decoding, Device, Model, Prepared, SearchOptions
 
 
 if TYPE_CHECKING:
@@ -32,7 +21,7 @@ if TYPE_CHECKING:
 
 @app.command("evaluate")
 def _evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or Hub repository.", show_default=False)],
+    model: Model,
     prepared_folder: Prepared,
     split: Annotated[Literal["test", "validation"], typer.Option()] = "test",
     num_beams: Beams = None,
@@ -82,14 +71,13 @@ def _evaluate(
         from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
         from hf_genrec.evaluation.record import evaluation_run, read_training
         from hf_genrec.files import single_writer
-        from hf_genrec.serving.recommender import Recommender, check_model_name
+        from hf_genrec.serving.recommender import Recommender
         from hf_genrec.training.initial import check_same_catalog
 
-        check_model_name(model)
-        prepared = PreparedDataset.load(prepared_folder)
         options = given({"decoding": decoding}) | name_values("--search", search_options or [])
         beams = given({"num_beams": num_beams, "latent_aggregation": latent_aggregation})
         recommender = Recommender.from_pretrained(model, batch_size=batch_size, device=device, **(beams | options))
+        prepared = PreparedDataset.load(prepared_folder)
         check_same_catalog(recommender.item_ids, prepared, owner=f"The checkpoint {model}")
         check_trained_on(read_training(model), prepared.metadata, owner=f"The run {model}")
         settings = EvaluationSettings(

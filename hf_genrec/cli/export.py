@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, app, output_on
+from hf_genrec.cli.command_line import app, output_on
+from hf_genrec.cli.options import AsJson, Model
 
 
 @app.command("export")
 def _export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder or Hub repository.", show_default=False)],
+    run: Model,
     to: Annotated[
         Literal["onnx", "flashrec", "nvidia", "tzrec", "static"],
         typer.Option(
@@ -42,9 +43,8 @@ def _export(
     if to != "onnx" and (int8 or top_k != 100):
         raise ValueError(f"`--top-k` and `--int8` are for `--to onnx`, not for {to}.")
     with output_on(as_json) as show:
-        from hf_genrec.serving.recommender import Recommender, check_model_name
+        from hf_genrec.serving.recommender import Recommender
 
-        check_model_name(run)
         recommender = Recommender.from_pretrained(run, device="cpu")
         if to == "onnx":
             from hf_genrec.serving.export.onnx_graph import export_onnx

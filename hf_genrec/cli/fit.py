@@ -8,16 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import (
-    AsJson,
-    FitExcludeSeen,
-    Prepared,
-    RunFolder,
-    app,
-    arguments_for,
-    command_line,
-    output_on,
-)
+from hf_genrec.cli.command_line import app, arguments_for, command_line, output_on
+from hf_genrec.cli.options import AsJson, ExcludeSeen, Prepared, RunFolder, Seed
 
 
 @app.command("fit")
@@ -30,8 +22,8 @@ def _fit(
         typer.Option(help="Ridge regression of the next item, neighbours by common users, or similar texts."),
     ] = "ridge",
     embeddings: Annotated[str | None, typer.Option(help="What `hf-genrec embed` wrote, for text.")] = None,
-    exclude_seen: FitExcludeSeen = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample of validation users.")] = 0,
+    exclude_seen: ExcludeSeen = None,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """

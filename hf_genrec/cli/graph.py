@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, Device, app, output_on
+from hf_genrec.cli.command_line import app, check_is_folder, output_on
+from hf_genrec.cli.options import AsJson, Device
 
 
 @app.command("graph")
@@ -35,11 +35,8 @@ def _graph(
     """
     with output_on(as_json) as show:
         from hf_genrec.serving.item_graph import write_item_graph
-        from hf_genrec.serving.recommender import check_model_name
 
-        check_model_name(model)
-        if not Path(model).is_dir():
-            raise ValueError(f"`graph` writes into a folder: download {model} first (hf download).")
+        check_is_folder(model, "graph")
         graph = write_item_graph(model, num_neighbors=num_neighbors, search=search, device=device)
         num_items, found = graph.neighbors.shape
         show(

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import AsJson, Overwrite, app, arguments_for, output_on
+from hf_genrec.cli.command_line import app, arguments_for, check_effect, output_on
+from hf_genrec.cli.options import AsJson, Overwrite
 
 
 @app.command("prepare")
@@ -18,9 +19,13 @@ def _prepare(
     interactions: Annotated[str | None, typer.Option(help="Log: .csv, .tsv, .jsonl (also .gz) or .parquet.")] = None,
     sequences: Annotated[str | None, typer.Option(help="Ready-made sequences: user<TAB>item item ...")] = None,
     items: Annotated[str | None, typer.Option(help="Items table: .jsonl, .csv, .tsv or .parquet.")] = None,
-    movielens: Annotated[
+    source: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="MovieLens-100K: what scripts/fetch_movielens.py wrote, or ml-100k.zip."),
+        typer.Option(
+            "--movielens",
+            metavar="PATH",
+            help="MovieLens-100K: what scripts/fetch_movielens.py wrote, or ml-100k.zip.",
+        ),
     ] = None,
     year: Annotated[
         int | None, typer.Option("--amazon", metavar="2014|2023", help="Amazon Reviews of this year.")
@@ -88,52 +93,32 @@ def _prepare(
       hf-genrec prepare --amazon 2023 --category Video_Games --output data
       hf-genrec prepare --movielens ml-100k --cold-items 0.05 --output cold_data
     """
-    kinds = {"--interactions": interactions, "--sequences": sequences, "--movielens": movielens, "--amazon": year}
+    kinds = {"--interactions": interactions, "--sequences": sequences, "--movielens": source, "--amazon": year}
     if sum(bool(value) for value in kinds.values()) != 1:
         raise ValueError(f"Give exactly one of {', '.join(kinds)}.")
     if year and not category:
         raise ValueError("`--amazon` needs `--category`, such as Video_Games.")
-    _check_options(ctx, kind=next(kind for kind, value in kinds.items() if value), year=year)
-    if (interactions or sequences) and not items:
-        raise ValueError("`--items` is missing: the table with the items' titles and texts.")
+    kind = next(kind for kind, value in kinds.items() if value)
     with output_on(as_json) as show:
         from hf_genrec.cli.tables import preparation_notes, statistics_table
         from hf_genrec.data.prepare import prepare
         from hf_genrec.data.sources.amazon import prepare_amazon
         from hf_genrec.data.sources.movielens import prepare_movielens
 
-        if movielens:
-            prepared = prepare_movielens(source=movielens, **arguments_for(prepare_movielens, ctx))
+        if source:
+            check_effect(prepare_movielens, ctx, kind)
+            prepared = prepare_movielens(**arguments_for(prepare_movielens, ctx))
         elif year:
+            check_effect(prepare_amazon, ctx, f"{kind} {year}", ["benchmark"] if year == 2014 else [])
             files = {"benchmark": None if benchmark == "none" else benchmark}
             prepared = prepare_amazon(**arguments_for(prepare_amazon, ctx) | files)
         else:
+            of_a_log = ["user", "item", "timestamp", "rating", "min_rating", "date_format"]
+            check_effect(prepare, ctx, kind, of_a_log if sequences else [])
+            if not items:
+                raise ValueError("`--items` is missing: the table with the items' titles and texts.")
             columns = {"timestamp": timestamp or None, "text_fields": text_fields.split(",") if text_fields else None}
             prepared = prepare(**arguments_for(prepare, ctx) | columns)
         notes = preparation_notes(prepared.metadata)
         following = f"written to {output_dir}; next: hf-genrec embed {output_dir} --output embeddings"
         show(statistics_table(prepared.metadata), *notes, following, result={"folder": output_dir} | prepared.metadata)
-
-
-_OF_A_LOG = {"user", "item", "timestamp", "rating", "min_rating", "date_format"}
-_OF_AMAZON = {"data_dir", "benchmark"}
-_OF_A_TABLE = {
-    "items", "items_id", "delimiter", "title", "text_fields", "protocol", "k_core", "deduplicate", "min_history",
-    "keep_all_items", "ascii_only", "allow_huge",
-}  # fmt: skip
-_WITHOUT_EFFECT = {
-    "--interactions": _OF_AMAZON,
-    "--sequences": _OF_AMAZON | _OF_A_LOG,
-    "--movielens": _OF_AMAZON | _OF_A_LOG | _OF_A_TABLE | {"category", "missing_text", "on_error", "strict"},
-    "--amazon": _OF_A_LOG | _OF_A_TABLE,
-}
-
-
-def _check_options(ctx: typer.Context, *, kind: str, year: int | None) -> None:
-    """Refuses options that would have no effect on this kind of data."""
-    ignored = _WITHOUT_EFFECT[kind] | ({"benchmark"} if year == 2014 else set())
-    given = {name for name in ignored if getattr(ctx.get_parameter_source(name), "name", None) == "COMMANDLINE"}
-    words = [f"`{option.opts[0]}`" for option in ctx.command.params if option.name in given]
-    if words:
-        data = f"{kind} {year}" if year else kind
-        raise ValueError(f"{', '.join(words)} would have no effect with `{data}`: leave out what does not belong.")

@@ -11,7 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
 from rich.table import Table
 
-from hf_genrec.cli.command_line import AsJson, app, arguments_for, output_on
+from hf_genrec.cli.command_line import app, arguments_for, output_on
+from hf_genrec.cli.options import AsJson
 
 
 if TYPE_CHECKING:

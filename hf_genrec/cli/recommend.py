@@ -11,17 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from hf_genrec.cli.command_line import (
-    Aggregation,
-    AsJson,
-    Beams,
-    Decoding,
-    Device,
-    SearchOptions,
-    app,
-    name_values,
-    output_on,
-)
+from hf_genrec.cli.command_line import app, name_values, output_on
+from hf_genrec.cli.options import Aggregation, AsJson, Beams, Decoding, Device, SearchOptions
 
 
 class _ManyItems(TyperCommand):
@@ -97,7 +88,6 @@ def _recommend(
 
     \b
     Examples:
-      hf-genrec recommend --model run --history 50 181 172
       hf-genrec recommend --model run --history 50 181 172 --top-k 5 --include-seen --json
       hf-genrec recommend --model run --history 50 181 --exclude 172 174 --diversity 0.3
       hf-genrec recommend --model run --history 50 181 --allow 56 64 98 127 --sample-seed 7
@@ -113,9 +103,8 @@ def _recommend(
         batch = [[item_id for item_id in history or [] if item_id]]
     with output_on(as_json) as show:
         from hf_genrec.cli.tables import recommendation_entries, recommendations_table
-        from hf_genrec.serving.recommender import Recommender, check_model_name
+        from hf_genrec.serving.recommender import Recommender
 
-        check_model_name(model)
         recommender = Recommender.from_pretrained(model, device=device)
         asked = {name: ctx.params[name] for name in _PASSED_ON if ctx.params[name] not in (None, ())}
         options = asked | name_values("--search", search_options or [])

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_genrec.cli.command_line import Device, app, arguments_for, given, output_on
+from hf_genrec.cli.command_line import app, arguments_for, given, output_on
+from hf_genrec.cli.options import Device, Model
 from hf_genrec.serving.server.settings import TOKEN_VARIABLE, ServerSettings
 
 
@@ -19,7 +20,7 @@ _DEFAULT = ServerSettings()
 @app.command("serve")
 def _serve(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder or Hub repository.", show_default=False)],
+    model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all networks.")] = _DEFAULT.host,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any.")] = _DEFAULT.port,
     max_batch: Annotated[int, typer.Option(min=1, help="Users computed together; 1 for none.")] = _DEFAULT.max_batch,
@@ -59,10 +60,9 @@ def _serve(
     """
     settings = ServerSettings(**arguments_for(ServerSettings, ctx), token=os.environ.get(TOKEN_VARIABLE))
     with output_on(False):
-        from hf_genrec.serving.recommender import Recommender, check_model_name
+        from hf_genrec.serving.recommender import Recommender
         from hf_genrec.serving.server.app import serve
 
-        check_model_name(model)
         options: dict[str, Any] = given({"revision": revision, "device": device})
 
         serve(

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hf_genrec.evaluation.record import COLUMNS
 from hf_genrec.evaluation.systems import StoredEvaluation, System, baseline_systems, in_column, model_systems
-from hf_genrec.evaluation.tables import NONE, PUBLISHED_ENCODERS, evidence_tables, metric_cell
+from hf_genrec.evaluation.tables import NONE, PUBLISHED_ENCODERS, TextTable, evidence_tables, metric_cell
 
 
 PUBLISHED_ENCODER = "sentence-t5-base"
@@ -21,7 +21,7 @@ _METRICS = ("recall@5", "recall@10", "ndcg@10", "mrr@10")
 _MEASURES = {"text": ("texts", ".3f"), "co_purchase": ("users", ".4f"), "lift": ("lift", ".1f")}
 
 
-def statistics_table(metadata: Mapping[str, Any]) -> Table:
+def statistics_table(metadata: Mapping[str, Any]) -> TextTable:
     """
     How a data set shrank from step to step; the first row is the log as it was read.
 
@@ -33,7 +33,7 @@ def statistics_table(metadata: Mapping[str, Any]) -> Table:
         for step in metadata["steps"]
     ]
     header = ["step", "users", "items", "interactions", "per user", "density"]
-    return rows_table([header, *rows], title=f"{metadata['source']}, protocol {metadata['protocol']}")
+    return TextTable(f"{metadata['source']}, protocol {metadata['protocol']}", [header, *rows])
 
 
 def preparation_notes(metadata: Mapping[str, Any]) -> list[str]:
@@ -83,7 +83,7 @@ def weights_line(ensemble: Mapping[str, Any]) -> str:
     return "weights, chosen on validation users: " + ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
 
 
-def collision_table(statistics: Mapping[str, Any]) -> Table:
+def collision_table(statistics: Mapping[str, Any]) -> TextTable:
     """Collisions before and after the policy. Args: what [`SemanticIds.statistics`] returned."""
     rows = []
     for name in ("before", "after"):
@@ -92,10 +92,10 @@ def collision_table(statistics: Mapping[str, Any]) -> Table:
         rows.append([name, f"{values['num_distinct']:,}", *shares, str(max(map(int, values["group_sizes"])))])
     title = f"{statistics['num_items']:,} items, policy {statistics['policy']}, {statistics['num_changed']:,} changed"
     header = ["collisions", "distinct ids", "items that share", "must move", "largest group"]
-    return rows_table([header, *rows], title=title)
+    return TextTable(title, [header, *rows])
 
 
-def usage_table(statistics: Mapping[str, Any], *, fit: Mapping[str, Any] | None = None) -> Table:
+def usage_table(statistics: Mapping[str, Any], *, fit: Mapping[str, Any] | None = None) -> TextTable:
     """
     How the codes of each level are used, and how well they fit.
 
@@ -105,7 +105,7 @@ def usage_table(statistics: Mapping[str, Any], *, fit: Mapping[str, Any] | None 
     errors = _errors(fit)
     rows = [[str(level + 1), *_usage(values, level, errors)] for level, values in enumerate(statistics["levels"])]
     header = ["level", "codes used", "usage", "perplexity", *errors]
-    return rows_table([header, *rows], title=f"codebook size {statistics['codebook_size']}")
+    return TextTable(f"codebook size {statistics['codebook_size']}", [header, *rows])
 
 
 def _errors(fit: Mapping[str, Any] | None) -> dict[str, Sequence[float]]:
@@ -120,7 +120,7 @@ def _usage(values: Mapping[str, Any], level: int, errors: Mapping[str, Sequence[
     return cells + [f"{column[level]:.3f}" if level < len(column) else "-" for column in errors.values()]
 
 
-def prefix_table(report: Mapping[str, Any]) -> Table:
+def prefix_table(report: Mapping[str, Any]) -> TextTable:
     """
     How the items part and how alike they get, the more first codes they share; the first row is chance.
 
@@ -133,10 +133,10 @@ def prefix_table(report: Mapping[str, Any]) -> Table:
         measures = _measures(report, {name: entry[name]["at_least"] for name in report["measures"]})
         rows.append([str(entry["length"] or "any"), *sizes, *measures])
     header = ["codes", "prefixes", "items", "most", "alone", "pairs", *_measure_names(report)]
-    return rows_table([header, *rows], title="items that share their first codes")
+    return TextTable("items that share their first codes", [header, *rows])
 
 
-def position_table(report: Mapping[str, Any]) -> Table:
+def position_table(report: Mapping[str, Any]) -> TextTable:
     """
     How each code is used, and how alike items are that share it; the last row is chance.
 
@@ -154,7 +154,7 @@ def position_table(report: Mapping[str, Any]) -> Table:
     title = f"items that share one code (codebook size {report['statistics']['codebook_size']})"
     caption = "texts, users: mean cosine of embeddings and of sets of users; lift: shared users, 1 is chance"
     header = ["level", "codes used", "usage", "perplexity", *errors, "pairs", *_measure_names(report)]
-    return rows_table([header, *rows], title=title, caption=caption)
+    return TextTable(title, [header, *rows], caption)
 
 
 def _measure_names(report: Mapping[str, Any]) -> list[str]:
@@ -166,7 +166,7 @@ def _measures(report: Mapping[str, Any], values: Mapping[str, float | None]) -> 
     return ["-" if value is None else format(value, how) for value, how in cells]
 
 
-def metrics_table(record: Mapping[str, Any]) -> Table:
+def metrics_table(record: Mapping[str, Any]) -> TextTable:
     """
     An evaluation record, baselines first and the model last, with seen items allowed and with seen items excluded.
 
@@ -190,7 +190,7 @@ def metrics_table(record: Mapping[str, Any]) -> Table:
     for system in systems[first]:
         found = [(systems[seen].get(system), name) for seen, name in columns]
         rows.append([system, *(NONE if own is None else metric_cell(own, name) for own, name in found)])
-    return rows_table(rows, title=title, caption=caption)
+    return TextTable(title, rows, caption)
 
 
 def _systems(record: Mapping[str, Any], *, exclude_seen: bool) -> list[System]:
@@ -198,15 +198,14 @@ def _systems(record: Mapping[str, Any], *, exclude_seen: bool) -> list[System]:
     return [] if found is None else [*baseline_systems([found]), *model_systems([found])]
 
 
-def evaluation_tables(record: Mapping[str, Any]) -> list[Table | str]:
+def evaluation_tables(record: Mapping[str, Any]) -> list[TextTable | str]:
     """
     All that a reader of an evaluation should see: metrics, evidence, and the text encoder where it is known.
 
     Args: what [`evaluate`] returned.
     """
-    shown: list[Table | str] = [metrics_table(record)]
-    for table in evidence_tables(_systems(record, exclude_seen=bool(record["exclude_seen"]))):
-        shown.append(rows_table(table.rows, title=table.title, caption=table.note))
+    systems = _systems(record, exclude_seen=bool(record["exclude_seen"]))
+    shown: list[TextTable | str] = [metrics_table(record), *evidence_tables(systems)]
     for name, settings in record.get("baseline_settings", {}).items():
         if "error" in settings:
             shown.append(f"{name} failed and is left out: {settings['error']}")
@@ -267,17 +266,12 @@ def recommendation_entries(
     return entries
 
 
-def rows_table(rows: Sequence[Sequence[str]], *, title: str, caption: str = "") -> Table:
-    """
-    Rows of strings, numbers on the right; what a cell says in brackets stands below its number.
-
-    Args: the rows, of which the first is the header and whose first cells are names; the heading, and what stands
-    below.
-    """
+def drawn(text: TextTable) -> Table:
+    """Names on the left, numbers right; what a cell has in brackets stands below its number. Args: a table."""
     look: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
-    table = Table(title=title, caption=caption, caption_justify="left", **look)
-    header, *body = rows
-    names = min(10, max(len(row[0]) for row in rows))
+    table = Table(title=text.title, caption=text.note, caption_justify="left", **look)
+    header, *body = text.rows
+    names = min(10, max(len(row[0]) for row in text.rows))
     between = "\n" if len("".join(header)) > _WIDE else " "
     first, *others = (name.replace(" ", between) for name in header)
     table.add_column(first, overflow="fold", min_width=names)

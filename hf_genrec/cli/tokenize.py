@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import (
-    AsJson,
-    Overwrite,
-    PlotFile,
-    Prepared,
-    app,
-    arguments_for,
-    given,
-    name_values,
-    output_on,
-)
+from hf_genrec.cli.command_line import app, arguments_for, given, name_values, output_on
+from hf_genrec.cli.options import AsJson, Overwrite, PlotFile, Prepared
 
 
 if TYPE_CHECKING:
@@ -100,7 +91,6 @@ def _tokenize(
     \b
     Examples:
       hf-genrec tokenize data --embeddings embeddings --output ids
-      hf-genrec tokenize data --embeddings embeddings --output tiger_ids --policy append
       hf-genrec tokenize data --embeddings embeddings --output rpg_ids --quantizer opq
       hf-genrec tokenize data --embeddings embeddings --output rqvae_ids --quantizer rqvae --set sinkhorn_epsilon=0.003
       hf-genrec tokenize data --ids other_project.json --output ids --policy append

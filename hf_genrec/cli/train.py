@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,19 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hf_genrec.cli.command_line import (
-    INTERRUPTED,
-    Aggregation,
-    AsJson,
-    Prepared,
-    RunFolder,
-    app,
-    arguments_for,
-    command_line,
-    given,
-    name_values,
-    output_on,
-)
+from hf_genrec.cli.command_line import INTERRUPTED, app, arguments_for, command_line, given, name_values, output_on
+from hf_genrec.cli.options import Aggregation, AsJson, Prepared, RunFolder
 from hf_genrec.registration import ARCHITECTURES
 
 
@@ -140,11 +128,8 @@ def _train(
     \b
     Examples:
       hf-genrec train data --output run
-      hf-genrec train data --ids ids --output run
       hf-genrec train data --ids ids --output run --epochs 10 --weight-decay 0.1 --seed 7
       hf-genrec train data --ids ids --output run --resume
-      hf-genrec train data --ids ids --output run --latents 0 --history-unit code
-      hf-genrec train data --ids opq_ids --output run --architecture rpg --epochs 30
       hf-genrec train data --ids opq_ids --output run --architecture acerec --set alignment_weight=0
       hf-genrec train data --output run --architecture sasrec
       hf-genrec train new_data --from run --output tuned --learning-rate 0.0003 --epochs 3
@@ -178,7 +163,7 @@ def _train(
         fields=given({name: ctx.params[name] for name in _SHAPE}),
         schedule=given(arguments_for(GenRecTrainingArguments, ctx)),
     )
-    _check_shape(asked, kind)
+    _check_origin(asked)
     asked.fields |= name_values("--set", shape or [])
     if eval_steps is not None:
         asked.schedule |= {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": eval_steps}
@@ -217,17 +202,12 @@ def _arguments(asked: SimpleNamespace, kind: Any) -> Any:
     return training_arguments(asked.output, settings=settings, options=asked.words, more=asked.options.values())
 
 
-def _check_shape(asked: SimpleNamespace, kind: Any) -> None:
-    """Refuses options of the shape that this kind of model, or a checkpoint, does not take."""
-    if asked.origin is not None:
-        wrong = [*asked.fields, *(name for name in ("paper", "architecture", "shape") if getattr(asked, name))]
-    else:
-        wrong = [name for name in asked.fields if name not in {field.name for field in dataclasses.fields(kind)}]
-    named = ", ".join(f"`{asked.options[name]}`" for name in wrong)
+def _check_origin(asked: SimpleNamespace) -> None:
+    """Refuses options of the shape, which a checkpoint has already."""
+    wrong = [*asked.fields, *(name for name in ("paper", "architecture", "shape") if getattr(asked, name))]
     if wrong and asked.origin is not None:
+        named = ", ".join(f"`{asked.options[name]}`" for name in wrong)
         raise ValueError(f"`--from` takes the shape from the checkpoint; it does not go with {named}.")
-    if wrong:
-        raise ValueError(f"The architecture {kind.model_type} has no {named}: leave it out.")
 
 
 def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, Any] | None:
@@ -343,17 +323,13 @@ def _check_finished(prepared: PreparedDataset, asked: SimpleNamespace, kind: Any
     from hf_genrec.tokenizers.folder import load_tokenized
     from hf_genrec.training.runs import check_same_run
 
-    expected = {"data_fingerprint": prepared.fingerprint, "from": asked.origin}
+    args = _arguments(asked, kind)
+    words = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in asked.words if word.startswith("--")}
+    schedule = set(asked.schedule) | words | set(kind.paper_schedule if asked.paper else {})
+    expected = {name: getattr(args, name) for name in sorted(schedule)} | (kind.paper_shape if asked.paper else {})
+    expected |= {"data_fingerprint": prepared.fingerprint, "from": asked.origin, "targets": asked.targets}
+    expected |= {"seed": args.seed} | asked.fields
     if asked.origin is None:  # else ids and architecture are the checkpoint's
         fingerprint = None if asked.ids is None else load_tokenized(asked.ids)[0].fingerprint
         expected |= {"semantic_ids_fingerprint": fingerprint, "architecture": kind.model_type}
-    args = _arguments(asked, kind)
-    words = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in asked.words if word.startswith("--")}
-    shape = kind.paper_shape if asked.paper else {}
-    schedule = set(asked.schedule) | words | set(kind.paper_schedule if asked.paper else {})
-    check_same_run(
-        asked.output,
-        expected | {"seed": args.seed, "targets": asked.targets},
-        training={name: getattr(args, name) for name in sorted(schedule) if name != "seed"},
-        model=shape | asked.fields,
-    )
+    check_same_run(asked.output, expected)

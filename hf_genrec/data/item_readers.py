@@ -59,7 +59,8 @@ def read_items(
     skips, num_lost, has_id = Skips(on_error), 0, False
     fields = default_fields(title) if fields is None else fields
     places: dict[str, str] = {}
-    columns: dict[str, list[Any]] = {"item_id": [], "title": [], "text": []}
+    names = dict.fromkeys(["item_id", "title", "text"])
+    rows: list[dict[str, Any]] = []
     for record in iterate_items(source, item=item, delimiter=delimiter, allow_huge=allow_huge):
         values = record.values or {}
         has_id = has_id or item in values
@@ -73,8 +74,9 @@ def read_items(
             num_lost += ascii_only and 2 * len(text) < len(item_text(values, fields=fields, ascii_only=False))
             shown = values.get(title)
             row = {"item_id": item_id, "title": plain_text(text_of(shown) or shown), "text": text}
-            _append(columns, {name: value for name, value in values.items() if name != item} | row)
-            if len(columns) > MAX_FIELDS:
+            rows.append({name: value for name, value in values.items() if name != item} | row)
+            names |= dict.fromkeys(rows[-1])
+            if len(names) > MAX_FIELDS:
                 raise ValueError(f"{record.place}: the items have more than {MAX_FIELDS:,} fields: leave some out.")
     if not has_id:
         skipped = f" {skips.count} were skipped, the first: {skips.first}" if skips.count else ""
@@ -87,8 +89,7 @@ def read_items(
             "The texts of %d items lost most of their characters, which are not ASCII: pass `ascii_only=False` to "
             "keep them.", num_lost
         )  # fmt: skip
-    table = pa.table({name: _column(values) for name, values in columns.items()})
-    return ReadTable(table, skips)
+    return ReadTable(pa.table({name: _column([row.get(name) for row in rows]) for name in names}), skips)
 
 
 def iterate_items(
@@ -115,14 +116,6 @@ def _problem_of(values: Mapping[str, Any], item: str, item_id: str | None, place
     if item_id in places:
         return f"item id {item_id!r} has a record already ({places[item_id]})"
     return f"item id {item_id!r} {ID_RULE}" if is_bad_id(item_id) else None
-
-
-def _append(columns: dict[str, list[Any]], row: dict[str, Any]) -> None:
-    """Adds one row; a field that appears for the first time is filled up with nulls."""
-    num_rows = len(columns["item_id"])
-    columns |= {name: [None] * num_rows for name in row if name not in columns}
-    for name, values in columns.items():
-        values.append(row.get(name))
 
 
 def _column(values: list[Any]) -> pa.Array:

@@ -34,17 +34,7 @@ def columns_of(block: str, columns: Mapping[str, str]) -> dict[str, list[str]] |
     """
     The values of a block of JSON Lines, a list per column; `None` if a line is not in the layout of the first one.
 
-    Args:
-        block (`str`): Whole lines.
-        columns (`dict[str, str]`): Names of columns, and of their fields; those of ids are `user_id` and `item_id`.
-
-    Example:
-
-    ```python
-    >>> columns_of('{"u": "ann", "n": 7.0}\\n{"u": "bob", "n": 8}\\n', {"user_id": "u", "timestamp": "n"})
-    {'user_id': ['ann', 'bob'], 'timestamp': ['7', '8']}
-
-    ```
+    Args: whole lines, and the fields by the names of the columns, of which `user_id` and `item_id` hold ids.
     """
     block = block if block.endswith("\n") else f"{block}\n"
     first = block[: block.index("\n") + 1]

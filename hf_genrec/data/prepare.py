@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -200,14 +200,10 @@ class _Filtered:
     skipped: dict[str, Any]
 
     def record(self, step: str, table: pa.Table) -> None:
-        statistics = steps.statistics_of(table)
         self.table = table
-        self.steps.append({"step": step, **asdict(statistics)})
-        logger.info(
-            "%s: %d users, %d items, %d interactions, %.2f per user, density %.5f",
-            step,
-            *asdict(statistics).values(),
-        )
+        self.steps.append({"step": step, **steps.statistics_of(table)})
+        shown = "%s: %d users, %d items, %d interactions, %.2f per user, density %.5f"
+        logger.info(shown, *self.steps[-1].values())
 
     @property
     def statistics(self) -> dict[str, Any]:
@@ -384,7 +380,7 @@ def _count_cold(table: pa.Table, share: float, is_cold: np.ndarray, num_removed:
     return {
         "share": share,
         "newest_by": "time" if has_times else "place in the histories",
-        "num_items": steps.statistics_of(table.filter(pa.array(is_cold))).num_items,
+        "num_items": steps.statistics_of(table.filter(pa.array(is_cold)))["num_items"],
         "num_train_interactions": int(num_removed.sum()),
         "num_train_users": int((num_removed > 0).sum()),
     }

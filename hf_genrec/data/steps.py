@@ -7,32 +7,23 @@ A table of interactions has the columns `user_id`, `item_id` (strings, possibly 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Size of a table: distinct users and items, rows, rows per user, rows per possible pair of user and item."""
+def statistics_of(interactions: pa.Table) -> dict[str, int | float]:
+    """
+    Distinct users and items, rows, rows per user, and rows per possible pair of user and item.
 
-    num_users: int
-    num_items: int
-    num_interactions: int
-    mean_length: float
-    density: float
-
-
-def statistics_of(interactions: pa.Table) -> Statistics:
-    """Counts users, items and interactions. Args: a table with the columns `user_id` and `item_id`."""
+    Args: a table with the columns `user_id` and `item_id`.
+    """
     num_users, num_items = (
         int((np.bincount(_codes(interactions, name)) > 0).sum()) for name in ("user_id", "item_id")
     )
-    num_interactions = interactions.num_rows
-    mean_length, pairs = num_interactions / max(num_users, 1), max(num_users * num_items, 1)
-    return Statistics(num_users, num_items, num_interactions, mean_length, num_interactions / pairs)
+    num_rows = interactions.num_rows
+    sizes = {"num_users": num_users, "num_items": num_items, "num_interactions": num_rows}
+    return sizes | {"mean_length": num_rows / max(num_users, 1), "density": num_rows / max(num_users * num_items, 1)}
 
 
 def sort_by_time(interactions: pa.Table) -> pa.Table:

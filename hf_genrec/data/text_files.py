@@ -211,9 +211,7 @@ class TextFile:
         """
         The records of a piece of JSON Lines that [`blocks`] gave; of an empty piece those of all lines from there on.
 
-        Args:
-            number (`int`): Of the first line.
-            block (`str`): The piece.
+        Args: the number of its first line, and the piece.
         """
         if not block:
             return self._parsed(itertools.islice(self.lines(), number - 1, None))

@@ -202,7 +202,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
         row += [metric_cell(system, name) for name in metrics]
         row += ["reference", NONE] if found is None else difference_cells(found)
         rows.append(row + (paired_cells(None if found is None else found.seeds) if over_seeds else []))
-    return [TextTable(comparison.title, rows), *evidence_tables(comparison.systems)]
+    return [TextTable(comparison.title, rows, comparison_note(comparison)), *evidence_tables(comparison.systems)]
 
 
 def comparison_page(comparisons: Sequence[Comparison]) -> str:
@@ -210,7 +210,7 @@ def comparison_page(comparisons: Sequence[Comparison]) -> str:
     blocks = []
     for comparison in comparisons:
         first, *others = comparison_tables(comparison)
-        blocks += [f"## {first.title}", comparison_note(comparison), markdown_table(first.rows)]
+        blocks += [f"## {first.title}", first.note, markdown_table(first.rows)]
         blocks += table_blocks(others)
     return "\n\n".join(blocks) + "\n"
 

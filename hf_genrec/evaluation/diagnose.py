@@ -33,7 +33,7 @@ from hf_genrec.evaluation.tree import (
     sample_pairs,
 )
 from hf_genrec.modeling.genrec_recommend_config import check_latent_aggregation
-from hf_genrec.serving.recommender import Recommender, check_model_name
+from hf_genrec.serving.recommender import Recommender
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -114,7 +114,6 @@ def load_systems(
         name = given or Path(folder).name
         if name in systems:
             raise ValueError(f"Two runs are called {name!r}: give them names, as in `A={folder}`.")
-        check_model_name(folder)
         systems[name] = Recommender.from_pretrained(folder, device=device)
         run = evaluation_run(folder, num_beams=0, latent_aggregation="sum", decoding="exact")
         runs[name] = {key: value for key, value in run.items() if key not in ("latent_aggregation", "decoding")}

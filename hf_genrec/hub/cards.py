@@ -53,17 +53,10 @@ def model_card(
     """
     The `README.md` of a checkpoint: Markdown with the Hub's metadata in front and the mark of [`is_generated`].
 
-    Args:
-        config: The model's config.
-        evaluation (`dict`, *optional*): Its evaluation record; `None` says that it was not evaluated.
-        repo_id (`str`, *optional*): The repository that the examples name; `None` for `REPO`.
-        run (`dict`, *optional*): How it was trained: the content of `training.json`.
-        quantizer (`dict`, *optional*): `quantizer_type` and `encoder` behind the semantic IDs.
-        items (`pa.Table`, *optional*): The item table, for collisions and examples.
-        catalog (`dict`, *optional*): The content of `catalog/versions.json`, if the catalog changed since training.
-        sample (`str`, *optional*): What [`sample_output`] returned.
-        license (`str`, *optional*): The licence of the repository, as the Hub spells it; `None` names none.
-        space (`str`, *optional*): The Space that shows the model.
+    Args: the model's config. Of what is known of it: its evaluation record, the contents of `training.json` and
+        `catalog/versions.json`, `quantizer_type` and `encoder` behind its ids, the item table, and what
+        [`sample_output`] returned. The repository that the examples name, the licence as the Hub spells it, and the
+        Space that shows the model.
     """
     data = _data_of(evaluation, run)
     metadata = ModelCardData(
@@ -73,27 +66,26 @@ def model_card(
         tags=["recommendation", *_TAGS[config.has_codes], config.model_type],
         **_model_index(config, evaluation, repo_id),
     )
-    card = ModelCard.from_template(
+    return _written(
+        ModelCard,
         metadata,
-        template_str=_template("model_card.md"),
-        config=config,
-        system=config.system_name,
-        num_items=f"{config.num_items:,}",
-        repo=repo_id or "REPO",
-        space=space,
-        history=code_of_ids(_first(items, "item_id")),
-        examples=_examples(items),
-        sample=sample,
-        collisions=_collisions(items),
-        ids_made_by=_ids_made_by(quantizer or {}),
-        catalog=catalog and {**catalog["versions"][-1], "came": catalog["num_rows"] - catalog["base"]["num_items"]},
-        data=data,
-        evaluation=evaluation
-        and {**evaluation, **{name: markdown_text(str(evaluation[name])) for name in ("protocol", "split")}},
-        versions=_versions(),
-        **_measured(evaluation),
+        "model_card.md",
+        {
+            "config": config,
+            "repo": repo_id or "REPO",
+            "space": space,
+            "history": code_of_ids(_first(items, "item_id")),
+            "examples": _examples(items),
+            "sample": sample,
+            "collisions": _collisions(items),
+            "quantizer": quantizer or {},
+            "catalog": catalog,
+            "data": data,
+            "run": run or {},
+            "evaluation": evaluation,
+            **_measured(evaluation),
+        },
     )
-    return marked(str(card))
 
 
 def folder_card(
@@ -152,36 +144,34 @@ def dataset_card(
     if missing:
         raise ValueError(f"`table` needs the columns `item_id` and `codes`, it lacks {missing}.")
     record = record or {}
-    made = record.get("settings", {})
-    known = [name for name in ("quantizer", "num_whitened", "fit_on", "seed") if made.get(name) is not None]
-    card = DatasetCard.from_template(
-        DatasetCardData(
-            license=license or _facts_of(published).get("license"),
-            tags=["recommendation", "semantic-ids"],
-            configs=[{"config_name": "default", "data_files": "ids.parquet"}],
-        ),
-        template_str=_template("dataset_card.md"),
-        num_items=f"{table.num_rows:,}",
-        num_levels=len(table["codes"][0]) if table.num_rows else 0,
-        columns=", ".join(map(code_text, table.column_names)),
-        collisions=_collisions(table),
-        repo=repo_id or "REPO",
-        examples=_examples(table),
-        statistics=record.get("statistics"),
-        settings=", ".join(f"{name} {markdown_text(str(made[name]))}" for name in known),
-        fingerprint=code_text(str(record.get("data_fingerprint"))),
-        versions=_versions(),
+    metadata = DatasetCardData(
+        license=license or _facts_of(published).get("license"),
+        tags=["recommendation", "semantic-ids"],
+        configs=[{"config_name": "default", "data_files": "ids.parquet"}],
     )
-    return marked(str(card))
+    return _written(
+        DatasetCard,
+        metadata,
+        "dataset_card.md",
+        {
+            "num_items": table.num_rows,
+            "num_levels": len(table["codes"][0]) if table.num_rows else 0,
+            "columns": ", ".join(map(code_text, table.column_names)),
+            "collisions": _collisions(table),
+            "repo": repo_id or "REPO",
+            "examples": _examples(table),
+            "statistics": record.get("statistics"),
+            "settings": record.get("settings", {}),
+            "fingerprint": record.get("data_fingerprint"),
+        },
+    )
 
 
 def sample_output(history: Sequence[str], recommended: Sequence[tuple[str, str, float]]) -> str:
     """
     The part of a card that shows what the model does.
 
-    Args:
-        history (`list[str]`): Titles, oldest first.
-        recommended (`list[tuple[str, str, float]]`): Title, item id and score, best first.
+    Args: titles of a history, oldest first; title, item id and score of what is recommended, best first.
     """
     rows = [
         (str(rank), markdown_text(title), markdown_text(item_id), f"{score:.2f}")
@@ -198,8 +188,7 @@ def is_generated(card: str) -> bool:
     """
     Whether a card is generated and was not edited since: it is as it was [`marked`], but for line ends.
 
-    Args:
-        card (`str`): The text of a `README.md`.
+    Args: the text of a `README.md`.
     """
     body, found, digest = _plain_lines(card).rpartition(_MARK)
     return bool(found) and digest == f"{_digest(body)} -->"
@@ -209,8 +198,7 @@ def marked(card: str) -> str:
     """
     A card with a comment at the end by which [`is_generated`] knows it.
 
-    Args:
-        card (`str`): The text of a `README.md` that no person wrote.
+    Args: the text of a `README.md` that no person wrote.
     """
     body = _plain_lines(card)
     return f"{body}{_MARK}{_digest(body)} -->\n"
@@ -220,10 +208,7 @@ def check_written(card: str, *, license: str | None = None, space: str | None = 
     """
     Warn if a card that was edited, and so is left alone, does not say what it was asked to.
 
-    Args:
-        card (`str`): The text of a `README.md`.
-        license (`str`, *optional*): The licence that its metadata should name.
-        space (`str`, *optional*): The Space that it should link to.
+    Args: the text of a `README.md`, the licence that its metadata should name, and the Space that it should link to.
     """
     if is_generated(card):
         return
@@ -240,12 +225,11 @@ def check_written(card: str, *, license: str | None = None, space: str | None = 
         )
 
 
-def markdown_text(text: str) -> str:
+def markdown_text(text: object) -> str:
     """
     A string of somebody else as one line of a Markdown table: shown as it is, never read as markup, HTML or a link.
 
-    Args:
-        text (`str`): Any string; control characters are dropped and what is too long is cut.
+    Args: any word; control characters are dropped and what is too long is cut.
     """
     line = _one_line(text)
     if len(line) > MAX_TEXT:
@@ -255,13 +239,8 @@ def markdown_text(text: str) -> str:
     return re.sub(r"(?i)(www)\.", r"\1&#46;", line)
 
 
-def code_text(text: str) -> str:
-    """
-    A string of somebody else as code within a line of Markdown, where only a backtick or a new line means anything.
-
-    Args:
-        text (`str`): Any string.
-    """
+def code_text(text: object) -> str:
+    """A word of somebody else as code, where only a backtick or a new line means anything. Args: the word."""
     return f"`{_one_line(text).replace('`', chr(39))[:MAX_TEXT] or ' '}`"
 
 
@@ -269,8 +248,7 @@ def code_of_ids(item_ids: Sequence[str]) -> str:
     """
     A history for an example, as a list in Python: the first two ids that can stand in a block of code, or names.
 
-    Args:
-        item_ids (`list[str]`): Ids of the catalog.
+    Args: ids of the catalog.
     """
     fit = [item_id for item_id in item_ids if re.fullmatch(r"[\w.:/+-]{1,40}", item_id)][:2]
     return json.dumps(fit or ["AN_ITEM_ID", "ANOTHER_ITEM_ID"], ensure_ascii=False)
@@ -294,12 +272,15 @@ _DATA: dict[str, tuple[str, str | None, str, str | None]] = {
 }  # fmt: skip
 
 
-def _template(name: str) -> str:
-    return resources.files("hf_genrec.hub_cards").joinpath(name).read_text(encoding="utf-8")
+def _written(kind: type[RepoCard], metadata: Any, template: str, values: Mapping[str, Any]) -> str:
+    """A page of `hub_cards/` with its values, marked; in it `text` and `code` make safe what strangers wrote."""
+    page = resources.files("hf_genrec.hub_cards").joinpath(template).read_text(encoding="utf-8")
+    more: dict[str, Any] = {"text": markdown_text, "code": code_text, "versions": _versions()}
+    return marked(str(kind.from_template(metadata, template_str=page, **values, **more)))
 
 
-def _one_line(text: str) -> str:
-    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+def _one_line(text: object) -> str:
+    return "".join(letter for letter in " ".join(str(text).split()) if letter.isprintable())
 
 
 def _plain_lines(text: str) -> str:
@@ -373,7 +354,7 @@ def _examples(items: pa.Table | None) -> str:
     columns = [name for name in ("item_id", "codes", "title") if _first(items, name)]
     if "item_id" not in columns:
         return ""
-    cells = [[markdown_text(str("" if cell is None else cell)) for cell in _first(items, name)] for name in columns]
+    cells = [[markdown_text("" if cell is None else cell) for cell in _first(items, name)] for name in columns]
     return _markdown_table([columns, *zip(*cells, strict=True)])
 
 
@@ -395,59 +376,32 @@ def _collisions(items: pa.Table | None) -> str:
     )
 
 
-def _ids_made_by(quantizer: Mapping[str, Any]) -> str:
-    kind, encoder = quantizer.get("quantizer_type"), quantizer.get("encoder")
-    parts = [f"semantic IDs by {code_text(str(kind))}"] if kind else []
-    parts += [f"from texts read by {markdown_text(Path(str(encoder)).name)}"] if encoder else []
-    return " ".join(parts)
-
-
 def _data_of(evaluation: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Which log the model saw and how; never a command, which may hold paths of somebody's machine."""
+    """Which log the model saw; never a command, which may hold paths of somebody's machine."""
     run, evaluation = run or {}, evaluation or {}
-    settings, prepared = run.get("settings", {}), run.get("data", {})
+    settings = run.get("settings", {})
     protocol = evaluation.get("protocol") or settings.get("protocol")
     if protocol is None:
         return {}
-    label, page, licence, dataset = _DATA.get(protocol, _DATA["custom"])
-    if prepared.get("category"):
-        label += f", {markdown_text(str(prepared['category']))}"
-    counts = (("num_train_targets", "training targets"), ("num_parameters", "parameters"))
-    training = [f"{run[key]:,} {what}" for key, what in counts if run.get(key) is not None]
-    training += [f"{run['minutes']:.0f} minutes"] if run.get("minutes") is not None else []
-    training += [f"seed {markdown_text(str(settings['seed']))}"] if settings.get("seed") is not None else []
-    fingerprint = settings.get("data_fingerprint") or evaluation.get("fingerprint")
+    facts = zip(("label", "page", "licence", "dataset"), _DATA.get(protocol, _DATA["custom"]), strict=True)
     return {
-        "label": label,
-        "page": page,
-        "licence": licence,
-        "dataset": dataset,
-        "protocol": code_text(str(protocol)),
+        **dict(facts),
+        "protocol": protocol,
         "k_core": PROTOCOLS[protocol].k_core if protocol in PROTOCOLS else 0,
-        "training": ", ".join(training),
-        "fingerprint": fingerprint and code_text(str(fingerprint)),
+        "fingerprint": settings.get("data_fingerprint") or evaluation.get("fingerprint"),
     }
 
 
 def _measured(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The table of metrics, and what of the record speaks of limits."""
+    """The table of metrics, and the ends of the popularity scale with a metric of theirs."""
     if evaluation is None:
-        return {"metrics": "", "confidence": "", "popularity": "", "coverage": None}
+        return {"metrics": "", "buckets": []}
     values = evaluation["model"]
     cut = shown_cut(values, metric="recall")
-    popularity = ""
-    buckets = [bucket for bucket in values.get("by_popularity", ()) if bucket["num_users"]]
-    if len(buckets) > 1:
-        rare, popular = buckets[0], buckets[-1]
-        metric = next(name for name in rare if re.match(r"recall@\d+$", name))
-        popularity = (
-            f"{metric} is {rare[metric]:.4f} for items with {markdown_text(str(rare['bucket']))} interactions in "
-            f"training and {popular[metric]:.4f} for those with {markdown_text(str(popular['bucket']))}."
-        )
     rows = record_table(evaluation, metrics=[f"recall@{cut}", f"ndcg@{cut}", "invalid_rate"])
+    buckets = [bucket for bucket in values.get("by_popularity", ()) if bucket["num_users"]]
     return {
         "metrics": _markdown_table([(markdown_text(system), *cells) for system, *cells in rows]),
-        "confidence": f"{100 * evaluation['confidence']:g} % " if "confidence" in evaluation else "",
-        "popularity": popularity,
-        "coverage": values.get("coverage@10"),
+        "buckets": [buckets[0], buckets[-1]] if len(buckets) > 1 else [],
+        "of_buckets": next((name for bucket in buckets for name in bucket if re.match(r"recall@\d+$", name)), ""),
     }

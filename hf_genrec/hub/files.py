@@ -28,7 +28,7 @@ CARD_NAME = "README.md"
 NEIGHBORS_NAME = "item_neighbors.parquet"
 
 
-def hub_files(folder: str | os.PathLike[str], *, neighbors: bool = False) -> list[Path]:
+def hub_files(folder: str | os.PathLike[str], *, neighbors: bool = False) -> dict[str, Content]:
     """
     The files of a run folder that its Hub repository holds, after checking that they may be published.
 
@@ -39,25 +39,17 @@ def hub_files(folder: str | os.PathLike[str], *, neighbors: bool = False) -> lis
             similarities and counts a reader can work out how many users took any two items.
 
     Returns:
-        `list[Path]`: in alphabetical order of their places in the repository.
+        `dict[str, Path | bytes]`: place in the repository to file, to the content where a record had to be cleaned; in
+        alphabetical order.
 
     Raises:
         FileNotFoundError: If the folder is not a complete recommender, or lacks the neighbours asked for.
         ValueError: If a file is damaged, holds a token, or is JSON with a path of this machine.
     """
-    return [Path(folder) / name for name in published_files(folder, neighbors=neighbors)]
-
-
-def published_files(folder: str | os.PathLike[str], *, neighbors: bool = False) -> dict[str, Content]:
-    """
-    Place in the repository to file, see [`hub_files`]; to the content where a record had to be cleaned.
-
-    Args: see [`hub_files`].
-    """
     folder = Path(folder)
     code = code_files(folder)
     names = [name for name in _names_in(folder) if is_published(name, code, neighbors=neighbors)]
-    _check_complete(folder, names)
+    _check_complete(folder, names, code)
     if neighbors and NEIGHBORS_NAME not in names:
         raise FileNotFoundError(
             f"There is no {NEIGHBORS_NAME} in {folder} that `neighbors=True` could publish. `hf-genrec evaluate RUN "
@@ -91,8 +83,7 @@ def code_files(folder: str | os.PathLike[str]) -> set[str]:
     """
     The files of remote code that a model needs: those that its config names, and all that these import, there or not.
 
-    Args:
-        folder (`str` or `Path`): One without a `config.json` needs none.
+    Args: the folder; without a `config.json` it needs none.
     """
     folder, waiting, found = Path(folder), list[str](), set[str]()
     if (folder / "config.json").is_file():
@@ -113,11 +104,8 @@ def is_published(name: str, code: Collection[str] | None = None, *, neighbors: b
     """
     Whether a file belongs to a recommender's repository.
 
-    Args:
-        name (`str`): Its place below the folder.
-        code (`Collection[str]`, *optional*):
-            The remote code, see [`code_files`]; `None` takes code of any version, as the Hub may hold.
-        neighbors (`bool`, *optional*, defaults to `True`): Whether `item_neighbors.parquet` does.
+    Args: its place below the folder; the remote code, see [`code_files`], where `None` takes code of any version, as
+    the Hub may hold; and whether `item_neighbors.parquet` belongs there.
     """
     if name == NEIGHBORS_NAME:
         return neighbors
@@ -134,9 +122,7 @@ def checked_content(path: Path, name: str) -> Content:
     """
     A file that may be published, see [`hub_files`]; of a record that names paths of this machine, the cleaned content.
 
-    Args:
-        path (`Path`): The file.
-        name (`str`): Its place in the repository.
+    Args: the file, and its place in the repository.
     """
     if path.suffix == ".parquet":  # a cut file must not be published; both formats say how long they are
         with reading(path, "Parquet file"):
@@ -197,11 +183,10 @@ def _names_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def _check_complete(folder: Path, names: list[str]) -> None:
+def _check_complete(folder: Path, names: list[str], code: set[str]) -> None:
     missing = [name for name in _REQUIRED if name not in names]
     missing += [] if any(fnmatchcase(name, "model*.safetensors") for name in names) else ["model.safetensors"]
-    if "config.json" in names:
-        missing += sorted(code_files(folder) - set(names))
+    missing += sorted(code - set(names))
     if missing:
         raise FileNotFoundError(
             f"{folder} is no complete recommender: there is no {', '.join(missing)}. Name the folder that `hf-genrec "

@@ -28,7 +28,7 @@ from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
 from hf_genrec.hub.cards import check_written, dataset_card, folder_card, is_generated, marked
-from hf_genrec.hub.files import CARD_NAME, Content, files_left_out, is_published, published_files
+from hf_genrec.hub.files import CARD_NAME, Content, files_left_out, hub_files, is_published
 from hf_genrec.modeling.genrec_lists import VERSIONS_FILE
 from hf_genrec.tokenizers.folder import IDS_NAME, QUANTIZER_NAME, load_tokenized
 
@@ -116,7 +116,7 @@ def push_recommender(
         OSError: If the Hub cannot be reached or refuses; the branch is then as it was.
     """
     folder = Path(recommender) if isinstance(recommender, (str, os.PathLike)) else recommender.saved_folder()
-    contents = published_files(folder, neighbors=neighbors)
+    contents = hub_files(folder, neighbors=neighbors)
     target = _Target(repo_id, "model", revision, token, dry_run=dry_run)
     if space is not None:
         validate_repo_id(space)

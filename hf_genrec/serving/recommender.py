@@ -137,6 +137,7 @@ class Recommender:
             raise ValueError(f"`device` {str(device)!r} cannot be used here: {str(error).splitlines()[0]}.") from error
         path = os.fspath(folder_or_repo)
         restored(path)
+        check_model_name(path)
         where: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         table = cached_file(path, ITEMS_NAME, revision=revision, **where)
         # The rest is of the same commit, even if somebody publishes another one meanwhile.

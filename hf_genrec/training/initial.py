@@ -80,6 +80,13 @@ def start_fresh(
     """
     config_class: Any = CONFIG_MAPPING[architecture]
     semantic_ids = None
+    known = {field.name for field in dataclasses.fields(config_class)} - _NOT_TO_SET
+    known -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    if unknown := sorted(set(shape) - known):
+        named, meant = ([f"`{name}`" for name in names] for names in (unknown, known))
+        raise ValueError(
+            f"The architecture {architecture} has no {', '.join(named)}: leave it out.{did_you_mean(named, meant)}"
+        )
     if (tokenized is not None) != config_class.has_codes:
         needs = "needs semantic IDs: name" if config_class.has_codes else "has no semantic IDs: leave out"
         raise ValueError(f"The architecture {architecture!r} {needs} the tokenized folder.")
@@ -92,13 +99,6 @@ def start_fresh(
         if not hasattr(config_class, field):
             raise ValueError("`vectors` are read by the dense head: set `dense_head` in `shape`, or leave them out.")
         shape = {**shape, field: vectors.shape[1]}
-    known = {field.name for field in dataclasses.fields(config_class)} - _NOT_TO_SET
-    unknown = set(shape) - (known - {field.name for field in dataclasses.fields(PreTrainedConfig)})
-    if unknown:
-        raise ValueError(
-            f"`shape` has fields that no {config_class.__name__} has: {', '.join(sorted(unknown))}."
-            + did_you_mean(sorted(unknown), known)
-        )
     set_seed(seed)
     try:
         config = config_class.for_ids(prepared.item_ids if semantic_ids is None else semantic_ids, **shape)

@@ -155,28 +155,18 @@ def config_settings(config: Any) -> dict[str, Any]:
     return {name: value for name, value in config.to_diff_dict().items() if name not in not_decisive}
 
 
-def check_same_run(
-    folder: str | os.PathLike[str],
-    expected: Mapping[str, Any],
-    *,
-    training: Mapping[str, Any] | None = None,
-    model: Mapping[str, Any] | None = None,
-) -> None:
+def check_same_run(folder: str | os.PathLike[str], expected: Mapping[str, Any]) -> None:
     """
     Raises a `ValueError` that names each difference, where a finished run is not the one that is asked for.
 
-    Args: its folder; `expected` settings, by their names in [`run_settings`] and `architecture`; fields of
-    [`GenRecTrainingArguments`] and of the model's config to be compared.
+    Args: its folder, and settings by their names in [`run_settings`], in [`GenRecTrainingArguments`] or in the model's
+    config; `architecture` is the type of the model.
     """
     settings = read_training(folder)["settings"]
     kind = settings["model"].get("model_type")
-    shown = [_differences(settings | {"architecture": kind}, expected)]
-    if training:  # a record holds what differs from the defaults
-        defaults = json.loads(GenRecTrainingArguments(output_dir=os.fspath(folder)).to_json_string())
-        shown.append(_differences(defaults | settings["training"], training))
-    if model and expected.get("architecture", kind) == kind:
-        shown.append(_differences(CONFIG_MAPPING[kind].from_dict(settings["model"]).to_dict(), model))
-    found = "; ".join(filter(None, shown))
+    made = json.loads(GenRecTrainingArguments(output_dir=os.fspath(folder)).to_json_string()) | settings["training"]
+    made |= CONFIG_MAPPING[kind].from_dict(settings["model"]).to_dict() | settings | {"architecture": kind}
+    found = _differences(made, expected)
     if found:
         raise ValueError(
             f"The run in {folder} is finished and is another one than asked for: {found}. Repeat its settings, or "

@@ -5,7 +5,7 @@ rows, and the weight of the dense head in lists, chosen on validation users.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -38,7 +38,6 @@ def choose_dense_weight(
     leaves_out: bool,
     num_beams: int = 50,
     latent_aggregation: str = "max",
-    weights: Sequence[float] = DENSE_WEIGHTS,
 ) -> dict[float, float]:
     """
     The ndcg@10 of lists by both heads for several weights of the dense one.
@@ -46,13 +45,13 @@ def choose_dense_weight(
     Candidates and their two scores are computed once.
 
     Args: a model with a dense head; batches of `input_ids`, `attention_mask` and `labels`, of which the last label is
-    the target; whether items of the history may stand in no list; width of the search, score of an item over latents,
-    and the weights to try.
+    the target; whether items of the history may stand in no list; width of the search, and score of an item over
+    latents.
     """
     options: dict[str, Any] = {"num_beams": num_beams, "latent_aggregation": latent_aggregation}
-    parts = [ranks_by_weight(model, batch, leaves_out=leaves_out, weights=weights, **options) for batch in batches]
+    parts = [ranks_by_weight(model, batch, leaves_out=leaves_out, **options) for batch in batches]
     ranks = torch.cat(parts).cpu().numpy()
-    return {weight: ndcg_at_k(ranks[:, place], k=10) for place, weight in enumerate(weights)}
+    return {weight: ndcg_at_k(ranks[:, place], k=10) for place, weight in enumerate(DENSE_WEIGHTS)}
 
 
 def ranks_by_weight(
@@ -62,7 +61,6 @@ def ranks_by_weight(
     leaves_out: bool,
     num_beams: int,
     latent_aggregation: str,
-    weights: Sequence[float] = DENSE_WEIGHTS,
 ) -> torch.Tensor:
     """
     0-based rank of each row's target in lists by both heads, `(B, number of weights)`; -1 where it is no candidate.
@@ -74,7 +72,7 @@ def ranks_by_weight(
     options: dict[str, Any] = {"num_beams": num_beams, "latent_aggregation": latent_aggregation}
     both = model.score_both(input_ids, mask, allowed=allowed, **options)
     targets = batch["labels"].amax(dim=1, keepdim=True) - model.config.first_item_token
-    return torch.stack([_ranks(both.generated + weight * both.dense, targets) for weight in weights], dim=1)
+    return torch.stack([_ranks(both.generated + weight * both.dense, targets) for weight in DENSE_WEIGHTS], dim=1)
 
 
 def best_weight(figures: Mapping[float, float]) -> float:

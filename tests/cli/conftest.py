@@ -28,6 +28,15 @@ def shop(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def chosen(shop, tmp_path_factory) -> Path:
+    """A run of the model that the size of the data chooses, over the texts' vectors."""
+    run = tmp_path_factory.mktemp("chosen") / "run"
+    words = ["train", shop / "data", "--embeddings", shop / "emb", "--output", run, "--epochs", 1, "--d-model", 16]
+    result_of(*words, "--precision", "fp32")
+    return run
+
+
+@pytest.fixture(scope="session")
 def parallel(shop, tmp_path_factory):
     """The shop's data, long ids and a run of each parallel model."""
     folder = tmp_path_factory.mktemp("parallel")
@@ -47,5 +56,5 @@ def sasrec(shop, tmp_path_factory):
     """The shop's data and a run without ids."""
     run = tmp_path_factory.mktemp("sasrec") / "run"
     train = ["train", shop / "data", "--output", run, *SASREC]
-    result_of(*train, "--epochs", "30", "--learning-rate", "0.02", "--dropout", "0.1")
+    result_of(*train, "--epochs", "12", "--learning-rate", "0.02", "--dropout", "0.1")
     return shop / "data", run

@@ -1,84 +1,35 @@
-"""The quick start at toy size: every stage once, none twice."""
+"""The quick start is the verbs, one after the other; what is there already is not made again."""
 
-import io
 import json
 import shutil
 
-import numpy as np
-import pytest
-
-from hf_genrec.cli.command_line import plain_console
-from hf_genrec.cli.quick_start import DemoSettings, run_demo
+from cli_shop import error_of, result_of, run
 
 
-SETTINGS = {
-    "tokenizer": {"num_levels": 2, "codebook_size": 4, "num_whitened": 3, "fit_on": "train", "seed": 5},
-    "shape": {
-        "history_attention": "causal", "num_latent_tokens": 3, "d_model": 16, "d_ff": 24, "d_kv": 8, "num_heads": 2,
-        "num_layers": 1, "num_decoder_layers": 1, "dense_head": True, "history_unit": "item",
-    },
-    "schedule": {"num_train_epochs": 1, "eval_num_beams": 10, "precision": "fp32", "disable_tqdm": True},
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def shop(make_prepared, tmp_path_factory):
-    """A prepared data set of 13 items and a matrix for it."""
-    users = {f"u{user}": [f"i{(user + step) % 13:02d}" for step in range(5 + user % 3)] for user in range(17)}
-    matrix = tmp_path_factory.mktemp("demo") / "matrix.npy"
-    np.save(matrix, np.random.default_rng(3).normal(size=(13, 7)).astype(np.float32))
-    return make_prepared(users, protocol="custom"), DemoSettings(matrix=str(matrix), **SETTINGS)
-
-
-def demo(folder, prepared, settings):
-    console = plain_console(io.StringIO(), width=120)
-    result = run_demo(folder, console=console, prepared=prepared, settings=settings)
-    return result, console.file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def made(shop, tmp_path_factory):
-    """The folder of a first run, what it returned and what it showed."""
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-    return folder, *demo(folder, *shop)
-
-
-def test_demo_shows_every_stage_and_the_command_that_goes_on(made):
-    _, result, text = made
-
-    for expected in ("density", "perplexity", "Training", "ndcg@10", "User u0", "the i01"):
-        assert expected in text
-    systems = {line.split()[0] for line in text.splitlines() if line.strip()}
-    assert {"Popularity", "item-kNN", "PSID"} <= systems
-    assert "ridge" in text.lower()
-    assert "reference" in text
-    assert "invalid lists of the model: 0.00 %" in text
-    assert text.splitlines()[-1].startswith("Go on with: hf-genrec recommend --model ")
-    assert len(result["users"]) == 3
-    assert result["evaluation"]["model"]["invalid_rate"] == 0
-
-
-def test_stages_that_are_done_are_skipped_and_changed_ones_are_not(shop, made):
-    (prepared, settings), folder = shop, made[0]
-    files = [folder / name for name in ("embeddings.safetensors", "semantic_ids", "psid/model.safetensors")]
-    times = [path.stat().st_mtime_ns for path in files]
-
-    _, text = demo(folder, prepared, settings)
-
-    assert [path.stat().st_mtime_ns for path in files] == times
-    assert text.count("(done before)") == 5
-    other = DemoSettings(settings.matrix, settings.matrix, **SETTINGS | {"shape": SETTINGS["shape"] | {"d_ff": 40}})
-    with pytest.raises(ValueError, match="trained with other settings"):
-        demo(folder, prepared, other)
-
-
-def test_killed_evaluation_is_made_up_for(shop, made, tmp_path):
-    folder = shutil.copytree(made[0], tmp_path / "demo")
-    (folder / "model" / "evaluation.json").unlink()
-
-    second, text = demo(folder, *shop)
-
-    assert text.count("(done before)") == 4
-    assert second["evaluation"]["model"]["ndcg@10"] == made[1]["evaluation"]["model"]["ndcg@10"]
+def test_demo_shows_every_stage_as_a_command_and_goes_on_where_it_stopped(shop, chosen, tmp_path):
+    folder = tmp_path / "demo"
+    for made, name in ((shop / "data", "data"), (shop / "emb", "vectors"), (chosen, "model")):
+        shutil.copytree(made, folder / name)
+    first = run("demo", "--output", folder)
     written = json.loads((folder / "model" / "evaluation.json").read_text(encoding="utf-8"))
-    assert written == second["evaluation"]
+
+    again = result_of("demo", "--output", folder)
+
+    assert first.exit_code == 0, first.output
+    commands = [line.removeprefix("$ hf-genrec ") for line in first.stdout.splitlines() if line.startswith("$")]
+    data, vectors, model = (folder / name for name in ("data", "vectors", "model"))
+    encoder = "sentence-transformers/all-MiniLM-L6-v2"
+    assert commands[:4] == [
+        f"prepare --movielens {folder / 'ml-100k'} --output {data}  # done before",
+        f"embed {data} --model {encoder} --output {vectors}  # done before",
+        f"train {data} --embeddings {vectors} --output {model} --resume  # done before",
+        f"evaluate {model} {data}",
+    ]
+    assert commands[4].startswith(f"recommend --model {model} --history i")
+    for expected in ("Popularity", "item-kNN", "ndcg@10", "log-probability", "thing number", f"is in {folder}."):
+        assert expected in first.stdout
+    assert (again["folder"], again["evaluation"]) == (str(model), written)
+
+
+def test_a_stage_that_fails_ends_the_demo(tmp_path):
+    assert error_of("demo", "--output", tmp_path).startswith(f"Error: {tmp_path / 'ml-100k'} does not hold MovieLens")

@@ -1,6 +1,5 @@
 """Starting fast: what an import and a help page cost, and that the models are registered all the same."""
 
-import importlib
 import subprocess
 import sys
 
@@ -82,13 +81,6 @@ def test_every_public_name_is_found_at_its_one_address():
         value = getattr(hf_genrec, name)
         assert value.__module__ == f"hf_genrec.{address}"
     assert set(hf_genrec.__all__) <= set(dir(hf_genrec))
-
-
-def test_names_that_moved_into_their_rooms_say_where():
-    for name, address in hf_genrec._MOVED.items():
-        with pytest.warns(FutureWarning, match=f"Import `{name}` from hf_genrec.{address}"):
-            value = getattr(hf_genrec, name)
-        assert value is getattr(importlib.import_module(f"hf_genrec.{address}"), name)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         hf_genrec.nothing  # noqa: B018
 

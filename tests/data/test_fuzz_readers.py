@@ -235,8 +235,7 @@ def check_items(path, suffix, content):
 
 @cache
 def schema_of(kind):
-    columns = {"meta": amazon._ITEM_2014, "raw_meta": amazon._ITEM_2023}.get(kind, amazon._INTERACTION)
-    return datasets.Features(columns | ({"history": amazon._STRINGS} if kind.endswith("his") else {})).arrow_schema
+    return datasets.Features(amazon._columns_of(kind)).arrow_schema
 
 
 def check_amazon(path, kind, content):

@@ -5,9 +5,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
-from hf_genrec.cli.command_line import plain_console
-from hf_genrec.cli.tables import evaluation_tables
+from hf_genrec.cli.tables import drawn, evaluation_tables
 from hf_genrec.evaluation.baselines import Popularity
 from hf_genrec.evaluation.evaluate import (
     EvaluationSettings,
@@ -227,10 +227,10 @@ def test_nothing_recommended_is_told_as_none_and_shown_as_a_dash(prepared):
 
 
 def shown(record):
-    console = plain_console(width=100)
+    console = Console(width=100, highlight=False, markup=False)
     with console.capture() as capture:
         for table in evaluation_tables(record):
-            console.print(table)
+            console.print(table if isinstance(table, str) else drawn(table))
     return capture.get()
 
 

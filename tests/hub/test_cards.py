@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_genrec import LatteConfig, SemanticIds
@@ -169,6 +169,7 @@ def test_titles_and_ids_of_strangers_are_text_and_never_markup():
     assert rows == [r"| \`\`\` \# x | \[0, 1\] | &lt;script&gt;alert(1)&lt;/script&gt; |"]
 
 
+@settings(max_examples=40)
 @given(st.text())
 def test_text_of_a_stranger_stays_one_cell(text):
     cell = markdown_text(text)
@@ -179,6 +180,7 @@ def test_text_of_a_stranger_stays_one_cell(text):
     assert len(cell) <= 8 * MAX_TEXT
 
 
+@settings(max_examples=40)
 @given(st.lists(st.text()))
 def test_history_of_the_example_is_a_list_in_python(item_ids):
     code = code_of_ids(item_ids)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, pipeline
 
 from hf_genrec import Recommender, SASRecForItemGeneration
-from hf_genrec.hub.files import hub_files, published_files
+from hf_genrec.hub.files import hub_files
 from hf_genrec.modeling.genrec_folder import check_manifest, recorded
 from saved_folders import ARCHITECTURES, ITEM_IDS, make_folder
 
@@ -385,7 +385,7 @@ def test_a_manifest_goes_to_the_hub_as_that_of_the_files_that_go(folders, tmp_pa
         (folder / "evaluation.json").write_text('{"command": "evaluate /home/me/run"}', encoding="utf-8")
         shutil.copyfile(folder / "items.parquet", folder / "item_neighbors.parquet")
 
-    contents = published_files(folder)
+    contents = hub_files(folder)
 
     published = tmp_path / "published"
     published.mkdir()

@@ -89,19 +89,18 @@ def _lines_of(source: str | os.PathLike[str], name: str, delimiter: str, num_fie
 
 
 def _text_of(source: str | os.PathLike[str], name: str) -> str:
-    path = Path(source)
-    if path.is_file() and zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                if f"ml-100k/{name}" in archive.namelist():
-                    return archive.read(f"ml-100k/{name}").decode("latin-1")
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            raise ValueError(f"{path} is a damaged archive ({error}): fetch it again.") from error
-    for folder in (path, path / "ml-100k"):
-        if (folder / name).is_file():
-            return (folder / name).read_text(encoding="latin-1")
+    is_packed = zipfile.is_zipfile(source)
+    try:
+        root: Any = zipfile.Path(source) if is_packed else Path(source)
+        for folder in (root, root / "ml-100k"):
+            if (folder / name).is_file():
+                return (folder / name).read_text(encoding="latin-1")
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        if not is_packed:
+            raise
+        raise ValueError(f"{source} is a damaged archive ({error}): fetch it again.") from error
     raise FileNotFoundError(
-        f"{path} does not hold MovieLens-100K ({name} is missing). Fetch it with "
+        f"{source} does not hold MovieLens-100K ({name} is missing). Fetch it with "
         f"`python scripts/fetch_movielens.py OUTPUT_FOLDER`, or unpack https://grouplens.org/datasets/movielens/100k/."
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from hf_genrec.data.prepare import prepare
 from hf_genrec.data.sources import amazon
-from hf_genrec.data.sources.amazon import AmazonReviews2014, AmazonReviews2023, prepare_amazon
+from hf_genrec.data.sources.amazon import AmazonReviews, prepare_amazon
 
 
 @pytest.fixture
@@ -16,8 +16,10 @@ def fixtures(repository):
     return repository / "tests" / "fixtures" / "amazon"
 
 
-def build(builder, config_name, data_dir, tmp_path, **options):
-    built = builder(config_name=config_name, data_dir=str(data_dir), cache_dir=str(tmp_path / "cache"), **options)
+def build(config_name, data_dir, tmp_path, **options):
+    built = AmazonReviews(
+        config_name=config_name, data_dir=str(data_dir), cache_dir=str(tmp_path / "cache"), **options
+    )
     built.download_and_prepare()
     return built.as_dataset()
 
@@ -27,7 +29,7 @@ def rows_of(prepared, split):
 
 
 def test_reviews_of_2014_come_out_in_milliseconds(fixtures, tmp_path):
-    reviews = build(AmazonReviews2014, "reviews_Digital_Music", fixtures, tmp_path)["train"]
+    reviews = build("reviews_Digital_Music", fixtures, tmp_path)["train"]
 
     assert reviews.num_rows == 25
     assert reviews[6] == {
@@ -36,7 +38,7 @@ def test_reviews_of_2014_come_out_in_milliseconds(fixtures, tmp_path):
 
 
 def test_metadata_of_2014_are_python_literals(fixtures, tmp_path):
-    items = build(AmazonReviews2014, "meta_Digital_Music", fixtures, tmp_path)["train"]
+    items = build("meta_Digital_Music", fixtures, tmp_path)["train"]
 
     assert items[0]["title"] == 'Album 0 &amp; "More"'
     assert items[0]["categories"] == [["Digital Music", "Jazz"], ["Gifts"]]
@@ -53,7 +55,7 @@ def test_metadata_are_never_run_as_code(fixtures, tmp_path):
     good = (fixtures / "meta_Digital_Music.json").read_text()
     (folder / "meta_Digital_Music.json").write_text(good + f"open({str(tmp_path / 'made')!r}, 'w')\n")
 
-    skipped = build(AmazonReviews2014, "meta_Digital_Music", folder, tmp_path, on_error="skip")["train"]
+    skipped = build("meta_Digital_Music", folder, tmp_path, on_error="skip")["train"]
 
     assert skipped.num_rows == 6
     assert not (tmp_path / "made").exists()
@@ -66,7 +68,7 @@ def test_a_malformed_line_is_shown_with_its_number(fixtures, tmp_path):
     (folder / "reviews_Digital_Music_5.json").write_text("\n".join([*lines[:2], '{"asin": "X"}', *lines[2:]]))
 
     with pytest.raises(ValueError, match=r"""line 3 \('\{"asin": "X"\}'\): there is no 'reviewerID'"""):
-        build(AmazonReviews2014, "reviews_Digital_Music", folder, tmp_path)
+        build("reviews_Digital_Music", folder, tmp_path)
 
 
 GOOD = "{'asin': 'A', 'title': 'Cup'}"
@@ -90,7 +92,7 @@ GOOD = "{'asin': 'A', 'title': 'Cup'}"
 def test_metadata_of_2014_are_read_as_literals_or_json(tmp_path, line, row):
     (tmp_path / "meta_Beauty.json").write_text(f"{GOOD}\n{line}\n", encoding="utf-8")
 
-    items = build(AmazonReviews2014, "meta_Beauty", tmp_path, tmp_path)["train"]
+    items = build("meta_Beauty", tmp_path, tmp_path)["train"]
 
     empty = {"item_id": "B", "title": None, "categories": None, "description": None, "brand": None, "price": None}
     assert items[1] == empty | row
@@ -132,8 +134,8 @@ def test_a_review_whose_time_is_none_is_shown_or_skipped(tmp_path, time_of_revie
     (tmp_path / "reviews_Beauty_5.json").write_text(good + bad)
 
     with pytest.raises(ValueError, match=r"reviews_Beauty_5.json: line 2"):
-        build(AmazonReviews2014, "reviews_Beauty", tmp_path, tmp_path)
-    skipped = build(AmazonReviews2014, "reviews_Beauty", tmp_path, tmp_path, on_error="skip")["train"]
+        build("reviews_Beauty", tmp_path, tmp_path)
+    skipped = build("reviews_Beauty", tmp_path, tmp_path, on_error="skip")["train"]
     assert skipped["user_id"][:] == ["u"]
 
 
@@ -163,8 +165,8 @@ def test_2014_files_become_a_prepared_folder(fixtures, tmp_path, packed):
 
 
 def test_raw_reviews_of_2023_join_on_the_parent(fixtures, tmp_path):
-    reviews = build(AmazonReviews2023, "raw_review_Gift_Cards", fixtures, tmp_path)["train"]
-    items = build(AmazonReviews2023, "raw_meta_Gift_Cards", fixtures, tmp_path)["train"]
+    reviews = build("raw_review_Gift_Cards", fixtures, tmp_path)["train"]
+    items = build("raw_meta_Gift_Cards", fixtures, tmp_path)["train"]
 
     assert set(reviews["item_id"]) == set(items["item_id"])
     assert items[2]["price"] is None
@@ -172,7 +174,7 @@ def test_raw_reviews_of_2023_join_on_the_parent(fixtures, tmp_path):
 
 
 def test_benchmark_files_have_their_splits_and_histories(fixtures, tmp_path):
-    built = build(AmazonReviews2023, "5core_last_out_w_his_Gift_Cards", fixtures, tmp_path)
+    built = build("5core_last_out_w_his_Gift_Cards", fixtures, tmp_path)
 
     assert {split: rows.num_rows for split, rows in built.items()} == {"train": 15, "validation": 5, "test": 5}
     assert built["train"][0]["history"] == []
@@ -203,16 +205,21 @@ def test_changed_local_files_are_built_again(fixtures, tmp_path):
     lines = (fixtures / "reviews_Digital_Music_5.json").read_text().splitlines()
     path = folder / "reviews_Digital_Music_5.json"
     path.write_text("\n".join(lines))
-    assert build(AmazonReviews2014, "reviews_Digital_Music", folder, tmp_path)["train"].num_rows == 25
+    assert build("reviews_Digital_Music", folder, tmp_path)["train"].num_rows == 25
 
     path.write_text("\n".join(lines[:7]))
 
-    assert build(AmazonReviews2014, "reviews_Digital_Music", folder, tmp_path)["train"].num_rows == 7
+    assert build("reviews_Digital_Music", folder, tmp_path)["train"].num_rows == 7
+
+
+def test_a_kind_of_file_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="raw_meta, 5core_rating_only, .*, got 'raw_metas_Gift_Cards'"):
+        build("raw_metas_Gift_Cards", tmp_path, tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"meta_Gift_Cards.jsonl \(plain or .gz\)"):
-        build(AmazonReviews2023, "raw_meta_Gift_Cards", tmp_path, tmp_path)
+        build("raw_meta_Gift_Cards", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -238,41 +245,35 @@ def test_statistics_that_differ_are_fatal_unless_somebody_wants_them(fixtures, t
     prepared = prepare_amazon(tmp_path / "data", strict=False, **arguments)
 
     assert not prepared.metadata["known_statistics"]["matches"]
-    assert (
-        "reviews_Beauty: published users, items and interactions are (22363, 12101, 198502), found (5, 5, 25)"
-        in caplog.text
-    )
+    assert "has 22,363 users, 12,101 items, 198,502 interactions as published; found 5 users" in caplog.text
     with pytest.raises(ValueError, match="Beauty under the protocol amazon2014 has 22,363 users"):
         prepare_amazon(tmp_path / "other", **arguments)
     assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
-    ("builder", "config_name", "column", "value"),
+    ("config_name", "column", "value"),
     [
-        (AmazonReviews2014, "reviews_Beauty", "item_id", "7806397051"),
-        (AmazonReviews2014, "meta_Beauty", "item_id", "0558925278"),
-        (AmazonReviews2023, "raw_review_All_Beauty", "timestamp", 1_588_687_728_923),
-        (AmazonReviews2023, "raw_meta_All_Beauty", "store", "Howard Products"),
+        ("reviews_Beauty", "item_id", "7806397051"),
+        ("meta_Beauty", "item_id", "0558925278"),
+        ("raw_review_All_Beauty", "timestamp", 1_588_687_728_923),
+        ("raw_meta_All_Beauty", "store", "Howard Products"),
     ],
 )
-def test_real_samples_of_every_raw_format_are_read(shared_data, tmp_path, builder, config_name, column, value):
-    built = build(builder, config_name, shared_data / "raw_format_samples", tmp_path)
+def test_real_samples_of_every_raw_format_are_read(shared_data, tmp_path, config_name, column, value):
+    built = build(config_name, shared_data / "raw_format_samples", tmp_path)
 
     assert built["train"][0][column] == value
 
 
 def test_our_own_splits_of_real_reviews_equal_the_published_ones(shared_data, tmp_path):
     folder = shared_data / "amazon2023_all_beauty"
-    published = build(AmazonReviews2023, "5core_last_out_w_his_All_Beauty", folder, tmp_path)
-    from_ratings = AmazonReviews2023(
-        config_name="5core_rating_only_All_Beauty", data_dir=str(folder), cache_dir=str(tmp_path / "cache")
-    )
-    from_ratings.download_and_prepare()
+    published = build("5core_last_out_w_his_All_Beauty", folder, tmp_path)
+    from_ratings = build("5core_rating_only_All_Beauty", folder, tmp_path)
 
     prepared = prepare(
         tmp_path / "data",
-        interactions=from_ratings.as_dataset()["train"].data.table,
+        interactions=from_ratings["train"].data.table,
         items=folder / "items.jsonl",
         protocol="amazon2023",
         category="All_Beauty",
