@@ -102,10 +102,9 @@ class LiveItemsMixin:
     @property
     def new_items(self) -> torch.BoolTensor | None:
         """Which open items came after training, `(num_items,)`; `None` where none did."""
-        if not self.config.new_items:
-            return None
-        is_new = rows_of(self.config.new_items, self.config.num_items).to(self.device)
-        return is_new if self.open_items is None else is_new & self.open_items
+        ranges, is_open = self.config.new_items, self.open_items
+        is_new = rows_of(ranges, self.config.num_items).to(self.device) if ranges else None
+        return is_new if is_new is None or is_open is None else is_new & is_open
 
     def only_open(self, logits: torch.Tensor) -> torch.Tensor:
         """Scores of all items `(..., num_items)` with `-inf` for those that are closed."""
@@ -363,24 +362,26 @@ GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64: the increment of S
 MULTIPLIERS = (-4658895280553007687, -7723592293110705685)  # 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def with_last_places(first: tuple, second: tuple, *, places: int) -> tuple[torch.LongTensor, torch.Tensor]:
+def with_new_items(old: tuple, new: tuple, *, places: int, margin: float) -> tuple[torch.LongTensor, torch.Tensor]:
     """
-    Two lists of the same users as one of their length, `places` of the second behind those of the first: more where
-    the first is too short, fewer where the second is. Both are items and scores `(B, n)`, as from `filled_up`.
+    Two lists of the same users as one of their length: an item of the second stands before those that it exceeds by
+    `margin`, and `places` at least are from the second, the last ones if need be. Takes items and scores `(B, n)`.
 
-    >>> first, second = torch.tensor([[7, 5, 4], [3, -1, -1]]), torch.tensor([[1, 2, -1], [1, 2, -1]])
-    >>> with_last_places((first, first / 8), (second, second / 8), places=1)[0].tolist()
-    [[7, 5, 1], [3, 1, 2]]
+    >>> old, new = torch.tensor([[7, 5, 4], [9, 2, -1]]), torch.tensor([[6, 1, -1], [8, 1, -1]])
+    >>> with_new_items((old, old / 1), (new, new / 1), places=1, margin=2.0)[0].tolist()
+    [[7, 5, 6], [9, 8, 2]]
     """
-    num_first, num_second = ((items >= 0).sum(1, keepdim=True) for items, _ in (first, second))
-    length = first[0].shape[1]
-    taken = num_second.minimum((length - num_first).clamp_min(places))
-    kept = num_first.minimum(length - taken)
-    columns = torch.arange(length, device=first[0].device).expand_as(first[0])
-    is_none = columns >= kept + taken
-    source = torch.where(columns < kept, columns, columns - kept + length).masked_fill(is_none, 0)
-    items, scores = (torch.cat(pair, dim=1).gather(1, source) for pair in zip(first, second, strict=True))
-    return items.masked_fill(is_none, -1), scores.masked_fill(is_none, -float("inf"))
+    length, infinity = old[0].shape[1], float("inf")
+    values = [scores.float().masked_fill(items < 0, -infinity).cummin(1).values for items, scores in (old, new)]
+    values[1] -= margin
+    num_old, num_new = (value.isfinite().sum(1, keepdim=True) for value in values)
+    ranked = torch.cat(values, dim=1).sort(dim=1, descending=True, stable=True).indices[:, :length]
+    taken = num_new.minimum((ranked >= length).sum(1, keepdim=True).maximum((length - num_old).clamp_min(places)))
+    columns, mosts = torch.arange(length, device=taken.device), (num_old.minimum(length - taken), taken)
+    kept = [value.masked_fill(columns >= most, -infinity) for value, most in zip(values, mosts, strict=True)]
+    found, source = (part[:, :length] for part in torch.cat(kept, dim=1).sort(dim=1, descending=True, stable=True))
+    items, scores = (torch.cat(pair, dim=1).gather(1, source) for pair in zip(old, new, strict=True))
+    return items.masked_fill(found.isinf(), -1), scores.masked_fill(found.isinf(), -infinity)
 
 
 def best_of(

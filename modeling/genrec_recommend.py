@@ -27,7 +27,7 @@ from .genrec_lists import (
     gumbel_noise,
     rule_rows,
     user_keys,
-    with_last_places,
+    with_new_items,
 )
 from .genrec_recommend_config import BeamPath, RecommendConfig, RecommendOutput, check_names
 
@@ -251,7 +251,7 @@ class RecommendMixin(LiveItemsMixin):
     def recommend_options(self) -> tuple[str, ...]:
         """`tuple[str, ...]`: fields of [`RecommendConfig`] that this model knows, the keywords of `recommend()`."""
         shared = ("top_k", "num_beams", "latent_aggregation", "decoding", "prior_correction", "diversity")
-        return (*shared, "num_new_items", "sample_seed", "memory_budget", *self.search_options)
+        return (*shared, "num_new_items", "new_item_margin", "sample_seed", "memory_budget", *self.search_options)
 
     def _finish_loading(self, source, where: dict[str, Any]) -> None:
         """The options stand in `recommend_config.json`, where there is one."""
@@ -347,15 +347,17 @@ class RecommendMixin(LiveItemsMixin):
 
     def _rank_with_new(self, users: UserBatch, request: RankRequest) -> Ranking:
         """
-        Items that came after training have the last places: of them only texts are known, and ranked with all others
-        they would push these off the lists.
+        Items that came after training stand behind others but for a margin: of them only texts are known, and ranked
+        with all others they would push these off the lists.
         """
-        places, is_new = request.options.new_places, self.new_items
-        if not places or is_new is None:
+        options, is_new = request.options, self.new_items
+        if is_new is None or options.sample_seed is not None or options.num_groups > 1:
             return self._rank_batch(users, request)
         rules = torch.ones_like(is_new).unsqueeze(0) if users.rules is None else users.rules
         old, new = (self._rank_batch(replace(users, allowed=rules & mask), request) for mask in (~is_new, is_new))
-        items, scores = with_last_places((old.items, old.scores), (new.items, new.scores), places=places)
+        margin = options.new_item_margin * (1.0 if options.decoding == "dense" else 1 + options.dense_weight)
+        lists = (old.items, old.scores), (new.items, new.scores)
+        items, scores = with_new_items(*lists, places=options.new_places, margin=margin)
         both = replace(old, items=items, scores=scores)
         for name in ("num_distinct", "num_visited"):
             if getattr(old, name) is not None:

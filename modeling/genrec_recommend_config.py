@@ -93,9 +93,11 @@ class RecommendConfig:
             From 0, the best items in their order, to 1, the best one and then the least similar ones; see `mmr`.
             Give several times `top_k` beams with it.
         num_new_items (`int`, *optional*):
-            Last places of a list that only items may have that came after training, see [`LiveCatalog`]; more where
-            there are too few others. 0 ranks all items together. `None` for a fifth of `top_k`, 0 of 1 or 2, and none
-            for samples and groups.
+            So many items at least that came after training, see [`LiveCatalog`], in the last places if they earn no
+            better one. `None` for a tenth of `top_k`, rounded. Samples and groups rank all items together.
+        new_item_margin (`float`, defaults to 1.5):
+            Nats by which the score of such an item must exceed that of another one to stand before it: models are
+            too sure of items that they know by texts alone. Of a sum of two heads the same of each. 0 for none.
         sample_seed (`int`, *optional*):
             Draw items at random, in proportion to their probabilities and without replacement, in the order drawn,
             instead of taking the best. With beams a list depends on the other users of the batch; else only on the
@@ -127,6 +129,7 @@ class RecommendConfig:
     group_penalty: float = 0.0
     diversity: float = 0.0
     num_new_items: int | None = None
+    new_item_margin: float = 1.5
     sample_seed: int | None = None
     num_propagations: int = 3
     num_neighbors: int | None = None
@@ -135,10 +138,8 @@ class RecommendConfig:
 
     @property
     def new_places(self) -> int:
-        """`int`: places of new items."""
-        if self.sample_seed is not None or self.num_groups > 1:
-            return 0
-        return min(self.top_k, (self.top_k + 2) // 5 if self.num_new_items is None else self.num_new_items)
+        """`int`: places that new items have in any case."""
+        return min(self.top_k, (self.top_k + 5) // 10 if self.num_new_items is None else self.num_new_items)
 
     def updated(self, **options: Any) -> "RecommendConfig":
         """The same with some options changed. Raises `TypeError` if there is no such option."""
@@ -215,10 +216,11 @@ class RecommendConfig:
             raise ValueError(f"`diversity` must lie in [0, 1], got {self.diversity}.")
         if self.num_new_items is not None and self.num_new_items < 0:
             raise ValueError(f"`num_new_items` must be at least 0, got {self.num_new_items}.")
+        if not 0 <= self.new_item_margin < math.inf:
+            raise ValueError(f"`new_item_margin` must be a finite number of at least 0, got {self.new_item_margin}.")
         if self.num_new_items and (self.sample_seed is not None or self.num_groups > 1):
             raise ValueError(
-                "`num_new_items` cannot be combined with `sample_seed` or `num_groups`, which say where items stand. "
-                "`num_new_items=0` ranks all items together."
+                "`num_new_items` cannot be combined with `sample_seed` or `num_groups`, which say where items stand."
             )
         if self.sample_seed is not None:
             check_seed("sample_seed", self.sample_seed)

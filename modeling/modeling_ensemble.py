@@ -183,8 +183,9 @@ class EnsembleForItemGeneration(ItemScorer):
         """Beams: scores of the items listed, the others under the last of them. The scale is that of the list."""
         num_items, is_open = self.config.num_items, self.open_items
         length = min(self.config.num_candidates, num_items if is_open is None else int(is_open.sum()))
+        alike = {"num_new_items": 0, "new_item_margin": 0.0}
         options: dict[str, Any] = {"dense_weight": 0.0} if "dense_weight" in member.recommend_options else {}
-        found = member.recommend(tokens, top_k=length, num_beams=length, decoding="beam", num_new_items=0, **options)
+        found = member.recommend(tokens, top_k=length, num_beams=length, decoding="beam", **alike, **options)
         is_none = found.scores == -float("inf")
         last = found.scores.masked_fill(is_none, float("inf")).amin(1, keepdim=True)
         floor = torch.where(last.isinf(), 0, last) - self.config.listing_floor

@@ -11,7 +11,8 @@ that of the first list that holds one of the new items. Codes of all other items
 
 Then small catalogs go through random steps: add, remove, bring back, roll back. After each the trie equals that of a
 model made anew of the items that are left, every `--check-every` steps so do the lists, and a folder that is saved in
-the end gives the same ones.
+the end gives the same ones. A sum is one of a PSID with two heads, a SASRec and a text scorer, which learn first what
+rows items with such vectors have. The RPG is also added to with an item graph, which is extended: the time of that.
 """
 
 from __future__ import annotations
@@ -37,11 +38,20 @@ from hf_genrec import (
     ResidualKMeans,
     RPGConfig,
     RPGForItemGeneration,
+    SASRecConfig,
+    SASRecForItemGeneration,
     SemanticIds,
 )
 from hf_genrec.files import write_json
+from hf_genrec.modeling.configuration_item_to_item import ItemToItemConfig
+from hf_genrec.modeling.genrec_item_graph import item_graph_fingerprint
 from hf_genrec.modeling.genrec_lists import ranges_of, rows_of
-from hf_genrec.tokenizers.embeddings import encoder_identity
+from hf_genrec.modeling.modeling_ensemble import EnsembleForItemGeneration
+from hf_genrec.modeling.modeling_item_to_item import ItemToItemForItemGeneration
+from hf_genrec.serving.catalog.grown_model import with_items
+from hf_genrec.serving.catalog.learned_rows import learned_rows, parts_of
+from hf_genrec.tokenizers.embeddings import Whitening, encoder_identity
+from hf_genrec.tokenizers.fusion import unit_rows
 from hf_genrec.tokenizers.new_items import CHOICE_NAME, mean_length
 
 
@@ -49,6 +59,7 @@ DEFAULT_OUTPUT = Path("scripts/evidence/records/live_catalog.json")
 LATTE = {"history_attention": "causal", "history_unit": "item", "normalization": "catalog", "d_model": 64, "d_kv": 32,
          "d_ff": 256, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2}  # fmt: skip
 MODELS = ("PSID, two heads", "RPG")
+WALKS = (*MODELS, "SASRec", "sum of three")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             record["additions"].append(measure(name, Path(folder) / "run", options))
         print(record["additions"][-1])
-    for name in MODELS:
+    record["graph"] = measure_graph(options)
+    print(record["graph"])
+    for name in WALKS:
         with tempfile.TemporaryDirectory() as folder:
             record["steps"].append(walk(name, Path(folder) / "run", options))
         print(record["steps"][-1])
@@ -72,7 +85,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=5, help="additions of which the median counts")
     parser.add_argument("--encoder", help="folder of a sentence-transformers model: measures texts too")
     parser.add_argument("--texts", type=int, default=64, help="texts that are added with `--encoder`")
-    parser.add_argument("--steps", type=int, default=5_000, help="random steps of each model")
+    parser.add_argument("--steps", type=int, default=2_500, help="random steps of each model")
     parser.add_argument("--check-every", type=int, default=20, help="steps between comparisons of lists")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
@@ -115,10 +128,30 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
     return result
 
 
+def measure_graph(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds until the graph of an RPG with 16 codes per item leads to new items."""
+    draw = torch.Generator().manual_seed(0)
+    model = RPGForItemGeneration(
+        RPGConfig(num_items=options.items, num_levels=16, d_model=64, num_layers=1, num_heads=2)
+    )
+    model.set_catalog(torch.randint(256, (options.items, 16), generator=draw))
+    neighbors = torch.randint(options.items, (options.items, 50), generator=draw).int()  # whose it is takes no time
+    fingerprint = item_graph_fingerprint(model.item_codes, model.code_embeddings(), num_neighbors=50)
+    model.set_item_graph(neighbors, fingerprint)
+    fresh = torch.randint(256, (options.added, 16), generator=draw)
+    grown = with_items(model, options.added, {"codes": fresh})
+    began, began_busy = time.perf_counter(), time.process_time()
+    if len(grown.item_graph) != options.items + options.added:
+        raise RuntimeError("The graph does not lead to the new items.")
+    return {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - began_busy}
+
+
 def walk(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Random steps; an error where something differs from a rebuild."""
     draw, vectors = random.Random(0), np.random.default_rng(1).normal(size=(40, 8)).astype(np.float32)
     shop = saved_shop(name, folder, vectors, codebook_size=16)
+    if any(learned_rows(part) is not None for _, part in parts_of(shop.model)):
+        shop.catalog.learn(vectors)
     shop.catalog.folder = None  # writing every version of thousands is not what is compared
     began, num_lists = time.perf_counter(), 0
     open_at = {1: set(shop.item_ids)}
@@ -143,11 +176,13 @@ def walk(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]
             number = draw.randint(max(1, len(open_at) - 50), len(open_at))
             open_at[shop.catalog.rollback(number).number] = open_at[number]
         anew = rebuilt(shop)
-        check_tries(shop, anew)
+        if shop.model.config.has_codes:
+            check_tries(shop, anew)
         if step % options.check_every == 0:
             num_lists += check_lists(shop, anew, open_at[len(open_at)])
     again = Recommender.from_pretrained(shop.save_pretrained(folder.parent / "saved"), device="cpu")
-    if again.recommend([[]], top_k=30) != shop.recommend([[]], top_k=30):
+    lists = [each.recommend([[]], top_k=30) for each in (shop, again)]
+    if lists[0].item_ids != lists[1].item_ids or not np.allclose(lists[0].scores, lists[1].scores, atol=1e-5):
         raise RuntimeError("The folder, loaded again, gives other lists.")
     seconds = time.perf_counter() - began
     return {"model": name, "num_steps": options.steps, "num_lists": num_lists, "seconds": seconds}
@@ -159,9 +194,14 @@ def saved_shop(
     """A folder with an untrained model and the quantizer of its ids, as training leaves it, loaded again."""
     quantizer = ResidualKMeans(num_levels=3, codebook_size=codebook_size).fit(vectors[:20_000])
     ids = SemanticIds.from_quantizer(quantizer, vectors, [f"i{row}" for row in range(len(vectors))])
+    items = pa.table({"item_id": list(ids.item_ids)})
+    if name == "SASRec":
+        model: Any = SASRecForItemGeneration(SASRecConfig(num_items=len(vectors), d_model=64, num_heads=2))
+        Recommender(model, items).save_pretrained(folder)
+        return Recommender.from_pretrained(folder, device="cpu")
     if name == "RPG":
         config: Any = RPGConfig.for_ids(ids, d_model=64, num_layers=2, num_heads=2)
-        model: Any = RPGForItemGeneration(config)
+        model = RPGForItemGeneration(config)
     else:
         heads = {"dense_head": True, "dense_text_dim": vectors.shape[1], "num_latent_tokens": 0}
         model = LatteForConditionalGeneration(LatteConfig.for_ids(ids, **LATTE, **heads))
@@ -174,7 +214,15 @@ def saved_shop(
     write_json(choice, bundle / CHOICE_NAME)
     if encoder is not None:
         write_json({"model": encoder, "identity": encoder_identity(encoder)}, bundle / "encoder.json")
-    Recommender(model, pa.table({"item_id": list(ids.item_ids)})).save_pretrained(folder, quantizer=bundle)
+    if name == "sum of three":
+        text = ItemToItemForItemGeneration(
+            ItemToItemConfig(num_items=len(vectors), vector_dim=vectors.shape[1], method="text")
+        )
+        words = Whitening.fit(vectors, num_components=vectors.shape[1], take_fewer=True).transform(vectors)
+        text.item_vectors.data.copy_(torch.from_numpy(unit_rows(words)))
+        sasrec = SASRecForItemGeneration(SASRecConfig(num_items=len(vectors), d_model=16, num_heads=2))
+        model = EnsembleForItemGeneration.of([model, sasrec, text])
+    Recommender(model, items).save_pretrained(folder, quantizer=bundle)
     return Recommender.from_pretrained(folder, device="cpu")
 
 

@@ -1,5 +1,5 @@
 """
-How items without any interaction get into lists: five ways, on a run that was trained without them.
+How items without any interaction get into lists: six ways, on a run that was trained without them.
 
     hf-genrec prepare ... --cold-items 0.05 --output DATA
     python scripts/evidence/cold_start.py RUN DATA EMBEDDINGS --name Beauty
@@ -9,13 +9,15 @@ The rows of the cold items are taken out of the model of `RUN`, and then they ar
 have). Of the users whose target is cold and of a sample of the others:
 
     nothing        cold items are not in the catalog
-    id only        they are ranked with all others (`num_new_items=0`)
+    id only        they are ranked with all others (`num_new_items=0`, `new_item_margin=0`)
     restricted     the best cold items alone, by `allow_items`: a shelf of new items
     dense          the best generated warm items and all cold ones, by the dense head (LIGER) plus an offset
-    quota          the last places of a list are theirs (`num_new_items`)
+    quota          the last places of a list are theirs (`num_new_items`) and no other ones
+    margin         the same, and they stand higher where their scores exceed others by a margin (`new_item_margin`)
 
-Offset and places are chosen on validation users: the best recall@10 of cold targets among the settings that lose at
-most `--loss` of the ndcg@10 of warm ones. Test users are read once. The record has an entry for each `--name`.
+Offset, places and margin are chosen on validation users: the best recall@10 of cold targets (of equal ones the best
+ndcg@10) among the settings that lose at most `--loss` of the ndcg@10 of warm ones. Test users are read once.
+The record has an entry for each `--name`.
 """
 
 from __future__ import annotations
@@ -35,13 +37,16 @@ from benchmark_live_catalog import rebuilt_model
 from hf_genrec import PreparedDataset, Recommender
 from hf_genrec.evaluation.metrics import bootstrap_interval
 from hf_genrec.files import write_json
+from hf_genrec.modeling.genrec_lists import with_new_items
 from hf_genrec.serving.catalog.learned_rows import learned_rows, parts_of
+from hf_genrec.serving.recommendations import Recommendations
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME, read_embeddings
 
 
 DEFAULT_OUTPUT = Path("scripts/evidence/records/cold_start.json")
 OFFSETS = (-8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
 PLACES = (1, 2, 3, 4, 5)
+MARGINS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 NUM_GENERATED = 20
 KINDS = ("cold", "warm")
 Lists = list[list[str]]
@@ -62,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             record |= chosen_settings(asked, users, loss=options.loss)
         lists = {name: asked[name] for name in ("nothing", "id only", "restricted")}
         lists["quota"] = by_quota(asked, record["places"])
+        lists["margin"] = by_margin(asked, *record["margin"])
         if "offset" in record:
             lists["dense"] = by_dense(asked, record["offset"])
         record[split] = {name: figures(of_way, users, beside=lists["nothing"]) for name, of_way in lists.items()}
@@ -77,6 +83,12 @@ def chosen_settings(asked: dict[str, Any], users: dict[str, Any], *, loss: float
     least = (1 - loss) * figures(asked["nothing"], users)["warm"]["ndcg@10"]
     quotas = {number: figures(by_quota(asked, number), users) for number in PLACES}
     chosen: dict[str, Any] = {"places": int(best_of(quotas, least)), "quotas": quotas}
+    margins = {
+        (number, margin): figures(by_margin(asked, number, margin), users)
+        for number in (0, 1, 2) for margin in MARGINS
+    }  # fmt: skip
+    chosen["margin"] = best_of(margins, least)
+    chosen["margins"] = [{"places": number, "margin": margin} | found for (number, margin), found in margins.items()]
     if "scores" in asked:
         offsets = {offset: figures(by_dense(asked, offset), users) for offset in OFFSETS}
         chosen |= {"offset": best_of(offsets, least), "offsets": offsets}
@@ -130,14 +142,19 @@ def users_of(data: PreparedDataset, split: str, cold: set[str], options: argpars
 def ask(recommender: Recommender, users: dict[str, Any], cold: Sequence[str]) -> dict[str, Any]:
     """The lists that all ways are made of."""
     histories, rule = users["histories"], {"exclude_seen": True, "top_k": 10}
+    old = recommender.recommend(histories, exclude_items=cold, **rule)
+    new = recommender.recommend(histories, allow_items=cold, **rule)
     asked: dict[str, Any] = {
-        "nothing": recommender.recommend(histories, exclude_items=cold, **rule).item_ids,
-        "id only": recommender.recommend(histories, num_new_items=0, **rule).item_ids,
-        "restricted": recommender.recommend(histories, allow_items=cold, **rule).item_ids,
+        "nothing": old.item_ids,
+        "id only": recommender.recommend(histories, num_new_items=0, new_item_margin=0.0, **rule).item_ids,
+        "restricted": new.item_ids,
+        "both": [as_tensors(each, recommender) for each in (old, new)],
+        "heads": 1 + recommender.config.dense_weight,
         "cold": list(cold),
         "item_ids": recommender.item_ids,
     }
-    if recommender.recommend(histories[:300], num_new_items=1, **rule).item_ids != by_quota(asked, 1)[:300]:
+    some = recommender.recommend(histories[:300], num_new_items=1, new_item_margin=1.0, **rule).item_ids
+    if some != by_margin(asked, 1, 1.0)[:300]:
         raise RuntimeError("`num_new_items` gives other lists than the two that it is made of.")
     if hasattr(recommender.model, "dense_scores"):
         rule |= {"top_k": NUM_GENERATED, "dense_weight": 0.0}
@@ -171,18 +188,35 @@ def by_dense(asked: dict[str, Any], offset: float) -> Lists:
     return lists
 
 
+def as_tensors(found: Recommendations, recommender: Recommender) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of items and scores of lists, filled up to ten."""
+    index = {item_id: row for row, item_id in enumerate(recommender.item_ids)}
+    items = torch.full((len(found.item_ids), 10), -1)
+    scores = torch.full(items.shape, -float("inf"))
+    for user, (listed, ranked) in enumerate(zip(found.item_ids, found.scores, strict=True)):
+        items[user, : len(listed)] = torch.tensor([index[item_id] for item_id in listed], dtype=torch.long)
+        scores[user, : len(listed)] = torch.tensor(ranked)
+    return items, scores
+
+
+def by_margin(asked: dict[str, Any], places: int, margin: float) -> Lists:
+    """Cold items by their scores less a margin, and in the last places."""
+    items, _ = with_new_items(*asked["both"], places=places, margin=margin * asked["heads"])
+    return [[asked["item_ids"][row] for row in rows if row >= 0] for rows in items.tolist()]
+
+
 def by_quota(asked: dict[str, Any], places: int) -> Lists:
     """The last places of a list of ten go to the best cold items."""
     pairs = zip(asked["nothing"], asked["restricted"], strict=True)
     return [[*warm[: 10 - places], *cold[:places]] for warm, cold in pairs]
 
 
-def best_of(found: dict[Any, dict[str, Any]], least: float) -> float:
+def best_of(found: dict[Any, dict[str, Any]], least: float) -> Any:
     """The setting with the best recall of cold targets among those that keep enough of the warm ndcg@10."""
     kept = {setting: each for setting, each in found.items() if each["warm"]["ndcg@10"] >= least}
     if not kept:
         return max(found, key=lambda setting: found[setting]["warm"]["ndcg@10"])
-    return max(kept, key=lambda setting: kept[setting]["cold"]["recall@10"])
+    return max(kept, key=lambda setting: (kept[setting]["cold"]["recall@10"], kept[setting]["cold"].get("ndcg@10")))
 
 
 def figures(lists: Lists, users: dict[str, Any], *, beside: Lists | None = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from hf_genrec.evaluation.record import interval_text
 from hf_genrec.evaluation.systems import GROUP_FIELDS, group_of, seedless_key
 from hf_genrec.evaluation.tables import NONE, markdown_table
 from hf_genrec.files import write_json
-from live_catalog_results import live_catalog_blocks
+from live_catalog_results import cold_start_blocks, live_catalog_blocks, month_blocks
 from overview import overview_blocks
 from paired_results import baselines_of, difference_blocks, evidence_blocks
 from parallel_results import parallel_blocks, training_blocks
@@ -121,6 +121,8 @@ def results_page(
     server_speed: Mapping[str, Any] | None = None,
     onnx_speed: Mapping[str, Any] | None = None,
     live_catalog: Mapping[str, Any] | None = None,
+    cold_start: Mapping[str, Any] | None = None,
+    months: Mapping[str, Any] | None = None,
     trees: Mapping[str, Mapping[str, Any]] | None = None,
     synthetic: Mapping[str, Any] | None = None,
 ) -> str:
@@ -156,6 +158,8 @@ def results_page(
         space_speed (`dict`, *optional*):
             Figures of `scripts/evidence/benchmark_space.py`; `None` if there are none.
         live_catalog (`dict`, *optional*): Figures of [`live_catalog_blocks`].
+        cold_start (`dict`, *optional*): Likewise of [`cold_start_blocks`].
+        months (`dict`, *optional*): Likewise of [`month_blocks`].
         server_speed (`dict`, *optional*):
             Figures of `scripts/evidence/benchmark_server.py`; `None` if there are none.
         onnx_speed (`dict`, *optional*):
@@ -194,7 +198,7 @@ def results_page(
     blocks += space_blocks(space_speed)
     blocks += server_blocks(server_speed)
     blocks += onnx_blocks(onnx_speed)
-    blocks += live_catalog_blocks(live_catalog)
+    blocks += live_catalog_blocks(live_catalog) + cold_start_blocks(cold_start) + month_blocks(months)
     if ordered:
         blocks.append("## Runs")
         blocks += [_run_block(record["run"]) for record in sorted(ordered, key=_order_of)]

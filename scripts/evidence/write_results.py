@@ -48,6 +48,8 @@ def main() -> None:
         server_speed=read_figures(arguments.records / "server_speed.json"),
         onnx_speed=read_figures(arguments.records / "onnx_speed.json"),
         live_catalog=read_figures(arguments.records / "live_catalog.json"),
+        cold_start=read_figures(arguments.records / "cold_start.json"),
+        months=read_figures(arguments.records / "month_by_month.json"),
         trees={path.stem: json.loads(path.read_text("utf-8")) for path in arguments.records.glob("trees/*.json")},
         synthetic=read_figures(arguments.records / "synthetic_siblings.json"),
     )

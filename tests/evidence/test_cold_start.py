@@ -29,7 +29,8 @@ def test_the_dense_head_ranks_generated_and_cold_items_with_an_offset_for_the_co
 
 def test_the_best_setting_keeps_enough_of_the_warm_figure():
     found = {
-        setting: {"cold": {"recall@10": setting / 10}, "warm": {"ndcg@10": 1 - setting / 10}} for setting in range(5)
+        setting: {"cold": {"recall@10": setting / 10, "ndcg@10": 0.0}, "warm": {"ndcg@10": 1 - setting / 10}}
+        for setting in range(5)
     }
 
     assert cold_start.best_of(found, 0.75) == 2
@@ -63,4 +64,4 @@ def test_all_ways_are_measured_on_both_splits_with_items_that_were_added_again(t
     assert test["restricted"]["cold"]["recall@10"] == 1  # there are two of them
     assert test["restricted"]["cold"]["recall@10 less"] == -1
     dense = {"dense"} if name != "SASRec" else set()
-    assert set(test) == {"nothing", "id only", "restricted", "quota", "num_users"} | dense
+    assert set(test) == {"nothing", "id only", "restricted", "quota", "margin", "num_users"} | dense

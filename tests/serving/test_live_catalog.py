@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hf_genrec import Recommender
 from hf_genrec.modeling.modeling_ensemble import EnsembleForItemGeneration
 from hf_genrec.serving.catalog.files import current_number
 from hf_genrec.serving.item_graph import build_item_graph
+from invariants.model import make_sasrec
 from live_shops import TEXTS, add_one, free_codes, model_of, rebuilt, shop_of
 from saved_folders import make_folder
 
@@ -229,6 +231,21 @@ def test_rows_that_follow_from_texts_are_found_again_for_the_text_of_a_known_ite
         shop_of("text").catalog.learn(TEXTS[::-1].copy())
 
 
+def test_a_new_item_stands_where_rows_and_texts_together_place_items_like_it():
+    model = make_sasrec(num_items=11, text_dim=8)
+    model.set_text_vectors(torch.from_numpy(TEXTS))
+    model.token_embeddings.weight.data[model.config.first_item_token :] = 0
+    shop = Recommender(model, shop_of("sasrec").items)
+    shop.catalog.learn(TEXTS)
+
+    shop.catalog.add([{"item_id": "like 4"}], vectors=TEXTS[4:5])
+
+    known, new = shop.item_vectors()[[4, 11]]
+    assert np.corrcoef(known, new)[0, 1] > 0.5
+    lists = shop.recommend([["i2", "like 4"], []], top_k=12)
+    assert lists.item_ids == rebuilt(shop).recommend([["i2", "like 4"], []], top_k=12).item_ids
+
+
 def test_what_was_learned_is_kept_in_the_folder_and_new_items_too(tmp_path):
     shop_of("ensemble").save_pretrained(tmp_path / "run")
     shop = Recommender.from_pretrained(tmp_path / "run", device="cpu")
@@ -253,7 +270,7 @@ def test_an_item_without_interactions_is_the_last_of_a_table_and_a_warning_says_
         shop.catalog.add([{"item_id": "new"}])
 
     assert "listed last" in caplog.text
-    assert shop.recommend([["i1"]], top_k=12, num_new_items=0, exclude_seen=False).scores[0][-1] < 0
+    assert shop.recommend([["i1"]], top_k=12, exclude_seen=False).scores[0][-1] < 0
 
 
 def test_members_with_different_ids_refuse_new_items():
@@ -286,17 +303,19 @@ def test_the_graph_of_a_grown_catalog_is_that_of_one_built_anew(kind):
 def test_new_items_have_the_last_places_of_a_list(shop):
     for number in range(3):
         add_one(shop, f"new {number}")
-    together = shop.recommend([["i1"], []], top_k=32, num_new_items=0, exclude_seen=False).item_ids
+    rule = {"exclude_seen": False, "new_item_margin": 0.0}
+    together = shop.recommend([["i1"], []], top_k=32, num_new_items=0, **rule).item_ids
+    rule["new_item_margin"] = 1e6
 
-    default = shop.recommend([["i1"], []], top_k=10, exclude_seen=False)
-    three = shop.recommend([["i1"], []], top_k=7, num_new_items=5, exclude_seen=False)
+    default = shop.recommend([["i1"], []], top_k=15, **rule)
+    three = shop.recommend([["i1"], []], top_k=7, num_new_items=5, **rule)
 
     for ranked, ten, seven in zip(together, default.item_ids, three.item_ids, strict=True):
         old = [item_id for item_id in ranked if item_id[0] == "i"]
         new = [item_id for item_id in ranked if item_id[0] == "n"]
-        assert ten == old[:8] + new[:2]
+        assert ten == old[:13] + new[:2]
         assert seven == old[:4] + new
-    (alone,) = shop.recommend([["i1"]], allow_items=["new 1", "i2", "new 0"], top_k=10).item_ids
+    (alone,) = shop.recommend([["i1"]], allow_items=["new 1", "i2", "new 0"], top_k=10, **rule).item_ids
     assert alone[0] == "i2"
     assert {*alone[1:]} == {"new 0", "new 1"}
     paths = shop.model.recommend(torch.tensor([[40]]), top_k=10, return_paths=True)
