@@ -51,12 +51,6 @@ def reading(path: str | os.PathLike[str], kind: str, *, keeps: type[Exception] |
 
     Args: the file or folder, and what it must be, for the message; a class of errors, not of its subclasses, that say
         enough and stay as they are.
-
-    >>> with reading("run/config.json", "JSON file"):
-    ...     json.loads("{")
-    Traceback (most recent call last):
-        ...
-    hf_genrec.files.DamagedFileError: run/config.json is no readable JSON file: Expecting property name enclosed in...
     """
     try:
         yield
@@ -111,13 +105,6 @@ def replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
     What comes is the path to write to, a file of the same name in a hidden folder beside it.
 
     Args: the file, existing or not; its folder is created where it is missing.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with replaced(f"{folder}/notes.txt") as partial:
-    ...         size = partial.write_text("done", encoding="utf-8")
-    ...     os.listdir(folder)
-    ['notes.txt']
     """
     target = Path(path)
     with hidden_folder(target) as folder:  # same disk, so a plain rename

@@ -43,10 +43,11 @@ def pytest_collection_finish():
     gc.enable()
 
 
-# What these tests share is made once for all of them: the files of the command line, the process without the package.
+# What these tests share is made once for all of them, such as a process without the package.
 TOGETHER = {
     **dict.fromkeys(["tests/hub/test_cards.py", "tests/hub/test_hub_protocol.py"], "stranger"),
     **dict.fromkeys(["tests/modeling/test_pipeline.py", "tests/modeling/test_remote_code.py"], "stranger"),
+    **dict.fromkeys(["tests/serving/test_onnx.py", "tests/test_readme.py"], "export"),  # which takes seconds to import
 }
 
 

@@ -43,18 +43,10 @@ def read_items(
     Reads an items table and makes the text of every item. Columns are `item_id`, `title`, `text`, then every other
     field in the order of the source; a field that is called `text` counts only through `fields`.
 
-    Args:
-        source (`str`, `os.PathLike`, table or `list[dict]`):
-            JSON, CSV, TSV or Parquet file, or what [`~tables.table_of`] reads. JSON is one object per line, one array
-            of objects, or one object of objects whose keys are the ids.
-        item (`str`, *optional*, defaults to `"item_id"`): Field of the ids.
-        title (`str`, *optional*, defaults to `"title"`): Field that people read.
-        fields (`Sequence[str]`, *optional*): See [`item_text`]; `None` is [`default_fields`] of `title`.
-        ascii_only (`bool`, *optional*, defaults to `False`): See [`clean_text`].
-        only (`Set[str]`, *optional*): Ids of the items to keep; `None` keeps all.
-        delimiter (`str`, *optional*): See [`~readers.read_interactions`], as for the last two.
-        on_error (`"raise"` or `"skip"`, *optional*): An id that comes twice is malformed too.
-        allow_huge (`bool`, *optional*, defaults to `False`): See there.
+    Args: a JSON, CSV, TSV or Parquet file, or what [`~tables.table_of`] reads (JSON is one object per line, one array
+        of objects, or one object of objects whose keys are the ids); the fields of the ids and of the titles; the
+        fields of the text, [`default_fields`] if `None`, see [`item_text`]; `ascii_only` as for [`clean_text`]; the
+        ids of the items to keep; the others: see [`~readers.read_interactions`]. An id that comes twice is malformed.
     """
     skips, num_lost, has_id = Skips(on_error), 0, False
     fields = default_fields(title) if fields is None else fields

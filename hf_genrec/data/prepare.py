@@ -396,7 +396,10 @@ def _compare(
         category = next((known for known, sizes in rules.known_statistics.items() if sizes == found), None)
     expected = rules.known_statistics.get(category or "")
     if expected is None:
-        _warn_of_nothing_to_compare(rules, category)
+        if rules.known_statistics:  # a misspelt category would pass for one that was compared
+            known = ", ".join(rules.known_statistics)
+            story = "Nothing was compared with published statistics of %s: `category` is %r; known: %s."
+            logger.warning(story, rules.name, category, known)
         return None
     if expected != found:
         sizes = ["{:,} users, {:,} items, {:,} interactions".format(*numbers) for numbers in (expected, found)]
@@ -408,14 +411,3 @@ def _compare(
             )
         logger.warning("%s", story)
     return {"category": category, "expected": dict(zip(names, expected, strict=True)), "matches": expected == found}
-
-
-def _warn_of_nothing_to_compare(rules: Protocol, category: str | None) -> None:
-    """A misspelt category would pass for one that was compared."""
-    if not rules.known_statistics:
-        return
-    if category is None:
-        story = f"No `category` is named: nothing was compared with published statistics of {rules.name}"
-    else:
-        story = f"There are no published statistics for category {category!r} of {rules.name}"
-    logger.warning("%s; known: %s.", story, ", ".join(rules.known_statistics))

@@ -141,14 +141,10 @@ def training_dataset(
     """
     The training rows for a model: all targets of a window in one row (causal), or one target per row (bidirectional).
 
-    Args:
-        split (`datasets.Dataset`): `history` (list of item ids) and `target` (item id); together the sequence.
-        item_ids (`Sequence[str]`): The catalog: position is item index.
-        first_item_token (`int`): Token of item 0; the model's config owns it.
-        history_attention (`"causal"` or `"bidirectional"`, *optional*, defaults to `"causal"`): The mode of the model.
-        max_history_length (`int`, *optional*, defaults to 20): Most items before a target; the last ones are kept.
-        stride (`int`, *optional*, defaults to 10): From 1 to `max_history_length`; see [`make_windows`]; causal only.
-        targets (`"all"` or `"last"`, *optional*, defaults to `"all"`): Of each row; the first item is never one.
+    Args: `split` has `history` (item ids) and `target` (item id), together the sequence; the position of an item in
+        `item_ids` is its index, and its token that plus `first_item_token`; `history_attention` is the model's mode;
+        of a history the last `max_history_length` items are kept; `stride`, for causal models, see [`make_windows`];
+        `targets` are all of each row but the first item, or the last one.
     """
     _check_choice("history_attention", history_attention, ("causal", "bidirectional"))
     _check_at_least("first_item_token", first_item_token, 0)

@@ -124,12 +124,9 @@ class TextFile:
     """
     A file of JSON or of delimited lines; it must not be empty.
 
-    Args:
-        path (`str` or `os.PathLike`): The file, plain or gzipped.
-        delimiter (`str`, *optional*): One character, `None` for JSON. Fields may be quoted unless it is a tab.
-        header (`list[str]`, *optional*): Names of the fields, where the first line holds none.
-        parse (`Callable`): What reads a line that is not delimited.
-        allow_huge (`bool`, *optional*, defaults to `False`): Whether no line and no packed file is too long.
+    Args: the file, plain or gzipped; the delimiter, one character, or `None` for JSON (fields may be quoted unless it
+        is a tab); names of the fields, where the first line holds none; what reads a line that is not delimited; and
+        whether no line and no packed file is too long.
     """
 
     def __init__(

@@ -24,25 +24,11 @@ class TargetBatchSampler(Sampler[list[int]]):
     and the epoch alone, so a resumed run sees the batches that an uninterrupted one sees; the number of batches is the
     same in every epoch.
 
-    Args:
-        lengths (`list[int]`): Items in each row.
-        targets_per_row (`list[int]`): Targets in each row.
-        targets_per_batch (`int`): Targets wanted in a batch; a batch holds at least one row.
-        seed (`int`): Seed of the order.
-        num_replicas (`int`, *optional*, defaults to 1):
-            Processes that share the batches; the last batches are repeated until all get equally many.
+    Args: items in each row, targets in each row, targets wanted in a batch (it holds at least one row), the seed of
+        the order, and the processes that share the batches, of which the last are repeated until all get equally many.
 
     Raises:
         ValueError: If there are no rows or `targets_per_batch` is below 1.
-
-    Example:
-
-    ```python
-    >>> sampler = TargetBatchSampler([1, 3, 1, 3], [1, 3, 1, 3], targets_per_batch=3, seed=0)
-    >>> sorted(sorted(batch) for batch in sampler)
-    [[0, 2], [1], [3]]
-
-    ```
     """
 
     def __init__(

@@ -45,7 +45,7 @@ REGISTRATIONS = [
 ]
 CHECK = """
 for name in ("latte", "rpg", "acerec", "sasrec"):
-    config = AutoConfig.for_model(name)
+    config = AutoConfig.for_model(name, d_model=8)
     model = AutoModel.from_config(config)
     assert type(model).__module__ == f"hf_genrec.modeling.modeling_{name}", type(model)
     assert MODEL_MAPPING[type(config)] is type(model)

@@ -34,7 +34,7 @@ from hf_genrec.data.text_files import Skips, TextFile
 
 NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 fuzz = settings(
-    max_examples=NUM_EXAMPLES or 25,
+    max_examples=NUM_EXAMPLES or 12,
     derandomize=not NUM_EXAMPLES,
     database=None,
     deadline=None,

@@ -258,9 +258,9 @@ def test_a_difference_from_published_statistics_is_an_error_that_tells_both_and_
         (
             "Beautty",
             "amazon2014",
-            "no published statistics for category 'Beautty' of amazon2014; known: Beauty, Sports",
+            "published statistics of amazon2014: `category` is 'Beautty'; known: Beauty, Sports",
         ),
-        (None, "amazon2014", "No `category` is named: .* of amazon2014; known: Beauty, "),
+        (None, "amazon2014", "published statistics of amazon2014: `category` is None; known: Beauty, "),
         ("Beautty", "amazon2018", None),
         (None, "custom", None),
     ],

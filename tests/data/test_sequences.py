@@ -117,7 +117,7 @@ def test_later_windows_label_only_what_no_earlier_one_holds():
     assert rows[1]["labels"].tolist() == [-100] * 10 + [121, 122]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=4), max_history=st.integers(1, 25), data=st.data())
 def test_every_target_is_trained_once_with_most_of_its_history(lengths, max_history, data):
     stride = data.draw(st.integers(1, max_history))
