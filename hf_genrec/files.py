@@ -236,16 +236,17 @@ def single_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
                 folder.rmdir()
 
 
-def first_five(names: Sequence[object]) -> str:
+def first_five(names: Sequence[object] | pa.Array | pa.ChunkedArray) -> str:
     """
-    Names for a message: the first five, then the count. Args: ids, paths or the like.
+    Names for a message: the first five, then the count. Args: ids (also of Arrow), paths or the like.
 
     >>> first_five(["a", "b"])
     "'a', 'b'"
     >>> first_five(range(7))
     '0, 1, 2, 3, 4, ... (7 in all)'
     """
-    listed = ", ".join(map(repr, names[:5]))
+    first: Any = names[:5]
+    listed = ", ".join(map(repr, first.to_pylist() if hasattr(first, "to_pylist") else first))
     return listed if len(names) <= 5 else f"{listed}, ... ({len(names):,} in all)"
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_genrec.data.splits import SPLITS, first_few, flat_sequences
+from hf_genrec.data.splits import SPLITS, flat_sequences
+from hf_genrec.files import first_five
 
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def check_splits(
         _check_users(rows[name].users, f"the {name} split of {owner}")
     trained = np.unique(rows["train"].items[rows["train"].items >= 0])
     if is_cold[trained].any():
-        shown = first_few(catalog.take(pa.array(trained[is_cold[trained]])))
+        shown = first_five(catalog.take(pa.array(trained[is_cold[trained]])))
         raise ValueError(
             f"In {owner} items that are held out of training occur in the train split ({shown}). "
             "Prepare the log again with `hf-genrec prepare`."
@@ -50,7 +51,7 @@ def check_splits(
         if len(wrong):
             raise ValueError(
                 f"In {owner} the {earlier} split reaches into the {later} split for {len(wrong)} users "
-                f"({first_few(wrong)}): a user's sequence in the one must be the beginning of the history in the "
+                f"({first_five(wrong)}): a user's sequence in the one must be the beginning of the history in the "
                 "other, otherwise targets were trained on. Prepare the log again with `hf-genrec prepare`."
             )
 
@@ -125,7 +126,7 @@ def _check_users(users: pa.ChunkedArray, where: str) -> None:
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(repeated):
         raise ValueError(
-            f"{len(repeated)} users have several rows in {where} ({first_few(repeated)}): each must have one. "
+            f"{len(repeated)} users have several rows in {where} ({first_five(repeated)}): each must have one. "
             "Prepare the log again with `hf-genrec prepare`."
         )
 

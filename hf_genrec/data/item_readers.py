@@ -1,8 +1,7 @@
 """
 Items tables in, one record per item out: JSON, CSV, TSV or Parquet with any column for the id.
 
-[`iterate_items`] walks through a table without holding it; [`read_items`] makes the table of a catalog, with
-`item_id`, `title` and `text` first and every other field behind, nested ones as JSON strings.
+The table of a catalog has `item_id`, `title` and `text` first and every other field behind, nested ones as JSON.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def read_items(
     places: dict[str, str] = {}
     names = dict.fromkeys(["item_id", "title", "text"])
     rows: list[dict[str, Any]] = []
-    for record in iterate_items(source, item=item, delimiter=delimiter, allow_huge=allow_huge):
+    for record in _records(source, item, delimiter, allow_huge=allow_huge):
         values = record.values or {}
         has_id = has_id or item in values
         item_id = id_string(values.get(item))
@@ -84,13 +83,8 @@ def read_items(
     return ReadTable(pa.table({name: _column([row.get(name) for row in rows]) for name in names}), skips)
 
 
-def iterate_items(
-    source: Source, *, item: str = "item_id", delimiter: str | None = None, allow_huge: bool = False
-) -> Iterator[Record]:
-    """
-    Walks through an items table one record at a time, so that a large table never has to fit in memory; malformed
-    ones have no values but an error. Args: see [`read_items`].
-    """
+def _records(source: Source, item: str, delimiter: str | None, *, allow_huge: bool) -> Iterator[Record]:
+    """The records one at a time, so that a large table never has to fit in memory."""
     opened = open_source(source, delimiter, allow_huge=allow_huge)
     if isinstance(opened, TextFile):
         return opened.records(key=item)

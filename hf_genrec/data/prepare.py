@@ -36,9 +36,10 @@ from hf_genrec.data.prepared import (
 )
 from hf_genrec.data.protocols import PROTOCOLS, Protocol
 from hf_genrec.data.readers import ReadTable, read_interactions, read_sequences
-from hf_genrec.data.splits import first_few, write_split
+from hf_genrec.data.splits import write_split
 from hf_genrec.data.tables import Source, owner_of
 from hf_genrec.data.text_files import DELIMITERS, OnError, first_names, format_of
+from hf_genrec.files import first_five
 
 
 logger = logging.getLogger(__name__)
@@ -285,7 +286,7 @@ def _check_texts(
     textless = wanted.filter(pc.invert(pc.is_in(wanted, value_set=with_text)))
     if len(textless) and missing_text == "error":
         raise ValueError(
-            f"{len(textless)} items have no metadata or an empty text: {first_few(textless)}. Texts are made of "
+            f"{len(textless)} items have no metadata or an empty text: {first_five(textless)}. Texts are made of "
             f"{first_names(fields)}; the items table has {first_names(catalog.column_names[3:]) or 'nothing else'}. "
             'Name others with `title` or `text_fields`, pass `missing_text="drop"` to drop the interactions of such '
             'items, or pass `missing_text="keep"` to use their ids as texts.'

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 
-from hf_genrec.data.splits import first_few, flat_sequences
+from hf_genrec.data.splits import flat_sequences
+from hf_genrec.files import first_five
 
 
 logger = logging.getLogger(__name__)
@@ -239,7 +240,7 @@ def _known_sequences(split: datasets.Dataset, item_ids: Sequence[str]) -> tuple[
     if (values < 0).any():
         named = pa.chunked_array([*table["target"].chunks, *pc.list_flatten(table["history"]).chunks], pa.string())
         unknown = pc.unique(named.filter(pc.invert(pc.is_in(named, value_set=pa.array(item_ids, pa.string())))))
-        raise ValueError(f"{len(unknown)} item ids are not in the catalog: {first_few(unknown)}.")
+        raise ValueError(f"{len(unknown)} item ids are not in the catalog: {first_five(unknown)}.")
     return values, offsets
 
 

@@ -77,8 +77,3 @@ def flat_sequences(split: pa.Table, item_ids: Sequence[str] | np.ndarray) -> tup
     for places, column in ((is_target, split["target"]), (~is_target, pc.list_flatten(split["history"]))):
         indices[places] = pc.fill_null(pc.index_in(column, value_set=catalog), -1).to_numpy()
     return indices, offsets
-
-
-def first_few(ids: pa.Array | pa.ChunkedArray) -> str:
-    """Ids for a message: the first five, quoted; an ellipsis stands for the others. Args: an array of strings."""
-    return ", ".join(map(repr, ids.slice(0, 5).to_pylist())) + (", ..." if len(ids) > 5 else "")

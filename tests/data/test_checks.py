@@ -82,7 +82,7 @@ def test_only_the_first_five_users_are_named():
     sequences = {f"u{number}": "abc" for number in range(7)}
     splits = splits_of(sequences, train=dict.fromkeys(sequences, "ab"))
 
-    with pytest.raises(ValueError, match=r"for 7 users \('u0', 'u1', 'u2', 'u3', 'u4', \.\.\.\)"):
+    with pytest.raises(ValueError, match=r"for 7 users \('u0', 'u1', 'u2', 'u3', 'u4', \.\.\. \(7 in all\)\)"):
         check_splits(splits, CATALOG, owner="data")
 
 

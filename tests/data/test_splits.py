@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_genrec.data.splits import SPLIT_SCHEMA, first_few, flat_sequences, write_split
+from hf_genrec.data.splits import SPLIT_SCHEMA, flat_sequences, write_split
+from hf_genrec.files import first_five
 
 
 def test_rows_are_pieces_of_the_items_in_any_order(tmp_path):
@@ -36,5 +37,5 @@ def test_items_outside_the_catalog_are_marked():
 
 
 def test_five_ids_are_named():
-    assert first_few(pa.array(["a", "b"])) == "'a', 'b'"
-    assert first_few(pa.array([*"abcdef"])) == "'a', 'b', 'c', 'd', 'e', ..."
+    assert first_five(pa.array(["a", "b"])) == "'a', 'b'"
+    assert first_five(pa.array([*"abcdef"])) == "'a', 'b', 'c', 'd', 'e', ... (6 in all)"
