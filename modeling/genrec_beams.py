@@ -348,6 +348,21 @@ def num_distinct_items(catalog, beams: Beams) -> torch.LongTensor:
     return catalog.id_sizes(leaves.masked_fill(~is_first, -1)).sum(1)
 
 
+def reordered(beams: Beams, order: torch.Tensor, *, num_latents: int) -> Beams:
+    """
+    Beams in the order of the largest of some numbers `(batch_size, num_beams)`; of beams that are the same path only
+    the first one lives on.
+    """
+    index = order.argsort(dim=1, descending=True, stable=True)
+    last = beams.trace[-1]
+    last = TraceStep(*(values.gather(1, index) for values in (last.parents, last.tokens, last.scores)))
+    moved = Beams(beams.leaves.gather(1, index), last.scores, [*beams.trace[:-1], last], beams.pruned)
+    is_repeated = repeated_paths(moved.leaves, moved.paths()[0][..., 0] if num_latents else None)
+    moved.leaves = moved.leaves.masked_fill(is_repeated, -1)
+    moved.scores = moved.scores.masked_fill(is_repeated, -float("inf"))
+    return moved
+
+
 def describe_paths(
     config, catalog, beams: Beams, wanted: torch.LongTensor
 ) -> tuple[list[list[BeamPath]], list[list[BeamPath]]]:

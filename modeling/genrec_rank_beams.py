@@ -19,14 +19,13 @@ from .genrec_beams import (
     HistoryOutput,
     SearchStep,
     Selection,
-    TraceStep,
     beam_search,
     best_candidates,
     describe_paths,
     list_items,
     num_distinct_items,
     rank_ids,
-    repeated_paths,
+    reordered,
     sampled_items,
     token_range,
 )
@@ -187,7 +186,8 @@ class BeamRankingMixin(RecommendMixin):
     ) -> torch.FloatTensor:
         """
         Exact joint log-probability of each latent and each of some items, the same items for all users: what
-        `score_items` takes the maximum or the sum of.
+        `score_items` takes the maximum or the sum of. The trie is walked in full, so a prefix that many items share is
+        computed once.
 
         Args:
             input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
@@ -197,20 +197,30 @@ class BeamRankingMixin(RecommendMixin):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_latent_tokens or 1, n)`
         """
-        catalog, (num_users, num_items) = self.catalog, (len(input_ids), self.config.num_items)
+        catalog, num_items = self.catalog, self.config.num_items
         items = torch.arange(num_items, device=catalog.device) if items is None else items.to(catalog.device)
         if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < num_items:
             raise ValueError(f"`items` must lie in [0, {num_items}), got {int(items.min())} to {int(items.max())}.")
+        num_latents = max(1, self.config.num_latent_tokens)
         ids = catalog.id_of_items()[items]  # -1 for closed items
-        leaves, column = ids.clamp_min(0).unique(return_inverse=True)  # an id that items share is scored once
-        if not num_users or not len(leaves):
-            shape = (num_users, max(1, self.config.num_latent_tokens), len(items))
-            return torch.zeros(shape, device=catalog.device)
+        leaves, column = ids.clamp_min(0).unique(return_inverse=True)  # rising, as the walk finds them
+        scores = torch.empty(len(input_ids), num_latents, len(leaves), device=catalog.device)
+        users_at_a_time = max(1, PATHS_AT_A_TIME // max(1, len(leaves)))
         with evaluation_mode(self):
-            history = self.encode_history(input_ids, attention_mask)
-            parts = catalog.item_at(leaves).split(max(1, PATHS_AT_A_TIME // num_users))
-            scores = torch.cat([self._path_scores(history, part.expand(num_users, -1)) for part in parts], dim=2)
-        return scores.transpose(0, 1)[..., column].masked_fill(ids < 0, -float("inf"))
+            for start in range(0, len(input_ids) if len(leaves) else 0, users_at_a_time):
+                users = slice(start, start + users_at_a_time)
+                mask = None if attention_mask is None else attention_mask[users]
+                history, first = self.encode_history(input_ids[users], mask), 0
+                for part in leaves.split(PATHS_AT_A_TIME):
+                    allowed = torch.zeros(1, num_items, dtype=torch.bool, device=catalog.device)
+                    allowed[0, catalog.item_at(part)] = True
+                    for latent in range(num_latents):
+                        beams = beam_search(
+                            self, history, num_beams=len(part), selection=_AllOfLatent(latent), allowed_items=allowed
+                        )
+                        scores[users, latent, first : first + len(part)] = beams.scores
+                    first += len(part)
+        return scores[..., column].masked_fill(ids < 0, -float("inf"))
 
     def score_candidates(
         self,
@@ -279,6 +289,20 @@ class BeamRankingMixin(RecommendMixin):
         return torch.stack(paths)
 
 
+class _AllOfLatent:
+    """A [`Selection`] that drops nothing but the other latents: beams stand in the order of the trie."""
+
+    def __init__(self, latent: int):
+        self.latent = latent
+
+    def __call__(self, candidates: torch.FloatTensor, num_beams: int, step: SearchStep) -> torch.LongTensor:
+        if step.depth < 0:
+            return torch.full((len(candidates), 1), self.latent, device=candidates.device)
+        # the trie is the same for all users, so what is legal for one is legal for all
+        positions = (candidates != -float("inf")).flatten(1).any(0).nonzero().squeeze(1)
+        return positions.expand(len(candidates), -1)
+
+
 def _over_latents(paths: torch.FloatTensor, latent_aggregation: str) -> torch.FloatTensor:
     """From log-probabilities with each latent `(num_latents, ...)` to those over all latents."""
     return paths.amax(0) if latent_aggregation == "max" else paths.logsumexp(0)
@@ -311,21 +335,6 @@ def _empty_ranking(batch_size: int, request: RankRequest, *, device: torch.devic
         pruned=[[] for _ in range(batch_size)] if request.return_paths else None,
         num_distinct=torch.zeros(batch_size, dtype=torch.long, device=device),
     )
-
-
-def reordered(beams: Beams, order: torch.Tensor, *, num_latents: int) -> Beams:
-    """
-    Beams in the order of the largest of some numbers `(batch_size, num_beams)`; of beams that are the same path only
-    the first one lives on.
-    """
-    index = order.argsort(dim=1, descending=True, stable=True)
-    last = beams.trace[-1]
-    last = TraceStep(*(values.gather(1, index) for values in (last.parents, last.tokens, last.scores)))
-    moved = Beams(beams.leaves.gather(1, index), last.scores, [*beams.trace[:-1], last], beams.pruned)
-    is_repeated = repeated_paths(moved.leaves, moved.paths()[0][..., 0] if num_latents else None)
-    moved.leaves = moved.leaves.masked_fill(is_repeated, -1)
-    moved.scores = moved.scores.masked_fill(is_repeated, -float("inf"))
-    return moved
 
 
 # --- selections that keep other candidates than the best ---------------------------------------------------------
