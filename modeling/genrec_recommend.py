@@ -60,6 +60,7 @@ class UserBatch:
     allowed: torch.BoolTensor | None
     first_user: int
     rules: torch.BoolTensor | None = None  # `allowed` before new items are set apart
+    logits: torch.FloatTensor | None = None  # scores of all items, where a model has them already
 
     def num_wanted(self, top_k: int) -> torch.LongTensor:
         """How long the list of each user should be, `(batch_size,)`: `top_k`, or as many items as are allowed."""
@@ -354,6 +355,8 @@ class RecommendMixin(LiveItemsMixin):
         if is_new is None or options.sample_seed is not None or options.num_groups > 1:
             return self._rank_batch(users, request)
         rules = torch.ones_like(is_new).unsqueeze(0) if users.rules is None else users.rules
+        if isinstance(self, ItemScoresMixin):  # once for both lists
+            users.logits = self._users_logits(users)
         old, new = (self._rank_batch(replace(users, allowed=rules & mask), request) for mask in (~is_new, is_new))
         margin = options.new_item_margin * (1.0 if options.decoding == "dense" else 1 + options.dense_weight)
         lists = (old.items, old.scores), (new.items, new.scores)
@@ -452,7 +455,7 @@ class ItemScoresMixin(RecommendMixin):
 
     def _rank_batch(self, users: UserBatch, request: RankRequest) -> Ranking:
         """Items of equal logits stand in ascending order."""
-        logits, noise = self.only_open(self._users_logits(users)), None
+        logits, noise = self.only_open(self._users_logits(users) if users.logits is None else users.logits), None
         if request.options.sample_seed is not None:
             catalog = torch.arange(self.config.num_items, device=logits.device)
             noise = gumbel_noise(users.keys(request.options.sample_seed), catalog)
