@@ -155,9 +155,9 @@ def month_blocks(record: Mapping[str, Any] | None) -> list[str]:
         f"Online Retail, {record['num_items']:,} items: a PSID with two heads (width 64) is trained on the first "
         f"{record['first_months']} months. In each month from {first} to {last} the items that appear are added from "
         "their titles on its first day, users who have bought before get ten items, and what they buy in the month "
-        "are the targets; after it the model goes on with the users of the month (`train --from`). Means over users, "
-        "with 95 % bootstrap intervals; *new*: of targets that appear in the month. No setting was chosen by these "
-        "figures. Made by `scripts/evidence/month_by_month.py`.",
+        "are the targets; after it the model goes on with the users of the month (`train --from`). Means over users "
+        "and months, with 95 % bootstrap intervals; *new*: of targets that appear in the month. No setting was chosen "
+        "by these figures. Made by `scripts/evidence/month_by_month.py`.",
         markdown_table(rows, num_left=1),
         f"In {' and '.join(retrained)} also a model with new ids, trained on everything before ({minutes:.1f} CPU "
         "minutes together). The same months:",

@@ -85,9 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(record["months"][-1])
         tuned = go_on(shop, month, tuned, options)
     record["seconds"] = shop.seconds
-    record["together"] = {
-        way: together([each for each in record["months"] if way in each["ways"]], way) for way in WAYS
-    }
+    for way in WAYS[2:]:  # the months that it has
+        record.setdefault("together", {})[way] = together([each for each in record["months"] if way in each["ways"]])
     for month in record["months"]:
         month.pop("values")
     write_json(record, options.output)
@@ -219,17 +218,15 @@ def summary(values: np.ndarray) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def together(months: list[dict[str, Any]], way: str) -> dict[str, Any]:
-    """The users of all months of a way as one; and those of the other ways in the same months."""
-    if not months:
-        return {}
+def together(months: list[dict[str, Any]]) -> dict[str, Any]:
+    """The users of some months as one, by the ways that all of these have."""
     return {
-        other: {
-            name: summary(np.concatenate([month["values"][other][name] for month in months]))
-            for name in months[0]["values"][other]
+        way: {
+            name: summary(np.concatenate([month["values"][way][name] for month in months]))
+            for name in months[0]["values"][way]
         }
-        for other in WAYS
-        if all(other in month["values"] for month in months)
+        for way in WAYS
+        if months and all(way in month["values"] for month in months)
     }
 
 

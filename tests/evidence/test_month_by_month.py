@@ -20,8 +20,8 @@ def test_figures_are_means_over_the_targets_of_a_user_and_new_ones_count_apart()
 def test_months_together_have_all_their_users():
     months = [{"values": {"frozen": {"recall@10": np.array(each)}}} for each in ([0.0, 1.0], [1.0])]
 
-    assert together(months, "frozen")["frozen"]["recall@10"]["mean"] == pytest.approx(2 / 3)
-    assert together([], "retrained") == {}
+    assert together(months)["frozen"]["recall@10"]["mean"] == pytest.approx(2 / 3)
+    assert together([]) == {}
     assert summary(np.array([]))["num_users"] == 0
 
 
