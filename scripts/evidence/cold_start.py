@@ -228,16 +228,18 @@ def figures(lists: Lists, users: dict[str, Any], *, beside: Lists | None = None)
     for kind in KINDS:
         mine = users["is_cold"] == (kind == "cold")
         values = values_of(lists, users["targets"])
-        found[kind] = {name: float(value[mine].mean()) for name, value in values.items()}
-        if beside is not None:
-            others = values_of(beside, users["targets"])
-            for name, value in values.items():
-                found[kind][f"{name} interval"] = list(bootstrap_interval(value[mine]))
-                found[kind][f"{name} less"] = float((others[name] - value)[mine].mean())
-                found[kind][f"{name} less interval"] = list(
-                    bootstrap_interval((others[name] - value)[mine], is_share=False)
-                )
+        others = {} if beside is None else values_of(beside, users["targets"])
+        found[kind] = {name: round(float(value[mine].mean()), 5) for name, value in values.items()}
+        for name, other in others.items():
+            less = (other - values[name])[mine]
+            found[kind][f"{name} interval"] = _rounded(bootstrap_interval(values[name][mine]))
+            found[kind][f"{name} less"] = round(float(less.mean()), 5)
+            found[kind][f"{name} less interval"] = _rounded(bootstrap_interval(less, is_share=False))
     return found
+
+
+def _rounded(interval: tuple[float, float]) -> list[float]:
+    return [round(end, 5) for end in interval]
 
 
 def values_of(lists: Lists, targets: np.ndarray) -> dict[str, np.ndarray]:
