@@ -13,20 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, set_seed
-from transformers.utils import cached_file
 
 from hf_genrec.data.checks import check_learned_on, trained_on
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.evaluation.record import read_training
 from hf_genrec.modeling.genrec_lists import ranges_of, rows_of
-from hf_genrec.serving.folder import check_items
-from hf_genrec.serving.recommender import Recommender, check_model_name
+from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME, load_tokenized
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
 from hf_genrec.training.arguments import did_you_mean
@@ -126,13 +122,12 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
     Args: the new log, prepared against the checkpoint's items; a run folder or a Hub repository.
     """
     path = os.fspath(folder_or_repo)
-    check_model_name(path)
-    model: Any = AutoModel.from_pretrained(path)
-    items = pq.read_table(cached_file(path, "items.parquet"))
-    check_items(model, items)
-    if model.num_unread_items or model.open_items is not None:
-        model, items = _with_changes(path)
-    check_same_catalog(items["item_id"].to_pylist(), prepared, owner=f"The checkpoint {path}")
+    recommender = Recommender.from_pretrained(path, device="cpu")
+    model, item_ids = recommender.model, recommender.item_ids
+    check_same_catalog(item_ids, prepared, owner=f"The checkpoint {path}")
+    if num_removed := len(item_ids) - recommender.catalog.version.num_items:
+        logger.warning("%d removed items are open again in the new run: remove them there.", num_removed)
+        model.close_items(torch.zeros(len(item_ids), dtype=torch.bool))
     _count_items(model, prepared)
     is_new = rows_of(model.config.new_items, model.config.num_items)
     still_new: Any = is_new & torch.from_numpy(prepared.train_item_counts() == 0)
@@ -149,17 +144,6 @@ def start_from(prepared: PreparedDataset, folder_or_repo: str | os.PathLike[str]
     folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, allow_patterns=f"{QUANTIZER_NAME}/*"))
     quantizer = folder / QUANTIZER_NAME if (folder / QUANTIZER_NAME).is_dir() else None
     return Starting(model.float(), semantic_ids, quantizer, origin=path, trained_on=seen)
-
-
-def _with_changes(path: str) -> tuple[Any, pa.Table]:
-    """A model and its items with what changed in the catalog since training."""
-    recommender = Recommender.from_pretrained(path, device="cpu")
-    model, num_rows = recommender.model, len(recommender.item_ids)
-    if recommender.catalog.version.num_items < num_rows:
-        num_removed = num_rows - recommender.catalog.version.num_items
-        logger.warning("%d removed items are open again in the new run: remove them there.", num_removed)
-        model.close_items(torch.zeros(num_rows, dtype=torch.bool))
-    return model, recommender.items
 
 
 def _count_items(model: Any, prepared: PreparedDataset) -> None:
