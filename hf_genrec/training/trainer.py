@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -24,6 +23,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sequences import SequenceCollator, WindowDataset, make_examples, training_dataset
+from hf_genrec.evaluation.baselines.base import sampled_users
 from hf_genrec.evaluation.metrics import ndcg_at_k, recall_at_k
 from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.training.arguments import GenRecTrainingArguments
@@ -290,10 +290,8 @@ def validation_rows(
     A fixed sample of validation users, one row each. Args: see [`training_dataset`]; `num_users` is `None` or negative
     for all.
     """
-    split = prepared.split("validation")
-    if num_users is not None and 0 <= num_users < len(split):
-        chosen = np.random.default_rng(seed).choice(len(split), num_users, replace=False)
-        split = split.select(np.sort(chosen))
+    max_users = None if num_users is None or num_users < 0 else num_users
+    split = sampled_users(prepared.split("validation"), max_users=max_users, seed=seed)
     examples = make_examples(split, prepared.item_ids, max_history_length=max_history_length, targets="last")
     return WindowDataset(examples, first_item_token=first_item_token)
 

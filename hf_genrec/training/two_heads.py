@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hf_genrec.evaluation.metrics import ndcg_at_k
+from hf_genrec.modeling.genrec_lists import item_mask
 
 
 DENSE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # with the last, lists are the dense head's
@@ -68,7 +69,7 @@ def ranks_by_weight(
     Args: see [`choose_dense_weight`].
     """
     input_ids, mask = batch["input_ids"], batch["attention_mask"]
-    allowed = _unseen(model, input_ids, mask) if leaves_out else None
+    allowed = ~item_mask(input_ids, config=model.config, device=input_ids.device) if leaves_out else None
     options: dict[str, Any] = {"num_beams": num_beams, "latent_aggregation": latent_aggregation}
     both = model.score_both(input_ids, mask, allowed=allowed, **options)
     targets = batch["labels"].amax(dim=1, keepdim=True) - model.config.first_item_token
@@ -78,15 +79,6 @@ def ranks_by_weight(
 def best_weight(figures: Mapping[float, float]) -> float:
     """The weight with the largest figure, of equal ones the smallest. Args: what [`choose_dense_weight`] returns."""
     return max(sorted(figures), key=lambda weight: figures[weight])
-
-
-def _unseen(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Which items do not stand in the history of each row, `(B, N)`."""
-    num_items = model.config.num_items
-    is_item = model.is_item(input_ids, attention_mask)
-    seen = (input_ids - model.config.first_item_token).masked_fill(~is_item, num_items)
-    is_open = torch.ones(len(input_ids), num_items + 1, dtype=torch.bool, device=input_ids.device)
-    return is_open.scatter_(1, seen, False)[:, :num_items]
 
 
 def _ranks(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
