@@ -179,7 +179,7 @@ def test_what_has_no_graph_is_refused_by_name(tmp_path):
     table = Recommender(model_of("item_to_item"), pa.table({"item_id": ITEM_IDS}))
     diverse = Recommender(model_of("latte"), pa.table({"item_id": ITEM_IDS}), diversity=0.5)
 
-    with pytest.raises(ValueError, match="no ONNX graph for a ItemToItemForItemGeneration"):
+    with pytest.raises(ValueError, match="no ONNX graph for ItemToItemForItemGeneration"):
         export_onnx(table, tmp_path)
     with pytest.raises(ValueError, match="does not know `diversity`, which this recommender is set to"):
         export_onnx(diverse, tmp_path)

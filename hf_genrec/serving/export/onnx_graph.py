@@ -242,7 +242,7 @@ def _check(recommender: Recommender) -> None:
     model, config = recommender.model, recommender.model.config
     if config.model_type not in ("latte", "rpg", "acerec", "sasrec"):
         remedy = "; its `members` can be, each as a `Recommender(member, items)`" if hasattr(model, "members") else ""
-        raise ValueError(f"There is no ONNX graph for a {type(model).__name__}{remedy}.")
+        raise ValueError(f"There is no ONNX graph for {type(model).__name__}{remedy}.")
     changed = [name for name in _UNKNOWN if name in recommender.config.changed()]
     if changed:
         raise ValueError(
@@ -379,4 +379,5 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
 def _quantize(path: Path, quantized: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(path, quantized, weight_type=QuantType.QInt8)
+    with _quiet(logging.getLogger()):  # advice about graphs of other exporters
+        quantize_dynamic(path, quantized, weight_type=QuantType.QInt8)
