@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from benchmark_decoding import machine
 from hf_genrec import (
     ACERecConfig,
     ACERecForItemGeneration,
+    LatteConfig,
+    LatteForConditionalGeneration,
     PreparedDataset,
     Recommender,
     RPGConfig,
@@ -42,12 +45,16 @@ from server_results import onnx_blocks
 
 
 TOP_K, BATCH = 10, 64
-RANDOM = {"rpg": (RPGConfig, RPGForItemGeneration), "acerec": (ACERecConfig, ACERecForItemGeneration)}
+RANDOM = {
+    "rpg": (RPGConfig, RPGForItemGeneration),
+    "acerec": (ACERecConfig, ACERecForItemGeneration),
+    "tiger": (partial(LatteConfig, num_latent_tokens=0, num_levels=4, d_ff=256), LatteForConditionalGeneration),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="NAME[=RUN[,OPTION=VALUE]]", help="or rpg, acerec")
+    parser.add_argument("models", nargs="+", metavar="NAME[=RUN[,OPTION=VALUE]]", help="or rpg, acerec, tiger")
     parser.add_argument("--prepared", required=True, help="folder that `hf-genrec prepare` wrote")
     parser.add_argument("--users", type=int, default=1000, help="whose lists are compared (default 1000)")
     parser.add_argument("--ndcg-users", type=int, default=5000, help="for ndcg@10 (default 5000)")
@@ -65,7 +72,7 @@ def main() -> None:
     for word in arguments.models:
         name, _, run = word.partition("=")
         recommender = loaded(name, run, prepared.item_ids)
-        cells[name] = {"name": name, "trained": bool(run)} | compare(recommender, users, arguments)
+        cells[name] = {"name": name} | compare(recommender, users, arguments, is_trained=bool(run))
         report["cells"] = list(cells.values())
         write_json(report, arguments.output)
     Console().print("\n\n".join(onnx_blocks(report)))
@@ -91,7 +98,9 @@ def read(value: str) -> Any:
         return value
 
 
-def compare(recommender: Recommender, users: list[Any], arguments: argparse.Namespace) -> dict[str, Any]:
+def compare(
+    recommender: Recommender, users: list[Any], arguments: argparse.Namespace, *, is_trained: bool
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = export_onnx(recommender, Path(folder) / "onnx", top_k=TOP_K, int8=True)
         used = ("encoder", "decoder") if (path / "encoder.onnx").exists() else ("model",)
@@ -118,9 +127,7 @@ def compare(recommender: Recommender, users: list[Any], arguments: argparse.Name
         found[f"overlap_{name}"] = round(float(np.mean([len(set(a) & set(b)) / TOP_K for a, b in pairs])), 4)
     for size in (1, BATCH):
         found[f"ms_{size}"] = milliseconds(calls, histories, size=size, seconds=arguments.seconds)
-    some = users[: arguments.ndcg_users]
-    found["ndcg@10"] = {name: ndcg(calls[name], some) for name in ("onnx", "int8")}
-    return found
+    return found | ({"ndcg@10": ndcgs(calls, users[: arguments.ndcg_users])} if is_trained else {})
 
 
 def in_batches(call: Callable[[list[Any]], list[list[str]]], histories: list[Any]) -> list[list[str]]:
@@ -141,10 +148,14 @@ def milliseconds(calls: dict[str, Any], histories: list[Any], *, size: int, seco
     return {name: round(statistics.median(values[1:]), 2) for name, values in taken.items()}
 
 
-def ndcg(call: Callable[[list[Any]], list[list[str]]], users: list[Any]) -> float:
-    lists = in_batches(call, [history for history, _ in users])
-    ranks = [items.index(target) if target in items else -1 for items, (_, target) in zip(lists, users, strict=True)]
-    return round(float(ndcg_per_user(np.array(ranks), k=TOP_K).mean()), 5)
+def ndcgs(calls: dict[str, Any], users: list[Any]) -> dict[str, float]:
+    found = {}
+    for kind in ("onnx", "int8"):
+        lists = in_batches(calls[kind], [history for history, _ in users])
+        pairs = zip(lists, (target for _, target in users), strict=True)
+        ranks = [items.index(target) if target in items else -1 for items, target in pairs]
+        found[kind] = round(float(ndcg_per_user(np.array(ranks), k=TOP_K).mean()), 5)
+    return found
 
 
 if __name__ == "__main__":

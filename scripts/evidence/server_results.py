@@ -108,7 +108,7 @@ def onnx_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     rows = [[*header, "ndcg@10", "of int8", "shared", "MB", "int8"]]
     for cell in figures["cells"]:
         times = [f"{cell[size][name]:.1f}" for size in ("ms_1", "ms_64") for name in ("torch", "onnx", "int8")]
-        quality = [f"{cell['ndcg@10'][name]:.4f}" if cell["trained"] else "–" for name in ("onnx", "int8")]
+        quality = [f"{cell['ndcg@10'][name]:.4f}" if "ndcg@10" in cell else "–" for name in ("onnx", "int8")]
         sizes = [f"{cell['megabytes'][name]:.1f}" for name in ("model", "model_int8")]
         shared = f"{cell['overlap_int8']:.3f}"
         rows.append([cell["name"], f"{cell['equal_onnx']:,}", *times, *quality, shared, *sizes])

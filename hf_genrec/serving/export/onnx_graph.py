@@ -37,6 +37,8 @@ from hf_genrec.serving.folder import ITEMS_NAME
 from hf_genrec.serving.recommender import Recommender
 
 
+logger = logging.getLogger(__name__)
+
 CONFIG_NAME, TRIE_NAME, README_NAME = "onnx_config.json", "trie.npz", "README.md"
 # options that only the search in torch knows
 _UNKNOWN = ("prior_correction", "num_rescored", "num_groups", "diversity", "sample_seed")
@@ -249,6 +251,8 @@ def _check(recommender: Recommender) -> None:
             f"The exported search does not know `{changed[0]}`, which this recommender is set to: load it with the "
             f"default, or remove it from recommend_config.json."
         )
+    if model.new_items is not None:
+        logger.warning("Exported lists keep no places for new items: these stand where their scores put them.")
 
 
 def search_settings(recommender: Recommender) -> dict[str, Any]:
