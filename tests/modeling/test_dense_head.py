@@ -66,7 +66,7 @@ def items_of(model, output):
 
 class TestTwoHeads(ModelInvariants):
     MODEL_CLASS = LatteForConditionalGeneration
-    CONFIGS = {name: CONFIGS[name] for name in ("psid", "texts and codes")}
+    CONFIGS = {"all parts": tiny_config(**SHAPE, dense_text_dim=7)}
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -31,7 +31,7 @@ def latte():
     return make_model(tiny_config(history_attention="causal", num_latent_tokens=3))
 
 
-@pytest.mark.parametrize("num_beams", [2, 10, 29, 500])
+@pytest.mark.parametrize("num_beams", [2, 29, 500])
 def test_recommend_and_generate_rank_the_same_items(model, num_beams):
     histories = histories_of(model.config)
     # transformers refuses to fill more beams than there are paths

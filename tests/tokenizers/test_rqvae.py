@@ -281,7 +281,7 @@ class TestRQVAE(QuantizerInvariants):
 
 
 class TestCOSETTE(TestRQVAE):
-    ARGUMENTS = SHORT | {"num_levels": 3, "epochs": 9, "cooccurrence_weight": 0.1, "sinkhorn_epsilon": 0.003}
+    ARGUMENTS = SHORT | {"num_levels": 3, "epochs": 5, "cooccurrence_weight": 0.1, "sinkhorn_epsilon": 0.003}
     WRONG = {"cooccurrence_weight": -1.0}
 
     def test_log_of_other_rows_or_none_is_refused(self, vectors):
@@ -292,7 +292,7 @@ class TestCOSETTE(TestRQVAE):
 
 
 class TestLETTER(TestRQVAE):
-    ARGUMENTS = SHORT | {"num_levels": 3, "epochs": 9, "collaborative_weight": 1.0, "diversity_weight": 0.01}
+    ARGUMENTS = SHORT | {"num_levels": 3, "epochs": 5, "collaborative_weight": 1.0, "diversity_weight": 0.01}
     WRONG = {"collaborative_weight": -1.0, "diversity_weight": float("inf")}
 
 
