@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=1000, help="whose lists are compared (default 1000)")
     parser.add_argument("--ndcg-users", type=int, default=5000, help="for ndcg@10 (default 5000)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of measuring each cell (default 4)")
+    parser.add_argument("--note", default="", help="a sentence about the models, for the page")
     parser.add_argument("--output", type=Path, default=Path("scripts/evidence/records/onnx_speed.json"))
     arguments = parser.parse_args()
     prepared = PreparedDataset.load(arguments.prepared)
@@ -67,7 +68,7 @@ def main() -> None:
     users = [(rows["history"][int(user)], rows["target"][int(user)]) for user in chosen]
     old = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else {}
     cells = {cell["name"]: cell for cell in old.get("cells", ()) if old["num_items"] == len(prepared.item_ids)}
-    report = {"cells": [], "num_items": len(prepared.item_ids), "users": arguments.users}
+    report = {"cells": [], "num_items": len(prepared.item_ids), "users": arguments.users, "note": arguments.note}
     report |= {"ndcg_users": arguments.ndcg_users, "machine": machine(torch.device("cpu"))}
     for word in arguments.models:
         name, _, run = word.partition("=")
