@@ -101,8 +101,9 @@ def onnx_blocks(figures: Mapping[str, Any] | None) -> list[str]:
         f"beside other work (load average {figures['machine'].get('load_average', 0):.0f}): "
         f"lists of {figures['users']:,} validation users that are equal item by item, milliseconds of a call with one "
         f"user and with 64, ndcg@10 of {figures['ndcg_users']:,} validation users, and the share of the ten items "
-        "that the 8-bit graphs list too. Models without ndcg@10 have random weights. Latte, PSID and TIGER are two "
-        f"graphs with the search between them in NumPy. {figures.get('note', '')} Made by `scripts/evidence/benchmark_onnx.py`."
+        "that the 8-bit graphs list too. Latte, PSID and TIGER are two graphs with the search between them in NumPy. "
+        f"{figures.get('note', 'Models without ndcg@10 have random weights.')} Made by "
+        "`scripts/evidence/benchmark_onnx.py`."
     )
     header = ["model", "equal lists", "ms for 1: torch", "onnx", "int8", "ms for 64: torch", "onnx", "int8"]
     rows = [[*header, "ndcg@10", "of int8", "shared", "MB", "int8"]]
