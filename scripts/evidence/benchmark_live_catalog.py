@@ -175,10 +175,11 @@ def walk(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]
         else:
             number = draw.randint(max(1, len(open_at) - 50), len(open_at))
             open_at[shop.catalog.rollback(number).number] = open_at[number]
-        anew = rebuilt(shop)
-        if shop.model.config.has_codes:
+        is_checked, has_trie = step % options.check_every == 0, shop.model.config.has_codes
+        anew = rebuilt(shop) if is_checked or has_trie else shop
+        if has_trie:
             check_tries(shop, anew)
-        if step % options.check_every == 0:
+        if is_checked:
             num_lists += check_lists(shop, anew, open_at[len(open_at)])
     again = Recommender.from_pretrained(shop.save_pretrained(folder.parent / "saved"), device="cpu")
     lists = [each.recommend([[]], top_k=30) for each in (shop, again)]
