@@ -352,7 +352,7 @@ class RecommendMixin(LiveItemsMixin):
         with all others they would push these off the lists.
         """
         options, is_new = request.options, self.new_items
-        if is_new is None or options.sample_seed is not None or options.num_groups > 1:
+        if is_new is None or not is_new.any() or options.sample_seed is not None or options.num_groups > 1:
             return self._rank_batch(users, request)
         rules = torch.ones_like(is_new).unsqueeze(0) if users.rules is None else users.rules
         if isinstance(self, ItemScoresMixin):  # once for both lists
