@@ -43,7 +43,7 @@ def live_catalog_blocks(figures: Mapping[str, Any] | None) -> list[str]:
         rows.append([each["model"], *(f"{cell:.2f}" for cell in cells), texts])
     num_steps = sum(each["num_steps"] for each in figures["steps"])
     num_lists = sum(each["num_lists"] for each in figures["steps"])
-    kinds = ", ".join(each["model"] for each in figures["steps"])
+    kinds = "; ".join(each["model"] for each in figures["steps"])
     blocks = [
         "## A catalog that changes",
         f"{figures['num_added']:,} items are added to {figures['num_items']:,} in a folder on disk, from vectors of "
