@@ -190,6 +190,9 @@ def model_systems(evaluations: Sequence[StoredEvaluation]) -> list[System]:
     return [system_of(name, group) for name, group in zip(names, groups.values(), strict=True)]
 
 
+_NO_SETTINGS = ("seed", "weights", "weights_with_seen")  # those of a sum of models are found, not set
+
+
 def seedless_key(record: Mapping[str, Any], source: str) -> str:
     """
     A text that is equal for runs that differ in nothing but the seed.
@@ -200,8 +203,9 @@ def seedless_key(record: Mapping[str, Any], source: str) -> str:
     if "settings" not in run:
         return json.dumps({"source": source})
     settings = {name: value for name, value in run["settings"].items() if name != "seed"}
-    if isinstance(settings.get("training"), Mapping):
-        settings["training"] = {name: value for name, value in settings["training"].items() if name != "seed"}
+    for part in ("training", "model"):
+        if isinstance(settings.get(part), Mapping):
+            settings[part] = {name: value for name, value in settings[part].items() if name not in _NO_SETTINGS}
     return json.dumps([settings, {name: run.get(name) for name in _KINDS}], sort_keys=True)
 
 

@@ -89,6 +89,7 @@ def train_run(
         repo_id = _repository(folder, args)
         silent = copy.copy(args)
         silent.push_to_hub = False  # Trainer would publish checkpoints
+        stopwatch = Stopwatch(checkpoint)  # a teacher's lists are part of the training
         trainer = make_trainer(starting.model, prepared, silent, targets=targets)
         if not args.disable_tqdm:
             trainer.remove_callback(ProgressCallback)
@@ -96,7 +97,6 @@ def train_run(
         if trainer.is_world_process_zero():
             (folder / CHECKPOINTS_NAME).mkdir(parents=True, exist_ok=True)
             write_json(settings, folder / CHECKPOINTS_NAME / "run.json")
-        stopwatch = Stopwatch(checkpoint)
         trainer.add_callback(stopwatch)
         trainer.train(resume_from_checkpoint=checkpoint)
         record = {

@@ -19,6 +19,7 @@ from hf_genrec.evaluation.systems import (
     load_evaluation,
     merge_baselines,
     model_systems,
+    seedless_key,
     user_values,
 )
 
@@ -465,3 +466,12 @@ def test_records_are_compared_in_the_columns_that_all_of_them_have():
         assert comparison.conditions["exclude_seen"] is exclude_seen
         assert {"psid", "latte"} < {system.name for system in comparison.systems}
     assert len(compare_evaluations([allowed, excluded], grouped=True, num_resamples=9)) == 2
+
+
+def test_sums_of_models_that_differ_in_found_weights_alone_are_runs_of_one_system():
+    def record(seed, weights, scores="standardised"):
+        model = {"combination": scores, "weights": weights, "weights_with_seen": weights}
+        return {"run": {"settings": {"seed": seed, "model": model, "training": {"seed": seed}}}}
+
+    assert seedless_key(record(1, [0.5, 1.0]), "a") == seedless_key(record(2, [1.0, 0.2]), "b")
+    assert seedless_key(record(1, [0.5, 1.0]), "a") != seedless_key(record(2, [0.5, 1.0], "reciprocal_rank"), "b")
