@@ -255,7 +255,7 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
 
 
 def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, Any] | None:
-    """The network that fits the size of the data, linear models beside it, and their weighted sum as the run."""
+    """The networks that fit the size of the data, linear models beside them, and their weighted sum as the run."""
     from hf_genrec.cli.tables import weights_line
     from hf_genrec.evaluation.record import is_finished, read_training
     from hf_genrec.training.arguments import CHECKPOINTS_NAME
@@ -264,13 +264,20 @@ def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, 
     is_there = is_finished(asked.output)
     if is_there and not asked.resume:
         raise ValueError(f"The run in {asked.output} is finished. Choose another folder.")
-    texts = _choose(prepared, asked)
+    wanted = dict(vars(asked))  # before the choice completes it
+    texts, beside = _choose(prepared, asked)
     folder = Path(asked.output) / CHECKPOINTS_NAME
+    networks = {"psid": vars(asked)}
+    if beside is not None and not is_there:
+        networks["sasrec"] = wanted | _beside(beside, wanted)
     linear: dict[str, Any] = {"ridge": None, "item-knn": None} | ({} if texts is None else {"text": texts})
-    members = {name: folder / name for name in ("psid", *linear)}
-    resume = asked.resume or is_finished(members["psid"])
-    network = vars(asked) | {"output": str(members["psid"]), "chooses": False, "resume": resume}
-    if _run_training(prepared, SimpleNamespace(**network)) is None:
+    members = {name: folder / name for name in (*networks, *linear)}
+    records = []
+    for name, network in networks.items():
+        resume = asked.resume or is_finished(members[name])
+        own = network | {"output": str(members[name]), "chooses": False, "resume": resume}
+        records.append(_run_training(prepared, SimpleNamespace(**own)))
+    if None in records:  # not the main process
         return None
     if is_there:
         return read_training(asked.output)
@@ -281,9 +288,20 @@ def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, 
     return record
 
 
-def _choose(prepared: PreparedDataset, asked: SimpleNamespace) -> Any:
+def _beside(chosen: tuple[dict[str, Any], dict[str, Any]], wanted: dict[str, Any]) -> dict[str, Any]:
+    """What trains a SASRec of this shape and schedule, where nothing else was wanted."""
+    from hf_genrec.modeling.configuration_sasrec import SASRecConfig
+
+    known = set(SASRecConfig.__dataclass_fields__)
+    fields = chosen[0] | {name: value for name, value in wanted["fields"].items() if name in known}
+    schedule = chosen[1] | wanted["schedule"]
+    return {"architecture": "sasrec", "embeddings": None, "fields": fields, "schedule": schedule}
+
+
+def _choose(prepared: PreparedDataset, asked: SimpleNamespace) -> tuple[Any, tuple[dict, dict] | None]:
     """
-    Makes ids for the data, and completes what is asked for by what fits its size. The text vectors, `None` without.
+    Makes ids for the data, and completes what is asked for by what fits its size. The text vectors, `None` without,
+    and what [`Choice`] says of a SASRec.
     """
     from hf_genrec.tokenizers.folder import add_behavior, embed_items, read_embeddings, tokenize_items
     from hf_genrec.training.arguments import CHECKPOINTS_NAME
@@ -306,7 +324,7 @@ def _choose(prepared: PreparedDataset, asked: SimpleNamespace) -> Any:
         tokenize_items(prepared, vectors, asked.ids, **choice.tokenizer)
     asked.embeddings = str(vectors) if choice.reads_vectors else None
     asked.fields, asked.schedule = choice.shape | asked.fields, choice.schedule | asked.schedule
-    return texts if texts is not None and texts.shape[1] else None
+    return texts if texts is not None and texts.shape[1] else None, choice.beside
 
 
 def _after_interruption(output: str, resume: bool) -> str:

@@ -21,14 +21,16 @@ class Choice:
 
     The first three are arguments of `tokenize_items`, of the config of a Latte model and of `GenRecTrainingArguments`.
     `reads_vectors` says whether the dense head projects the vectors that the ids are made of, without the codes'
-    embeddings: better on Scientific and Beauty; not compared on catalogs as small as that of MovieLens-100K. `reason`
-    has the sizes and what follows from them, for people.
+    embeddings: better on Scientific and Beauty; not compared on catalogs as small as that of MovieLens-100K. `beside`
+    has shape and schedule of a SASRec that is trained, too, where there is time for it: on MovieLens-100K the sum
+    gains by it, on both halves of the validation users. `reason` has the sizes and what follows from them, for people.
     """
 
     tokenizer: dict[str, Any]
     shape: dict[str, Any]
     schedule: dict[str, Any]
     reads_vectors: bool
+    beside: tuple[dict[str, Any], dict[str, Any]] | None
     reason: str
 
 
@@ -47,6 +49,9 @@ def choose(prepared: PreparedDataset) -> Choice:
     epochs = min(12 if is_large else 30, max(3, round(_TARGETS_IN_ALL / max(1, num_targets))))
     length = 50 if num_targets > 20 * prepared.metadata["statistics"]["num_users"] else 20
     batch_size = 512 if num_targets > 60_000 else 256
+    validations = {"eval_strategy": "steps", "eval_steps": 0.25, "save_strategy": "steps", "save_steps": 0.25}
+    shape = {"d_model": width, "num_heads": width // 32, "dropout_rate": 0.4, "max_history_length": length}
+    beside = None if is_large else (shape, {"num_train_epochs": min(16, epochs)} | validations)
     return Choice(
         tokenizer={"num_levels": levels, "codebook_size": codes},
         shape={
@@ -56,10 +61,12 @@ def choose(prepared: PreparedDataset) -> Choice:
         },
         schedule={
             "num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "learning_rate": 3e-3,
-            "eval_strategy": "steps", "eval_steps": 0.25, "save_strategy": "steps", "save_steps": 0.25,
+            **validations,
         },
         reads_vectors=is_large,
+        beside=beside,
         reason=f"{num_items:,} items, {num_targets:,} targets: ids of {levels} x {codes} codes; PSID with two heads, "
         f"width {width}, the latest {length} items of a history; {epochs} epochs in batches of {batch_size} targets; "
-        "beside it the sequential ridge, item-kNN and, of embeddings, similar texts",
+        f"beside it {'' if beside is None else 'a SASRec, '}the sequential ridge, item-kNN and, of embeddings, "
+        "similar texts",
     )  # fmt: skip

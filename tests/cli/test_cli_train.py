@@ -90,7 +90,7 @@ def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(
     assert network["semantic_ids"] == {"policy": "widen", "num_levels": 2, "codebook_size": 8}
     assert (network["settings"]["model"]["d_model"], network["settings"]["model"]["dense_head"]) == (16, True)
     assert network["settings"]["model"]["dense_text_dim"] == 0  # for so few items
-    assert record["ensemble"]["scores"] == ["psid", "psid, dense head", "ridge", "item-knn"]
+    assert record["ensemble"]["scores"] == ["psid", "psid, dense head", "sasrec", "ridge", "item-knn"]
     assert "is finished" in error_of(*words)
     assert "d_model was 16, is 8" in error_of(*words[:-4], "--d-model", 8, *words[-2:], "--resume")
     found = result_of("recommend", "--model", tmp_path / "run", "--history", "i3", "i4", "--top-k", 5)
@@ -100,7 +100,7 @@ def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(
 def test_training_with_texts_alone_sets_the_behaviour_beside_them_and_adds_similar_texts(chosen):
     record = read_training(chosen)
 
-    assert record["ensemble"]["scores"][2:] == ["ridge", "item-knn", "text"]
+    assert record["ensemble"]["scores"][3:] == ["ridge", "item-knn", "text"]
     source = json.loads((chosen / "checkpoints/ids/quantizer/encoder.json").read_text(encoding="utf-8"))
     assert (source["model"], source["behavior"], source["weight"]) == ("matrix matrix.npy", "svd", "0.6")
 

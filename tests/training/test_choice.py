@@ -32,5 +32,6 @@ def test_sizes_decide_ids_network_and_schedule(data, ids, width, length, epochs)
     assert (choice.shape["d_model"], choice.shape["max_history_length"]) == (width, length)
     assert choice.schedule["num_train_epochs"] == epochs
     assert choice.reads_vectors == (len(data.item_ids) > 2_000)
+    assert (choice.beside is None) == (len(data.item_ids) > 2_000)
     assert choice.reason.startswith(f"{len(data.item_ids):,} items, ")
     assert ids[1] ** ids[0] >= 2 * len(data.item_ids)
