@@ -185,19 +185,16 @@ class CodeSearch:
     def _items_of(self, leaves: Ints, scores: Floats, is_open: NDArray[np.bool_], *, most: int) -> tuple[Ints, Floats]:
         """The open items of ranked ids, at most `most`: those that share an id stand together and have its score."""
         first = self._arrays[f"first_item_{self.config['num_levels']}"]
-        items = np.full((len(leaves), most), -1)
-        of_items = np.full((len(leaves), most), -np.inf, np.float32)
-        for user, row in enumerate(leaves):
-            place = 0
-            for leaf, score in zip(row, scores[user], strict=True):
-                if leaf < 0 or place == most:
-                    break
-                found = self.items[first[leaf] : first[leaf + 1]]
-                found = found[is_open[user, found]][: most - place]
-                items[user, place : place + len(found)] = found
-                of_items[user, place : place + len(found)] = score
-                place += len(found)
-        return items, of_items
+        begin, end = first[leaves], np.where(leaves < 0, first[leaves], first[leaves + 1])
+        places = begin[..., None] + np.arange(max(1, int((end - begin).max())))  # (B, W, most items of an id)
+        items = self.items[np.minimum(places, len(self.items) - 1)]
+        is_listed = (places < end[..., None]) & is_open[np.arange(len(leaves))[:, None, None], items]
+        of_items = np.broadcast_to(scores[..., None], items.shape)
+        shape = (len(leaves), -1)
+        items = np.where(is_listed, items, -1).reshape(shape)
+        of_items = np.where(is_listed, of_items, np.float32(-np.inf)).reshape(shape)
+        order = np.argsort(items < 0, axis=1, kind="stable")  # what is listed in front, in its order
+        return _first(np.take_along_axis(items, order, 1), np.take_along_axis(of_items, order, 1), most)
 
     # --- exact scores -----------------------------------------------------------------------------------------------
 
