@@ -1,0 +1,58 @@
+"""Random language models of three kinds and a real, small tokenizer, in memory and within milliseconds."""
+
+from functools import cache
+
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+
+KINDS = ["llama", "qwen3", "gpt2"]
+WORDS = ["red tea cup", "green tea pot", "blue sugar bowl", "small red spoon", "big green bowl", "a user has taken"]
+
+
+@cache
+def _trained() -> str:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=301, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    backend.train_from_iterator(WORDS, trainer)
+    return backend.to_str()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE as of GPT-2 and Qwen, with some words of one token."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained()), eos_token="<|end|>", pad_token="<|end|>"
+    )
+
+
+def tiny_llm(kind: str = "llama", *, vocab_size: int = 301, is_tied: bool | None = None, seed: int = 0):
+    """A random causal LM in evaluation mode; embeddings are tied but for qwen3, unless `is_tied` says otherwise."""
+    torch.manual_seed(seed)
+    tied = kind != "qwen3" if is_tied is None else is_tied
+    common = {"vocab_size": vocab_size, "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 0}
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(n_embd=20, n_layer=2, n_head=4, n_positions=128, **common))
+    else:
+        shape = {"hidden_size": 20, "intermediate_size": 28, "num_hidden_layers": 3, "num_attention_heads": 4}
+        config_class, model_class = {
+            "llama": (LlamaConfig, LlamaForCausalLM),
+            "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        }[kind]
+        config = config_class(**shape, num_key_value_heads=2, head_dim=6, max_position_embeddings=256, **common)
+        model = model_class(config)
+    for parameter in model.parameters():  # far enough from zero that histories matter
+        parameter.data.mul_(4) if parameter.ndim > 1 else None
+    return model.eval()
