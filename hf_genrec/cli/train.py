@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -272,12 +273,8 @@ def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, 
         networks["sasrec"] = wanted | _beside(beside, wanted)
     linear: dict[str, Any] = {"ridge": None, "item-knn": None} | ({} if texts is None else {"text": texts})
     members = {name: folder / name for name in (*networks, *linear)}
-    records = []
-    for name, network in networks.items():
-        resume = asked.resume or is_finished(members[name])
-        own = network | {"output": str(members[name]), "chooses": False, "resume": resume}
-        records.append(_run_training(prepared, SimpleNamespace(**own)))
-    if None in records:  # not the main process
+    own = [network | {"output": str(members[name]), "chooses": False} for name, network in networks.items()]
+    if None in _train_networks(prepared, own):  # not the main process
         return None
     if is_there:
         return read_training(asked.output)
@@ -286,6 +283,36 @@ def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, 
     record = ensemble_run(prepared, members, asked.output, command=command_line())
     typer.echo(weights_line(record["ensemble"]), err=True)
     return record
+
+
+def _train_networks(prepared: PreparedDataset, networks: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """The records of the first network and of those beside it, which a second process trains where that pays off."""
+    from hf_genrec.evaluation.record import is_finished
+    from hf_genrec.training.side_by_side import pays_off, side_by_side
+
+    first, *others = networks
+    num_targets = int(prepared.metadata["num_train_targets"])
+    num_targets = sum(round(num_targets * other["schedule"].get("num_train_epochs", 1)) for other in others)
+    together = bool(others) and not is_finished(first["output"]) and pays_off(num_targets)
+    with side_by_side(_train_beside, others) if together else contextlib.nullcontext():
+        records = [_train_network(prepared, first)]
+    # what a second process has not finished is continued here, where errors are shown
+    return records + [_train_network(prepared, other | ({"resume": True} if together else {})) for other in others]
+
+
+def _train_network(prepared: PreparedDataset, network: dict[str, Any]) -> dict[str, Any] | None:
+    from hf_genrec.evaluation.record import is_finished
+
+    resume = network["resume"] or is_finished(network["output"])
+    return _run_training(prepared, SimpleNamespace(**network | {"resume": resume}))
+
+
+def _train_beside(networks: list[dict[str, Any]]) -> None:
+    """Runs in a process of its own."""
+    from hf_genrec.data.prepared import PreparedDataset
+
+    for network in networks:
+        _train_network(PreparedDataset.load(network["prepared_folder"]), network)
 
 
 def _beside(chosen: tuple[dict[str, Any], dict[str, Any]], wanted: dict[str, Any]) -> dict[str, Any]:

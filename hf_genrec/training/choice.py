@@ -12,6 +12,8 @@ from hf_genrec.data.prepared import PreparedDataset
 
 _MANY_ITEMS, _MANY_TARGETS = 2_000, 1_000_000
 _TARGETS_IN_ALL = 1_500_000  # of all epochs of a small network: minutes of one core
+_SASREC_TARGETS = 2_100_000  # the same for the SASRec beside it
+_SASREC_ITEMS = 20_000  # its loss is a softmax over all items; measured up to 12,101
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Choice:
     The first three are arguments of `tokenize_items`, of the config of a Latte model and of `GenRecTrainingArguments`.
     `reads_vectors` says whether the dense head projects the vectors that the ids are made of, without the codes'
     embeddings: better on Scientific and Beauty; not compared on catalogs as small as that of MovieLens-100K. `beside`
-    has shape and schedule of a SASRec that is trained, too, where there is time for it: on MovieLens-100K the sum
-    gains by it, on both halves of the validation users. `reason` has the sizes and what follows from them, for people.
+    has shape and schedule of a SASRec that is trained, too, unless there are too many items: on MovieLens-100K, Beauty
+    and Scientific the sum gains by it, on both halves of the validation users. `reason` has the sizes and what follows
+    from them, for people.
     """
 
     tokenizer: dict[str, Any]
@@ -50,8 +53,14 @@ def choose(prepared: PreparedDataset) -> Choice:
     length = 50 if num_targets > 20 * prepared.metadata["statistics"]["num_users"] else 20
     batch_size = 512 if num_targets > 60_000 else 256
     validations = {"eval_strategy": "steps", "eval_steps": 0.25, "save_strategy": "steps", "save_steps": 0.25}
-    shape = {"d_model": width, "num_heads": width // 32, "dropout_rate": 0.4, "max_history_length": length}
-    beside = None if is_large else (shape, {"num_train_epochs": min(16, epochs)} | validations)
+    beside = None
+    if num_items <= _SASREC_ITEMS:
+        shape = {"d_model": width, "num_heads": width // 32, "dropout_rate": 0.4, "max_history_length": length}
+        sasrec_epochs = min(16, epochs)
+        if is_large:
+            shape |= {"num_heads": 1, "dropout_rate": 0.5, "max_history_length": 50}
+            sasrec_epochs = min(20, max(3, round(_SASREC_TARGETS / max(1, num_targets))))
+        beside = (shape, {"num_train_epochs": sasrec_epochs} | validations)
     return Choice(
         tokenizer={"num_levels": levels, "codebook_size": codes},
         shape={

@@ -97,6 +97,20 @@ def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(
     assert len(found["recommendations"]) == 5
 
 
+@pytest.mark.slow
+def test_two_networks_side_by_side_are_those_trained_one_after_the_other(shop, tmp_path, monkeypatch):
+    words = ["train", shop / "data", "--epochs", 1, "--d-model", 16, "--precision", "fp32", "--threads", 1]
+    run(*words, "--output", tmp_path / "after")
+    monkeypatch.setattr("hf_genrec.training.side_by_side.MANY_TARGETS", 0)
+    told = run(*words, "--output", tmp_path / "beside").stderr
+
+    assert (tmp_path / "beside" / "checkpoints" / "sasrec" / "training.json").is_file()
+    assert "nothing to resume" in told  # it was finished when the first one was
+    after, beside = (load_file(tmp_path / name / "model.safetensors") for name in ("after", "beside"))
+    assert after.keys() == beside.keys()
+    assert all((after[name] == beside[name]).all() for name in after)
+
+
 def test_training_with_texts_alone_sets_the_behaviour_beside_them_and_adds_similar_texts(chosen):
     record = read_training(chosen)
 
@@ -137,7 +151,7 @@ def test_finished_run_says_so(shop, tmp_path):
     words = ["train", shop / "data", "--ids", shop / "ids", "--output", shop / "run", *TRAIN]
 
     assert "is finished" in error_of(*words)
-    resumed = run(*words, "--resume")
+    resumed = run(*words, "--resume", "--threads", 1)  # with more threads the same is computed
     assert resumed.exit_code == 0
     assert "nothing to resume" in resumed.stderr
     result_of(
