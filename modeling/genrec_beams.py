@@ -26,6 +26,10 @@ class HistoryOutput(ModelOutput):
     last_hidden_state: torch.FloatTensor | None = None  # (batch_size, num_history_tokens, d_model)
     attention_mask: torch.BoolTensor | None = None  # (batch_size, num_history_tokens): True at real tokens
 
+    def of_users(self, rows: torch.LongTensor) -> "HistoryOutput":
+        """The histories of some users."""
+        return HistoryOutput(self.last_hidden_state[rows], self.attention_mask[rows])
+
 
 @dataclass
 class SearchStep:

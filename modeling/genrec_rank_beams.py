@@ -72,7 +72,7 @@ class BeamRankingMixin(RecommendMixin):
                 pending += [(rows[part], num_beams) for part in chunks]
                 continue
             is_all = len(rows) == batch_size
-            part = history if is_all else _of_users(history, rows)
+            part = history if is_all else history.of_users(rows)
             allowed = users.allowed if is_all else rule_rows(users.allowed, rows)
             items, scores, beams = self._search_once(part, allowed, request, num_beams)
             is_short = (scores > -float("inf")).sum(1) < wanted[rows]
@@ -320,10 +320,6 @@ def _selection(request: RankRequest) -> Selection:
 def _corrected(leaves: torch.LongTensor, scores: torch.FloatTensor, request: RankRequest) -> torch.FloatTensor:
     """What ids are ranked by: their scores less the prior correction of the leaf."""
     return scores if request.penalty is None else scores - request.penalty[-1][leaves.clamp_min(0)]
-
-
-def _of_users(history: HistoryOutput, rows: torch.LongTensor) -> HistoryOutput:
-    return HistoryOutput(history.last_hidden_state[rows], history.attention_mask[rows])
 
 
 def _empty_ranking(batch_size: int, request: RankRequest, *, device: torch.device) -> Ranking:

@@ -1,8 +1,11 @@
 """Random language models of three kinds and a real, small tokenizer, in memory and within milliseconds."""
 
+import warnings
 from functools import cache
+from types import SimpleNamespace
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -13,6 +16,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from hf_genrec.llm.recommender import as_recommender
+from hf_genrec.llm.vocabulary import SidVocabulary
+from invariants.model import random_codes
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 
@@ -56,3 +62,32 @@ def tiny_llm(kind: str = "llama", *, vocab_size: int = 301, is_tied: bool | None
     for parameter in model.parameters():  # far enough from zero that histories matter
         parameter.data.mul_(4) if parameter.ndim > 1 else None
     return model.eval()
+
+
+def tiny_recommender(kind: str = "llama", *, codes=None, codebook_size: int = 5, adapter: bool = False, **settings):
+    """A recommender around a random language model, over 29 items with random codes unless others are given."""
+    codes = random_codes() if codes is None else torch.as_tensor(codes)
+    llm, tokenizer = tiny_llm(kind), tiny_tokenizer()
+    vocabulary = SidVocabulary.add_to(tokenizer, num_levels=codes.shape[1], codebook_size=codebook_size)
+    vocabulary.resize(llm, tokenizer, init="mean", pad_to_multiple_of=8)
+    torch.manual_seed(1)
+    for matrix in {llm.get_input_embeddings().weight, llm.get_output_embeddings().weight}:
+        matrix.data[vocabulary.new_token_ids] = torch.randn(len(vocabulary.new_token_ids), matrix.shape[1])
+    if adapter:
+        llm = adapted(llm, vocabulary)
+    ids = SimpleNamespace(num_items=len(codes), num_levels=codes.shape[1], codebook_size=codebook_size, codes=codes)
+    prompt = {"prefix": "a user has taken: ", "suffix": " next: <|sid_begin|>", "max_history_length": 7}
+    return as_recommender(llm, tokenizer, ids, **(prompt | settings)).eval()
+
+
+def adapted(llm, vocabulary):
+    """With an adapter of random weights, as after training."""
+    indices = vocabulary.trainable_token_indices(llm)
+    config = LoraConfig(r=3, target_modules="all-linear", trainable_token_indices=indices, ensure_weight_tying=True)
+    with warnings.catch_warnings():  # of tied and untied weights, and of GPT-2's kind of linear layer
+        warnings.simplefilter("ignore")
+        model = get_peft_model(llm, config).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
