@@ -76,6 +76,7 @@ class CausalLMForItemGeneration(BeamRankingMixin, CatalogMixin, nn.Module):
 
     config: CausalLMConfig
     config_class = CausalLMConfig
+    code_token_ids: torch.Tensor
     item_table = None  # there is no dense head
 
     def __init__(self, llm: Any, config: CausalLMConfig, tokenizer: Any = None):
