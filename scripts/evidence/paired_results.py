@@ -34,7 +34,7 @@ def baselines_of(records: Iterable[Mapping[str, Any]]) -> list[System]:
     Returns:
         `list[System]`: each once, with the numbers of all records that agree about it.
     """
-    return merge_baselines(baseline_systems(_evaluations(records, {})))
+    return merge_baselines(baseline_systems(_evaluations(map(_with_named_heads, records), {})))
 
 
 def evidence_blocks(records: Iterable[Mapping[str, Any]], baselines: Sequence[Mapping[str, Any]] = ()) -> list[str]:
@@ -48,7 +48,7 @@ def evidence_blocks(records: Iterable[Mapping[str, Any]], baselines: Sequence[Ma
     Returns:
         `list[str]`: blocks of Markdown; empty where no record has more.
     """
-    evaluations = _evaluations(records, {})
+    evaluations = _evaluations(map(_with_named_heads, records), {})
     others = baseline_systems(_evaluations(baselines, {}))
     systems = merge_baselines([*baseline_systems(evaluations), *others, *model_systems(evaluations)])
     return table_blocks(evidence_tables(systems))
@@ -188,6 +188,16 @@ def _baseline(evaluations: Sequence[StoredEvaluation], key: str) -> System:
 
 def _only_baseline(record: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {**record, "baselines": {key: record["baselines"][key]}}
+
+
+_HEADS = {"generator": "beams alone", "dense_head": "dense head alone"}
+
+
+def _with_named_heads(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Parts of a model that were measured alone stand among the baselines, under the name of their model."""
+    system = record["run"].get("system")
+    titles = {key: f"{system}, {part}" for key, part in _HEADS.items()}
+    return {**record, "baselines": {titles.get(key, key): values for key, values in record["baselines"].items()}}
 
 
 def _evaluations(records: Iterable[Mapping[str, Any]], users: Mapping[str, Any]) -> list[StoredEvaluation]:

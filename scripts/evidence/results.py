@@ -211,6 +211,7 @@ _METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 _WITH_INTERVAL = ("recall@10", "ndcg@10")
 _SHOWN = (*_METRICS, "mrr@10")
 _EXCLUDED = {f"{name}, seen excluded": name for name in _WITH_INTERVAL}
+_BOTH = "ndcg@10, seen excluded"  # what records lack that were written before both kinds of lists were measured
 _HEADER = ["system", *_SHOWN, *_EXCLUDED, "invalid", "encoder", "ids", "seed", "CPU minutes", "run"]
 
 
@@ -279,7 +280,14 @@ def _section(records: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[s
         rows |= {_published_row(values): None for values in record["run"].get("published", [])}
     rows |= {_model_row(record): None for record in records}
     heading = f"## {first['run']['dataset']}, {first['protocol']}, {first['split']} split"
-    blocks = [heading, "; ".join(notes) + ".", _table_of_runs(rows)]
+    both = [row for row in rows if row[_HEADER.index(_BOTH)] != NONE]
+    blocks = [heading, "; ".join(notes) + "."]
+    if both:
+        blocks.append(_table_of_runs(both))
+    if len(both) < len(rows):
+        if both:
+            blocks.append("Earlier runs, of which only lists with seen items, the papers' protocol, were measured:")
+        blocks.append(_table_of_runs(row for row in rows if row not in both))
     blocks += _seeds_table(records)
     blocks += evidence_blocks(records, baselines)
     if any(record["run"].get("curve") for record in records):
@@ -387,4 +395,9 @@ def _run_block(run: Mapping[str, Any]) -> str:
 
 
 def _table_of_runs(rows: Iterable[Sequence[str]]) -> str:
-    return markdown_table([_HEADER, *rows], num_right=len(_SHOWN) + len(_EXCLUDED))
+    """Without the columns of lists without seen items, where no row has them."""
+    table = [_HEADER, *rows]
+    excluded = [title for title in _EXCLUDED if all(row[_HEADER.index(title)] == NONE for row in table[1:])]
+    kept = [place for place, title in enumerate(_HEADER) if title not in excluded]
+    num_right = len(_SHOWN) + len(_EXCLUDED) - len(excluded)
+    return markdown_table([[row[place] for place in kept] for row in table], num_right=num_right)
