@@ -24,6 +24,7 @@ TASK = "next-item-recommendation"
 # model type: its config class, its model class and further registries than MODEL_MAPPING
 _MODELS = {
     "latte": ("LatteConfig", "LatteForConditionalGeneration", ["MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"]),
+    "decoder": ("DecoderConfig", "DecoderForItemGeneration", []),
     "rpg": ("RPGConfig", "RPGForItemGeneration", []),
     "acerec": ("ACERecConfig", "ACERecForItemGeneration", []),
     "sasrec": ("SASRecConfig", "SASRecForItemGeneration", []),

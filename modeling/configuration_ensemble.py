@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 
 from .configuration_acerec import ACERecConfig
+from .configuration_decoder import DecoderConfig
 from .configuration_genrec import GenRecConfig
 from .configuration_item_to_item import ItemToItemConfig
 from .configuration_latte import LatteConfig
@@ -13,7 +14,8 @@ from .configuration_sasrec import SASRecConfig
 
 
 MEMBER_CONFIGS = {
-    kind.model_type: kind for kind in (LatteConfig, RPGConfig, ACERecConfig, SASRecConfig, ItemToItemConfig)
+    kind.model_type: kind
+    for kind in (LatteConfig, DecoderConfig, RPGConfig, ACERecConfig, SASRecConfig, ItemToItemConfig)
 }
 COMBINATIONS = ("standardised", "log_probability", "reciprocal_rank")
 # What a saved config holds beside its settings: of a member it says nothing in an ensemble.

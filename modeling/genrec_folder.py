@@ -477,6 +477,14 @@ class ItemTokensMixin:
         order = (~is_read).long().argsort(dim=1, stable=True)[:, :length]  # what is read first, in its order
         return input_ids.gather(1, order), is_read.gather(1, order)
 
+    def items_in_front(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.LongTensor, torch.BoolTensor]:
+        """Item indices, from 0, those that count first, in their order; and which these are."""
+        is_item = self.is_item(input_ids, attention_mask)
+        order = (~is_item).long().argsort(dim=1, stable=True)
+        return (input_ids.gather(1, order) - self.config.first_item_token).clamp_min(0), is_item.gather(1, order)
+
     def is_target(self, input_ids: torch.LongTensor, labels: torch.LongTensor) -> torch.BoolTensor:
         """Which positions have a label: the token of the next item, or -100 for none, in the shape of `input_ids`."""
         first, end = self.config.first_item_token, self.config.first_item_token + self.config.num_items

@@ -9,6 +9,7 @@ from torch import nn
 from .configuration_ensemble import EnsembleConfig
 from .genrec_recommend import UserBatch
 from .modeling_acerec import ACERecForItemGeneration
+from .modeling_decoder import DecoderForItemGeneration
 from .modeling_item_to_item import ItemScorer, ItemToItemForItemGeneration
 from .modeling_latte import LatteForConditionalGeneration
 from .modeling_rpg import RPGForItemGeneration
@@ -19,6 +20,7 @@ MEMBERS = {
     kind.config_class.model_type: kind
     for kind in (
         LatteForConditionalGeneration,
+        DecoderForItemGeneration,
         RPGForItemGeneration,
         ACERecForItemGeneration,
         SASRecForItemGeneration,

@@ -122,7 +122,7 @@ class LatteForConditionalGeneration(
         Args: see [`ItemTokensMixin.is_item`].
         """
         config = self.config
-        items, is_item = self._items_in_front(input_ids, attention_mask)
+        items, is_item = self.items_in_front(input_ids, attention_mask)
         tokens = self.code_tokens(items).masked_fill(~is_item[..., None], config.pad_token_id)
         tokens = nn.functional.pad(tokens.flatten(1), (1, 0), value=config.user_token_id)
         num_tokens = 1 + config.num_levels * is_item.sum(1, keepdim=True)
@@ -131,12 +131,6 @@ class LatteForConditionalGeneration(
             tokens = tokens.scatter(1, num_tokens, config.end_of_history_token_id)
             num_tokens = num_tokens + 1
         return tokens, torch.arange(tokens.shape[1], device=tokens.device) < num_tokens
-
-    def _items_in_front(self, input_ids, attention_mask) -> tuple[torch.LongTensor, torch.BoolTensor]:
-        """Item indices `(batch_size, history_length)`, those that count first, in their order; and which these are."""
-        is_item = self.is_item(input_ids, attention_mask)
-        order = (~is_item).long().argsort(dim=1, stable=True)
-        return (input_ids.gather(1, order) - self.config.first_item_token).clamp_min(0), is_item.gather(1, order)
 
     def encode_history(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> HistoryOutput:
         """
@@ -154,7 +148,7 @@ class LatteForConditionalGeneration(
         if self.config.history_unit == "item":
             embeddings, mask = self._merge_codes(embeddings, mask)
         if self.item_table is not None:
-            items, _ = self._items_in_front(input_ids, attention_mask)
+            items, _ = self.items_in_front(input_ids, attention_mask)
             vectors = self.item_vectors(items.flatten()).unflatten(0, items.shape)
             embeddings = torch.cat([embeddings[:, :1], vectors], dim=1)
         if self.config.history_attention == "causal":

@@ -17,7 +17,15 @@ from hf_genrec import (
     SemanticIds,
     save_recommender,
 )
-from invariants.model import CODEBOOK_SIZE, NUM_ITEMS, make_item_to_item, make_model, random_codes, tiny_config
+from invariants.model import (
+    CODEBOOK_SIZE,
+    NUM_ITEMS,
+    make_decoder,
+    make_item_to_item,
+    make_model,
+    random_codes,
+    tiny_config,
+)
 
 
 ITEM_IDS = [f"i{number}" for number in range(NUM_ITEMS)]
@@ -25,7 +33,7 @@ TITLES = [f"T{number}" for number in range(NUM_ITEMS)]
 _FOLDERS = tempfile.mkdtemp(prefix="hf_genrec_saved_")
 atexit.register(shutil.rmtree, _FOLDERS, ignore_errors=True)
 _SAVED = {}
-ARCHITECTURES = ("latte", "rpg", "acerec", "sasrec", "item_to_item")
+ARCHITECTURES = ("latte", "decoder", "rpg", "acerec", "sasrec", "item_to_item")
 
 
 def model_of(architecture, *, seed=0):
@@ -34,6 +42,8 @@ def model_of(architecture, *, seed=0):
     codes = {"num_levels": 4, "codebook_size": CODEBOOK_SIZE}
     if architecture == "latte":
         return make_model(tiny_config(num_latent_tokens=2), seed=seed)
+    if architecture == "decoder":
+        return make_decoder(num_latent_tokens=2, seed=seed)
     if architecture == "rpg":
         return make_model(RPGConfig(**shape, **codes), model_class=RPGForItemGeneration, seed=seed)
     if architecture == "acerec":

@@ -51,7 +51,8 @@ def _train(
     architecture: Annotated[
         Architecture | None,
         typer.Option(
-            help="Kind of model: latte (also TIGER and PSID), rpg and acerec for long ids, or sasrec without ids.",
+            help="Kind of model: latte (also TIGER and PSID), decoder (history and target in one stream), rpg and "
+            "acerec for long ids, or sasrec without ids.",
             show_default="latte",
         ),
     ] = None,

@@ -13,6 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from hf_genrec import (
+    DecoderConfig,
+    DecoderForItemGeneration,
     LatteConfig,
     LatteForConditionalGeneration,
     RPGConfig,
@@ -53,6 +55,16 @@ def make_model(config, *, model_class=LatteForConditionalGeneration, seed=0):
     if getattr(config, "text_dim", 0):
         model.set_text_vectors(torch.randn(config.num_items, config.text_dim))
     return model.eval()
+
+
+def tiny_decoder_config(**changes):
+    sizes = {"num_items": NUM_ITEMS, "num_levels": NUM_LEVELS, "codebook_size": CODEBOOK_SIZE}
+    shape = {"d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_heads": 3, "max_history_length": 11}
+    return DecoderConfig(**(sizes | shape | {"dropout_rate": 0.0} | changes))
+
+
+def make_decoder(config=None, *, seed=0, **changes):
+    return make_model(config or tiny_decoder_config(**changes), model_class=DecoderForItemGeneration, seed=seed)
 
 
 def tiny_sasrec_config(**changes):

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel
 
 from hf_genrec import (
     ACERecConfig,
+    DecoderConfig,
     LatteConfig,
     PreparedDataset,
     Recommender,
@@ -27,7 +28,7 @@ from hf_genrec.training.runs import train_run
 from invariants.model import random_codes
 
 
-CONFIGS = (LatteConfig, RPGConfig, ACERecConfig, SASRecConfig, ItemToItemConfig, EnsembleConfig)
+CONFIGS = (LatteConfig, DecoderConfig, RPGConfig, ACERecConfig, SASRecConfig, ItemToItemConfig, EnsembleConfig)
 FACTS = (
     "has_codes", "display_name", "summary", "papers", "default_shape", "default_schedule", "paper_shape",
     "paper_schedule", "system_name", "cited_papers", "description",

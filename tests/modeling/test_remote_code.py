@@ -9,6 +9,8 @@ import torch
 from hf_genrec import (
     ACERecConfig,
     ACERecForItemGeneration,
+    DecoderConfig,
+    DecoderForItemGeneration,
     LatteConfig,
     LatteForConditionalGeneration,
     RPGConfig,
@@ -35,6 +37,7 @@ CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_dense.py"}
 PARALLEL = {"genrec_item_graph.py", "genrec_rank_codes.py"} | CODES
 UPLOADS = {
     "latte": SHARED | CODES | {"genrec_generate.py", "genrec_rank_beams.py"},
+    "decoder": SHARED | CODES | {"genrec_generate.py", "genrec_rank_beams.py"},
     "rpg": SHARED | PARALLEL,
     "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
     "sasrec": SHARED,
@@ -155,6 +158,7 @@ def test_package_saves_again_what_it_loaded(tmp_path):
 WIDTHS = {"num_items": 29, "d_model": 16, "d_ff": 24, "num_heads": 2}
 SIZES = WIDTHS | {"num_levels": 6, "codebook_size": 5}
 MODELS = {
+    "decoder": (DecoderForItemGeneration, DecoderConfig(**SIZES, d_kv=4)),
     "rpg": (RPGForItemGeneration, RPGConfig(**SIZES)),
     "acerec": (ACERecForItemGeneration, ACERecConfig(**SIZES)),
     "sasrec": (SASRecForItemGeneration, SASRecConfig(**WIDTHS)),
@@ -191,9 +195,9 @@ def models_that_score_all(tmp_path_factory, stranger):
         if config.has_codes:
             model.set_catalog(torch.randint(0, 5, (29, 6)))
         model.save_pretrained(root / name)
-        if config.has_codes:
+        if "graph" in model.decodings:
             build_item_graph(model, num_neighbors=29).save(root / name)
-        questions[name] = str(root / name), histories.tolist(), ["exact", "graph"] if config.has_codes else ["exact"]
+        questions[name] = str(root / name), histories.tolist(), list(model.decodings)
         models[name] = model, histories, questions[name][0]
     process = stranger.run(QUESTIONS, json.dumps(questions))
     assert process.returncode == 0, process.stderr
@@ -209,9 +213,9 @@ def test_items_of_models_that_score_all_are_the_same_without_the_package(name, m
     output = model.recommend(histories)
 
     assert module == "transformers_modules"
-    assert not Path(folder + "-again", "generation_config.json").exists()
+    assert Path(folder + "-again", "generation_config.json").exists() == model.can_generate()
     assert all(found == output.item_tokens.tolist() for found in items)
-    assert len(items) == (3 if model.config.has_codes else 2)  # exact, by the graph, and saved once more
+    assert len(items) == len(model.decodings) + 1  # in each way, and saved once more
     torch.testing.assert_close(torch.tensor(scores), output.scores, rtol=1e-5, atol=1e-5)
 
 

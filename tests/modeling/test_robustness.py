@@ -9,6 +9,7 @@ from hf_genrec import ACERecConfig, ACERecForItemGeneration
 from invariants.model import (
     NUM_ITEMS,
     histories_of,
+    make_decoder,
     make_item_to_item,
     make_model,
     make_rpg,
@@ -26,6 +27,7 @@ TRAINED = {
     "latte": lambda: make_model(tiny_config(history_attention="causal", history_unit="item", num_latent_tokens=2)),
     "tiger": lambda: make_model(tiny_config()),
     "dense": lambda: make_model(tiny_config(history_attention="causal", history_unit="item", dense_head=True)),
+    "decoder": lambda: make_decoder(history_unit="item", num_latent_tokens=2),
     "rpg": make_rpg,
     "acerec": lambda: make_model(ACEREC, model_class=ACERecForItemGeneration),
     "sasrec": make_sasrec,
