@@ -25,8 +25,6 @@ class HistoryOutput(ModelOutput):
 
     last_hidden_state: torch.FloatTensor | None = None  # (batch_size, num_history_tokens, d_model)
     attention_mask: torch.BoolTensor | None = None  # (batch_size, num_history_tokens): True at real tokens
-    # of a stream that goes on behind the history: (batch_size, num_layers, 2, num_heads, num_history_tokens, d_kv)
-    keys_values: torch.FloatTensor | None = None
 
     def of_users(self, rows: torch.LongTensor) -> "HistoryOutput":
         """The histories of some users."""

@@ -20,79 +20,29 @@ from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3DecoderLayer,
     Qwen3RMSNorm,
     Qwen3RotaryEmbedding,
-    apply_rotary_pos_emb,
 )
 
 from .configuration_decoder import DecoderConfig
-from .genrec_beams import HistoryOutput
 from .genrec_catalog import CatalogMixin
 from .genrec_dense import DenseHeadMixin, ItemTable
 from .genrec_encoder import use_byte_dropout
 from .genrec_generate import CatalogGenerationMixin
+from .genrec_prompt_attention import SHARED_PROMPT_ATTENTION, PromptOutput, reading
 from .genrec_rank_beams import BeamRankingMixin
 
 
 class StreamBlock(Qwen3DecoderLayer):
-    """A block of Qwen3, with dropout, for streams and for branches of a stream whose keys and values are kept."""
+    """A block of Qwen3 with dropout on what attention and the feed-forward layer add."""
 
     def __init__(self, config, layer_idx: int, *, dropout: float):
         super().__init__(config, layer_idx)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, states, rotation, *, mask=None, cache: Cache | None = None, history=None) -> torch.Tensor:
-        """
-        Takes `states` `(num_rows, length, d_model)` and the `rotation` of their positions.
-        - `mask` `(num_rows or 1, 1, length, num_keys)`: which keys each token sees.
-        - `cache`: keys and values of earlier tokens of the rows; those of these tokens are added.
-        - `history`: keys and values of each user's history `(num_users, num_heads, num_history_tokens, d_kv)` and
-          which of them are real, `(num_users, num_history_tokens)`; rows of a user stand next to each other.
-        """
-        attention = self.self_attn
-        normed = self.input_layernorm(states)
-        shape = (*normed.shape[:-1], -1, attention.head_dim)
-        query = attention.q_norm(attention.q_proj(normed).view(shape)).transpose(1, 2)
-        key = attention.k_norm(attention.k_proj(normed).view(shape)).transpose(1, 2)
-        value = attention.v_proj(normed).view(shape).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *rotation)
-        if cache is not None:
-            key, value = cache.update(key, value, attention.layer_idx)
-        if history is None:
-            mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        else:
-            mixed = _attend_to_history(query, key, value, *history)
-        states = states + self.drop(attention.o_proj(mixed.transpose(1, 2).flatten(2)))
-        return states + self.drop(self.mlp(self.post_attention_layernorm(states)))
-
-
-def _attend_to_history(query, key, value, history_key, history_value, is_real) -> torch.Tensor:
-    """
-    Attention of branches to the history of their user and to themselves, in one softmax; the history's keys and values
-    are read where they lie, whatever the number of branches.
-
-    Takes `query` `(num_rows, num_heads, length, d_kv)`, `key` and `value` of the branch so far, of which these are the
-    last `length` tokens, and what `StreamBlock` calls `history`. Returns the shape of `query`.
-    """
-    num_rows, num_heads, length, width = query.shape
-    group, num_near = num_rows // len(history_key), key.shape[2]
-    # all branches of a user are one long query
-    wide = (
-        query.view(-1, group, num_heads, length, width).transpose(1, 2).reshape(-1, num_heads, group * length, width)
-    )
-    far = (wide @ history_key.transpose(-1, -2)).masked_fill(~is_real[:, None, None], -float("inf"))
-    far = (
-        far.view(-1, num_heads, group, length, far.shape[-1]).transpose(1, 2).reshape(num_rows, num_heads, length, -1)
-    )
-    # a handful of keys: products by hand are cheaper than a matrix product per row and head
-    near = (query.unsqueeze(3) * key.unsqueeze(2)).sum(-1)  # (num_rows, num_heads, length, num_near)
-    if length > 1:
-        sees = torch.ones(length, num_near, dtype=torch.bool, device=near.device).tril(num_near - length)
-        near = near.masked_fill(~sees, -float("inf"))
-    scores = torch.cat([far, near], dim=-1).float() * width**-0.5
-    far, near = scores.softmax(-1).to(value.dtype).split([far.shape[-1], num_near], dim=-1)
-    far = far.view(-1, group, num_heads, length, far.shape[-1]).transpose(1, 2)
-    far = far.reshape(len(history_key), num_heads, group * length, -1) @ history_value
-    far = far.view(-1, num_heads, group, length, width).transpose(1, 2).reshape(query.shape)
-    return far + (near.unsqueeze(-1) * value.unsqueeze(2)).sum(3)
+    def forward(self, hidden_states, attention_mask=None, **kwargs) -> torch.Tensor:
+        """See `Qwen3DecoderLayer`; the keyword arguments are those of its attention."""
+        mixed, _ = self.self_attn(self.input_layernorm(hidden_states), attention_mask=attention_mask, **kwargs)
+        hidden_states = hidden_states + self.drop(mixed)
+        return hidden_states + self.drop(self.mlp(self.post_attention_layernorm(hidden_states)))
 
 
 class DecoderForItemGeneration(
@@ -133,6 +83,7 @@ class DecoderForItemGeneration(
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
         block_config = config.to_qwen3_config()
+        block_config._attn_implementation = SHARED_PROMPT_ATTENTION
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.drop = nn.Dropout(config.dropout_rate)
         self.layers = nn.ModuleList(
@@ -184,17 +135,14 @@ class DecoderForItemGeneration(
         tokens = self.code_tokens(items)
         return nn.functional.embedding_bag(tokens, self.embed_tokens.weight, mode="sum") * self.config.num_levels**-0.5
 
-    def _run(self, embeddings, positions, *, mask=None, cache=None, history: HistoryOutput | None = None):
-        """States before the last norm; `positions` `(num_rows or 1, length)`; the rest as in [`StreamBlock`]."""
+    def _run(self, embeddings, positions, *, mask=None, cache: Cache | None = None) -> torch.Tensor:
+        """Not yet normed; `positions` `(num_rows or 1, length)`, `mask` `(num_rows or 1, 1, length, length)`."""
         states, rotation = self.drop(embeddings), self.rotary_emb(embeddings, positions)
-        for number, block in enumerate(self.layers):
-            past = None
-            if history is not None:
-                past = (*history.keys_values[:, number].unbind(1), history.attention_mask)
-            states = block(states, rotation, mask=mask, cache=cache, history=past)
+        for block in self.layers:
+            states = block(states, mask, position_embeddings=rotation, past_key_values=cache)
         return states
 
-    def encode_history(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> HistoryOutput:
+    def encode_history(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> PromptOutput:
         """
         Run the blocks once per user over the latest `max_history_length` items: states, keys and values of the stream
         up to where the next item is written.
@@ -208,17 +156,20 @@ class DecoderForItemGeneration(
         mask = (positions <= positions.unsqueeze(1))[None, None]
         states = self.norm(self._run(embeddings, positions.unsqueeze(0), mask=mask, cache=cache))
         layers: list = cache.layers
-        keys_values = torch.stack([torch.stack([layer.keys, layer.values], dim=1) for layer in layers], dim=1)
-        return HistoryOutput(states, is_real, keys_values)
+        return PromptOutput(
+            states, is_real, tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers)
+        )
 
-    def _branch_states(self, tokens: torch.LongTensor, history: HistoryOutput, cache: Cache | None = None):
+    def _branch_states(self, tokens: torch.LongTensor, history: PromptOutput, cache: Cache | None = None):
         """States `(num_users * group, length, d_model)` of tokens written behind histories, a user's rows adjacent."""
         num_written = 0 if cache is None else cache.get_seq_length()
         length = history.attention_mask.sum(1).repeat_interleave(len(tokens) // len(history.attention_mask))
         positions = length.unsqueeze(1) + num_written + torch.arange(tokens.shape[1], device=tokens.device)
-        return self.norm(self._run(self.embed_tokens(tokens), positions, cache=cache, history=history))
+        with reading(history):
+            states = self._run(self.embed_tokens(tokens), positions, cache=cache)
+        return self.norm(states)
 
-    def _decode(self, tokens: torch.LongTensor, history: HistoryOutput, past: EncoderDecoderCache | None = None):
+    def _decode(self, tokens: torch.LongTensor, history: PromptOutput, past: EncoderDecoderCache | None = None):
         """
         States of `num_users * group` rows after each of their tokens. The first one is the start token, which stands
         for the end of the history: its state is there already, and `past.is_updated` says that it was asked for.
@@ -235,14 +186,14 @@ class DecoderForItemGeneration(
             return states
         return torch.cat([states, self._branch_states(tokens[:, 1:], history, cache)], dim=1)
 
-    def decode_states(self, tokens: torch.LongTensor, history: HistoryOutput, cache) -> torch.FloatTensor:
+    def decode_states(self, tokens: torch.LongTensor, history: PromptOutput, cache) -> torch.FloatTensor:
         """
         One step of a search: states `(batch_size, num_beams, d_model)` after the last token of each beam. The
         self-attention part of `cache` has a row per beam; the history's keys and values stay in `history`.
         """
         return self._decode(tokens.reshape(-1, 1), history, cache).reshape(*tokens.shape, -1)
 
-    def path_states(self, tokens: torch.LongTensor, history: HistoryOutput) -> torch.FloatTensor:
+    def path_states(self, tokens: torch.LongTensor, history: PromptOutput) -> torch.FloatTensor:
         """States before each token of given paths `(batch_size, num_paths, num_decoding_steps)`."""
         inputs = nn.functional.pad(tokens[..., :-1], (1, 0), value=self.config.decoder_start_token_id)
         return self._decode(inputs.flatten(0, 1), history).reshape(*tokens.shape, -1)
@@ -366,7 +317,7 @@ class DecoderForItemGeneration(
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
-        encoder_outputs: HistoryOutput | None = None,
+        encoder_outputs: PromptOutput | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -388,7 +339,7 @@ class DecoderForItemGeneration(
                 its position.
             decoder_input_ids (`torch.LongTensor` of shape `(batch_size, length)`, *optional*):
                 Start token, then semantic-ID tokens; `None` for the start token alone. Ignored with `labels`.
-            encoder_outputs ([`HistoryOutput`], *optional*): Result of `encode_history`, to be reused.
+            encoder_outputs ([`PromptOutput`], *optional*): Result of `encode_history`, to be reused.
             past_key_values (`EncoderDecoderCache`, *optional*): Keys and values of tokens written before.
             use_cache (`bool`, *optional*): Whether to return them.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*): Targets that the training loss is divided by.
