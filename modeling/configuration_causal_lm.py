@@ -24,6 +24,7 @@ class CausalLMConfig(GenRecConfig):
         prompt_suffix_ids (`list[int]`): What stands behind the history; the last token is `begin_id`.
         prompt_prefix (`str`, *optional*): The same as text, for people and for a check against the tokenizer.
         prompt_suffix (`str`, *optional*): Likewise.
+        llm_dtype (`str`, defaults to `"float32"`): In which the base of an adapter is loaded.
         num_embeddings (`int`): Rows of the language model's embeddings, to which the base of an adapter is grown.
         d_model (`int`): Width of the states.
         max_history_length (`int`, defaults to 20): Number of latest items that a prompt holds.
@@ -61,6 +62,7 @@ class CausalLMConfig(GenRecConfig):
     prompt_suffix_ids: list[int] | None = None
     prompt_prefix: str | None = None
     prompt_suffix: str | None = None
+    llm_dtype: str = "float32"
     num_embeddings: int = 1
     d_model: int = 1
     max_history_length: int = 20

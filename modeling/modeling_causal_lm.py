@@ -357,6 +357,8 @@ class CausalLMForItemGeneration(BeamRankingMixin, CatalogMixin, nn.Module):
             save_directory (`str` or `Path`): The folder.
             **kwargs: As for other models; not used.
         """
+        if self.tokenizer is None:
+            raise ValueError("`tokenizer` of the language model is part of the folder: give it to the class.")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         if self.causal_lm is self.llm:
@@ -366,8 +368,8 @@ class CausalLMForItemGeneration(BeamRankingMixin, CatalogMixin, nn.Module):
                 self.llm.save_pretrained(partial, save_embedding_layers=False)
                 for name in ("adapter_config.json", "adapter_model.safetensors"):
                     shutil.move(Path(partial) / name, folder / name)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.config.llm_dtype = str(self.causal_lm.dtype).removeprefix("torch.")
         text = json.dumps(self.config.to_diff_dict(), indent=2, sort_keys=True) + "\n"
         (folder / RECOMMENDER_FILE).write_text(text, encoding="utf-8")
         self.recommend_config.save(folder, known=self.recommend_options)

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
-from transformers import AutoConfig
 
 from hf_genrec.data.protocols import PROTOCOLS
 from hf_genrec.evaluation.record import record_table, shown_cut
 from hf_genrec.files import read_json, read_table
 from hf_genrec.modeling.genrec_folder import TASK
 from hf_genrec.modeling.genrec_lists import VERSIONS_FILE, read_versions
+from hf_genrec.serving.language_model import recommender_config
 
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def folder_card(
     earlier = _facts_of(published) | _facts_of(card.read_text(encoding="utf-8") if card.is_file() else "")
     given = {"sample": sample, "license": license, "space": space}
     return model_card(
-        AutoConfig.from_pretrained(folder) if config is None else config,
+        recommender_config(folder) if config is None else config,
         _read(folder / "evaluation.json"),
         repo_id=repo_id,
         run=_read(folder / "training.json"),

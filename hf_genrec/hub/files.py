@@ -156,7 +156,8 @@ _PUBLISHED = (
     CARD_NAME, "LICENSE*", "config.json", "generation_config.json", "recommend_config.json", "model.safetensors",
     "model-*-of-*.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "items.parquet", "manifest.json", "item_graph.safetensors", "evaluation.json",
-    "training.json",
+    "training.json", "recommender.json", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
+    "vocab.json", "merges.txt",
 )  # fmt: skip
 _CODE = re.compile(r"(configuration|modeling|genrec)_\w+\.py|pipeline_genrec\.py")  # of any version
 _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)  # as transformers finds it
@@ -184,8 +185,10 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _check_complete(folder: Path, names: list[str], code: set[str]) -> None:
-    missing = [name for name in _REQUIRED if name not in names]
-    missing += [] if any(fnmatchcase(name, "model*.safetensors") for name in names) else ["model.safetensors"]
+    is_adapter = "adapter_config.json" in names  # its base is elsewhere
+    missing = [name for name in _REQUIRED if name not in names and not (is_adapter and name == "config.json")]
+    weights = "adapter_model.safetensors" if is_adapter else "model.safetensors"
+    missing += [] if any(fnmatchcase(name, weights.replace("model.", "model*.")) for name in names) else [weights]
     missing += sorted(code - set(names))
     if missing:
         raise FileNotFoundError(

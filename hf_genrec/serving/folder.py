@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from hf_genrec.files import updated_folder, write_table
 from hf_genrec.modeling.genrec_folder import check_finite, check_parts, items_fingerprint, write_manifest
+from hf_genrec.serving.language_model import with_counts
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 from hf_genrec.tokenizers.vocabulary import build_tokenizer
 
@@ -45,9 +46,10 @@ def write_parts(folder: Path, model: Any, table: pa.Table, *, quantizer: str | o
     item_ids = table["item_id"].to_pylist()
     model.config.items_fingerprint = items_fingerprint(item_ids)
     model.save_pretrained(folder)
-    tokenizer = build_tokenizer(item_ids, model.config, max_history_length=model.config.max_history_length)
-    tokenizer.save_pretrained(folder)
-    write_table(table, folder / ITEMS_NAME)
+    if not hasattr(model, "tokenizer"):  # a language model has its own, and reads items by their codes
+        tokenizer = build_tokenizer(item_ids, model.config, max_history_length=model.config.max_history_length)
+        tokenizer.save_pretrained(folder)
+    write_table(with_counts(table, model), folder / ITEMS_NAME)
     if quantizer is not None:
         shutil.copytree(quantizer, folder / QUANTIZER_NAME)
     write_manifest(folder, ["tokenizer*.json", "special_tokens_map.json", ITEMS_NAME, f"{QUANTIZER_NAME}/*"])

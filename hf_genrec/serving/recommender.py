@@ -25,7 +25,6 @@ from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from safetensors import safe_open
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_genrec.files import read_table, reading, restored
@@ -36,6 +35,7 @@ from hf_genrec.serving.catalog.live_catalog import LiveCatalog
 from hf_genrec.serving.catalog.snapshot import ItemRule, Snapshot
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
 from hf_genrec.serving.item_questions import Reason, item_vectors, reasons, similar_items, user_vectors
+from hf_genrec.serving.language_model import load_parts
 from hf_genrec.serving.recommendations import Recommendations
 from hf_genrec.tokenizers.base import PROGRESS_DELAY
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
@@ -145,8 +145,7 @@ class Recommender:
         if check_files:  # loading the model compares its own files
             check_manifest(path, lambda name: bool(_READ.fullmatch(name)), **where)
         with reading(path, "folder of a recommender", keeps=ValueError):
-            model = AutoModel.from_pretrained(path, **where, **({} if check_files else {"check_files": False}))
-            tokenizer = AutoTokenizer.from_pretrained(path, **where)
+            model, tokenizer = load_parts(path, where, check_files=check_files)
         items = read_table(str(table))
         check_items(model, items, tokenizer=tokenizer)
         options |= _deprecated(search_options)
@@ -447,8 +446,9 @@ def _check_unchanged(recommender: Recommender, folder: Path) -> None:
     remedy = "Write them to a folder with `save_pretrained(folder)` first."
     if recommender.catalog.version.number != current_number(folder):
         raise ValueError(f"The catalog in memory is not the version that {folder} holds. {remedy}")
-    state = recommender.model.state_dict()
-    for path in sorted(folder.glob("model*.safetensors")):
+    model = recommender.model
+    state = model.saved_tensors() if hasattr(model, "saved_tensors") else model.state_dict()
+    for path in sorted(folder.glob("*model*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
                 tensor = file.get_tensor(name)
