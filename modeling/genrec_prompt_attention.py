@@ -1,7 +1,7 @@
 """
 Attention of many beams to one prompt, for any causal language model whose layers use transformers' AttentionInterface.
 
-A model whose attention is `"genrec_shared_prompt"` works as with `"sdpa"`, but within [`reading`]: then the tokens of
+A model whose attention is `SHARED_PROMPT_ATTENTION` works as with `"sdpa"`, but within [`reading`]: then the tokens of
 a call are beams that continue the prompts of some users. The cache of the call holds the beams' own keys and values;
 those of the prompt lie where they are, once per user, and are neither repeated when beams are opened nor moved.
 """
@@ -19,7 +19,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from .genrec_beams import HistoryOutput
 
 
-SHARED_PROMPT_ATTENTION = "genrec_shared_prompt"
+# Of this copy of the file: folders loaded as remote code bring copies of their own, and each knows its own prompts.
+SHARED_PROMPT_ATTENTION = f"genrec_shared_prompt_{__name__.replace('.', '_')}"
 
 
 @dataclass
