@@ -116,14 +116,24 @@ def _add_pipeline(pipelines: Any) -> None:
 
     registry = pipelines.PIPELINE_REGISTRY
 
+    class AutoRecommender(AutoModel):
+        """`AutoModel`, and recommenders around language models, whose `config.json` is that of the language model."""
+
+        @classmethod
+        def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+            """As of `AutoModel`."""
+            from hf_genrec.serving.language_model import load_for_pipeline
+
+            return load_for_pipeline(args, kwargs)
+
     def load() -> Any:
         from hf_genrec.modeling.pipeline_genrec import NextItemPipeline
 
         registry.supported_tasks.pop(TASK, None)  # the stand-in; overwriting it would be warned of
-        registry.register_pipeline(TASK, pipeline_class=NextItemPipeline, pt_model=AutoModel)
+        registry.register_pipeline(TASK, pipeline_class=NextItemPipeline, pt_model=AutoRecommender)
         return NextItemPipeline
 
-    registry.supported_tasks[TASK] = {"impl": _Later(load), "pt": (AutoModel,)}
+    registry.supported_tasks[TASK] = {"impl": _Later(load), "pt": (AutoRecommender,)}
 
 
 _REGISTRIES: dict[str, Callable[[Any], None]] = {

@@ -78,6 +78,7 @@ class CausalLMForItemGeneration(BeamRankingMixin, CatalogMixin, nn.Module):
     config_class = CausalLMConfig
     code_token_ids: torch.Tensor
     item_table = None  # there is no dense head
+    item_ids: list[str] | None = None  # of a folder's items, for a pipeline
 
     def __init__(self, llm: Any, config: CausalLMConfig, tokenizer: Any = None):
         super().__init__()

@@ -53,11 +53,13 @@ class NextItemPipeline(Pipeline):
     _load_feature_extractor = False
 
     def __init__(self, model, tokenizer=None, *, batch_size: int = 64, local_files_only: bool = False, **kwargs):
-        if tokenizer is None:
-            raise ValueError("`tokenizer` is needed: it holds the item ids. Give the one of the model's folder.")
-        if tokenizer.name_or_path == model.name_or_path:
-            model.check_files(*_TOKENIZER_FILES)
-        self._item_ids = item_ids_of(tokenizer, model.config)
+        self._item_ids = getattr(model, "item_ids", None)  # around a language model, whose tokenizer has no items
+        if self._item_ids is None:
+            if tokenizer is None:
+                raise ValueError("`tokenizer` is needed: it holds the item ids. Give the one of the model's folder.")
+            if tokenizer.name_or_path == model.name_or_path:
+                model.check_files(*_TOKENIZER_FILES)
+            self._item_ids = item_ids_of(tokenizer, model.config)
         if model.num_unread_items:
             logger.warning(
                 "%d items that were added to this catalog after training are not recommended by the pipeline, which "

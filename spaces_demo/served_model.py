@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 import torch
 from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import EntryNotFoundError
+from language_model import LANGUAGE_MODEL, package
 from neighbors import NEIGHBORS_NAME, Neighbors, read_neighbors
 from transformers import AutoConfig, pipeline
+from transformers.utils.hub import extract_commit_hash
 
 
 TASK = "next-item-recommendation"
@@ -291,8 +293,13 @@ def source_of(repo_or_folder: str | os.PathLike[str]) -> Source:
     """A folder, or a Hub repository, `name@revision` to pin the code that is run; only its config is loaded."""
     location, is_folder = os.fspath(repo_or_folder), Path(repo_or_folder).is_dir()
     location, revision = (location, None) if is_folder else pinned(location)
-    config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=True)
-    revision = None if is_folder else getattr(config, "_commit_hash", None)
+    of_language_model = _optional_file(location, "recommender.json", revision)
+    if of_language_model is not None:
+        revision = None if is_folder else extract_commit_hash(str(of_language_model), None)
+        config = package().recommender_config(location, {"revision": revision})
+    else:
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=True)
+        revision = None if is_folder else getattr(config, "_commit_hash", None)
     name = "/".join(Path(location).resolve().parts[-2:]) if is_folder else location
     return Source(name, config, is_on_hub=not is_folder, location=location, revision=revision)
 
@@ -314,13 +321,16 @@ def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
     source = source_of(repo_or_folder)
     config = source.config
     # the pipeline refuses weights, code and tokenizer that are not of one recommender
-    loaded = pipeline(TASK, model=source.location, revision=source.revision, trust_remote_code=True, device="cpu")
+    if config.model_type == LANGUAGE_MODEL:
+        loaded = package().load_language_model(source.location, {"revision": source.revision})
+    else:
+        loaded = pipeline(TASK, model=source.location, revision=source.revision, trust_remote_code=True, device="cpu")
     if hasattr(loaded, "check_files"):  # code published before has none
         loaded.check_files("items.parquet")
     items = source.items()
     item_ids = items["item_id"].to_pylist()
     tokens = range(config.first_item_token, config.first_item_token + config.num_items)
-    if loaded.tokenizer.convert_ids_to_tokens(tokens) != item_ids:
+    if config.model_type != LANGUAGE_MODEL and loaded.tokenizer.convert_ids_to_tokens(tokens) != item_ids:
         raise ValueError(
             f"items.parquet ({len(item_ids)} items) does not list the {config.num_items} items of tokenizer.json in "
             "their order. Use the files of one save."
@@ -330,7 +340,7 @@ def load_model(repo_or_folder: str | os.PathLike[str]) -> ServedModel:
         loaded.check_files(*(path.name for path in (evaluation, neighbors) if path is not None))
     return ServedModel(
         source.name,
-        loaded.model,
+        loaded if config.model_type == LANGUAGE_MODEL else loaded.model,
         items,
         evaluation and json.loads(evaluation.read_text(encoding="utf-8")),
         neighbors and read_neighbors(neighbors, item_ids),

@@ -4,6 +4,7 @@ import warnings
 from functools import cache
 from types import SimpleNamespace
 
+import pyarrow as pa
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -16,12 +17,15 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from hf_genrec import SemanticIds, save_recommender
 from hf_genrec.llm.recommender import as_recommender
 from hf_genrec.llm.vocabulary import SidVocabulary
-from invariants.model import random_codes
+from invariants.model import NUM_ITEMS, random_codes
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 
+ITEM_IDS = [f"i{number}" for number in range(NUM_ITEMS)]
+ITEMS = pa.table({"item_id": ITEM_IDS, "title": [f"T{number}" for number in range(NUM_ITEMS)]})
 KINDS = ["llama", "qwen3", "gpt2"]
 WORDS = ["red tea cup", "green tea pot", "blue sugar bowl", "small red spoon", "big green bowl", "a user has taken"]
 
@@ -91,3 +95,17 @@ def adapted(llm, vocabulary):
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def save_llm_run(folder, kind="llama", *, adapter=False, counts=None):
+    """A complete folder; that of an adapter names its base, beside it, by its path."""
+    if adapter:
+        tiny_llm(kind).save_pretrained(folder / "base")
+        tiny_tokenizer().save_pretrained(folder / "base")
+    model = tiny_recommender(kind, adapter=adapter)
+    if adapter:
+        model.llm.peft_config["default"].base_model_name_or_path = str(folder / "base")
+    if counts is not None:
+        model.set_item_counts(counts)
+    ids = SemanticIds(ITEM_IDS, random_codes().numpy(), 5, "keep")
+    return save_recommender(folder / "run", model, ids, ITEMS), model

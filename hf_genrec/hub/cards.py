@@ -49,6 +49,7 @@ def model_card(
     sample: str | None = None,
     license: str | None = None,
     space: str | None = None,
+    adapter: str | None = None,
 ) -> str:
     """
     The `README.md` of a checkpoint: Markdown with the Hub's metadata in front and the mark of [`is_generated`].
@@ -56,11 +57,12 @@ def model_card(
     Args: the model's config. Of what is known of it: its evaluation record, the contents of `training.json` and
         `catalog/versions.json`, `quantizer_type` and `encoder` behind its ids, the item table, and what
         [`sample_output`] returned. The repository that the examples name, the licence as the Hub spells it, and the
-        Space that shows the model.
+        Space that shows the model. Of an adapter its base.
     """
     data = _data_of(evaluation, run)
     metadata = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
+        base_model=adapter,
         license=license,
         datasets=data.get("dataset"),
         tags=["recommendation", *_TAGS[config.has_codes], config.model_type],
@@ -72,6 +74,7 @@ def model_card(
         "model_card.md",
         {
             "config": config,
+            "adapter": adapter,
             "repo": repo_id or "REPO",
             "space": space,
             "history": code_of_ids(_first(items, "item_id")),
@@ -121,6 +124,7 @@ def folder_card(
         },
         items=read_table(items) if items.is_file() else None,
         catalog=read_versions(folder / VERSIONS_FILE) if (folder / VERSIONS_FILE).is_file() else None,
+        adapter=(_read(folder / "adapter_config.json") or {}).get("base_model_name_or_path"),
         **(earlier | {name: value for name, value in given.items() if value is not None}),
     )
 

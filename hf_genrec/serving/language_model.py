@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from hf_genrec.files import read_json, read_table
 from hf_genrec.modeling.configuration_causal_lm import CausalLMConfig
-from hf_genrec.modeling.genrec_folder import check_manifest, optional_file
+from hf_genrec.modeling.genrec_folder import check_manifest, hub_arguments, optional_file
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig
 from hf_genrec.modeling.modeling_causal_lm import RECOMMENDER_FILE, SAVED_FILES, CausalLMForItemGeneration
 
@@ -86,7 +86,9 @@ def load_language_model(
     path = optional_file(source, "items.parquet", **where)
     if path is None:
         raise FileNotFoundError(f"{source} has no items.parquet, in which the codes of its items stand.")
-    _read_items(model, read_table(path))
+    table = read_table(path)
+    _read_items(model, table)
+    model.item_ids = table["item_id"].to_pylist()
     model._checks_files = check_files
     kept = ("revision", "cache_dir", "local_files_only")
     model._hub_arguments = {name: where[name] for name in kept if name in where}
@@ -106,6 +108,18 @@ def load_parts(source: Any, where: Where, *, check_files: bool) -> tuple[Any, An
         return load_language_model(source, where, check_files=check_files), None
     where = dict(where or {})
     return AutoModel.from_pretrained(source, **where, **kept), AutoTokenizer.from_pretrained(source, **where)
+
+
+def load_for_pipeline(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """
+    The model of a pipeline, of any kind; of a language model on its device and in its type.
+
+    Args: those of `AutoModel.from_pretrained`.
+    """
+    where = hub_arguments(kwargs)
+    if not args or not is_language_model(args[0], where):
+        return AutoModel.from_pretrained(*args, **kwargs)
+    return load_language_model(args[0], where, check_files=kwargs.get("check_files", True))
 
 
 def with_counts(table: pa.Table, model: Any) -> pa.Table:
@@ -129,7 +143,8 @@ def _adapted(source: Any, config: CausalLMConfig, *, is_trainable: bool, where: 
         peft = importlib.import_module("peft")
     except ImportError as error:
         raise ImportError(f'{source} holds an adapter: `pip install "hf-genrec[llm]"` for peft.') from error
-    if optional_file(source, ADAPTER_WEIGHTS, **where) is None:
+    weights = optional_file(source, ADAPTER_WEIGHTS, **where)
+    if weights is None:
         raise FileNotFoundError(f"{source} has no {ADAPTER_WEIGHTS}. Adapters are read from safetensors only.")
     settings = read_json(Path(str(optional_file(source, ADAPTER_CONFIG, **where))))
     name, revision = settings["base_model_name_or_path"], settings.get("revision")
@@ -152,7 +167,8 @@ def _adapted(source: Any, config: CausalLMConfig, *, is_trainable: bool, where: 
         )
     if num_rows < config.num_embeddings:
         base.resize_token_embeddings(config.num_embeddings, mean_resizing=False)
-    return peft.PeftModel.from_pretrained(base, source, is_trainable=is_trainable, **where)
+    # of one commit, both files lie in one folder of the cache
+    return peft.PeftModel.from_pretrained(base, Path(weights).parent, is_trainable=is_trainable)
 
 
 def _check_prompt(config: CausalLMConfig, tokenizer: Any, source: Any) -> None:

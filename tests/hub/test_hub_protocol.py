@@ -162,7 +162,7 @@ def test_what_was_pulled_works_offline(hub, run, monkeypatch):
 
 
 def test_all_files_are_of_one_commit_even_if_somebody_publishes_meanwhile(hub, run, tmp_path, monkeypatch):
-    from hf_genrec.serving import recommender as module
+    from hf_genrec.serving import language_model as module
 
     push_recommender(run, "toy")
     other = save_toy_run(tmp_path / "other", shift=0.5)

@@ -3,38 +3,22 @@
 import json
 import shutil
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hf_genrec import Recommender, SemanticIds, save_recommender
+from hf_genrec import Recommender
 from hf_genrec.serving.language_model import load_language_model
 from invariants.model import NUM_ITEMS, random_codes
-from tiny_llms import tiny_llm, tiny_recommender
+from tiny_llms import ITEM_IDS, ITEMS, save_llm_run
 
 
-ITEM_IDS = [f"i{number}" for number in range(NUM_ITEMS)]
-ITEMS = pa.table({"item_id": ITEM_IDS, "title": [f"T{number}" for number in range(NUM_ITEMS)]})
 HISTORIES = [["i3", "i8", "i1"], [], ["i12"]]
-
-
-def save_run(folder, kind="llama", *, adapter=False, counts=None):
-    """A complete folder; that of an adapter names its base, beside it, by its path."""
-    if adapter:
-        tiny_llm(kind).save_pretrained(folder / "base")
-    model = tiny_recommender(kind, adapter=adapter)
-    if adapter:
-        model.llm.peft_config["default"].base_model_name_or_path = str(folder / "base")
-    if counts is not None:
-        model.set_item_counts(counts)
-    ids = SemanticIds(ITEM_IDS, random_codes().numpy(), 5, "keep")
-    return save_recommender(folder / "run", model, ids, ITEMS), model
 
 
 @pytest.fixture(params=["native", "adapter"], scope="module")
 def saved(request, tmp_path_factory):
-    return save_run(tmp_path_factory.mktemp("llm"), adapter=request.param == "adapter")
+    return save_llm_run(tmp_path_factory.mktemp("llm"), adapter=request.param == "adapter")
 
 
 def test_reload_answers_with_the_same_items_and_scores_to_the_last_bit(saved):
@@ -81,7 +65,7 @@ def test_saved_again_it_is_the_same(saved, tmp_path):
 
 
 def test_counts_that_order_items_of_one_id_come_back(tmp_path):
-    folder, _ = save_run(tmp_path, counts=torch.arange(NUM_ITEMS))
+    folder, _ = save_llm_run(tmp_path, counts=torch.arange(NUM_ITEMS))
 
     loaded = Recommender.from_pretrained(folder, device="cpu")
 
@@ -115,6 +99,16 @@ def test_questions_about_items_and_users_are_answered(saved):
     assert {reason.item_id for reason in reasons} == {"i3", "i8"}
 
 
+def test_pipeline_recommends_the_same(saved):
+    import transformers
+
+    found = transformers.pipeline("next-item-recommendation", model=str(saved[0]), device="cpu")(HISTORIES, top_k=4)
+
+    expected = Recommender.from_pretrained(saved[0], device="cpu").recommend(HISTORIES, top_k=4)
+    assert [[entry["item_id"] for entry in row] for row in found] == expected.item_ids
+    assert found[0][0]["title"] == "T" + found[0][0]["item_id"][1:]
+
+
 def test_changed_file_of_the_folder_is_refused(saved, tmp_path):
     folder = shutil.copytree(saved[0], tmp_path / "run")
     text = (folder / "recommender.json").read_text()
@@ -145,7 +139,7 @@ def test_other_tokenizer_is_refused(saved, tmp_path):
 
 
 def test_base_that_is_gone_is_named(tmp_path):
-    folder, _ = save_run(tmp_path, adapter=True)
+    folder, _ = save_llm_run(tmp_path, adapter=True)
     shutil.rmtree(tmp_path / "base")
 
     with pytest.raises((OSError, ValueError), match="base"):
@@ -153,7 +147,7 @@ def test_base_that_is_gone_is_named(tmp_path):
 
 
 def test_adapter_without_all_new_rows_is_refused(tmp_path):
-    folder, _ = save_run(tmp_path, adapter=True)
+    folder, _ = save_llm_run(tmp_path, adapter=True)
     settings = json.loads((folder / "adapter_config.json").read_text())
     settings["trainable_token_indices"] = {"embed_tokens": [301]}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
