@@ -120,7 +120,8 @@ class EnsembleConfig(GenRecConfig):
     @property
     def max_history_length(self) -> int:
         """`int`: that of the member that reads the most."""
-        return max((config.max_history_length for config in self.member_configs()), default=1)
+        kinds = [(member, MEMBER_CONFIGS[member["model_type"]]) for member in self.members]  # read for every request
+        return max((member.get("max_history_length", kind.max_history_length) for member, kind in kinds), default=1)
 
     @property
     def cited_papers(self) -> tuple[str, ...]:

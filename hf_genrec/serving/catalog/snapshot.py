@@ -94,7 +94,8 @@ class Snapshot:
 
     def history_tokens(self, histories: list[list[int]]) -> torch.LongTensor:
         """Tokens of the latest items, as many as the model reads."""
-        return self.tokens([history[-self.model.config.max_history_length :] for history in histories])
+        width = self.model.config.max_history_length
+        return self.tokens([history[-width:] for history in histories])
 
     def tokens(self, histories: list[list[int]]) -> torch.LongTensor:
         """Rows of items as item tokens, padded on the right with the pad token."""
