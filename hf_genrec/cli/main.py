@@ -15,7 +15,7 @@ from hf_genrec.cli.command_line import app
 # In the order of the help page; their verbs register themselves.
 for _file in (
     "prepare", "embed", "tokenize", "train", "fit", "ensemble", "evaluate", "recommend", "catalog", "serve", "export",
-    "demo", "compare", "diagnose", "graph", "push",
+    "merge", "demo", "compare", "diagnose", "graph", "push",
 ):  # fmt: skip
     importlib.import_module(f"hf_genrec.cli.{_file}")
 
