@@ -49,7 +49,7 @@ def merge_adapter(run: str | os.PathLike[str], output: str | os.PathLike[str]) -
     whole.set_item_counts(model.item_counts)
     whole.recommend_config = model.recommend_config
     codes = model.item_codes.numpy()
-    ids = SemanticIds(recommender.item_ids, codes, model.config.codebook_size, "keep")
+    ids = SemanticIds(tuple(recommender.item_ids), codes, model.config.codebook_size, "keep")
     folder = Path(run)
     quantizer, evaluation = folder / QUANTIZER_NAME, folder / "evaluation.json"
     return save_recommender(

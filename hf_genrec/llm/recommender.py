@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from hf_genrec.llm.vocabulary import BEGIN, SidVocabulary
 from hf_genrec.modeling.configuration_causal_lm import CausalLMConfig
 from hf_genrec.modeling.modeling_causal_lm import CausalLMForItemGeneration
@@ -70,5 +68,5 @@ def as_recommender(
         normalization=normalization,
     )
     model = CausalLMForItemGeneration(llm, config, tokenizer)
-    model.set_catalog(torch.as_tensor(ids.codes))
+    model.set_catalog(ids.codes)
     return model.to(causal_lm.device)
