@@ -22,6 +22,8 @@ class CausalLMConfig(GenRecConfig):
         end_id (`int`): Its token behind them.
         prompt_prefix_ids (`list[int]`): What a prompt begins with; the items of the history follow.
         prompt_suffix_ids (`list[int]`): What stands behind the history; the last token is `begin_id`.
+        closes_items (`bool`, defaults to `True`):
+            Whether `end_id` stands behind each item of the history. Without, prompts are shorter by a token per item.
         prompt_prefix (`str`, *optional*): The same as text, for people and for a check against the tokenizer.
         prompt_suffix (`str`, *optional*): Likewise.
         llm_dtype (`str`, defaults to `"float32"`): In which the base of an adapter is loaded.
@@ -60,6 +62,7 @@ class CausalLMConfig(GenRecConfig):
     end_id: int = 0
     prompt_prefix_ids: list[int] | None = None
     prompt_suffix_ids: list[int] | None = None
+    closes_items: bool = True
     prompt_prefix: str | None = None
     prompt_suffix: str | None = None
     llm_dtype: str = "float32"
@@ -87,6 +90,11 @@ class CausalLMConfig(GenRecConfig):
             )
         super().__post_init__(**kwargs)
 
+    @property
+    def tokens_per_item(self) -> int:
+        """`int`: tokens of an item in a prompt: begin, codes and, where items are closed, end."""
+        return self.num_levels + 1 + self.closes_items
+
     def prompt_length(self, num_items: int) -> int:
         """
         Tokens of a prompt.
@@ -94,7 +102,7 @@ class CausalLMConfig(GenRecConfig):
         Args:
             num_items (`int`): Items of its history.
         """
-        return len(self.prompt_prefix_ids) + num_items * (self.num_levels + 2) + len(self.prompt_suffix_ids)
+        return len(self.prompt_prefix_ids) + num_items * self.tokens_per_item + len(self.prompt_suffix_ids)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """`dict`: what `recommender.json` holds; nothing that transformers needs to load a model."""

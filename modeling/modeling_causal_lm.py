@@ -116,7 +116,7 @@ class CausalLMForItemGeneration(BeamRankingMixin, CatalogMixin, nn.Module):
     ) -> tuple[torch.LongTensor, torch.BoolTensor]:
         """
         Tokens of the language model for some histories, padded on the right, with their mask, both `(batch_size,
-        num_prompt_tokens)`: prefix, the items in order (begin, codes, end), suffix. What the tokenizer makes of the
+        num_prompt_tokens)`: prefix, the items in order (begin, codes, end if items are closed), suffix. What the tokenizer makes of the
         prompt as text.
 
         Args: see [`ItemTokensMixin.is_item`].
@@ -132,9 +132,9 @@ class CausalLMForItemGeneration(BeamRankingMixin, CatalogMixin, nn.Module):
         levels = torch.arange(config.num_levels, device=device)
         blocks = self.code_token_ids[levels, self.item_codes[items].long()]  # (B, T, L)
         blocks = nn.functional.pad(blocks, (1, 0), value=config.begin_id)
-        blocks = nn.functional.pad(blocks, (0, 1), value=config.end_id)
+        blocks = nn.functional.pad(blocks, (0, int(config.closes_items)), value=config.end_id)
         tokens = torch.cat([prefix, blocks.flatten(1), torch.full_like(suffix, config.end_id)], dim=1)
-        start = prefix.shape[1] + is_item.sum(1, keepdim=True) * (config.num_levels + 2)
+        start = prefix.shape[1] + is_item.sum(1, keepdim=True) * config.tokens_per_item
         places = start + torch.arange(suffix.shape[1], device=device)
         tokens = tokens.scatter(1, places, suffix)
         length = start + suffix.shape[1]

@@ -20,6 +20,7 @@ def as_recommender(
     suffix: str = BEGIN,
     max_history_length: int = 20,
     normalization: str = "catalog",
+    closes_items: bool = True,
 ) -> CausalLMForItemGeneration:
     """
     A model for [`Recommender`] and [`save_recommender`] around a language model.
@@ -35,6 +36,7 @@ def as_recommender(
         suffix (`str`, defaults to `"<|sid_begin|>"`): Text behind it, which ends with `<|sid_begin|>`.
         max_history_length (`int`, defaults to 20): Latest items that a prompt holds.
         normalization (`str`, defaults to `"catalog"`): See [`GenRecConfig`].
+        closes_items (`bool`, defaults to `True`): See [`CausalLMConfig`].
 
     Returns:
         [`CausalLMForItemGeneration`]
@@ -66,6 +68,7 @@ def as_recommender(
         d_model=causal_lm.config.get_text_config().hidden_size,
         max_history_length=max_history_length,
         normalization=normalization,
+        closes_items=closes_items,
     )
     model = CausalLMForItemGeneration(llm, config, tokenizer)
     model.set_catalog(ids.codes)

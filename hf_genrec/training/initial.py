@@ -39,7 +39,7 @@ class Starting:
     """
     What a run begins with: a model, fresh or from a checkpoint, whose catalog is filled; the semantic IDs in it and
     the folder of their quantizer, if any; the checkpoint it comes from, and fingerprints of the data that one has
-    seen.
+    seen; and what else decides the result of the run, for its record.
     """
 
     model: Any
@@ -47,6 +47,7 @@ class Starting:
     quantizer: Path | None
     origin: str | None = None
     trained_on: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def start_fresh(

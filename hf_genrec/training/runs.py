@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def train_run(
     targets: str = "all",
     resume: bool | str = False,
     command: str = "",
+    make: Callable[..., GenRecTrainer] = make_trainer,
 ) -> dict[str, Any]:
     """
     Train and write the run folder. Under `accelerate launch` only the main process writes.
@@ -73,6 +74,7 @@ def train_run(
         resume (`bool` or `str`, *optional*, defaults to `False`):
             Continue from the last whole checkpoint (from the beginning if there is none), or from the one named.
         command (`str`, *optional*): Recorded in `training.json`.
+        make (`Callable`, *optional*): What makes the trainer, with the arguments of [`make_trainer`].
 
     Returns:
         `dict`: the content of `training.json`.
@@ -90,7 +92,7 @@ def train_run(
         silent = copy.copy(args)
         silent.push_to_hub = False  # Trainer would publish checkpoints
         stopwatch = Stopwatch(checkpoint)  # a teacher's lists are part of the training
-        trainer = make_trainer(starting.model, prepared, silent, targets=targets)
+        trainer = make(starting.model, prepared, silent, targets=targets)
         if not args.disable_tqdm:
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(TrainingProgress())
@@ -113,7 +115,7 @@ def train_run(
             "log_history": _finite(trainer.state.log_history),
         }
         if trainer.is_world_process_zero():
-            _write_run(folder, trainer, prepared, starting, record)
+            _write_run(folder, prepared, starting, record)
             if repo_id is not None:
                 _push_run(folder, repo_id, args)
         trainer.accelerator.wait_for_everyone()
@@ -146,6 +148,7 @@ def run_settings(
         "seed": args.seed,
         "model": config_settings(starting.model.config),
         "training": training,
+        **starting.settings,
     } | ({"trained_on": seen} if starting.trained_on else {})
 
 
@@ -304,12 +307,9 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def _write_run(
-    folder: Path, trainer: GenRecTrainer, prepared: PreparedDataset, starting: Starting, record: Mapping[str, Any]
-) -> None:
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    model.recommend_config.exclude_seen = not prepared.has_repeats
-    save_recommender(folder, model, starting.semantic_ids, prepared.items, quantizer=starting.quantizer)
+def _write_run(folder: Path, prepared: PreparedDataset, starting: Starting, record: Mapping[str, Any]) -> None:
+    starting.model.recommend_config.exclude_seen = not prepared.has_repeats
+    save_recommender(folder, starting.model, starting.semantic_ids, prepared.items, quantizer=starting.quantizer)
     save_neighbors(prepared, folder)
     write_json(record, folder / TRAINING_NAME)  # last: it says that the run is finished
 

@@ -160,6 +160,9 @@ class GenRecTrainer(Trainer):
         options = {"num_beams": self.args.eval_num_beams, "latent_aggregation": self.args.latent_aggregation}
         return ranks_by_weight(model, batch, leaves_out=self.leaves_out_seen, **options)  # type: ignore[arg-type]
 
+    def _validation_loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model(**batch).loss
+
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Refused: what is published is a whole run folder, which a trainer alone does not have."""
         raise ValueError(
@@ -221,7 +224,7 @@ class GenRecTrainer(Trainer):
             batch = self._prepare_inputs(batch)
             ranks.append(self._ranks(model, batch))
             with self.compute_loss_context_manager():
-                losses.append(model(**batch).loss.float() * len(ranks[-1]))
+                losses.append(self._validation_loss(model, batch).float() * len(ranks[-1]))
         model.train(was_training)
         # (num_users, num_lists + 1): ranks and the batch's share of the loss, gathered over processes
         mine_ranks = torch.cat(ranks)
@@ -316,7 +319,7 @@ def make_trainer(
             beams of the validation are fewer than the items of its lists.
     """
     config: Any = model.config
-    _check_beams(model, args)
+    check_beams(model, args)
     _check_catalog(config, prepared)
     train_rows = training_dataset(
         prepared.split("train"),
@@ -374,8 +377,12 @@ def _check_catalog(config: Any, prepared: PreparedDataset) -> None:
         )
 
 
-def _check_beams(model: Any, args: GenRecTrainingArguments) -> None:
-    """Fewer beams than the ten items of a list find too few items: the search would widen, and measure another one."""
+def check_beams(model: Any, args: GenRecTrainingArguments) -> None:
+    """
+    Refuses fewer beams than the ten items of a list: the search would widen, and measure another one.
+
+    Args: the model and how it is trained.
+    """
     least = min(10, model.config.num_items)
     is_searched = getattr(model, "default_decoding", "beam") == "beam" and args.eval_strategy != IntervalStrategy.NO
     if is_searched and args.eval_num_beams < least:
