@@ -116,8 +116,8 @@ class CausalLMForItemGeneration(BeamRankingMixin, CatalogMixin, nn.Module):
     ) -> tuple[torch.LongTensor, torch.BoolTensor]:
         """
         Tokens of the language model for some histories, padded on the right, with their mask, both `(batch_size,
-        num_prompt_tokens)`: prefix, the items in order (begin, codes, end if items are closed), suffix. What the tokenizer makes of the
-        prompt as text.
+        num_prompt_tokens)`: prefix, the items in order (begin, codes, end if items are closed), suffix. What the
+        tokenizer makes of the prompt as text.
 
         Args: see [`ItemTokensMixin.is_item`].
         """

@@ -10,10 +10,21 @@ import torch
 from hf_genrec import Recommender
 from hf_genrec.serving.language_model import load_language_model
 from invariants.model import NUM_ITEMS, random_codes
+from invariants.recommender import RecommenderInvariants
 from tiny_llms import ITEM_IDS, ITEMS, save_llm_run
 
 
 HISTORIES = [["i3", "i8", "i1"], [], ["i12"]]
+
+
+class TestLanguageModel(RecommenderInvariants):
+    ARCHITECTURES = ("native", "adapter")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def recommender(cls, architecture, tmp_path_factory):
+        folder, _ = save_llm_run(tmp_path_factory.mktemp("llm"), adapter=architecture == "adapter")
+        return Recommender.from_pretrained(folder, device="cpu")
 
 
 @pytest.fixture(params=["native", "adapter"], scope="module")
