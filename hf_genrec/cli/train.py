@@ -45,6 +45,15 @@ def _train(
     origin: Annotated[
         str | None, typer.Option("--from", help="Fine-tune this run folder or Hub repository on the prepared log.")
     ] = None,
+    objective: Annotated[
+        Literal["grpo", "listwise", "sdpo"] | None,
+        typer.Option(
+            help="With --from: train on the model's own lists, by rewards (grpo), or towards the next item among them."
+        ),
+    ] = None,
+    plot: Annotated[
+        str | None, typer.Option(metavar="PNG", help="With --objective: draw reward, distinct items and divergence.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the last checkpoint in the run folder.")
     ] = False,
@@ -135,6 +144,7 @@ def _train(
       hf-genrec train data --ids opq_ids --output run --architecture acerec --set alignment_weight=0
       hf-genrec train data --output run --architecture sasrec
       hf-genrec train new_data --from run --output tuned --learning-rate 0.0003 --epochs 3
+      hf-genrec train data --from run --output tuned --objective grpo --rewards hit=1,rank=1 --plot rewards.png
       accelerate launch scripts/train.py data --ids ids --output run
     """
     if not output:
@@ -200,12 +210,20 @@ def _arguments(asked: SimpleNamespace, kind: Any) -> Any:
     """The training arguments: what is asked for over the recipe of a kind of model."""
     from hf_genrec.training.arguments import training_arguments
 
+    if asked.objective is not None:
+        from hf_genrec.training.preference import PreferenceTrainingArguments
+
+        settings = asked.schedule | {"objective": asked.objective}
+        own: Any = {"options": asked.words, "more": asked.options.values(), "kind": PreferenceTrainingArguments}
+        return training_arguments(asked.output, settings=settings, **own)
     settings = (kind.paper_schedule if asked.paper else kind.default_schedule) | asked.schedule
     return training_arguments(asked.output, settings=settings, options=asked.words, more=asked.options.values())
 
 
 def _check_origin(asked: SimpleNamespace) -> None:
-    """Refuses options of the shape, which a checkpoint has already."""
+    """Refuses options of the shape, which a checkpoint has already, and what needs a checkpoint."""
+    if (asked.objective and asked.origin is None) or (asked.plot and not asked.objective):
+        raise ValueError("`--objective` needs a trained model, `--from`; `--plot` draws the log of an `--objective`.")
     wrong = [*asked.fields, *(name for name in ("paper", "architecture", "shape") if getattr(asked, name))]
     if wrong and asked.origin is not None:
         named = ", ".join(f"`{asked.options[name]}`" for name in wrong)
@@ -246,13 +264,20 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
         starting = start_fresh(
             prepared, asked.ids, shape=shape, seed=args.seed, architecture=kind.model_type, vectors=vectors
         )
+    more: Any = {"targets": asked.targets, "resume": asked.resume, "command": command_line()}
+    if asked.objective is not None:
+        from hf_genrec.training.preference import make_preference_trainer
+
+        more["make"] = make_preference_trainer
     try:
-        record = train_run(
-            prepared, starting, asked.output, args, targets=asked.targets, resume=asked.resume, command=command_line()
-        )
+        record = train_run(prepared, starting, asked.output, args, **more)
     except KeyboardInterrupt:
         typer.echo(_after_interruption(asked.output, asked.resume), err=True)
         raise typer.Exit(INTERRUPTED) from None
+    if asked.plot is not None:
+        from hf_genrec.training.preference import plot_reward_log
+
+        plot_reward_log(record["log_history"], asked.plot)
     return record if args.process_index == 0 else None
 
 

@@ -137,6 +137,7 @@ def training_arguments(
     settings: Mapping[str, Any],
     options: Sequence[str] = (),
     more: Iterable[str] = (),
+    kind: type[GenRecTrainingArguments] | None = None,
 ) -> GenRecTrainingArguments:
     """
     Training arguments from settings and from words of a command line.
@@ -146,14 +147,16 @@ def training_arguments(
         settings (`dict`): Fields of [`GenRecTrainingArguments`].
         options (`Sequence[str]`, *optional*): Words such as `["--weight-decay", "0.1"]`; they win over `settings`.
         more (`Iterable[str]`, *optional*): Other options of the command line, to suggest what was meant.
+        kind (`type`, *optional*): [`GenRecTrainingArguments`] or a class of its kind.
 
     Raises:
         ValueError: If a field or an option is unknown or has a wrong value.
     """
-    known = {field.name: field.default for field in dataclasses.fields(GenRecTrainingArguments)}
+    kind = kind or GenRecTrainingArguments
+    known = {field.name: field.default for field in dataclasses.fields(kind)}
     if set(settings) - set(known):
         raise ValueError(f"No training arguments: {', '.join(sorted(set(settings) - set(known)))}.")
-    parser = _Parser(GenRecTrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = _Parser(kind, allow_abbrev=False)  # type: ignore[arg-type]
     parser.set_defaults(report_to=known["report_to"], output_dir=str(Path(output_dir) / CHECKPOINTS_NAME))
     parser.set_defaults(disable_tqdm=False)  # its own default is to hide it where transformers is silenced
     parser.set_defaults(**settings)  # the parser itself forgets the default of a field that takes a list

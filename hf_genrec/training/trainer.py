@@ -66,6 +66,7 @@ class GenRecTrainer(Trainer):
     """
 
     args: GenRecTrainingArguments
+    one_target_per_row = False  # whether a row ends with its only target; else all of a window are trained at once
     leaves_out_seen = False  # in the lists of a model with two heads, as serving does where the data has no repeats
     teacher: Teacher | None = None
 
@@ -300,7 +301,12 @@ def validation_rows(
 
 
 def make_trainer(
-    model: PreTrainedModel, prepared: PreparedDataset, args: GenRecTrainingArguments, *, targets: str = "all"
+    model: PreTrainedModel,
+    prepared: PreparedDataset,
+    args: GenRecTrainingArguments,
+    *,
+    targets: str = "all",
+    trainer_class: type[GenRecTrainer] = GenRecTrainer,
 ) -> GenRecTrainer:
     """
     A trainer over the training part of a prepared data set; call its `train()`.
@@ -310,6 +316,7 @@ def make_trainer(
         prepared ([`PreparedDataset`]): The data set; its catalog is the model's.
         args ([`GenRecTrainingArguments`]): How to train.
         targets (`str`, *optional*, defaults to `"all"`): Train on every item of a sequence or the `"last"` only.
+        trainer_class (`type`, *optional*): What to make; see also [`make_preference_trainer`].
 
     Returns:
         [`GenRecTrainer`]
@@ -325,7 +332,7 @@ def make_trainer(
         prepared.split("train"),
         prepared.item_ids,
         first_item_token=config.first_item_token,
-        history_attention=config.history_attention,
+        history_attention="bidirectional" if trainer_class.one_target_per_row else config.history_attention,
         max_history_length=config.max_history_length,
         stride=max(1, config.max_history_length // 2) if args.window_stride is None else args.window_stride,
         targets=targets,  # type: ignore[arg-type]
@@ -344,7 +351,7 @@ def make_trainer(
         )
     patience = args.early_stopping_patience
     callbacks = [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
-    trainer = GenRecTrainer(
+    trainer = trainer_class(
         model=model,
         args=args,
         train_dataset=train_rows,

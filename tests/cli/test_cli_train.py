@@ -240,6 +240,27 @@ def press_ctrl_c(*_, **__):
     signal.raise_signal(signal.SIGINT)
 
 
+def test_checkpoint_is_trained_on_rewards_of_its_own_lists(shop, tmp_path):
+    words = ["train", shop / "data", "--from", shop / "run", "--objective", "grpo", "--output", tmp_path / "tuned"]
+    options = [
+        "--rewards",
+        "hit=1,diversity=0.1",
+        "--num-generations",
+        "3",
+        "--max-steps",
+        "2",
+        "--logging-steps",
+        "1",
+    ]
+    record = result_of(*words, *options, "--eval-steps", "2", "--plot", tmp_path / "rewards.png")
+
+    assert [line["step"] for line in record["log_history"] if "reward_diversity" in line] == [1, 2]
+    assert record["settings"]["training"]["rewards"] == "hit=1,diversity=0.1"
+    assert (tmp_path / "rewards.png").read_bytes()[1:4] == b"PNG"
+    assert "needs a trained model" in error_of(*words[:2], "--ids", shop / "ids", *words[4:])
+    assert "draws the log" in error_of(*words[:4], "--output", tmp_path / "other", "--plot", "x.png")
+
+
 def test_checkpoint_is_tuned_on_a_new_log_of_its_catalog_only(shop, tmp_path):
     write_log(tmp_path / "log.csv", num_users=11)
     words = ["prepare", "--interactions", tmp_path / "log.csv", *COLUMNS, "--items", shop / "items.jsonl"]
@@ -313,7 +334,7 @@ def test_settings_of_the_config_are_set_by_name_and_wrong_ones_are_told(parallel
         assert f"acerec has no `{wrong.partition('=')[0]}`: leave it out" in error_of(*words, "--set", wrong)
     assert "value of the wrong type" in error_of(*words, "--set", "temperature=cold")
     assert "has no `--decoder-layers`" in error_of(*words, "--decoder-layers", "2")
-    assert "is not one of 'latte', 'rpg', 'acerec', 'sasrec'" in error_of(
+    assert "is not one of 'latte', 'decoder', 'rpg', 'acerec', 'sasrec'" in error_of(
         "train", data, "--ids", folder / "ids", "--output", tmp_path, "--architecture", "gru"
     )
 
