@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +15,7 @@ import typer
 
 from hf_genrec.cli.command_line import INTERRUPTED, app, arguments_for, command_line, given, name_values, output_on
 from hf_genrec.cli.options import Aggregation, AsJson, Prepared, RunFolder
+from hf_genrec.cli.train_llm import LLM, check_llm, run_llm
 from hf_genrec.registration import ARCHITECTURES
 
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     Architecture = str
 else:
-    Architecture = Literal[ARCHITECTURES]
+    Architecture = Literal[*ARCHITECTURES, LLM]
 
 
 def _recipe(option: str, text: str, *, least: int | None = None) -> Any:
@@ -61,14 +63,24 @@ def _train(
         Architecture | None,
         typer.Option(
             help="Kind of model: latte (also TIGER and PSID), decoder (history and target in one stream), rpg and "
-            "acerec for long ids, or sasrec without ids.",
+            "acerec for long ids, sasrec without ids, or llm over a `--backbone`.",
             show_default="latte",
         ),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="For llm: folder or repository of a causal language model.")
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option(min=0, help="For llm: rank of LoRA; 0 for the whole network.", show_default="16")
     ] = None,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's recipe (needs a GPU or days).")] = False,
     shape: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any field of the model's config, such as temperature=0.05."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any field of the model's config, such as temperature=0.05 (of llm, of SftSettings).",
+        ),
     ] = None,
     num_latent_tokens: Annotated[
         int | None, typer.Option("--latents", min=0, help="Latent tokens; 0 is TIGER or PSID.", show_default="8")
@@ -143,6 +155,7 @@ def _train(
       hf-genrec train data --ids ids --output run --resume
       hf-genrec train data --ids opq_ids --output run --architecture acerec --set alignment_weight=0
       hf-genrec train data --output run --architecture sasrec
+      hf-genrec train data --ids ids --output run --architecture llm --backbone HuggingFaceTB/SmolLM2-135M --lora 16
       hf-genrec train new_data --from run --output tuned --learning-rate 0.0003 --epochs 3
       hf-genrec train data --from run --output tuned --objective grpo --rewards hit=1,rank=1 --plot rewards.png
       accelerate launch scripts/train.py data --ids ids --output run
@@ -151,22 +164,9 @@ def _train(
         raise ValueError("`--output` must name a folder, got an empty word.")
     if prepared_folder.startswith("-"):
         raise ValueError(f"Name the prepared folder before {prepared_folder} and other options of the trainer.")
-    from transformers import CONFIG_MAPPING
-
     from hf_genrec.training.arguments import GenRecTrainingArguments
 
-    kind: Any = CONFIG_MAPPING[architecture or "latte"]
-    is_new = ids is not None or (origin is None and not kind.has_codes)
     chooses = ids is None and origin is None and architecture is None and not paper
-    if is_new == (origin is not None) and not chooses:
-        raise ValueError("Give either `--ids` (a new model) or `--from` (a checkpoint to fine-tune).")
-    reads_texts = dense_head or hasattr(kind, "text_dim")
-    if embeddings is not None and not (chooses or (reads_texts and origin is None)):
-        raise ValueError(
-            "`--embeddings` are for a new model that makes its ids, for `--dense-head` or for sasrec: leave it out."
-        )
-    if ids is not None and not kind.has_codes:
-        raise ValueError(f"{kind.display_name} has no semantic IDs: leave out `--ids`.")
     asked = SimpleNamespace(
         **ctx.params,
         words=ctx.args,
@@ -175,6 +175,8 @@ def _train(
         fields=given({name: ctx.params[name] for name in _SHAPE}),
         schedule=given(arguments_for(GenRecTrainingArguments, ctx)),
     )
+    check_llm(asked)
+    _check_model(asked)
     _check_origin(asked)
     asked.fields |= name_values("--set", shape or [])
     if eval_steps is not None:
@@ -220,6 +222,23 @@ def _arguments(asked: SimpleNamespace, kind: Any) -> Any:
     return training_arguments(asked.output, settings=settings, options=asked.words, more=asked.options.values())
 
 
+def _check_model(asked: SimpleNamespace) -> None:
+    """Refuses ids, embeddings and checkpoints that the kind of model does not take."""
+    from transformers import CONFIG_MAPPING
+
+    kind: Any = CONFIG_MAPPING["latte" if asked.architecture in (None, LLM) else asked.architecture]
+    is_new = asked.ids is not None or (asked.origin is None and not kind.has_codes)
+    if is_new == (asked.origin is not None) and not asked.chooses:
+        raise ValueError("Give either `--ids` (a new model) or `--from` (a checkpoint to fine-tune).")
+    reads_texts = asked.dense_head or hasattr(kind, "text_dim")
+    if asked.embeddings is not None and not (asked.chooses or (reads_texts and asked.origin is None)):
+        raise ValueError(
+            "`--embeddings` are for a new model that makes its ids, for `--dense-head` or for sasrec: leave it out."
+        )
+    if asked.ids is not None and not kind.has_codes:
+        raise ValueError(f"{kind.display_name} has no semantic IDs: leave out `--ids`.")
+
+
 def _check_origin(asked: SimpleNamespace) -> None:
     """Refuses options of the shape, which a checkpoint has already, and what needs a checkpoint."""
     if (asked.objective and asked.origin is None) or (asked.plot and not asked.objective):
@@ -239,9 +258,11 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
     from hf_genrec.training.initial import start_fresh, start_from
     from hf_genrec.training.runs import train_run
 
-    kind: Any = CONFIG_MAPPING[asked.architecture or "latte"]
     if asked.chooses:
         return _run_chosen(prepared, asked)
+    if asked.architecture == LLM:
+        return _until_interrupted(asked, lambda: run_llm(prepared, asked))
+    kind: Any = CONFIG_MAPPING[asked.architecture or "latte"]
     if is_finished(asked.output) and asked.resume:
         _check_finished(prepared, asked, kind)
         typer.echo(f"The run in {asked.output} is finished; nothing to resume.", err=True)
@@ -269,16 +290,21 @@ def _run_training(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str
         from hf_genrec.training.preference import make_preference_trainer
 
         more["make"] = make_preference_trainer
-    try:
-        record = train_run(prepared, starting, asked.output, args, **more)
-    except KeyboardInterrupt:
-        typer.echo(_after_interruption(asked.output, asked.resume), err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    record = _until_interrupted(asked, lambda: train_run(prepared, starting, asked.output, args, **more))
     if asked.plot is not None:
         from hf_genrec.training.preference import plot_reward_log
 
         plot_reward_log(record["log_history"], asked.plot)
     return record if args.process_index == 0 else None
+
+
+def _until_interrupted(asked: SimpleNamespace, train: Callable[[], Any]) -> Any:
+    """What `train` returns; after Ctrl-C what is kept, and how the run goes on."""
+    try:
+        return train()
+    except KeyboardInterrupt:
+        typer.echo(_after_interruption(asked.output, asked.resume), err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, Any] | None:

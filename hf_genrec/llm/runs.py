@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy
 from hf_genrec.data.checks import check_learned_on
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sequences import SequenceCollator
+from hf_genrec.evaluation.record import read_training
 from hf_genrec.llm.answers import AnswerLoss
 from hf_genrec.llm.mix import training_mix
 from hf_genrec.llm.prompts import is_chat, sequence_prefix
@@ -30,7 +31,7 @@ from hf_genrec.tokenizers.base import Quantizer
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME, load_tokenized
 from hf_genrec.training.arguments import GenRecTrainingArguments
 from hf_genrec.training.initial import Starting, check_same_catalog
-from hf_genrec.training.runs import train_run
+from hf_genrec.training.runs import differences, train_run
 from hf_genrec.training.trainer import check_beams, validation_rows
 
 
@@ -89,6 +90,41 @@ def train_llm(
     )
 
 
+def check_same_llm_run(
+    prepared: PreparedDataset,
+    tokenized: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    args: GenRecTrainingArguments,
+    *,
+    backbone: str | os.PathLike[str],
+    settings: SftSettings,
+    targets: str = "all",
+) -> None:
+    """
+    Raises a `ValueError` that names each difference, where a finished run is not the one that is asked for.
+
+    Args: see [`train_llm`].
+    """
+    made = read_training(folder)["settings"]
+    own = {name: value for name, value in dataclasses.asdict(settings).items() if (name, value) != ("chat", None)}
+    expected = {"backbone": backbone_name(backbone), "targets": targets, "seed": args.seed, **own}
+    expected |= {"data_fingerprint": prepared.fingerprint}
+    expected |= {"semantic_ids_fingerprint": load_tokenized(tokenized)[0].fingerprint}
+    found = differences(made | made.get("llm", {}), expected)
+    if found:
+        raise ValueError(
+            f"The run in {folder} is finished and is another one than asked for: {found}. Repeat its settings, or "
+            "choose another folder."
+        )
+
+
+def backbone_name(backbone: str | os.PathLike[str]) -> str:
+    """The name by which an adapter finds its base: a repository, or the whole path of a folder. Args: its name."""
+    name = os.fspath(backbone)
+    check_model_name(name)
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
 def start_llm(
     prepared: PreparedDataset,
     tokenized: str | os.PathLike[str],
@@ -106,9 +142,7 @@ def start_llm(
     semantic_ids, made = load_tokenized(tokenized)
     check_same_catalog(semantic_ids.item_ids, prepared, owner=f"The tokenized folder {tokenized}")
     check_learned_on(made, prepared.metadata, owner=f"the tokenized folder {tokenized}")
-    name = os.fspath(backbone)
-    check_model_name(name)
-    name = str(Path(name).resolve()) if Path(name).is_dir() else name  # an adapter finds its base by this name
+    name = backbone_name(backbone)
     tokenizer = AutoTokenizer.from_pretrained(name)
     causal_lm = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     chat = is_chat(tokenizer) if settings.chat is None else settings.chat

@@ -170,7 +170,7 @@ def check_same_run(folder: str | os.PathLike[str], expected: Mapping[str, Any]) 
     made = json.loads(GenRecTrainingArguments(output_dir=os.fspath(folder)).to_json_string()) | settings["training"]
     made |= CONFIG_MAPPING[kind].from_dict(settings["model"]).to_dict() | settings | {"architecture": kind}
     counts = {name: value for name, value in expected.items() if name not in _NO_SETTINGS - {"seed"}}
-    found = _differences(made, counts)
+    found = differences(made, counts)
     if found:
         raise ValueError(
             f"The run in {folder} is finished and is another one than asked for: {found}. Repeat its settings, or "
@@ -275,7 +275,7 @@ def _checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: boo
     now = json.loads(json.dumps(dict(settings)))
     if "trained_on" not in begun:  # before runs wrote it down
         now.pop("trained_on", None)
-    shown = _differences(begun, now)
+    shown = differences(begun, now)
     if shown:
         raise ValueError(
             f"The run in {folder} was started with other settings: {shown}. Repeat them, or choose another folder."
@@ -283,7 +283,8 @@ def _checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: boo
     return str(whole[-1])
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of `now` was another value before, in words. Args: settings by name."""
     return "; ".join(
         f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if value != before.get(name)
     )
