@@ -151,17 +151,17 @@ class CausalLMForItemGeneration(BeamRankingMixin, CatalogMixin, nn.Module):
         return self._encode(*self.prompt_tokens(input_ids, attention_mask))
 
     def _encode(self, tokens: torch.LongTensor, mask: torch.BoolTensor) -> PromptOutput:
+        """The prefix is the same for all users, so it is read once for all of them."""
         cache = DynamicCache()
+        num_shared = len(self.config.prompt_prefix_ids) if len(tokens) > 1 else 0
+        if num_shared:
+            self._states(tokens[:1, :num_shared], past_key_values=cache)
+            cache.batch_repeat_interleave(len(tokens))
         # no mask: padding stands behind the tokens, so no token looks at it
-        states = self._states(tokens, past_key_values=cache)
-        last = (mask.sum(1) - 1)[:, None, None].expand(-1, 1, states.shape[-1])
-        layers = cache.layers
-        return PromptOutput(
-            states.gather(1, last),
-            mask,
-            tuple(layer.keys for layer in layers),
-            tuple(layer.values for layer in layers),
-        )
+        states = self._states(tokens[:, num_shared:], past_key_values=cache)
+        last = (mask.sum(1) - 1 - num_shared)[:, None, None].expand(-1, 1, states.shape[-1])
+        keys, values = (tuple(getattr(layer, name) for layer in cache.layers) for name in ("keys", "values"))
+        return PromptOutput(states.gather(1, last), mask, keys, values)
 
     def _last_states(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.FloatTensor:
         return self.encode_history(input_ids, attention_mask).last_hidden_state[:, 0]

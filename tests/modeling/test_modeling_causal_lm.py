@@ -15,7 +15,8 @@ class TestCausalLM(RecommendInvariants):
         "llama": ("llama", {}),
         "llama, whole vocabulary": ("llama", {"normalization": "vocabulary"}),
         "qwen3, adapter": ("qwen3", {"adapter": True}),
-        "gpt2": ("gpt2", {}),
+        "gpt2, items without an end": ("gpt2", {"closes_items": False}),
+        "llama, no prefix": ("llama", {"prefix": ""}),
     }
 
     def pytest_generate_tests(self, metafunc):
@@ -44,7 +45,9 @@ def best_of_generate(model, histories, mask, *, num_beams, **options):
     return items + model.config.first_item_token, output.sequences_scores.view(len(histories), num_beams)
 
 
-def test_prompt_is_what_the_tokenizer_makes_of_the_text(model):
+@pytest.mark.parametrize("closes_items", [True, False])
+def test_prompt_is_what_the_tokenizer_makes_of_the_text(model, closes_items):
+    model.config.closes_items = closes_items
     config, vocabulary = model.config, SidVocabulary.from_tokenizer(model.tokenizer)
     histories, mask = histories_of(config, (5, 3, 1, 0), padding_side="left")
 
@@ -53,6 +56,7 @@ def test_prompt_is_what_the_tokenizer_makes_of_the_text(model):
     for row, length in enumerate((5, 3, 1, 0)):
         items = histories[row, 5 - length :] - config.first_item_token
         text = "".join(vocabulary.item_text(model.item_codes[item].tolist()) for item in items)
+        text = text if closes_items else text.replace("<|sid_end|>", "")
         expected = model.tokenizer(f"a user has taken: {text} next: <|sid_begin|>").input_ids
         assert tokens[row, is_token[row]].tolist() == expected
 
@@ -155,6 +159,20 @@ def test_attention_with_a_sliding_window_sees_what_the_plain_model_sees():
     expected, _ = best_of_generate(model, histories, mask, num_beams=6)
 
     assert model.recommend(histories, mask, top_k=6, num_beams=6).item_tokens.tolist() == expected.tolist()
+
+
+def test_prefix_is_read_once_for_all_users(model):
+    histories, mask = histories_of(model.config, (5, 3, 0))
+    lengths = []
+    model.causal_lm.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    model._is_verified = True
+    num_shared = len(model.config.prompt_prefix_ids)
+
+    model.encode_history(histories, mask)
+
+    assert lengths == [(1, num_shared), (3, model.config.prompt_length(5) - num_shared)]
 
 
 def test_language_model_that_changes_its_logits_is_refused():
