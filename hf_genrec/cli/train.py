@@ -339,7 +339,7 @@ def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, 
 
 def _train_networks(prepared: PreparedDataset, networks: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
     """The records of the first network and of those beside it, which a second process trains where that pays off."""
-    from hf_genrec.evaluation.record import is_finished
+    from hf_genrec.evaluation.record import is_finished, read_training
     from hf_genrec.training.side_by_side import pays_off, side_by_side
 
     first, *others = networks
@@ -348,8 +348,13 @@ def _train_networks(prepared: PreparedDataset, networks: list[dict[str, Any]]) -
     together = bool(others) and not is_finished(first["output"]) and pays_off(num_targets)
     with side_by_side(_train_beside, others) if together else contextlib.nullcontext():
         records = [_train_network(prepared, first)]
-    # what a second process has not finished is continued here, where errors are shown
-    return records + [_train_network(prepared, other | ({"resume": True} if together else {})) for other in others]
+    for other in others:
+        if together and is_finished(other["output"]):
+            records.append(read_training(other["output"]))
+            typer.echo(f"{other['output']} was trained at the same time, by a second process.", err=True)
+        else:  # what it has not finished is continued here, where errors are shown
+            records.append(_train_network(prepared, other | ({"resume": True} if together else {})))
+    return records
 
 
 def _train_network(prepared: PreparedDataset, network: dict[str, Any]) -> dict[str, Any] | None:
