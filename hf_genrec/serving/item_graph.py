@@ -21,7 +21,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
-from transformers import AutoModel
 
 from hf_genrec.files import replaced
 from hf_genrec.modeling.genrec_folder import write_manifest
@@ -32,6 +31,7 @@ from hf_genrec.modeling.genrec_item_graph import (
     item_graph_fingerprint,
     neighbors_of,
 )
+from hf_genrec.serving.language_model import load_model
 
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def write_item_graph(
 
     Args: the folder of a checkpoint; `device` is `None` for a GPU if any; the others as in [`build_item_graph`].
     """
-    model = AutoModel.from_pretrained(folder)
+    model = load_model(folder)
     if not hasattr(model, "set_item_graph"):
         reason = "writes codes one by one" if model.config.has_codes else "knows no codes"
         raise ValueError(

@@ -97,17 +97,25 @@ def load_language_model(
     return model
 
 
-def load_parts(source: Any, where: Where, *, check_files: bool) -> tuple[Any, Any]:
+def load_model(source: Any, where: Where = None, *, check_files: bool = True) -> Any:
     """
-    The model of a folder or repository of any kind, and the tokenizer of its items, which a language model has not.
+    The model of a folder or repository of any kind.
 
     Args: see [`load_language_model`].
     """
-    kept = {} if check_files else {"check_files": False}
     if is_language_model(source, where):
-        return load_language_model(source, where, check_files=check_files), None
-    where = dict(where or {})
-    return AutoModel.from_pretrained(source, **where, **kept), AutoTokenizer.from_pretrained(source, **where)
+        return load_language_model(source, where, check_files=check_files)
+    return AutoModel.from_pretrained(source, **(where or {}), **({} if check_files else {"check_files": False}))
+
+
+def load_parts(source: Any, where: Where, *, check_files: bool) -> tuple[Any, Any]:
+    """
+    The model, and the tokenizer of its items, which a language model has not.
+
+    Args: see [`load_language_model`].
+    """
+    model = load_model(source, where, check_files=check_files)
+    return model, None if hasattr(model, "tokenizer") else AutoTokenizer.from_pretrained(source, **(where or {}))
 
 
 def load_for_pipeline(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -17,7 +17,6 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModel
 
 from hf_genrec.data.checks import check_trained_on
 from hf_genrec.data.prepared import PreparedDataset
@@ -31,6 +30,7 @@ from hf_genrec.files import single_writer, write_json
 from hf_genrec.hub.save import save_recommender
 from hf_genrec.modeling.configuration_item_to_item import METHODS, ItemToItemConfig
 from hf_genrec.modeling.modeling_item_to_item import ItemToItemForItemGeneration
+from hf_genrec.serving.language_model import load_model
 from hf_genrec.serving.recommender import Recommender, check_model_name
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 from hf_genrec.training.runs import config_settings
@@ -139,7 +139,7 @@ def ensemble_run(
     models, minutes, quantizers = {}, {}, {}
     for name, path in members.items():
         check_model_name(os.fspath(path))
-        models[name] = AutoModel.from_pretrained(os.fspath(path)).eval()
+        models[name] = load_model(os.fspath(path)).eval()
         if models[name].config.has_codes and (Path(path) / QUANTIZER_NAME).is_dir():
             quantizers[models[name].config.catalog_fingerprint] = Path(path) / QUANTIZER_NAME
         record = read_training(path)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
-from transformers import AutoModel
 
 from hf_genrec.data.sequences import IGNORED_LABEL, Windows
+from hf_genrec.serving.language_model import load_model
 from hf_genrec.serving.recommender import check_model_name
 
 
@@ -102,7 +102,7 @@ def load_teacher(path: str | os.PathLike[str], config: Any) -> Any:
     Args: a run folder or Hub repository, and the config of the model that learns.
     """
     check_model_name(os.fspath(path))
-    model: Any = AutoModel.from_pretrained(os.fspath(path)).eval()
+    model: Any = load_model(os.fspath(path)).eval()
     own, found = config.items_fingerprint, model.config.items_fingerprint
     if model.config.num_items != config.num_items or (None not in (own, found) and own != found):
         raise ValueError(

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from hf_genrec import Recommender
+from hf_genrec.serving.export.catalog import export_catalog
+from hf_genrec.serving.item_graph import write_item_graph
 from hf_genrec.serving.language_model import load_language_model
+from hf_genrec.training.teacher import load_teacher
 from invariants.model import NUM_ITEMS, random_codes
 from invariants.recommender import RecommenderInvariants
 from tiny_llms import ITEM_IDS, ITEMS, save_llm_run
@@ -165,3 +169,20 @@ def test_adapter_without_all_new_rows_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="does not hold all rows that were added to the 301 embeddings"):
         load_language_model(folder, check_files=False)
+
+
+def test_catalog_for_another_engine_names_the_tokens_of_the_language_model(saved, tmp_path):
+    shop = Recommender.from_pretrained(saved[0], device="cpu")
+
+    lines = export_catalog(shop, tmp_path / "items.jsonl", format="nvidia").read_text().splitlines()
+
+    tokens = shop.model.tokenizer.convert_ids_to_tokens(json.loads(lines[3])["token_ids"])
+    assert tokens == [f"<s_{letter}_{code}>" for letter, code in zip("abc", random_codes()[3].tolist(), strict=True)]
+
+
+def test_language_model_teaches_and_has_no_item_graph(saved):
+    taught = SimpleNamespace(num_items=NUM_ITEMS, items_fingerprint=None)
+
+    assert load_teacher(saved[0], taught).config.model_type == "causal_lm"
+    with pytest.raises(ValueError, match="holds a 'causal_lm' model, which writes codes one by one"):
+        write_item_graph(saved[0])

@@ -85,10 +85,12 @@ def _write_flashrec(recommender: Recommender, output: Path) -> None:
 
 
 def _write_nvidia(recommender: Recommender, output: Path) -> None:
-    """Token ids are those of the checkpoint: `first_code_token`, then `codebook_size` tokens a level."""
+    """Token ids are those of the checkpoint: of a language model its own; else those that its config counts."""
     rows, codes = _open_items(recommender)
-    config = recommender.model.config
-    tokens = codes + config.first_code_token + config.codebook_size * np.arange(config.num_levels)
+    config, levels = recommender.model.config, np.arange(recommender.model.config.num_levels)
+    tokens = codes + config.first_code_token + config.codebook_size * levels
+    if hasattr(recommender.model, "code_token_ids"):
+        tokens = recommender.model.code_token_ids.cpu().numpy()[levels, codes]
     items = recommender.items.take(rows)
     names = [name for name in items.column_names if name in ("title", "category", "brand")]
     metadata = items.select(names).to_pylist() if names else [{} for _ in rows]
