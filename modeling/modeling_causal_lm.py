@@ -104,6 +104,13 @@ class CausalLMForItemGeneration(BeamRankingMixin, CatalogMixin, nn.Module):
         """`str`: the folder or repository that it was loaded from."""
         return self.config.name_or_path
 
+    def make_trainable(self) -> None:
+        """Parameters get gradients that training changes: those of the adapter where there is one, else all."""
+        if hasattr(self.llm, "peft_config"):
+            self.llm.set_adapter(self.llm.active_adapter)  # one that was loaded to be served is frozen
+        else:
+            self.llm.requires_grad_(True)
+
     @classmethod
     def can_generate(cls) -> bool:
         """`False`: pipelines ask for it, and this model's own `generate` takes item tokens."""

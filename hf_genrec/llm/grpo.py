@@ -162,10 +162,7 @@ def make_grpo_trainer(
     rows = _rows(model, prepared, num_prompts, args.seed)
     counts = torch.from_numpy(prepared.train_item_counts())
     llm: Any = model.llm
-    if hasattr(llm, "peft_config"):
-        llm.set_adapter(llm.active_adapter)  # one that was loaded to be served is frozen
-    else:
-        llm.requires_grad_(True)
+    model.make_trainable()
     trainer: Any = None
     trainer = CatalogGRPOTrainer(
         model=llm,

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.modeling.genrec_recommend import evaluation_mode
@@ -134,6 +137,8 @@ class PreferenceTrainer(GenRecTrainer):
             )
         if self.args.world_size > 1:
             raise ValueError("`objective` trains in one process: groups are scored past the wrapper of several ones.")
+        if hasattr(model, "make_trainable"):
+            model.make_trainable()
         model.config.normalization = "catalog" if self.args.renormalize_in_catalog else "vocabulary"
         self.reference = copy.deepcopy(model).eval().requires_grad_(False)
         counts = torch.from_numpy(prepared.train_item_counts())
@@ -209,6 +214,34 @@ class PreferenceTrainer(GenRecTrainer):
         for name, value in values.items():
             self._seen[name].append(value.detach().float().mean().item())
 
+    def _validation_loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        targets = batch["labels"].amax(1, keepdim=True) - model.config.first_item_token
+        return -_log_probs(model, batch, targets).mean() / model.config.num_levels
+
+    # Checkpoints of a language model hold what is trained, by its names; the base it stands on is where it was.
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if not isinstance(model, PreTrainedModel):
+            state_dict = {name: parameter.detach() for name, parameter in _trained(model).items()}
+        super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        network: Any = self.accelerator.unwrap_model(self.model if model is None else model)
+        if isinstance(network, PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = load_file(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
+        with torch.no_grad():
+            for name, parameter in _trained(network).items():
+                parameter.copy_(saved[name])
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.accelerator.unwrap_model(self.model), PreTrainedModel):
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in transformers; lines with a loss have the means since the last one."""
         if "loss" in logs and self._seen:
@@ -237,6 +270,10 @@ def make_preference_trainer(
     trainer: Any = make_trainer(model, prepared, args, targets=targets, trainer_class=PreferenceTrainer)
     trainer.prepare(prepared)
     return trainer
+
+
+def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _log_probs(network: Any, inputs: Mapping[str, Any], items: torch.Tensor) -> torch.Tensor:
