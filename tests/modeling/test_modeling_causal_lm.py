@@ -198,3 +198,13 @@ def test_config_that_does_not_fit_is_refused():
         CausalLMConfig(**sizes, code_token_ids=CODE_TOKENS[:1])
     with pytest.raises(ValueError, match="`num_latent_tokens` must be 0 for a language model"):
         CausalLMConfig(**sizes, code_token_ids=CODE_TOKENS, num_latent_tokens=2)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_half_precision_answers_with_full_distinct_lists(adapter):
+    model = tiny_recommender("qwen3", adapter=adapter).to(torch.bfloat16)
+
+    found = model.recommend(*histories_of(model.config), top_k=11, num_beams=13)
+
+    assert all(len(set(row)) == 11 for row in found.item_tokens.tolist())
+    assert found.scores.dtype == torch.float32
