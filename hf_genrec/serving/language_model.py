@@ -57,9 +57,7 @@ def recommender_config(source: Any, where: Where = None) -> Any:
     return config
 
 
-def load_language_model(
-    source: Any, where: Where = None, *, check_files: bool = True, is_trainable: bool = False
-) -> CausalLMForItemGeneration:
+def load_language_model(source: Any, where: Where = None, *, check_files: bool = True) -> CausalLMForItemGeneration:
     """
     Load the model of a folder or repository; the base of an adapter comes from the cache, a folder or the Hub.
 
@@ -67,7 +65,6 @@ def load_language_model(
         source (`str` or `Path`): The folder or the name of a repository.
         where (`dict`, *optional*): `revision`, `cache_dir`, `token`, `local_files_only`, as in `optional_file`.
         check_files (`bool`, *optional*, defaults to `True`): Whether files must be those in `manifest.json`.
-        is_trainable (`bool`, *optional*, defaults to `False`): Whether an adapter is to be trained further.
 
     Raises:
         ValueError: If files do not belong together.
@@ -81,7 +78,7 @@ def load_language_model(
     if optional_file(source, ADAPTER_CONFIG, **where) is None:
         llm = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **where)
     else:
-        llm = _adapted(source, config, is_trainable=is_trainable, where=where)
+        llm = _adapted(source, config, where)
     model = CausalLMForItemGeneration(llm, config, tokenizer).eval()
     path = optional_file(source, "items.parquet", **where)
     if path is None:
@@ -145,8 +142,8 @@ def _given(where: Where) -> dict[str, Any]:
     return {name: value for name, value in (where or {}).items() if value is not None}
 
 
-def _adapted(source: Any, config: CausalLMConfig, *, is_trainable: bool, where: dict[str, Any]) -> Any:
-    """The base, grown as it was in training, with the adapter."""
+def _adapted(source: Any, config: CausalLMConfig, where: dict[str, Any]) -> Any:
+    """The base, grown as it was in training, with the adapter, which may be trained further."""
     try:
         peft = importlib.import_module("peft")
     except ImportError as error:
@@ -176,7 +173,7 @@ def _adapted(source: Any, config: CausalLMConfig, *, is_trainable: bool, where: 
     if num_rows < config.num_embeddings:
         base.resize_token_embeddings(config.num_embeddings, mean_resizing=False)
     # of one commit, both files lie in one folder of the cache
-    return peft.PeftModel.from_pretrained(base, Path(weights).parent, is_trainable=is_trainable)
+    return peft.PeftModel.from_pretrained(base, Path(weights).parent, is_trainable=True)
 
 
 def _check_prompt(config: CausalLMConfig, tokenizer: Any, source: Any) -> None:

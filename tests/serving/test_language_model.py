@@ -79,6 +79,15 @@ def test_saved_again_it_is_the_same(saved, tmp_path):
     assert loaded.saved_folder() == tmp_path / "again"
 
 
+def test_reloaded_adapter_can_be_trained_further(tmp_path):
+    folder, model = save_llm_run(tmp_path, adapter=True)
+
+    loaded = Recommender.from_pretrained(folder, device="cpu").model
+
+    names = [{name for name, p in each.named_parameters() if p.requires_grad} for each in (model, loaded)]
+    assert names[0] == names[1] != set()
+
+
 def test_counts_that_order_items_of_one_id_come_back(tmp_path):
     folder, _ = save_llm_run(tmp_path, counts=torch.arange(NUM_ITEMS))
 
