@@ -8,7 +8,7 @@ A model keeps its options in `model.recommend_config`; `save_pretrained` writes 
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
@@ -148,7 +148,7 @@ class RecommendConfig:
 
     def changed(self) -> dict[str, Any]:
         """`dict[str, Any]`: the options that differ from their defaults."""
-        return {name: value for name, value in asdict(self).items() if value != DEFAULTS[name]}
+        return {name: value for name, value in vars(self).items() if value != DEFAULTS[name]}
 
     def check(self, *, num_items: int, known: Iterable[str], decodings: tuple[str, ...], owner: str) -> None:
         """
@@ -249,9 +249,7 @@ class RecommendConfig:
 
     def save(self, folder: str | Path, *, known: Iterable[str] | None = None) -> Path:
         """Write `recommend_config.json`."""
-        kept = {
-            name: value for name, value in asdict(self).items() if known is None or name in (*known, "exclude_seen")
-        }
+        kept = {name: value for name, value in vars(self).items() if known is None or name in (*known, "exclude_seen")}
         path = Path(folder) / RECOMMEND_CONFIG_FILE
         path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
         if path.with_name(MANIFEST_FILE).is_file():

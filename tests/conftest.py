@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -38,9 +39,20 @@ gc.disable()  # until all modules are imported: none of what they make is garbag
 
 
 def pytest_collection_finish():
-    """No garbage is looked for among the half million objects of the libraries: a fifth of the time went into that."""
+    """Garbage is looked for seldom, and not among the half million objects of the libraries: a fifth of the time."""
     gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
     gc.enable()
+    _make_once()
+
+
+def _make_once():
+    """The tree of commands and the code of a card's template: hundreds of calls make the same ones, in 50 ms each."""
+    import jinja2
+    import typer.testing
+
+    typer.testing._get_command = cache(typer.testing._get_command)
+    jinja2.Environment.compile = cache(jinja2.Environment.compile)
 
 
 # What these tests share is made once for all of them, such as a process without the package.
@@ -48,6 +60,7 @@ TOGETHER = {
     **dict.fromkeys(["tests/hub/test_cards.py", "tests/hub/test_hub_protocol.py"], "stranger"),
     **dict.fromkeys(["tests/modeling/test_pipeline.py", "tests/modeling/test_remote_code.py"], "stranger"),
     **dict.fromkeys(["tests/serving/test_onnx.py", "tests/test_readme.py"], "export"),  # which takes seconds to import
+    "hf_genrec/serving/export/onnx_recommender.py": "export",
 }
 
 

@@ -138,7 +138,7 @@ def test_kills_leave_the_old_files_or_the_new_ones_and_what_they_left_hidden_is_
     monkeypatch.setattr(files, "_YOUNG", 0)
     shuffled = random.Random(0)
 
-    for _ in range(25):
+    for _ in range(12):
         assert killed(lambda number: update(folder, number), shuffled.uniform(0.001, 0.03))
         assert len(versions(folder)) == 1
 
@@ -152,7 +152,7 @@ def test_kill_between_two_renames_loses_nothing(folder, tmp_path, monkeypatch):
     no_exchange(monkeypatch, folder)
     shuffled = random.Random(1)
 
-    for _ in range(20):
+    for _ in range(10):
         assert killed(lambda number: update(folder, number), shuffled.uniform(0.001, 0.03))
         assert len(versions(restored(folder))) == 1
 

@@ -52,12 +52,12 @@ for name in ("latte", "rpg", "acerec", "sasrec"):
 task = pipelines.PIPELINE_REGISTRY.check_task("next-item-recommendation")[1]
 assert task["impl"]._load_tokenizer is not None
 """
-# One process imports what takes long and has no say in the order; each program runs in a child of it.
+# One process imports what takes long and has no say in the order (no `transformers.models.auto`); each program runs in a child of it.
 CHILDREN = """
 import gc, os, sys
 gc.disable()
 import torch.distributed.fsdp, torch.distributed.tensor, torch._dynamo.convert_frame
-import accelerate, huggingface_hub, pandas, pyarrow.parquet, scipy.stats
+import accelerate, huggingface_hub, pandas, pyarrow.parquet, scipy.stats, transformers.generation
 gc.freeze()
 for program in sys.argv[1:]:
     child = os.fork()

@@ -81,13 +81,13 @@ def test_rows_that_the_csv_module_wrote_are_the_rows_that_are_read(tmp_path):
 @pytest.mark.parametrize("line", ['x"y,"b', 'a","b', '"', '""', '"""', ',"', '"a', "a,b", "[", "{", '{"a":'])
 @pytest.mark.parametrize("delimiter", [",", None])
 def test_no_line_that_comes_again_and_again_takes_more_than_linear_time(tmp_path, line, delimiter):
-    path = write(tmp_path, "a,b\n" + f"{line}\n" * 15_000)
+    path = write(tmp_path, "a,b\n" + f"{line}\n" * 6_000)
     start = time.process_time()
 
     number = sum(1 for _ in TextFile(path, delimiter=delimiter).records())
 
-    assert number >= 7_000
-    assert time.process_time() - start < 2
+    assert number >= 2_800
+    assert time.process_time() - start < 1
 
 
 def test_a_line_that_is_too_long_is_named_and_the_next_is_read(tmp_path, monkeypatch):

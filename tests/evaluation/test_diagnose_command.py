@@ -29,7 +29,7 @@ ITEM_IDS = [f"item-{number:02}" for number in range(NUM_ITEMS)]
 @pytest.fixture(scope="module")
 def sequences():
     generator = np.random.default_rng(0)
-    users = {f"user-{user}": [ITEM_IDS[item] for item in generator.permutation(NUM_ITEMS)[:7]] for user in range(10)}
+    users = {f"user-{user}": [ITEM_IDS[item] for item in generator.permutation(NUM_ITEMS)[:7]] for user in range(6)}
     return users | {"user-of-all": ITEM_IDS}
 
 
@@ -85,7 +85,7 @@ def by_hand(scores, distance):
 def test_report_holds_what_a_naive_computation_gives(prepared, psid, latte, aggregation):
     report = diagnose({"PSID": psid, "Latte": latte}, prepared, latent_aggregation=aggregation)
 
-    assert (report["num_users"], report["split"], report["num_items"]) == (11, "test", NUM_ITEMS)
+    assert (report["num_users"], report["split"], report["num_items"]) == (7, "test", NUM_ITEMS)
     for name, recommender in (("PSID", psid), ("Latte", latte)):
         scores = exact_scores(recommender, prepared, latent_aggregation=aggregation)
         for row in report["models"][name]["by_distance"]:
@@ -112,7 +112,7 @@ def test_latents_without_siblings_leave_their_place_empty():
 
 
 def test_latents_are_those_of_the_joint_distribution(prepared, latte):
-    report = diagnose({"Latte": latte}, prepared, num_latent_users=11)["models"]["Latte"]
+    report = diagnose({"Latte": latte}, prepared, num_latent_users=7)["models"]["Latte"]
 
     first = latte.model.config.first_item_token
     entropies, informations, shares = [], [], []
@@ -127,7 +127,7 @@ def test_latents_are_those_of_the_joint_distribution(prepared, latte):
     assert report["latents"]["normalized_entropy"] == pytest.approx(float(torch.stack(entropies).mean()))
     assert report["latents"]["mutual_information"] == pytest.approx(float(torch.stack(informations).mean()), abs=1e-7)
     assert report["latents"]["shares"] == pytest.approx(torch.stack(shares).mean(0).tolist())
-    assert report["latents"]["num_users"] == 11
+    assert report["latents"]["num_users"] == 7
     assert all(0 <= row["best_latent_differs"] <= 1 for row in report["by_distance"])
 
 

@@ -202,7 +202,9 @@ def test_best_latents_are_compared_user_by_user():
     ],
 )
 def test_paths_of_some_items_are_their_exact_scores(changes, monkeypatch):
-    monkeypatch.setattr("hf_genrec.modeling.genrec_rank_beams.PATHS_AT_A_TIME", 7)  # several chunks of users and items
+    monkeypatch.setattr(
+        "hf_genrec.modeling.genrec_rank_beams.PATHS_AT_A_TIME", 13
+    )  # several chunks of users and items
     model = make_model(tiny_config(**changes))
     histories = histories_of(model.config)
     items = torch.tensor([17, 3, 28, 3, 0, 11, 12, 13, 14])

@@ -42,7 +42,7 @@ def random_codes(num_items=NUM_ITEMS, num_levels=NUM_LEVELS, codebook_size=CODEB
 
 def tiny_config(**changes):
     sizes = {"num_items": NUM_ITEMS, "num_levels": NUM_LEVELS, "codebook_size": CODEBOOK_SIZE}
-    shape = {"d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 2}
+    shape = {"d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 1, "num_decoder_layers": 2, "num_heads": 2}
     return LatteConfig(**(sizes | shape | {"dropout_rate": 0.0} | changes))
 
 

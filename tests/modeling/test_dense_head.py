@@ -208,7 +208,7 @@ def test_the_loss_is_the_sum_of_both_heads():
 def test_a_large_catalog_is_compared_with_drawn_items():
     model = two_headed(CONFIGS["psid"], dense_negatives=11).train()
     model.item_table.row_dropout.p = 0.0
-    states, items = torch.randn(5, 16), torch.tensor([3, 3, 0, 28, 17])
+    states, items = torch.randn(5, 16) / 2, torch.tensor([3, 3, 0, 28, 17])
 
     estimates = torch.stack([model.dense_loss(states, items) for _ in range(400)])
 
@@ -325,7 +325,8 @@ def test_parallel_models_without_weight_list_what_their_codes_say():
 def test_parallel_models_learn_by_both_heads(architecture):
     sizes = {"num_items": NUM_ITEMS, "num_levels": 4, "codebook_size": 5, "d_model": 16, "d_ff": 24, "num_heads": 2}
     model_class = ACERecForItemGeneration if architecture is ACERecConfig else RPGForItemGeneration
-    model = make_model(architecture(**sizes, dense_head=True), model_class=model_class)
+    fast = {"embedding_dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.1}
+    model = make_model(architecture(**sizes, **fast, dense_head=True), model_class=model_class)
 
-    assert solved_circle(model, num_steps=120) > 0.8
+    assert solved_circle(model, num_steps=50) > 0.8
     assert model.score_both(*histories_of(model.config)).dense.shape == (3, NUM_ITEMS)

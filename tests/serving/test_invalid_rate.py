@@ -130,8 +130,8 @@ def num_invalid_under_rules(catalog, num_latent_tokens, num_users):
     items = torch.arange(config.num_items)
     searches = SEARCHES + (LATENT_SEARCHES if num_latent_tokens else [])
     num_invalid = 0
-    for number, start in enumerate(range(0, num_users, 200)):
-        size = min(200, num_users - start)
+    for number, start in enumerate(range(0, num_users, 60)):
+        size = min(60, num_users - start)
         shares = torch.rand(2, size, 1, generator=generator)
         exclude, allow = torch.rand(2, size, config.num_items, generator=generator) < shares
         tokens = model.recommend(
@@ -150,7 +150,7 @@ def num_invalid_under_rules(catalog, num_latent_tokens, num_users):
 @pytest.mark.parametrize("num_latent_tokens", LATENTS)
 @pytest.mark.parametrize("catalog", CATALOGS)
 def test_no_list_breaks_random_rules(catalog, num_latent_tokens):
-    assert num_invalid_under_rules(catalog, num_latent_tokens, num_users=7 * 200) == 0
+    assert num_invalid_under_rules(catalog, num_latent_tokens, num_users=7 * 60) == 0
 
 
 @pytest.mark.slow

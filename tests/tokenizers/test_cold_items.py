@@ -1,6 +1,7 @@
 """The newest items are held out of training and stay everywhere else; what they can still be is recommended."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -243,13 +244,17 @@ def test_codes_of_other_training_items_are_warned_of_when_a_model_starts(trained
     assert "ids were learned from the training items of the data" in caplog.text
 
 
-@pytest.fixture
-def tuned(trained, tmp_path):
-    """A run that goes on from `run` with the whole data, for two steps."""
-    whole = PreparedDataset.load(trained / "whole")
+def tuning_arguments(folder):
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
-    args = training_arguments(tmp_path / "tuned", settings=settings)
-    return train_run(whole, start_from(whole, trained / "run"), tmp_path / "tuned", args), tmp_path / "tuned", args
+    return training_arguments(folder, settings=settings)
+
+
+@pytest.fixture(scope="module")
+def tuned(trained):
+    """A run that goes on from `run` with the whole data, for two steps."""
+    whole, folder = PreparedDataset.load(trained / "whole"), trained / "tuned"
+    args = tuning_arguments(folder)
+    return train_run(whole, start_from(whole, trained / "run"), folder, args), folder, args
 
 
 def test_run_tells_of_all_data_that_its_weights_have_seen(trained, tuned, caplog):
@@ -267,14 +272,15 @@ def test_run_tells_of_all_data_that_its_weights_have_seen(trained, tuned, caplog
     assert f"The run was trained on the data {cold.fingerprint}, these are" in caplog.text
 
 
-def test_tuning_begun_before_runs_told_of_their_data_is_resumed(trained, tuned):
+def test_tuning_begun_before_runs_told_of_their_data_is_resumed(trained, tuned, tmp_path):
     whole = PreparedDataset.load(trained / "whole")
-    _, folder, args = tuned
+    folder = shutil.copytree(tuned[1], tmp_path / "tuned")
     (folder / "training.json").unlink()
     begun = json.loads((folder / "checkpoints" / "run.json").read_text(encoding="utf-8"))
     assert begun.pop("trained_on")
     (folder / "checkpoints" / "run.json").write_text(json.dumps(begun), encoding="utf-8")
 
+    args = tuning_arguments(folder)
     record = train_run(whole, start_from(whole, trained / "run"), folder, args, resume=True)
 
     assert record["resumed_from"] == "checkpoint-2"

@@ -117,7 +117,7 @@ def circle(make_prepared):
     """A world with one rule: item i is followed by item i + 1, and the last one by the first."""
     random = np.random.default_rng(0)
     sequences = {}
-    for user in range(60):
+    for user in range(31):
         start, length = random.integers(NUM_ITEMS), random.integers(5, 13)
         sequences[f"u{user}"] = [f"i{(start + step) % NUM_ITEMS:02d}" for step in range(length)]
     return make_prepared(sequences)
@@ -196,7 +196,7 @@ def test_validation_sample_is_fixed_by_the_seed(circle):
 
     assert sample(9) == sample(9)
     assert sample(9) != sample(9, seed=1)
-    assert len(sample(None)) == len(sample(-1)) == len(sample(1000)) == 60
+    assert len(sample(None)) == len(sample(-1)) == len(sample(1000)) == 31
     assert all(len(ids) == 3 and labels[:-1] == [-100, -100] for ids, labels in sample(9))
 
 
@@ -369,7 +369,8 @@ def resumable_trainer(prepared, output):
     """A checkpoint every five steps, in the middle of an epoch; dropout and latents are drawn at random."""
     model = circle_model(history_attention="causal", num_latent_tokens=2, dropout_rate=0.2)
     every_five_steps = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 5}
-    args = arguments(output, num_train_epochs=3, save_total_limit=None, num_eval_users=5, **every_five_steps)
+    size = {"num_train_epochs": 3, "per_device_train_batch_size": 24}
+    args = arguments(output, **size, save_total_limit=None, num_eval_users=5, **every_five_steps)
     return make_trainer(model, prepared, args)
 
 

@@ -35,7 +35,7 @@ class OnnxRecommender:
     >>> import pyarrow as pa
     >>> from hf_genrec import Recommender, SASRecConfig, SASRecForItemGeneration
     >>> from hf_genrec.serving.export.onnx_graph import export_onnx
-    >>> model = SASRecForItemGeneration(SASRecConfig(num_items=3, d_model=8, num_heads=1))
+    >>> model = SASRecForItemGeneration(SASRecConfig(num_items=3, d_model=8, num_layers=1))
     >>> shop = Recommender(model, pa.table({"item_id": ["tea", "cup", "pot"]}))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     exported = OnnxRecommender(export_onnx(shop, f"{folder}/onnx"))
