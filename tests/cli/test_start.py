@@ -52,7 +52,8 @@ for name in ("latte", "rpg", "acerec", "sasrec"):
 task = pipelines.PIPELINE_REGISTRY.check_task("next-item-recommendation")[1]
 assert task["impl"]._load_tokenizer is not None
 """
-# One process imports what takes long and has no say in the order (no `transformers.models.auto`); each program runs in a child of it.
+# One process imports what takes long and has no say in the order, so no `transformers.models.auto`; each program runs
+# in a child of it.
 CHILDREN = """
 import gc, os, sys
 gc.disable()

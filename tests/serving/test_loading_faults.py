@@ -146,7 +146,9 @@ FAULTS = {
     ),
     "one code in the weights": ("latte", changed_weights(one_other_code), model, "`item_codes`"),
     "config of a deeper model": ("latte", changed_config(num_layers=3), model, WEIGHTS_LACK),
-    "config of a flatter model": ("latte", changed_config(num_decoder_layers=1), model, "they hold what the model has no"),
+    "config of a flatter model": (
+        "latte", changed_config(num_decoder_layers=1), model, "they hold what the model has no"
+    ),
     "config of other codes": ("latte", changed_config(catalog_fingerprint="0" * 16), model, "`catalog_fingerprint` 0"),
     "truncated config": ("latte", truncated("config.json"), model, "not a valid JSON file"),
     "table and tokenizer of another revision": (
