@@ -151,7 +151,7 @@ def start_llm(
     sizes = {"num_levels": semantic_ids.num_levels, "codebook_size": semantic_ids.codebook_size}
     vocabulary = SidVocabulary.add_to(tokenizer, **sizes)
     quantizer = Path(tokenized) / QUANTIZER_NAME
-    options: dict[str, Any] = {"codes": semantic_ids.codes, "texts": _texts(prepared)}
+    options: dict[str, Any] = {"codes": semantic_ids.codes.copy(), "texts": _texts(prepared)}
     if settings.init == "codebook":
         if not quantizer.is_dir():
             raise ValueError(f"`init='codebook'` needs the quantizer, which {tokenized} does not hold: use 'words'.")

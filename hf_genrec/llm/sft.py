@@ -129,7 +129,7 @@ class AnswerRows(torch.utils.data.Dataset[dict[str, np.ndarray]]):
 
     def __init__(self, rows: datasets.Dataset, num_levels: int) -> None:
         self.rows = rows.select_columns(["input_ids", "labels"]).with_format("numpy")
-        self.lengths = [len(row) for row in rows["input_ids"]]
+        self.lengths = [-(-len(row) // num_levels) for row in rows["input_ids"]]  # about the items that fit
         counts = [int((row != IGNORED_LABEL).sum()) for row in rows.with_format("numpy")["labels"]]
         self.targets_per_row = [-(-count // num_levels) for count in counts]
 
