@@ -27,7 +27,7 @@ class DecoderConfig(TwoHeadConfig):
         rope_theta (`float`, defaults to 10000.0): Base of the rotary positions.
         dropout_rate (`float`, defaults to 0.1): Dropout on embeddings and on what each layer adds.
         layer_norm_epsilon (`float`, defaults to 1e-6): Epsilon of the norms.
-        initializer_range (`float`, defaults to 0.05): Standard deviation of the weights of linear layers at the start.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the weights of linear layers at the start.
         embedding_std (`float`, defaults to 0.1): Standard deviation of the token embeddings at the start.
         history_unit (`str`, defaults to `"code"`):
             What the stream holds of an item of the history. `"code"`: its codes one after the other, so that each item
@@ -87,7 +87,7 @@ class DecoderConfig(TwoHeadConfig):
     rope_theta: float | int = 10000.0
     dropout_rate: float | int = 0.1
     layer_norm_epsilon: float = 1e-6
-    initializer_range: float | int = 0.05
+    initializer_range: float | int = 0.02
     embedding_std: float | int = 0.1
     history_unit: str = "code"
     max_history_length: int = 20
