@@ -466,23 +466,17 @@ def _check_llm(llm: Any, config: CausalLMConfig) -> None:
         )
 
 
-def _adapter_of(module: nn.Module) -> Any:
-    """peft's layer of new rows, where an embedding or a head has one: beside LoRA inside of a wrapper, else itself."""
-    adapter = getattr(module, "token_adapter", module)
-    return adapter if hasattr(adapter, "trainable_tokens_delta") else None
-
-
 def _rows(module: nn.Module, ids: torch.LongTensor) -> torch.Tensor | None:
     """Rows of the weight of an embedding or a head; of one adapted in another way than by new rows `None`."""
-    adapter = _adapter_of(module)
-    if adapter is not None:  # peft's: the merged weight would be a copy of the whole matrix at each step
+    adapter = getattr(module, "token_adapter", module)  # peft's, which without LoRA is the layer itself
+    if hasattr(adapter, "trainable_tokens_delta"):  # merged, the matrix would be copied at each step
         return _replaced(adapter, ids, adapter.base_layer.weight[ids])
     return module.weight[ids] if type(module) in (nn.Linear, nn.Embedding) else None
 
 
 def _embedded(module: nn.Module, ids: torch.LongTensor) -> torch.Tensor:
-    adapter = _adapter_of(module)
-    if adapter is None:
+    adapter = getattr(module, "token_adapter", module)
+    if not hasattr(adapter, "trainable_tokens_delta"):
         return module(ids)
     scale = getattr(adapter.base_layer, "embed_scale", 1.0)
     return _replaced(adapter, ids, adapter.base_layer(ids), scale)
