@@ -132,6 +132,12 @@ def test_names_of_files_say_what_is_in_them():
     assert [name for name, parts in names.items() if parts & VAGUE_NAMES] == []
 
 
+def test_files_of_tests_have_names_of_their_own():
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]  # two of one name cannot be collected together
+
+    assert [name for name in names if names.count(name) > 1] == []
+
+
 def test_functions_of_the_package_take_no_open_ended_keyword_arguments():
     # Methods may: those that override a method of transformers or datasets have to.
     functions = [
