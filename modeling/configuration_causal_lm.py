@@ -50,7 +50,7 @@ class CausalLMConfig(GenRecConfig):
 
     model_type = "causal_lm"
     display_name = "LLM"
-    summary = "is a language model whose prompt is the history and whose answer is the next item's tuple"
+    summary = "writes the next item's tuple as a language model writes text, kept inside the catalog at every step"
     papers = (
         "LC-Rec: Zheng et al. 2024, https://huggingface.co/papers/2311.09049",
         "MiniOneRec: 2025, https://huggingface.co/papers/2510.24431",
@@ -89,6 +89,14 @@ class CausalLMConfig(GenRecConfig):
                 f"stand, got {self.prompt_suffix_ids[-5:]}."
             )
         super().__post_init__(**kwargs)
+
+    @property
+    def description(self) -> list[str]:
+        """`list[str]`: what is worth knowing about the network."""
+        tokens = self.num_levels * self.codebook_size
+        longest = self.prompt_length(self.max_history_length)
+        network = f"a causal language model with tokens for {tokens:,} codes, prompts of up to {longest:,} tokens"
+        return [network, *super().description]
 
     @property
     def tokens_per_item(self) -> int:
