@@ -24,9 +24,10 @@ def data(tmp_path_factory):
 def test_language_model_is_trained_on_its_own_lists_and_served(objective, adapter, data, tmp_path):
     folder, _ = save_llm_run(tmp_path, adapter=adapter)
     args = PreferenceTrainingArguments(
-        output_dir=str(tmp_path / "tuned" / "checkpoints"), objective=objective, rewards="diversity=1", max_steps=4,
+        output_dir=str(tmp_path / "tuned" / "checkpoints"), objective=objective, rewards="diversity=1", max_steps=2,
         per_device_train_batch_size=7, num_generations=4, learning_rate=1e-2, logging_steps=1,
-        eval_steps=2, save_steps=2, eval_num_beams=10, report_to="none", disable_tqdm=True, precision="fp32",
+        eval_steps=1, save_steps=1, eval_num_beams=10, num_eval_users=9, report_to="none",
+        disable_tqdm=True, precision="fp32",
     )  # fmt: skip
     starting = start_from(data, folder)
     before = {name: value.clone() for name, value in starting.model.llm.state_dict().items()}

@@ -10,7 +10,6 @@ from invariants.model import (
     NUM_ITEMS,
     NUM_LEVELS,
     ModelInvariants,
-    RecommendInvariants,
     histories_of,
     losses_of_prefixes,
     make_decoder,
@@ -24,7 +23,6 @@ TWO_HEADS = {"history_unit": "item", "normalization": "catalog", "dense_head": T
 CONFIGS = {
     "codes": tiny_decoder_config(),
     "catalog latents": tiny_decoder_config(num_latent_tokens=3, normalization="catalog", num_layers=1),
-    "items": tiny_decoder_config(history_unit="item"),
     "two heads": tiny_decoder_config(**TWO_HEADS, num_latent_tokens=2),
 }
 
@@ -32,18 +30,6 @@ CONFIGS = {
 class TestDecoder(ModelInvariants):
     MODEL_CLASS = DecoderForItemGeneration
     CONFIGS = CONFIGS
-
-
-class TestListsOfTheGeneratorBesideADenseHead(RecommendInvariants):
-    MODEL_CLASS = DecoderForItemGeneration
-    CONFIGS = {"beams": CONFIGS["two heads"]}
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def model(cls, config):
-        model = make_decoder(config)
-        model.recommend_config.dense_weight = 0.0
-        return model
 
 
 @pytest.fixture(params=list(CONFIGS))
@@ -177,11 +163,11 @@ def test_accumulated_batches_are_divided_by_the_targets_of_all_of_them(model, mo
     torch.testing.assert_close(sum(parts), whole)
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", ["codes", "two heads"])
 def test_world_with_one_rule_is_learnt(name):
-    model = make_decoder(tiny_decoder_config(**CONFIGS[name].to_diff_dict() | {"d_model": 32}))
+    model = make_decoder(DecoderConfig(**CONFIGS[name].to_diff_dict() | {"d_model": 32, "num_layers": 1}))
 
-    assert solved_circle(model) > 0.9
+    assert solved_circle(model, num_steps=60) > 0.9
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
