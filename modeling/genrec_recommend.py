@@ -413,9 +413,7 @@ class ItemScoresMixin(RecommendMixin):
         Scores of all items `(batch_size, num_items)`, float32, whose softmax are the probabilities; with gradients
         and, in training mode, dropout.
 
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
+        Args: see [`ItemTokensMixin.is_item`].
         """
         raise NotImplementedError
 

@@ -29,13 +29,9 @@ class ItemScorer(NoGenerationMixin, ItemScoresMixin, CheckpointMixin, ItemTokens
         **kwargs,
     ) -> PredictionOutput:
         """
-        The log-probabilities of the item after each history, without a loss.
+        The log-probabilities of the item after each history, without a loss: `labels` are refused.
 
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
-            labels: Not taken.
-            **kwargs: Not used.
+        Args: see [`ItemTokensMixin.is_item`].
         """
         if input_ids is None:
             raise ValueError("`input_ids` is needed.")

@@ -161,13 +161,9 @@ class ParallelPreTrainedModel(ItemTableMixin, CodeRankingMixin, CatalogMixin, Hi
         **search,
     ) -> TwoScores:
         """
-        See [`ItemTableMixin`]: of all items.
+        See [`ItemTableMixin`]: of all items; those that are not `allowed` have `-inf`, and nothing is searched for.
 
-        Args:
-            input_ids: Item tokens `(batch_size, history_length)`, see [`ItemTokensMixin.is_item`].
-            attention_mask: 1 at items that count; `None` for all.
-            allowed (`torch.BoolTensor` of shape `(batch_size or 1, num_items)`, *optional*): Others have `-inf`.
-            **search: Not used: nothing is searched for.
+        Args: see [`DenseHeadMixin.score_both`].
         """
         with evaluation_mode(self):
             log_probs, dense = self._two_log_probs(input_ids, attention_mask)

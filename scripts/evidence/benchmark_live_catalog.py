@@ -91,7 +91,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.items, options.added, options.turns, options.steps, options.check_every = 400, 20, 2, 30, 10
+        options.items, options.added, options.turns, options.steps, options.check_every = 300, 20, 2, 12, 6
     return options
 
 

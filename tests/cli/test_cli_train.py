@@ -304,7 +304,7 @@ def test_the_papers_recipe_runs_in_one_command_and_continues(tmp_path, repositor
     words = ["latte.py", "Gift_Cards", "--output", str(tmp_path / "run")]
     words += ["--prepare", f"--data-dir {amazon} --missing-text keep", "--embed", f"--matrix {matrix}"]
     words += ["--tokenize", "--codebook-size 4 --levels 2 --whiten 2", "--evaluate", "--beams 7"]
-    words += ["--train", "--latents 2 --epochs 1 --beams 5"]
+    words += ["--train", "--latents 2 --epochs 1 --beams 5 --d-model 16 --layers 1 --decoder-layers 1"]
     monkeypatch.setattr("sys.argv", words)
 
     latte.main()

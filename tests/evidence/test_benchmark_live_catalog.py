@@ -9,7 +9,7 @@ from live_shops import rebuilt, shop_of
 
 
 def test_a_quick_run_writes_its_record(tmp_path):
-    benchmark_live_catalog.main(["--quick", "--steps", "6", "--output", str(tmp_path / "record.json")])
+    benchmark_live_catalog.main(["--quick", "--output", str(tmp_path / "record.json")])
 
     record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
     assert [entry["model"] for entry in record["additions"]] == list(benchmark_live_catalog.MODELS)
