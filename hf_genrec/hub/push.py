@@ -8,6 +8,7 @@ fails on the way, or somebody else commits meanwhile, the branch stays where it 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -30,6 +31,7 @@ from huggingface_hub.utils.sha import git_hash
 from hf_genrec.hub.cards import check_written, dataset_card, folder_card, is_generated, marked
 from hf_genrec.hub.files import CARD_NAME, Content, files_left_out, hub_files, is_published
 from hf_genrec.modeling.genrec_lists import VERSIONS_FILE
+from hf_genrec.modeling.modeling_causal_lm import RECOMMENDER_FILE
 from hf_genrec.tokenizers.folder import IDS_NAME, QUANTIZER_NAME, load_tokenized
 
 
@@ -199,7 +201,7 @@ def push_space(
             f"with `hf-genrec push {repo} --repo NAME` and give that name."
         )
     validate_repo_id(repo)
-    contents = _space_files(repo)
+    contents = _space_files(repo, token)
     target = _Target(space_id, "space", None, token, dry_run=dry_run)
     message = commit_message or "Upload demo"
     publication = target.push(lambda card_there: contents, message, private=private, replace_card=replace_card)
@@ -252,13 +254,17 @@ def _ids_table(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     return table.select([name for name in ("item_id", "codes", "title") if name in table.column_names]), record
 
 
-def _space_files(repo: str) -> dict[str, Content]:
-    """The demo, with its recommender named in the head of its `README.md`."""
+def _space_files(repo: str, token: str | None) -> dict[str, Content]:
+    """The demo, with its recommender named in the head of its `README.md`; a language model needs the package."""
     folder = Path(str(resources.files("hf_genrec").joinpath("spaces_demo")))
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix in (".py", ".md", ".txt"))
     card = SpaceCard((folder / CARD_NAME).read_text(encoding="utf-8"), ignore_metadata_errors=False)
     card.data["models"] = [repo]
-    return {name: folder / name for name in names if name != "__init__.py"} | {CARD_NAME: marked(str(card)).encode()}
+    contents: dict[str, Content] = {name: folder / name for name in names if name != "__init__.py"}
+    with contextlib.suppress(HTTPError, OSError):  # a plan needs no Hub; what is wrong shows at the next step
+        if HfApi(token=token).file_exists(repo, RECOMMENDER_FILE):
+            contents["requirements.txt"] = (folder / "requirements.txt").read_bytes() + b"hf-genrec[llm]\n"
+    return contents | {CARD_NAME: marked(str(card)).encode()}
 
 
 _WAITS = (1, 4)  # seconds before the second and the third attempt

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, ModelCard
 
 from hf_genrec import Recommender
 from hf_genrec.hub.files import hub_files
-from hf_genrec.hub.push import push_recommender
+from hf_genrec.hub.push import push_recommender, push_space
 from tiny_llms import save_llm_run
 
 
@@ -65,6 +65,15 @@ def test_adapter_repository_loads_by_name_together_with_its_base(hub, saved, tmp
     card = ModelCard(hub.model("me/toy").files()["README.md"].decode())
     assert (card.data.library_name, card.data.base_model) == ("peft", "me/base")
     assert "`me/base`; embeddings of the base are first grown to 320 rows" in " ".join(card.text.split())
+
+
+def test_space_of_a_language_model_asks_for_the_package(hub, saved):
+    push_recommender(saved["native"], "toy")
+
+    push_space("me/toy", "toy-demo")
+
+    requirements = hub.repos["space", "me/toy-demo"].files()["requirements.txt"].decode().splitlines()
+    assert requirements[-1] == "hf-genrec[llm]"
 
 
 def test_card_says_that_the_package_is_needed_and_what_a_prompt_is(saved):
