@@ -60,7 +60,6 @@ TOGETHER = {
     **dict.fromkeys(["tests/hub/test_cards.py", "tests/hub/test_hub_protocol.py"], "stranger"),
     **dict.fromkeys(["tests/modeling/test_pipeline.py", "tests/modeling/test_remote_code.py"], "stranger"),
     **dict.fromkeys(["tests/serving/test_onnx.py", "tests/test_readme.py"], "export"),  # which takes seconds to import
-    "hf_genrec/serving/export/onnx_recommender.py": "export",
 }
 
 

@@ -28,21 +28,7 @@ class OnnxRecommender:
         threads (`int`, *optional*, defaults to 0): Threads of onnxruntime; 0 for the cores there are.
         providers (`Sequence[str]`, *optional*): Execution providers of onnxruntime; `None` for the CPU.
 
-    Example:
-
-    ```python
-    >>> import tempfile
-    >>> import pyarrow as pa
-    >>> from hf_genrec import Recommender, SASRecConfig, SASRecForItemGeneration
-    >>> from hf_genrec.serving.export.onnx_graph import export_onnx
-    >>> model = SASRecForItemGeneration(SASRecConfig(num_items=3, d_model=8, num_layers=1))
-    >>> shop = Recommender(model, pa.table({"item_id": ["tea", "cup", "pot"]}))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     exported = OnnxRecommender(export_onnx(shop, f"{folder}/onnx"))
-    >>> sorted(exported.recommend([["tea"]], top_k=2)[0][0])
-    ['cup', 'pot']
-
-    ```
+    Example: the room's README.
     """
 
     def __init__(
