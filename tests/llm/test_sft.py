@@ -2,6 +2,7 @@ import dataclasses
 import os
 import signal
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -10,9 +11,10 @@ from transformers import TrainerCallback
 
 from hf_genrec import Recommender, prepare
 from hf_genrec.llm.runs import make_sft_trainer, start_llm, train_llm
-from hf_genrec.llm.sft import SftSettings
+from hf_genrec.llm.sft import AnswerRows, SftSettings
 from hf_genrec.tokenizers.folder import tokenize_items
 from hf_genrec.training.arguments import training_arguments
+from hf_genrec.training.sampler import TargetBatchSampler
 from tests.tiny_llms import tiny_llm, tiny_tokenizer
 
 
@@ -101,6 +103,18 @@ def test_in_the_first_stage_new_rows_alone_are_trained(world, tmp_path):
     is_row = {name: "delta" in name for name in states[1]}
     assert all(torch.equal(states[1][name], states[3][name]) != is_row[name] for name in is_row)
     assert any(not torch.equal(states[3][name], states[6][name]) for name in is_row if "lora_B" in name)
+
+
+def test_rows_with_one_answer_each_make_batches_of_bounded_length():
+    labels = [[-100] * 96 + [7, 8, 9]] * 5 + [[-100, 7, 8, 9]] * 4
+    rows = AnswerRows(
+        datasets.Dataset.from_dict({"input_ids": [[1] * len(row) for row in labels], "labels": labels}), 3
+    )
+
+    batches = list(TargetBatchSampler(rows.lengths, rows.targets_per_row, targets_per_batch=4, seed=0))
+
+    assert rows.targets_per_row == [1] * 9
+    assert max(sum(len(labels[row]) for row in batch) for batch in batches) <= 3 * (4 * 20 + 33)
 
 
 class Killed(TrainerCallback):
