@@ -26,6 +26,7 @@ from hf_genrec.evaluation.systems import GROUP_FIELDS, group_of, seedless_key
 from hf_genrec.evaluation.tables import NONE, markdown_table
 from hf_genrec.files import write_json
 from live_catalog_results import cold_start_blocks, live_catalog_blocks, month_blocks
+from llm_results import llm_blocks
 from overview import overview_blocks
 from paired_results import baselines_of, difference_blocks, evidence_blocks
 from parallel_results import parallel_blocks, training_blocks
@@ -120,6 +121,7 @@ def results_page(
     space_speed: Mapping[str, Any] | None = None,
     server_speed: Mapping[str, Any] | None = None,
     onnx_speed: Mapping[str, Any] | None = None,
+    llm_speed: Mapping[str, Any] | None = None,
     live_catalog: Mapping[str, Any] | None = None,
     cold_start: Mapping[str, Any] | None = None,
     months: Mapping[str, Any] | None = None,
@@ -164,6 +166,8 @@ def results_page(
             Figures of `scripts/evidence/benchmark_server.py`; `None` if there are none.
         onnx_speed (`dict`, *optional*):
             Figures of `scripts/evidence/benchmark_onnx.py`; `None` if there are none.
+        llm_speed (`dict`, *optional*):
+            Figures of `scripts/evidence/benchmark_llm_decoding.py`; `None` if there are none.
         trees (`dict[str, dict]`, *optional*):
             Reports of `hf-genrec diagnose` by name.
         synthetic (`dict`, *optional*):
@@ -193,6 +197,7 @@ def results_page(
     blocks += sweep_blocks(sweeps)
     blocks += popularity_blocks(popularity)
     blocks += speed_blocks(decoding_speed, catalog_speed)
+    blocks += llm_blocks(llm_speed)
     blocks += parallel_blocks(parallel_speed)
     blocks += training_blocks(training_speed)
     blocks += space_blocks(space_speed)

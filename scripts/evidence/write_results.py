@@ -47,6 +47,7 @@ def main() -> None:
         space_speed=read_figures(arguments.records / "space_speed.json"),
         server_speed=read_figures(arguments.records / "server_speed.json"),
         onnx_speed=read_figures(arguments.records / "onnx_speed.json"),
+        llm_speed=read_figures(arguments.records / "llm_decoding_speed.json"),
         live_catalog=read_figures(arguments.records / "live_catalog.json"),
         cold_start=read_figures(arguments.records / "cold_start.json"),
         months=read_figures(arguments.records / "month_by_month.json"),
