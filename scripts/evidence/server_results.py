@@ -43,7 +43,7 @@ def server_blocks(figures: Mapping[str, Any] | None) -> list[str]:
             f"`hf-genrec serve` with a `{figures['model']}` model of {figures['num_items']:,} items on "
             f"{load['machine']['device']}, {load['machine']['threads']} threads, its clients on the same machine. "
             "Each client sends its next request, one history, when it has the answer to the last one; medians of "
-            f"{load['turns']} turns of {load['seconds']:g} seconds, beside other work (load average "
+            f"{load['turns']} turns of {load['seconds']:g} seconds (load average "
             f"{load['machine'].get('load_average', 0):.0f}). Made by `scripts/evidence/benchmark_server.py`."
         )
         rows = [["clients", "computed", "requests per second", "p50 ms", "p95 ms", "p99 ms", "users per batch"]]
@@ -98,7 +98,7 @@ def onnx_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     note = (
         f"Graphs that `hf-genrec export --to onnx --int8` writes, {figures['num_items']:,} items, on "
         f"{figures['machine']['device']}, threads: {figures['machine']['threads']}, torch and onnxruntime in turns, "
-        f"beside other work (load average {figures['machine'].get('load_average', 0):.0f}): "
+        f"at a load average of {figures['machine'].get('load_average', 0):.0f}: "
         f"lists of {figures['users']:,} validation users that are equal item by item, milliseconds of a call with one "
         f"user and with 64, ndcg@10 of {figures['ndcg_users']:,} validation users, and the share of the ten items "
         "that the 8-bit graphs list too. Latte, PSID and TIGER are two graphs with the search between them in NumPy. "

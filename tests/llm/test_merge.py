@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -13,13 +14,13 @@ from tiny_llms import save_llm_run
 
 PROGRAM = """
 import sys
-import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder, prompt, target = sys.argv[1:]
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 inputs = tokenizer(prompt, return_tensors="pt")
-torch.save({"ids": inputs.input_ids, "logits": model(**inputs).logits.detach()}, target)
+save_file({"ids": inputs.input_ids, "logits": model(**inputs).logits.detach()}, target)
 assert "hf_genrec" not in sys.modules
 """
 
@@ -34,10 +35,10 @@ def test_merged_folder_is_answered_by_plain_transformers_without_the_package(sav
     _, model, merged = saved
     prompt = "a user has taken: <|sid_begin|><s_a_3><s_b_0><s_c_1><|sid_end|> next: <|sid_begin|>"
 
-    process = stranger.run(PROGRAM, merged, prompt, tmp_path / "found.pt")
+    process = stranger.run(PROGRAM, merged, prompt, tmp_path / "found.safetensors")
 
     assert process.returncode == 0, process.stderr
-    found = torch.load(tmp_path / "found.pt")
+    found = load_file(tmp_path / "found.safetensors")
     assert found["ids"].tolist() == [model.tokenizer(prompt).input_ids]
     torch.testing.assert_close(found["logits"], model.llm(found["ids"]).logits.detach(), rtol=1e-4, atol=1e-4)
 
