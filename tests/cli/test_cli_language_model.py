@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from hf_genrec import Recommender, SemanticIds, save_recommender
 from hf_genrec.cli.main import app
+from hf_genrec.modeling.configuration_ensemble import EnsembleConfig
 from invariants.model import random_codes
 from tiny_llms import tiny_recommender
 
@@ -54,3 +55,18 @@ def test_push_lists_what_it_would_send(run):
     plan = json.loads(hf_genrec("push", run, "--repo", "me/llm", "--dry-run", "--json"))
 
     assert "recommender.json" in str(plan)
+
+
+def test_language_model_has_no_onnx_graph_and_the_refusal_names_it(run, tmp_path):
+    refused = CliRunner().invoke(app, ["export", str(run), "--to", "onnx", "--output", str(tmp_path / "graph")])
+
+    assert refused.exit_code == 2
+    assert "no ONNX graph for CausalLMForItemGeneration" in refused.stderr
+    assert not (tmp_path / "graph").exists()
+
+
+def test_language_model_cannot_be_a_member_of_an_ensemble():
+    config = tiny_recommender().config
+
+    with pytest.raises(ValueError, match="must be configs of latte, .*, got 'causal_lm'"):
+        EnsembleConfig(num_items=config.num_items, members=[config.to_dict()] * 2, weights=[1.0, 1.0])
