@@ -56,6 +56,35 @@ def check_splits(
             )
 
 
+def check_times(split: pa.Table, *, owner: str) -> None:
+    """
+    Checks that times do not go backwards: neither within a history nor from its last item to the target.
+
+    Args: a table with `user_id`, `timestamp` (of the target) and `timestamps` (of the history's items), null where
+    there are no times; whose it is, for the error.
+    """
+    split = split.filter(pc.is_valid(split["timestamps"])).combine_chunks()
+    if not len(split):
+        return
+    lengths = pc.list_value_length(split["timestamps"]).to_numpy()
+    ends = np.cumsum(lengths + 1)
+    times = np.empty(int(ends[-1]), dtype=np.int64)
+    is_target = np.zeros(len(times), dtype=bool)
+    is_target[ends - 1] = True
+    for places, column in ((is_target, split["timestamp"]), (~is_target, pc.list_flatten(split["timestamps"]))):
+        if column.null_count:
+            raise ValueError(f"In {owner} {column.null_count} items have no time where others of that user have one.")
+        times[places] = column.to_numpy()
+    goes_back = np.diff(times) < 0
+    goes_back[ends[:-1] - 1] = False  # from one user's target to the next user's first item
+    wrong = np.unique(np.searchsorted(ends, np.flatnonzero(goes_back), side="right"))
+    if len(wrong):
+        raise ValueError(
+            f"In {owner} times go backwards for {len(wrong)} users ({first_five(split['user_id'].take(wrong))}): a "
+            "history is ordered from the oldest item to the target. Prepare the log again with `hf-genrec prepare`."
+        )
+
+
 def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *, owner: str) -> None:
     """
     Checks that a run may be evaluated on a data set: what it was trained on must not hold the targets.

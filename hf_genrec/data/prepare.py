@@ -24,19 +24,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hf_genrec.data import steps
+from hf_genrec.data.fingerprint import fingerprint_of, times_fingerprint_of
 from hf_genrec.data.item_readers import read_items
 from hf_genrec.data.items import default_fields
-from hf_genrec.data.prepared import (
-    COLD_NAME,
-    FORMAT_VERSION,
-    PreparedDataset,
-    fingerprint_of,
-    repeat_rate,
-    replaced_folder,
-)
+from hf_genrec.data.prepared import FORMAT_VERSION, PreparedDataset, repeat_rate, replaced_folder
 from hf_genrec.data.protocols import PROTOCOLS, Protocol
 from hf_genrec.data.readers import ReadTable, read_interactions, read_sequences
-from hf_genrec.data.splits import write_split
+from hf_genrec.data.splits import COLD_NAME, write_split
 from hf_genrec.data.tables import Source, owner_of
 from hf_genrec.data.text_files import DELIMITERS, OnError, first_names, format_of
 from hf_genrec.files import first_five
@@ -175,6 +169,7 @@ def prepare(
             "known_statistics": _compare(rules, category, filtered.statistics, strict=strict),
             "skipped": _skips(log, "log") | _skips(catalog, "items") | filtered.skipped,
             "fingerprint": fingerprint_of(folder),
+            "times_fingerprint": times_fingerprint_of(folder),
         }
         text = json.dumps(metadata, indent=2, ensure_ascii=False)
         (folder / "dataset.json").write_text(text + "\n", encoding="utf-8")

@@ -3,17 +3,17 @@ The prepared folder: what every later stage reads.
 
     dataset.json       protocol, source, options, statistics, counts of what was skipped, fingerprint
     items.parquet      item_id, title, text, then all other metadata; the row number is the item index
-    train.parquet      user_id, history, target, timestamp; one row per user; likewise validation.parquet, test.parquet
+    train.parquet      user_id, history, target, timestamp, timestamps; one row per user; likewise validation.parquet,
+                       test.parquet. Large ones may be shards: train/00000.parquet, train/00001.parquet, ... in order
     cold_items.parquet item_id of the items that were held out of training; only where that was asked for
 
-Histories are full (cutting them is a matter of `sequences.py`), oldest first; `timestamp` is the target's, in
-milliseconds since the epoch, null where the source has no times. `datasets.load_dataset("parquet", data_files=...)`
-reads every one of them.
+Histories are full (cutting them is a matter of `sequences.py`), oldest first; `timestamp` is the target's and
+`timestamps` are the history's, in milliseconds since the epoch, null where the source has no times.
+`datasets.load_dataset("parquet", data_files=...)` reads every one of them. Format 1 has no `timestamps`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,13 +29,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from hf_genrec.data.checks import check_splits
-from hf_genrec.data.splits import ROWS_AT_ONCE, SPLIT_SCHEMA, SPLITS, flat_sequences
+from hf_genrec.data.checks import check_splits, check_times
+from hf_genrec.data.fingerprint import fingerprint_of, times_fingerprint_of
+from hf_genrec.data.splits import COLD_NAME, SPLITS, flat_sequences, read_split, split_files
 from hf_genrec.files import hidden_folder, put_in_place, read_json, read_table, reading, restored
 
 
-COLD_NAME = "cold_items.parquet"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_REPEAT_RATE = 0.01  # up to this, items of the history are left out by `exclude_seen="auto"`
 
 
@@ -47,7 +47,9 @@ class PreparedDataset:
     Attributes:
         folder (`Path`): where it lies.
         metadata (`dict`): the content of `dataset.json`.
-        fingerprint (`str`): 16 hexadecimal digits that name the item ids in order and the content of the splits.
+        fingerprint (`str`):
+            16 hexadecimal digits that name the item ids in order and the content of the splits, but for `timestamps`,
+            which have a name of their own in `metadata`.
     """
 
     folder: Path
@@ -67,17 +69,19 @@ class PreparedDataset:
             ValueError: If it was written in another format version.
         """
         folder = restored(folder)
-        for name in ("dataset.json", "items.parquet", *(f"{split}.parquet" for split in SPLITS)):
+        for name in ("dataset.json", "items.parquet"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
                     f"{folder} is not a prepared folder: it has no {name}. Run `hf-genrec prepare`."
                 )
+        for name in SPLITS:
+            split_files(folder, name)
         metadata = read_json(folder / "dataset.json")
         with reading(folder / "dataset.json", "record of a prepared folder"):
             version, fingerprint = metadata["format_version"], str(metadata["fingerprint"])
-        if version != FORMAT_VERSION:
+        if version not in (1, FORMAT_VERSION):
             raise ValueError(
-                f"{folder} has format version {version}, this library reads {FORMAT_VERSION}: prepare again."
+                f"{folder} has format version {version}, this library reads 1 and {FORMAT_VERSION}: prepare again."
             )
         return cls(folder, metadata, fingerprint)
 
@@ -108,27 +112,29 @@ class PreparedDataset:
             name (`str`): `"train"`, `"validation"` or `"test"`.
 
         Returns:
-            `datasets.Dataset`: columns `user_id`, `history`, `target`, `timestamp`.
+            `datasets.Dataset`: columns `user_id`, `history`, `target`, `timestamp` (of the target, milliseconds) and
+            `timestamps` (of the history's items; null without times). Folders of format 1 have no `timestamps`.
 
         Raises:
-            ValueError: If there is no such split, the files have changed, or training holds a later target.
+            ValueError: If there is no such split, the files have changed, training holds a later target, or times go
+                backwards.
         """
         if name not in SPLITS:
             raise ValueError(f"`name` must be one of {', '.join(SPLITS)}, got {name!r}.")
         self._check_files()
-        return datasets.Dataset(read_table(self.folder / f"{name}.parquet"), split=datasets.NamedSplit(name))
+        return datasets.Dataset(read_split(self.folder, name), split=datasets.NamedSplit(name))
 
     def train_item_counts(self) -> np.ndarray:
         """Occurrences of each item in the training part, int64 of shape `(num_items,)`; 0 for cold items."""
         self._check_files()
-        table = read_table(self.folder / "train.parquet", ["history", "target"])
+        table = read_split(self.folder, "train", ["history", "target"])
         return np.bincount(flat_sequences(table, self.item_ids)[0], minlength=len(self.item_ids))
 
     @cached_property
     def repeat_rate(self) -> float:
         """`float`: share of the training targets that the user had taken before; of older folders it is counted."""
         if "repeat_rate" not in self.metadata:
-            return repeat_rate(self.folder / "train.parquet")
+            return repeat_rate(*split_files(self.folder, "train"))
         return self.metadata["repeat_rate"]
 
     @property
@@ -164,49 +170,40 @@ class PreparedDataset:
         """The first call reads all files, later ones cost nothing."""
         if "is_checked" in self.__dict__:
             return
-        computed = self.compute_fingerprint()
-        if computed != self.fingerprint:
-            raise ValueError(
-                f"The files of {self.folder} are not those that were prepared: their fingerprint is {computed}, "
-                f"dataset.json says {self.fingerprint}. Prepare the log again with `hf-genrec prepare`."
-            )
-        tables = {
-            name: read_table(self.folder / f"{name}.parquet", ["user_id", "history", "target"]) for name in SPLITS
-        }
+        self._check_same("fingerprint", self.compute_fingerprint(), self.fingerprint)
+        if self.metadata["format_version"] > 1:
+            named = str(self.metadata.get("times_fingerprint"))
+            self._check_same("times_fingerprint", times_fingerprint_of(self.folder), named)
+            for name in SPLITS:
+                times = read_split(self.folder, name, ["user_id", "timestamp", "timestamps"])
+                check_times(times, owner=f"the {name} split of {self.folder}")
+        tables = {name: read_split(self.folder, name, ["user_id", "history", "target"]) for name in SPLITS}
         check_splits(tables, self.item_ids, cold_item_ids=self.cold_item_ids, owner=str(self.folder))
         self.__dict__["is_checked"] = True
 
+    def _check_same(self, name: str, computed: str, named: str) -> None:
+        if computed != named:
+            raise ValueError(
+                f"The files of {self.folder} are not those that were prepared: their {name} is {computed}, "
+                f"dataset.json says {named}. Prepare the log again with `hf-genrec prepare`."
+            )
 
-def repeat_rate(path: str | os.PathLike[str]) -> float:
+
+def repeat_rate(*paths: str | os.PathLike[str]) -> float:
     """
     Share of the training targets (all items of a user but the first) that the user had taken before.
 
-    Args: the Parquet file of the training part.
+    Args: the Parquet files of the training part.
     """
     num_targets = num_repeats = 0
-    for batch in pq.ParquetFile(path).iter_batches(columns=["history", "target"]):
-        for history, target in zip(batch["history"].to_pylist(), batch["target"].to_pylist(), strict=True):
-            num_targets += len(history)
-            num_repeats += len(history) + 1 - len({*history, target})
+    for path in paths:
+        for batch in pq.ParquetFile(path).iter_batches(columns=["history", "target"]):
+            columns = pa.concat_arrays([batch["history"].flatten(), batch["target"]]).dictionary_encode()
+            rows = np.append(pc.list_parent_indices(batch["history"]).to_numpy(), np.arange(len(batch)))
+            pairs = rows * max(1, len(columns.dictionary)) + columns.indices.to_numpy()
+            num_targets += len(pairs) - len(batch)
+            num_repeats += len(pairs) - len(np.unique(pairs))
     return num_repeats / max(1, num_targets)
-
-
-def fingerprint_of(folder: str | os.PathLike[str]) -> str:
-    """
-    Names the item ids in order, the splits and the items held out of training, whatever bytes Parquet wrote for them.
-
-    Args: a folder with `items.parquet` and the splits.
-    """
-    whole = hashlib.sha256()
-    columns = {"items.parquet": ["item_id"], **{f"{split}.parquet": SPLIT_SCHEMA.names for split in SPLITS}}
-    for name, names in (columns | {COLD_NAME: ["item_id"]}).items():
-        path = Path(folder) / name
-        if name in columns or path.is_file():
-            with reading(path, "Parquet file of a prepared folder"):
-                file = pq.ParquetFile(path, page_checksum_verification=True)
-                for column in names:
-                    whole.update(_column_digest(file, column))
-    return whole.hexdigest()[:16]
 
 
 @contextmanager
@@ -227,20 +224,3 @@ def replaced_folder(target: str | os.PathLike[str], *, marker: str, overwrite: b
     with hidden_folder(target) as fresh:
         yield fresh
         put_in_place(fresh, target)
-
-
-def _column_digest(file: pq.ParquetFile, column: str) -> bytes:
-    """A digest of lengths and one of bytes, so that it does not depend on where batches end."""
-    lengths, content = hashlib.sha256(), hashlib.sha256()
-    for batch in file.iter_batches(columns=[column], batch_size=ROWS_AT_ONCE):
-        array = batch.column(0)
-        if pa.types.is_list(array.type):
-            lengths.update(pc.list_value_length(array).to_numpy().astype("<i8").tobytes())
-            array = array.flatten()
-        if pa.types.is_string(array.type):
-            lengths.update(pc.binary_length(array).to_numpy().astype("<i8").tobytes())
-            content.update("".join(array.to_pylist()).encode())
-        else:
-            lengths.update(array.is_null().to_numpy(zero_copy_only=False).tobytes())
-            content.update(array.fill_null(0).to_numpy().astype("<i8").tobytes())
-    return lengths.digest() + content.digest()

@@ -1,5 +1,6 @@
 """
-The rows of a split: one per user, with `user_id`, `history` (item ids, oldest first), `target` and `timestamp`.
+The rows of a split: one per user, with `user_id`, `history` (item ids, oldest first), `target`, `timestamp` (of the
+target) and `timestamps` (of the history's items).
 
 How they are written, and how they are read as flat arrays: a user's *sequence* is the history, then the target.
 """
@@ -8,11 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from hf_genrec.files import read_table
 
 
 SPLITS = ("train", "validation", "test")
@@ -22,9 +26,30 @@ SPLIT_SCHEMA = pa.schema(
         ("history", pa.list_(pa.string())),
         ("target", pa.string()),
         ("timestamp", pa.int64()),
+        ("timestamps", pa.list_(pa.int64())),
     ]
 )
+NAMED_COLUMNS = ("user_id", "history", "target", "timestamp")  # those of format 1, which the fingerprint names
+COLD_NAME = "cold_items.parquet"
 ROWS_AT_ONCE = 50_000  # users per row group: keeps string offsets far below 32 bits
+
+
+def split_files(folder: str | os.PathLike[str], name: str) -> list[Path]:
+    """
+    The Parquet files of a split, in order: `NAME.parquet`, or the shards `NAME/00000.parquet` and so on.
+
+    Args: a prepared folder, and the split; a `FileNotFoundError` where it has neither.
+    """
+    whole = Path(folder) / f"{name}.parquet"
+    files = [whole] if whole.is_file() else sorted((Path(folder) / name).glob("[0-9]*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{folder} is not a prepared folder: it has no {whole.name}. Run `hf-genrec prepare`.")
+    return files
+
+
+def read_split(folder: str | os.PathLike[str], name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a split, from its file or shards. Args: see [`split_files`]; the columns, all by default."""
+    return pa.concat_tables([read_table(path, columns) for path in split_files(folder, name)])
 
 
 def write_split(
@@ -37,11 +62,13 @@ def write_split(
     ends: np.ndarray,
 ) -> None:
     """
-    Writes one split: the history of row `i` is `item_ids[starts[i]:ends[i]]`, its target `item_ids[ends[i]]`.
+    Writes one split: the history of row `i` is `item_ids[starts[i]:ends[i]]`, its target `item_ids[ends[i]]`. Without
+    any times `timestamps` of a row is null.
 
     Args: the Parquet file; `user_ids`, `starts` and `ends` have an entry per row, `item_ids` (strings, maybe
     dictionary-encoded) and `timestamps` (int64, milliseconds or null) one per interaction.
     """
+    has_times = timestamps.null_count < len(timestamps)
     with pq.ParquetWriter(path, SPLIT_SCHEMA, write_page_checksum=True) as writer:
         for first in range(0, max(len(starts), 1), ROWS_AT_ONCE):
             rows = slice(first, first + ROWS_AT_ONCE)
@@ -50,13 +77,14 @@ def write_split(
             # Histories overlap between splits and lie apart where items are held out, so they are gathered one by one:
             # place `p` of the flat result belongs to the row whose `offsets` enclose it, at `starts + (p - offset)`.
             positions = np.arange(offsets[-1]) + np.repeat(starts[rows] - offsets[:-1], lengths)
-            history = pa.ListArray.from_arrays(offsets, item_ids.take(pa.array(positions)).cast(pa.string()))
-            targets = pa.array(ends[rows])
+            places, targets = pa.array(positions), pa.array(ends[rows])
+            times = pa.ListArray.from_arrays(offsets, timestamps.take(places))
             columns = [
                 user_ids.slice(first, ROWS_AT_ONCE).cast(pa.string()),
-                history,
+                pa.ListArray.from_arrays(offsets, item_ids.take(places).cast(pa.string())),
                 item_ids.take(targets).cast(pa.string()),
                 timestamps.take(targets),
+                times if has_times else pa.nulls(len(times), times.type),
             ]
             writer.write_table(pa.table(columns, schema=SPLIT_SCHEMA))
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_genrec.data.checks import check_learned_on, check_splits, check_trained_on
+from hf_genrec.data.checks import check_learned_on, check_splits, check_times, check_trained_on
+from hf_genrec.data.fingerprint import fingerprint_of
 from hf_genrec.data.prepare import prepare
-from hf_genrec.data.prepared import PreparedDataset, fingerprint_of
+from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.splits import SPLITS
 
 
@@ -109,6 +110,27 @@ def test_training_is_found_fine_exactly_where_it_is_the_beginning_of_each_histor
     else:
         with pytest.raises(ValueError, match="the train split reaches into"):
             check_splits(splits, CATALOG, cold_item_ids=["g"], owner="data")
+
+
+def times_of(**rows):
+    """Each user's times; the last one is the target's."""
+    types = (pa.string(), pa.list_(pa.int64()), pa.int64())
+    columns = {"user_id": list(rows), "timestamps": [row and row[:-1] for row in rows.values()]}
+    columns["timestamp"] = [row and row[-1] for row in rows.values()]
+    return pa.table(columns, pa.schema(list(zip(columns, types, strict=True))))
+
+
+def test_times_in_order_with_ties_are_fine():
+    check_times(times_of(u=[3, 3, 5, 5], v=[1], w=None, x=[2, 4]), owner="data")
+    check_times(times_of(u=None), owner="data")
+    check_times(times_of(), owner="data")
+
+
+def test_times_that_go_backwards_are_an_error():
+    with pytest.raises(ValueError, match=r"In the test split times go backwards for 2 users \('u', 'x'\)"):
+        check_times(times_of(u=[3, 2, 5], v=[1], w=None, x=[2, 4, 3]), owner="the test split")
+    with pytest.raises(ValueError, match="1 items have no time where others of that user have one"):
+        check_times(times_of(u=[3, None, 5]), owner="data")
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_genrec.cli.tables import preparation_notes
+from hf_genrec.data.fingerprint import fingerprint_of, times_fingerprint_of
 from hf_genrec.data.prepare import prepare
-from hf_genrec.data.prepared import PreparedDataset, replaced_folder
+from hf_genrec.data.prepared import PreparedDataset, repeat_rate, replaced_folder
+from hf_genrec.data.splits import split_files
 
 
 LOG = pa.table(
@@ -47,7 +49,7 @@ def test_datasets_reads_the_splits_from_the_files(prepared, tmp_path):
     loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
 
     assert loaded["test"].to_list() == prepared.split("test").to_list()
-    assert loaded["train"].column_names == ["user_id", "history", "target", "timestamp"]
+    assert loaded["train"].column_names == ["user_id", "history", "target", "timestamp", "timestamps"]
 
 
 def test_an_unknown_split_is_refused(prepared):
@@ -71,6 +73,72 @@ def test_changed_files_have_another_fingerprint(prepared):
     assert prepared.compute_fingerprint() != prepared.fingerprint
 
 
+def test_every_item_of_a_history_has_its_time(prepared):
+    rows = prepared.split("test").to_list()
+
+    assert [row["timestamps"] for row in rows] == [[10_000, 20_000, 30_000], [15_000, 25_000]]
+    assert [row["timestamp"] for row in rows] == [40_000, 35_000]
+
+
+def test_a_log_without_times_has_null_in_place_of_a_row_of_times(tmp_path):
+    prepared = prepare(tmp_path / "data", interactions=LOG.drop(["timestamp"]), items=ITEMS, timestamp=None)
+
+    assert prepared.split("test")["timestamps"][:] == [None, None]
+
+
+def test_a_folder_of_format_1_gives_the_same_rows_and_fingerprint_without_times(prepared):
+    for split in ("train", "validation", "test"):
+        path = prepared.folder / f"{split}.parquet"
+        pq.write_table(pq.read_table(path).drop(["timestamps"]), path)
+    path = prepared.folder / "dataset.json"
+    first = json.loads(path.read_text()) | {"format_version": 1}
+    path.write_text(json.dumps({name: value for name, value in first.items() if name != "times_fingerprint"}))
+
+    older = PreparedDataset.load(prepared.folder)
+
+    assert older.split("test").column_names == ["user_id", "history", "target", "timestamp"]
+    assert older.fingerprint == prepared.fingerprint == older.compute_fingerprint()
+
+
+def test_shards_of_a_split_are_one_split(prepared, monkeypatch):
+    rows, fingerprints = prepared.split("train").to_list(), [prepared.metadata["times_fingerprint"]]
+    path = prepared.folder / "train.parquet"
+    table = pq.read_table(path)
+    (prepared.folder / "train").mkdir()
+    for number in range(len(table)):
+        pq.write_table(table.slice(number, 1), prepared.folder / "train" / f"{number:05d}.parquet")
+    path.unlink()
+
+    sharded = PreparedDataset.load(prepared.folder)
+
+    assert sharded.split("train").to_list() == rows
+    assert sharded.repeat_rate == prepared.repeat_rate == repeat_rate(*split_files(prepared.folder, "train"))
+    assert [times_fingerprint_of(prepared.folder)] == fingerprints
+    monkeypatch.setattr("hf_genrec.data.fingerprint.ROWS_AT_ONCE", 2)  # borders of batches lie within shards
+    whole = fingerprint_of(prepared.folder)
+    pq.write_table(table, path)
+    assert whole == fingerprint_of(prepared.folder) != prepared.fingerprint
+
+
+def test_changed_times_have_another_fingerprint(prepared):
+    path = prepared.folder / "test.parquet"
+    table = pq.read_table(path)
+    times = pa.array([[10_000, 20_000, 30_001], [15_000, 25_000]])
+    pq.write_table(table.set_column(4, "timestamps", times), path)
+    loaded = PreparedDataset.load(prepared.folder)
+
+    assert loaded.compute_fingerprint() == loaded.fingerprint
+    with pytest.raises(ValueError, match="their times_fingerprint is"):
+        loaded.split("test")
+
+
+def test_the_fingerprint_of_a_folder_is_what_it_always_was(tmp_path):
+    log = pa.table({"user_id": ["ü", "ü", "v", "ü"], "item_id": ["ä", "b", "b", "茶"]})
+    items = [{"item_id": name, "title": name} for name in ["茶", "b", "ä"]]
+
+    assert prepare(tmp_path / "data", interactions=log, items=items, timestamp=None).fingerprint == "be814d34503fb38d"
+
+
 def test_a_folder_without_its_files_is_no_prepared_folder(prepared):
     (prepared.folder / "validation.parquet").unlink()
 
@@ -80,7 +148,7 @@ def test_a_folder_without_its_files_is_no_prepared_folder(prepared):
 
 def test_another_format_version_is_refused(prepared):
     path = prepared.folder / "dataset.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 99'))
 
     with pytest.raises(ValueError, match="format version 99"):
         PreparedDataset.load(prepared.folder)

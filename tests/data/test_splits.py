@@ -22,9 +22,9 @@ def test_rows_are_pieces_of_the_items_in_any_order(tmp_path):
 
     assert table.schema.equals(SPLIT_SCHEMA)
     assert [tuple(row.values()) for row in table.to_pylist()] == [
-        ("v", ["c", "d"], "e", None),
-        ("u", ["a"], "b", 2),
-        ("w", [], "d", 4),
+        ("v", ["c", "d"], "e", None, [3, 4]),
+        ("u", ["a"], "b", 2, [1]),
+        ("w", [], "d", 4, []),
     ]
 
 
