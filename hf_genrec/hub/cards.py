@@ -19,7 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 
@@ -29,6 +28,8 @@ from hf_genrec.files import read_json, read_table
 from hf_genrec.modeling.genrec_folder import TASK
 from hf_genrec.modeling.genrec_lists import VERSIONS_FILE, read_versions
 from hf_genrec.serving.language_model import recommender_config
+from hf_genrec.tokenizers.collisions import group_by_codes
+from hf_genrec.tokenizers.semantic_ids import code_rows
 
 
 logger = logging.getLogger(__name__)
@@ -368,14 +369,15 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _collisions(items: pa.Table | None) -> str:
-    if items is None or "codes" not in items.column_names or not items.num_rows:
+    codes = None if items is None or "codes" not in items.column_names else code_rows(items["codes"])
+    if codes is None or not len(codes):
         return ""
-    _, sizes = np.unique(np.asarray(items["codes"].to_pylist()), axis=0, return_counts=True)
+    _, sizes = group_by_codes(codes)
     shared = sizes[sizes > 1]
     if not len(shared):
         return "no two items share all their codes"
     return (
-        f"{int(shared.sum()):,} of {items.num_rows:,} items ({shared.sum() / items.num_rows:.1%}) share all their "
+        f"{int(shared.sum()):,} of {len(codes):,} items ({shared.sum() / len(codes):.1%}) share all their "
         f"codes with another, in groups of up to {int(shared.max())}: the model cannot tell the items of a group apart"
     )
 

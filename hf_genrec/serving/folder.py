@@ -10,12 +10,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from hf_genrec.files import updated_folder, write_table
 from hf_genrec.modeling.genrec_folder import check_finite, check_parts, items_fingerprint, write_manifest
 from hf_genrec.serving.language_model import with_counts
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
+from hf_genrec.tokenizers.semantic_ids import code_column, code_rows
 from hf_genrec.tokenizers.vocabulary import build_tokenizer
 
 
@@ -65,20 +67,23 @@ def item_table(items: pa.Table, codes: Any = None) -> pa.Table:
     """
     table = pa.table({"item_id": items["item_id"].cast(pa.string())})
     if codes is not None:
-        table = table.append_column("codes", pa.array(codes.tolist(), pa.list_(pa.int16())))
+        table = table.append_column("codes", code_column(codes))
     for name in ("title", "text"):
         if name in items.column_names:
             table = table.append_column(name, items[name])
     return table
 
 
-def check_items(model: Any, items: pa.Table, *, tokenizer: Any = None) -> None:
+def check_items(model: Any, items: pa.Table) -> None:
     """
-    Whether an item table, and a tokenizer, are those that a model was saved with.
+    Whether an item table is the one that a model was saved with.
 
     Args: see [`write_parts`].
     """
     if "item_id" not in items.column_names:
         raise ValueError(f"The item table needs a column `item_id`, found {items.column_names}.")
-    codes = items["codes"].to_pylist() if "codes" in items.column_names else None
-    check_parts(model.config, items["item_id"].to_pylist(), codes=codes, tokenizer=tokenizer)
+    codes = None
+    if "codes" in items.column_names:
+        codes = code_rows(items["codes"])
+        codes = np.zeros((len(items), 0), np.int16) if codes is None else codes
+    check_parts(model.config, items["item_id"].to_pylist(), codes=codes)

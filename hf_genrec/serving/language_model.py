@@ -14,7 +14,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -24,6 +23,7 @@ from hf_genrec.modeling.configuration_causal_lm import CausalLMConfig
 from hf_genrec.modeling.genrec_folder import check_manifest, hub_arguments, optional_file
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig
 from hf_genrec.modeling.modeling_causal_lm import RECOMMENDER_FILE, SAVED_FILES, CausalLMForItemGeneration
+from hf_genrec.tokenizers.semantic_ids import code_rows
 
 
 Where = Mapping[str, Any] | None
@@ -103,16 +103,6 @@ def load_model(source: Any, where: Where = None, *, check_files: bool = True) ->
     if is_language_model(source, where):
         return load_language_model(source, where, check_files=check_files)
     return AutoModel.from_pretrained(source, **(where or {}), **({} if check_files else {"check_files": False}))
-
-
-def load_parts(source: Any, where: Where, *, check_files: bool) -> tuple[Any, Any]:
-    """
-    The model, and the tokenizer of its items, which a language model has not.
-
-    Args: see [`load_language_model`].
-    """
-    model = load_model(source, where, check_files=check_files)
-    return model, None if hasattr(model, "tokenizer") else AutoTokenizer.from_pretrained(source, **(where or {}))
 
 
 def load_for_pipeline(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -197,7 +187,10 @@ def _read_items(model: CausalLMForItemGeneration, table: pa.Table) -> None:
             f"{', '.join(table.column_names)}."
         )
     recorded = model.config.catalog_fingerprint
-    model.set_catalog(np.asarray(table["codes"].to_pylist()))
+    codes = code_rows(table["codes"])
+    if codes is None:
+        raise ValueError(f"All rows of `codes` in items.parquet must have {model.config.num_levels} codes.")
+    model.set_catalog(torch.tensor(codes))
     model.config.catalog_fingerprint = recorded
     model.check_catalog()
     if "count" in table.column_names:

@@ -35,10 +35,11 @@ from hf_genrec.serving.catalog.live_catalog import LiveCatalog
 from hf_genrec.serving.catalog.snapshot import ItemRule, Snapshot
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
 from hf_genrec.serving.item_questions import Reason, item_vectors, reasons, similar_items, user_vectors
-from hf_genrec.serving.language_model import load_parts
+from hf_genrec.serving.language_model import load_model
 from hf_genrec.serving.recommendations import Recommendations
 from hf_genrec.tokenizers.base import PROGRESS_DELAY
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
+from hf_genrec.tokenizers.vocabulary import check_vocabulary
 
 
 _COMPANIONS = ("item_graph.safetensors", "item_neighbors.parquet")  # made for the weights and items of a folder
@@ -145,11 +146,13 @@ class Recommender:
         if check_files:  # loading the model compares its own files
             check_manifest(path, lambda name: bool(_READ.fullmatch(name)), **where)
         with reading(path, "folder of a recommender", keeps=ValueError):
-            model, tokenizer = load_parts(path, where, check_files=check_files)
+            model = load_model(path, where, check_files=check_files)
         items = read_table(str(table))
-        check_items(model, items, tokenizer=tokenizer)
         options |= _deprecated(search_options)
         recommender = cls(model.to(device), items, batch_size=batch_size, config=config, **options)
+        if not hasattr(model, "tokenizer"):  # a language model has its own, which holds no items
+            tokenizer = cached_file(path, "tokenizer.json", **where)
+            check_vocabulary(Path(str(tokenizer)), recommender.item_ids, model.config)
         recommender._origin = (path, where)
         recommender.catalog.open_folder(path, where, catalog_version)
         return recommender

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_genrec.modeling.genrec_folder import catalog_fingerprint, items_fingerprint
-from hf_genrec.tokenizers.semantic_ids import SemanticIds
+from hf_genrec.tokenizers.semantic_ids import SemanticIds, code_column, code_rows
 
 
 CODES = np.array([[1, 2, 0], [0, 3, 3], [1, 2, 0], [2, 2, 1], [1, 2, 0]])
@@ -245,3 +245,10 @@ def test_ids_of_other_projects_are_imported(shared_data):
     assert (letter.num_items, letter.num_levels, letter.codebook_size) == (12_101, 4, 256)
     with pytest.raises(ValueError, match="equally many codes, usually 7"):
         SemanticIds.from_json(folder / "gram_text_tokens.json")
+
+
+@pytest.mark.parametrize("rows", [[[1, 2], [3]], [[1, 2], None], [[1, 2], [3, None]]])
+def test_a_column_whose_rows_are_no_tuples_of_one_length_has_no_code_rows(rows):
+    assert code_rows(pa.chunked_array([pa.array(rows, pa.list_(pa.int16()))])) is None
+    whole = pa.chunked_array([code_column(np.array([[7, 8, 9], [1, 2, 3], [4, 5, 6]])), code_column(np.eye(3))])
+    assert code_rows(whole.slice(1, 3)).tolist() == [[1, 2, 3], [4, 5, 6], [1, 0, 0]]

@@ -1,9 +1,12 @@
 """The item vocabulary: one id, one token, whatever characters it holds."""
 
+import json
+
 import pytest
 from transformers import AutoTokenizer
 
-from hf_genrec.tokenizers.vocabulary import build_tokenizer, vocabulary
+from hf_genrec.modeling.configuration_genrec import GenRecConfig
+from hf_genrec.tokenizers.vocabulary import build_tokenizer, check_vocabulary, vocabulary
 from invariants.model import tiny_config
 
 
@@ -95,3 +98,26 @@ def test_repeated_and_missing_ids_are_refused(config):
         vocabulary([IDS[1], *IDS[1:]], config)
     with pytest.raises(ValueError, match="`item_ids` must hold 13 ids"):
         vocabulary(IDS[1:], config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["model"]["vocab"].update({"soap": 5, "<code_0_1>": 6}),
+        lambda content: content["model"]["vocab"].update({"soap": 7}),
+        lambda content: content["added_tokens"].append({"content": "rock", "id": 9}),
+    ],
+    ids=["exchanged", "a number twice", "a token more"],
+)
+def test_a_vocabulary_of_other_items_is_refused_without_building_the_tokenizer(tmp_path, change):
+    config = GenRecConfig(num_items=3, num_levels=1, codebook_size=2)
+    build_tokenizer(["soap", "comb", "tooth brush"], config).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    check_vocabulary(path, ["soap", "comb", "tooth brush"], config)
+    content = json.loads(path.read_text(encoding="utf-8"))
+
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+    with pytest.raises(ValueError, match=r"tokenizer\.json\) does not hold the items of .*items\.parquet"):
+        check_vocabulary(path, ["soap", "comb", "tooth brush"], config)
