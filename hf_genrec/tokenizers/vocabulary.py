@@ -84,8 +84,10 @@ def check_vocabulary(path: Path, item_ids: Sequence[str], config: GenRecConfig) 
     with reading(path, "tokenizer of this library"):
         number_of: dict[str, int] = content["model"]["vocab"]
         added = {token["content"] for token in content["added_tokens"]}
-        tokens = sorted(number_of, key=number_of.__getitem__)
-        is_whole = sorted(number_of.values()) == list(range(len(number_of))) and added <= number_of.keys()
+        numbers, tokens = list(number_of.values()), list(number_of)
+        if numbers != list(range(len(numbers))):  # as we write them they stand in their order
+            numbers, tokens = sorted(numbers), sorted(number_of, key=number_of.__getitem__)
+        is_whole = numbers == list(range(len(numbers))) and added <= number_of.keys()
     if not is_whole or tokens[config.first_item_token :] != list(item_ids):
         raise ValueError(
             f"The tokenizer (tokenizer.json) does not hold the items of {path.with_name('items.parquet')} in their "
