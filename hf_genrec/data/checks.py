@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_genrec.data.splits import SPLITS, flat_sequences
+from hf_genrec.data.splits import SPLITS, flat_sequences, flat_times
 from hf_genrec.files import first_five
 
 
@@ -63,18 +63,12 @@ def check_times(split: pa.Table, *, owner: str) -> None:
     Args: a table with `user_id`, `timestamp` (of the target) and `timestamps` (of the history's items), null where
     there are no times; whose it is, for the error.
     """
-    split = split.filter(pc.is_valid(split["timestamps"])).combine_chunks()
-    if not len(split):
-        return
-    lengths = pc.list_value_length(split["timestamps"]).to_numpy()
-    ends = np.cumsum(lengths + 1)
-    times = np.empty(int(ends[-1]), dtype=np.int64)
-    is_target = np.zeros(len(times), dtype=bool)
-    is_target[ends - 1] = True
-    for places, column in ((is_target, split["timestamp"]), (~is_target, pc.list_flatten(split["timestamps"]))):
-        if column.null_count:
-            raise ValueError(f"In {owner} {column.null_count} items have no time where others of that user have one.")
-        times[places] = column.to_numpy()
+    split = split.filter(pc.is_valid(split["timestamps"]))
+    num_null = pc.list_flatten(split["timestamps"]).null_count + split["timestamp"].null_count
+    if num_null:
+        raise ValueError(f"In {owner} {num_null} items have no time where others of that user have one.")
+    times = flat_times(split)
+    ends = np.cumsum(pc.list_value_length(split["timestamps"]).to_numpy() + 1)
     goes_back = np.diff(times) < 0
     goes_back[ends[:-1] - 1] = False  # from one user's target to the next user's first item
     wrong = np.unique(np.searchsorted(ends, np.flatnonzero(goes_back), side="right"))

@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 
-from hf_genrec.data.splits import flat_sequences
+from hf_genrec.data.splits import flat_sequences, flat_times
 from hf_genrec.files import first_five
 
 
 logger = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100  # what torch's cross entropy leaves out
+TIES = {"time": 1, "day": 24 * 60 * 60 * 1000}  # milliseconds within which the order of items means nothing
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ def training_dataset(
     max_history_length: int = 20,
     stride: int = 10,
     targets: Literal["all", "last"] = "all",
+    shuffled_ties: Literal["none", "time", "day"] = "none",
+    seed: int = 0,
 ) -> WindowDataset:
     """
     The training rows for a model: all targets of a window in one row (causal), or one target per row (bidirectional).
@@ -145,9 +148,11 @@ def training_dataset(
     Args: `split` has `history` (item ids) and `target` (item id), together the sequence; the position of an item in
         `item_ids` is its index, and its token that plus `first_item_token`; `history_attention` is the model's mode;
         of a history the last `max_history_length` items are kept; `stride`, for causal models, see [`make_windows`];
-        `targets` are all of each row but the first item, or the last one.
+        `targets` are all of each row but the first item, or the last one; `shuffled_ties` are items of a user whose
+        order is drawn anew in each epoch, from `seed`: none, those of equal times, or those of one day (UTC).
     """
     _check_choice("history_attention", history_attention, ("causal", "bidirectional"))
+    _check_choice("shuffled_ties", shuffled_ties, ("none", *TIES))
     _check_at_least("first_item_token", first_item_token, 0)
     if history_attention == "causal" and targets == "all":
         windows = make_windows(split, item_ids, max_history_length=max_history_length, stride=stride)
@@ -155,12 +160,45 @@ def training_dataset(
         windows = make_examples(split, item_ids, max_history_length=max_history_length, targets=targets)
     if windows.num_skipped_users:
         logger.info("%d users have a single training item and are not trained on.", windows.num_skipped_users)
-    return WindowDataset(windows, first_item_token=first_item_token)
+    ties = None if shuffled_ties == "none" else _tied_items(split, TIES[shuffled_ties])
+    return WindowDataset(windows, first_item_token=first_item_token, ties=ties, seed=seed)
+
+
+@dataclass(frozen=True)
+class TiedItems:
+    """
+    Places of the flat array whose items may change places: `places[i]` with all others of the group `groups[i]`.
+
+    Example:
+
+    ```python
+    >>> ties = TiedItems(places=np.array([1, 2, 4, 5]), groups=np.array([0, 0, 1, 1]))
+    >>> ties.shuffled(np.array([7, 8, 9, 10, 11, 12]), np.random.default_rng(0)).tolist()
+    [7, 9, 8, 10, 12, 11]
+
+    ```
+    """
+
+    places: np.ndarray
+    groups: np.ndarray
+
+    def shuffled(self, values: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """A copy of `values` with the items of each group in a random order."""
+        order = np.lexsort((random.random(len(self.places)), self.groups))
+        values = values.copy()
+        values[self.places] = values[self.places[order]]
+        return values
 
 
 class WindowDataset(Dataset[dict[str, np.ndarray]]):
     """
     One row per window: all items but the last are the input; a position's label is the next item if that is a target.
+
+    With `ties`, items that stand at places of one group change places in each epoch (see `set_epoch`), in all windows
+    alike: where a log says only the day, or a whole basket has one time, their order is arbitrary, and a model that
+    reads it once in one order learns that order. What is drawn depends on `seed` and the epoch alone.
+
+    Source: ours.
 
     Example:
 
@@ -173,9 +211,14 @@ class WindowDataset(Dataset[dict[str, np.ndarray]]):
     ```
     """
 
-    def __init__(self, windows: Windows, *, first_item_token: int) -> None:
+    def __init__(
+        self, windows: Windows, *, first_item_token: int, ties: TiedItems | None = None, seed: int = 0
+    ) -> None:
         self.windows = windows
         self.first_item_token = first_item_token
+        self.ties = ties
+        self.seed = seed
+        self._values = windows.values  # of the epoch
         self.names_places = False  # whether rows hold `places`: where in `windows.values` each label stands
 
     def __len__(self) -> int:
@@ -183,11 +226,16 @@ class WindowDataset(Dataset[dict[str, np.ndarray]]):
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         start, end = self.windows.starts[number], self.windows.ends[number]
-        tokens = self.windows.values[start:end].astype(np.int64) + self.first_item_token
+        tokens = self._values[start:end].astype(np.int64) + self.first_item_token
         labels = tokens[1:].copy()
         labels[: self.windows.first_targets[number] - start - 1] = IGNORED_LABEL
         row = {"input_ids": tokens[:-1], "labels": labels}
         return row | {"places": np.arange(start + 1, end)} if self.names_places else row
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws the order of tied items for an epoch; the data loader of a training calls it."""
+        if self.ties is not None:
+            self._values = self.ties.shuffled(self.windows.values, np.random.default_rng([self.seed, epoch]))
 
     @property
     def lengths(self) -> list[int]:
@@ -242,6 +290,23 @@ def _known_sequences(split: datasets.Dataset, item_ids: Sequence[str]) -> tuple[
         unknown = pc.unique(named.filter(pc.invert(pc.is_in(named, value_set=pa.array(item_ids, pa.string())))))
         raise ValueError(f"{len(unknown)} item ids are not in the catalog: {first_five(unknown)}.")
     return values, offsets
+
+
+def _tied_items(split: datasets.Dataset, width: int) -> TiedItems:
+    """Groups of at least two items of one user within the same `width` milliseconds since the epoch."""
+    if "timestamps" not in split.column_names:
+        raise ValueError(
+            "`shuffled_ties` needs the times of all items, which folders of format 1 do not have: prepare the log "
+            "again with `hf-genrec prepare`."
+        )
+    table = split.select_columns(["timestamps", "timestamp"]).with_format("arrow")[:]
+    spans = flat_times(table) // width
+    ends = np.cumsum(pc.list_value_length(table["timestamps"]).to_numpy().astype(np.int64) + 1)
+    starts_anew = np.diff(spans, prepend=spans[:1] - 1) != 0
+    starts_anew[ends[:-1]] = True
+    groups = np.cumsum(starts_anew) - 1
+    places = np.flatnonzero(np.bincount(groups)[groups] > 1)
+    return TiedItems(places, groups[places])
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

@@ -105,3 +105,20 @@ def flat_sequences(split: pa.Table, item_ids: Sequence[str] | np.ndarray) -> tup
     for places, column in ((is_target, split["target"]), (~is_target, pc.list_flatten(split["history"]))):
         indices[places] = pc.fill_null(pc.index_in(column, value_set=catalog), -1).to_numpy()
     return indices, offsets
+
+
+def flat_times(split: pa.Table) -> np.ndarray:
+    """
+    The times of all sequences, int64 milliseconds, one per entry of [`flat_sequences`].
+
+    Args: a table with `timestamps` and `timestamp`; a `ValueError` where an item has no time.
+    """
+    history, target = split["timestamps"], split["timestamp"]
+    if history.null_count or target.null_count or pc.list_flatten(history).null_count:
+        raise ValueError("Items have no times: the log was prepared without them. Prepare it with a column of times.")
+    ends = np.cumsum(pc.list_value_length(history).to_numpy().astype(np.int64) + 1)
+    times = np.empty(ends[-1] if len(ends) else 0, dtype=np.int64)
+    is_target = np.zeros(len(times), dtype=bool)
+    is_target[ends - 1] = True
+    times[is_target], times[~is_target] = target.to_numpy(), pc.list_flatten(history).to_numpy()
+    return times

@@ -66,6 +66,10 @@ class GenRecTrainingArguments(TrainingArguments):
     window_stride: int | None = field(
         default=None, metadata={"help": "Items between two windows of a long history; half the history if not given."}
     )
+    shuffled_ties: str = field(
+        default="none",
+        metadata={"help": "Items of a user shuffled anew each epoch: none, those of equal time, or those of one day."},
+    )
     eval_num_beams: int = field(
         default=20,
         metadata={"help": "Beams of the evaluations during training, at least the 10 items of their lists."},
@@ -108,6 +112,8 @@ class GenRecTrainingArguments(TrainingArguments):
         most = max(64, 4 * (os.cpu_count() or 1))
         if self.threads is not None and self.threads > most:  # a process that cannot make so many ends at once
             raise ValueError(f"`threads` must be at most {most} on this machine, got {self.threads}.")
+        if self.shuffled_ties not in ("none", "time", "day"):
+            raise ValueError(f"`shuffled_ties` must be 'none', 'time' or 'day', got {self.shuffled_ties!r}.")
         if not 0 < self.teacher_share <= 1:
             raise ValueError(f"`teacher_share` must be above 0 and at most 1, got {self.teacher_share}.")
         if self.num_eval_users == 0:

@@ -336,6 +336,8 @@ def make_trainer(
         max_history_length=config.max_history_length,
         stride=max(1, config.max_history_length // 2) if args.window_stride is None else args.window_stride,
         targets=targets,  # type: ignore[arg-type]
+        shuffled_ties=args.shuffled_ties,  # type: ignore[arg-type]
+        seed=args.seed,
     )
     eval_rows = validation_rows(
         prepared,

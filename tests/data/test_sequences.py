@@ -180,3 +180,48 @@ def test_batches_are_padded_to_their_longest_row():
     torch.testing.assert_close(batch["input_ids"], torch.tensor([[7, 8, 9], [6, 3, 3]]))
     torch.testing.assert_close(batch["attention_mask"], torch.tensor([[1, 1, 1], [1, 0, 0]]))
     torch.testing.assert_close(batch["labels"], torch.tensor([[8, 9, 5], [4, -100, -100]]))
+
+
+def timed_split(*rows):
+    """Each row is a user's items and the days of all of them."""
+    split = split_of(*[items for items, _ in rows])
+    day = 24 * 60 * 60 * 1000
+    return split.add_column("timestamps", [[int(time * day) for time in times[:-1]] for _, times in rows]).add_column(
+        "timestamp", [int(times[-1] * day) for _, times in rows]
+    )
+
+
+def orders_of(split, epochs, **options):
+    rows = training_dataset(split, ITEM_IDS, first_item_token=0, max_history_length=9, stride=4, **options)
+    for epoch in epochs:
+        rows.set_epoch(epoch)
+        yield ["".join(ITEM_IDS[token] for token in [*row["input_ids"], row["labels"][-1]]) for row in rows]
+
+
+def test_items_of_one_day_change_places_in_each_epoch_and_others_keep_theirs():
+    split = timed_split(("abcde", [1, 2, 2.5, 2.9, 3]), ("ab", [3, 3]), ("cd", [3, 4]))
+
+    seen = list(orders_of(split, range(30), shuffled_ties="day"))
+
+    assert {first for first, *_ in seen} == {f"a{middle}e" for middle in ("bcd", "bdc", "cbd", "cdb", "dbc", "dcb")}
+    assert {second for _, second, _ in seen} == {"ab", "ba"}
+    assert {third for *_, third in seen} == {"cd"}
+    assert {first for first, *_ in orders_of(split, range(30), shuffled_ties="time")} == {"abcde"}
+    assert {second for _, second, _ in orders_of(split, range(30), shuffled_ties="time")} == {"ab", "ba"}
+
+
+def test_the_order_of_an_epoch_depends_on_the_seed_and_the_epoch_alone():
+    split = timed_split(("abcde", [1, 1, 1, 1, 1]))
+
+    upwards = list(orders_of(split, range(9), shuffled_ties="day", seed=3))
+
+    assert list(orders_of(split, range(8, -1, -1), shuffled_ties="day", seed=3))[::-1] == upwards
+    assert list(orders_of(split, range(9), shuffled_ties="day", seed=4)) != upwards
+    assert set(map(tuple, orders_of(split, range(9)))) == {("abcde",)}
+
+
+def test_shuffling_needs_times():
+    with pytest.raises(ValueError, match="prepare the log again"):
+        training_dataset(split_of("abc"), ITEM_IDS, first_item_token=0, shuffled_ties="day")
+    with pytest.raises(ValueError, match="`shuffled_ties` must be one of none, time, day, got 'week'"):
+        training_dataset(split_of("abc"), ITEM_IDS, first_item_token=0, shuffled_ties="week")

@@ -20,6 +20,7 @@ from hf_genrec import (
     evaluate,
     make_trainer,
 )
+from hf_genrec.data.prepare import prepare
 from hf_genrec.evaluation.evaluate import EvaluationSettings
 from hf_genrec.training.runs import _is_whole
 from hf_genrec.training.sampler import TargetBatchSampler
@@ -405,6 +406,24 @@ def test_killed_run_resumes_and_ends_with_the_weights_of_an_uninterrupted_one(ci
     ]
     assert losses[0] == losses[1]
     assert whole.state.global_step == resumed.state.global_step > 15
+
+
+def test_tied_items_are_shuffled_anew_in_each_epoch_of_a_training(tmp_path):
+    log = [{"user_id": f"u{u}", "item_id": f"i{i:02d}", "timestamp": 7} for u in range(5) for i in range(NUM_ITEMS)]
+    items = [{"item_id": f"i{i:02d}", "title": str(i)} for i in range(NUM_ITEMS)]
+    prepared = prepare(tmp_path / "data", interactions=log, items=items)
+    changes = {"shuffled_ties": "time", "num_train_epochs": 3}
+    trainer = make_trainer(circle_model(history_attention="causal"), prepared, arguments(tmp_path, **changes))
+    seen = []
+
+    class Recorder(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append(tuple(trainer.train_dataset[0]["input_ids"]))
+
+    trainer.add_callback(Recorder())
+    trainer.train()
+
+    assert len(set(seen)) == 3
 
 
 def test_minutes_of_a_resumed_training_go_on_from_those_of_its_checkpoint(tmp_path):
