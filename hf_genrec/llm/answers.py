@@ -91,7 +91,11 @@ class AnswerLoss(torch.nn.Module):
         """The causal LM itself, where peft wraps it."""
         return self.causal_lm.get_base_model() if hasattr(self.causal_lm, "peft_config") else self.causal_lm
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    accepts_loss_kwargs = True  # so that the trainer counts the answers of all batches and processes of a step
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> dict[str, torch.Tensor]:
         """
         The mean negative log-likelihood of the labels. Rows are padded on the right, so that causal attention needs no
         mask.
@@ -99,6 +103,8 @@ class AnswerLoss(torch.nn.Module):
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`): Tokens.
             labels (`torch.LongTensor` of shape `(B, T)`): The same where a token is an answer, else -100.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Answers that the sum is divided by; `None` for those of this batch.
         """
         embedded = self._embed(input_ids)
         hidden = self.plain.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
@@ -122,7 +128,9 @@ class AnswerLoss(torch.nn.Module):
                     self._code.to(targets.device)[targets[at]],
                 )
             losses.append(functional.cross_entropy(logits.float(), wanted, reduction="sum"))
-        return {"loss": torch.stack(losses).sum() / len(targets)}
+        losses = losses or [states.sum()]  # of no rows: 0, with gradients
+        num_targets = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
+        return {"loss": torch.stack(losses).sum() / num_targets}
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Embeddings of tokens; of trained rows without a copy of the whole matrix, which peft's own forward makes."""

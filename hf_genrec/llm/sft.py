@@ -23,7 +23,6 @@ from hf_genrec.data.sequences import IGNORED_LABEL, SequenceCollator
 from hf_genrec.llm.answers import delta_of
 from hf_genrec.llm.prompts import DEFAULT_MIX, check_mix
 from hf_genrec.llm.vocabulary import INITS, SidVocabulary
-from hf_genrec.training.sampler import TargetBatchSampler
 from hf_genrec.training.threads import WORK_PER_THREAD
 from hf_genrec.training.trainer import GenRecTrainer
 
@@ -164,18 +163,7 @@ class SftTrainer(GenRecTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Rows of similar lengths in batches of equal numbers of targets."""
-        rows: Any = self.train_dataset
-        sampler = TargetBatchSampler(
-            rows.lengths,
-            rows.targets_per_row,
-            targets_per_batch=self.args.per_device_train_batch_size,
-            seed=self.args.seed,
-            num_replicas=self.accelerator.num_processes,
-        )
-        self.accelerator.even_batches = False
-        workers, pins = self.args.dataloader_num_workers, self.args.dataloader_pin_memory
-        loader = DataLoader(rows, batch_sampler=sampler, collate_fn=padded, num_workers=workers, pin_memory=pins)
-        return self.accelerator.prepare(loader)
+        return self._loader(self.train_dataset, padded)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Two groups: the new rows, with a learning rate of their own and no decay, and the network."""

@@ -146,10 +146,25 @@ def run_settings(
         "from": starting.origin,
         "targets": targets,
         "seed": args.seed,
+        **({"num_processes": args.world_size} if args.world_size > 1 else {}),
         "model": config_settings(starting.model.config),
         "training": training,
         **starting.settings,
     } | ({"trained_on": seen} if starting.trained_on else {})
+
+
+def one_process(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Settings in which a run may go on: those of the same run in one process that accumulates nothing, since a step is
+    the same however processes share it.
+
+    Args: what [`run_settings`] returns.
+    """
+    training, alone = dict(settings["training"]), GenRecTrainingArguments.per_device_train_batch_size
+    parts = training.pop("gradient_accumulation_steps", 1) * settings.get("num_processes", 1)
+    targets = training.pop("per_device_train_batch_size", alone) * parts
+    training |= {} if targets == alone else {"per_device_train_batch_size": targets}
+    return {name: value for name, value in settings.items() if name != "num_processes"} | {"training": training}
 
 
 def config_settings(config: Any) -> dict[str, Any]:
@@ -275,7 +290,7 @@ def _checkpoint_to_resume(folder: Path, settings: Mapping[str, Any], resume: boo
     now = json.loads(json.dumps(dict(settings)))
     if "trained_on" not in begun:  # before runs wrote it down
         now.pop("trained_on", None)
-    shown = differences(begun, now)
+    shown = differences(one_process(begun), one_process(now))
     if shown:
         raise ValueError(
             f"The run in {folder} was started with other settings: {shown}. Repeat them, or choose another folder."

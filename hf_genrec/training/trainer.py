@@ -8,10 +8,12 @@ fit small recommenders, and an evaluation that decodes a sample of validation us
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import logging
 import platform
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,14 @@ from hf_genrec.evaluation.baselines.base import sampled_users
 from hf_genrec.evaluation.metrics import ndcg_at_k, recall_at_k
 from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.training.arguments import GenRecTrainingArguments
+from hf_genrec.training.processes import StepSeeds, batches_in_turn, keep_buffers, step_parts, train_loader
 from hf_genrec.training.sampler import TargetBatchSampler
 from hf_genrec.training.teacher import Teacher, load_teacher
 from hf_genrec.training.threads import num_threads_for, threads
 from hf_genrec.training.two_heads import (
     DENSE_WEIGHTS,
     best_weight,
-    choose_dense_weight,
+    figures_by_weight,
     ranks_by_weight,
     set_weight_decays,
 )
@@ -69,6 +72,7 @@ class GenRecTrainer(Trainer):
     one_target_per_row = False  # whether a row ends with its only target; else all of a window are trained at once
     leaves_out_seen = False  # in the lists of a model with two heads, as serving does where the data has no repeats
     teacher: Teacher | None = None
+    _seeds: StepSeeds
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """
@@ -77,6 +81,8 @@ class GenRecTrainer(Trainer):
         """
         if self.args.use_cpu:
             keep_freed_memory()
+        self._seeds = StepSeeds(self.args.seed, step_parts(self.args, self.accelerator))
+        keep_buffers(self.model)
         with threads(self.num_threads):
             output = super().train(*args, **kwargs)
             self._check_weights()
@@ -96,8 +102,9 @@ class GenRecTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """
         As in transformers; a loss that is no number ends the training (fp16 skips such steps by itself), and where
-        there is a teacher some targets are drawn from its lists.
+        there is a teacher some targets are drawn from its lists. Several processes draw different random numbers.
         """
+        self.part = self._seeds.begin_batch(self.state.global_step)
         if self.teacher is not None:
             first = self.accelerator.unwrap_model(model).config.first_item_token
             share, places = self.args.teacher_share, inputs["places"]
@@ -142,13 +149,14 @@ class GenRecTrainer(Trainer):
         rows: Any = self.eval_dataset
         if not _has_two_heads(model) or not rows:
             return
-        loader = DataLoader(rows, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
-        figures = choose_dense_weight(
+        weigh = partial(
+            ranks_by_weight,
             model,
-            map(self._prepare_inputs, loader),
             leaves_out=self.leaves_out_seen,
+            num_beams=_WEIGHING_BEAMS,
             latent_aggregation=self.args.latent_aggregation,
         )
+        figures = figures_by_weight(self._of_all_users(rows, "Weighing", weigh, width=len(DENSE_WEIGHTS)))
         model.recommend_config.dense_weight = best_weight(figures)
         self.log(
             {"dense_weight": best_weight(figures)} | {f"ndcg@10_of_{key:g}": value for key, value in figures.items()}
@@ -175,22 +183,18 @@ class GenRecTrainer(Trainer):
         rows = self.train_dataset
         if not isinstance(rows, WindowDataset):
             return super().get_train_dataloader()
+        return self._loader(rows, self.data_collator)
+
+    def _loader(self, rows: Any, collate: Any) -> DataLoader:
+        """This process's batches of equal numbers of targets. Args: the rows, and what makes a batch of some."""
         sampler = TargetBatchSampler(
             rows.lengths,
             rows.targets_per_row,
             targets_per_batch=self.args.per_device_train_batch_size,
             seed=self.args.seed,
-            num_replicas=self.accelerator.num_processes,
+            **dataclasses.asdict(step_parts(self.args, self.accelerator)),
         )
-        self.accelerator.even_batches = False  # batches have different numbers of rows; the sampler evens them out
-        loader = DataLoader(
-            rows,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        return self.accelerator.prepare(loader)
+        return train_loader(rows, sampler, collate, self.args, self.accelerator)
 
     @torch.no_grad()
     def evaluate(
@@ -210,30 +214,17 @@ class GenRecTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        mine = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
-        loader = DataLoader(
-            torch.utils.data.Subset(rows, mine),
-            batch_size=self.args.per_device_eval_batch_size,
-            collate_fn=self.data_collator,
-            generator=torch.Generator(),  # evaluating must not change the random numbers of training
-        )
-        num_lists = len(DENSE_WEIGHTS) if _has_two_heads(model) else 1
-        ranks = [torch.empty(0, num_lists, dtype=torch.long, device=model.device)]  # a process may get no user
-        losses = [torch.zeros((), device=model.device)]
-        hidden = self.args.disable_tqdm or not self.is_world_process_zero()  # and, as `None` means, no terminal
-        for batch in tqdm(loader, desc="Validating", leave=False, disable=hidden or None):
-            batch = self._prepare_inputs(batch)
-            ranks.append(self._ranks(model, batch))
+
+        def ranks_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            ranks = self._ranks(model, batch)
             with self.compute_loss_context_manager():
-                losses.append(self._validation_loss(model, batch).float() * len(ranks[-1]))
+                loss = self._validation_loss(model, batch)
+            return torch.cat([ranks.float(), loss.float().expand(len(ranks), 1)], dim=1)
+
+        num_lists = len(DENSE_WEIGHTS) if _has_two_heads(model) else 1
+        table = self._of_all_users(rows, "Validating", ranks_of, width=num_lists + 1)
         model.train(was_training)
-        # (num_users, num_lists + 1): ranks and the batch's share of the loss, gathered over processes
-        mine_ranks = torch.cat(ranks)
-        shares = torch.stack(losses).sum() / max(1, len(mine_ranks))
-        table = torch.cat([mine_ranks.float(), shares.expand(len(mine_ranks), 1)], dim=1)
-        table = self.accelerator.gather(self.accelerator.pad_across_processes(table, pad_index=-2))
-        table = table[table[:, 0] > -2]
-        columns = table[:, :-1].long().cpu().numpy().T
+        columns = table[:, :-1].long().numpy().T
         best = max(columns, key=lambda column: ndcg_at_k(column, k=10))
         metrics = {
             f"{metric_key_prefix}_ndcg@10": ndcg_at_k(best, k=10),
@@ -243,6 +234,30 @@ class GenRecTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _of_all_users(self, rows: Any, name: str, values_of: Any, *, width: int) -> torch.Tensor:
+        """
+        What a function of batches says of each row, `(num_rows, width)` in float64: processes take batches in turn,
+        and each of them gets all values.
+        """
+        mine = batches_in_turn(len(rows), self.args.per_device_eval_batch_size, self.accelerator)
+        loader = DataLoader(
+            rows,
+            batch_sampler=mine,  # type: ignore[arg-type]
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),  # evaluating must not change the random numbers of training
+        )
+        table = torch.zeros(len(rows), width, dtype=torch.float64)
+        hidden = self.args.disable_tqdm or not self.is_world_process_zero()  # and, as `None` means, no terminal
+        bar = tqdm(loader, desc=name, leave=False, disable=hidden or None)
+        for numbers, batch in zip(mine, bar, strict=True):
+            table[numbers.start : numbers.stop] = values_of(batch=self._prepare_inputs(batch)).cpu().double()
+        if self.accelerator.num_processes > 1:  # the rows of others are zeros, so the sum is exact
+            table = self.accelerator.reduce(table.to(self.accelerator.device), "sum").cpu()
+        return table
+
+
+_WEIGHING_BEAMS = 50
 
 
 def _has_two_heads(model: Any) -> bool:
@@ -276,15 +291,19 @@ class Stopwatch(TrainerCallback):
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def read(self) -> dict[str, float]:
-        """What was spent so far: `minutes` by the clock and `cpu_minutes`."""
+        """What was spent so far: `minutes` by the clock and `cpu_minutes`, of all processes, which ask together."""
         spent = {"minutes": time.perf_counter() - self._start, "cpu_minutes": time.process_time() - self._cpu_start}
+        if torch.distributed.is_initialized():
+            seconds: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(seconds, spent["cpu_minutes"])
+            spent["cpu_minutes"] = sum(seconds)
         return {name: round(self._earlier[name] + seconds / 60, 3) for name, seconds in spent.items()}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the minutes in the checkpoint that was just written."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder, spent = Path(args.output_dir) / f"checkpoint-{state.global_step}", self.read()
         if state.is_world_process_zero and folder.is_dir():
-            (folder / TIME_NAME).write_text(json.dumps(self.read()) + "\n", encoding="utf-8")
+            (folder / TIME_NAME).write_text(json.dumps(spent) + "\n", encoding="utf-8")
 
 
 def validation_rows(

@@ -51,8 +51,13 @@ def choose_dense_weight(
     """
     options: dict[str, Any] = {"num_beams": num_beams, "latent_aggregation": latent_aggregation}
     parts = [ranks_by_weight(model, batch, leaves_out=leaves_out, **options) for batch in batches]
-    ranks = torch.cat(parts).cpu().numpy()
-    return {weight: ndcg_at_k(ranks[:, place], k=10) for place, weight in enumerate(DENSE_WEIGHTS)}
+    return figures_by_weight(torch.cat(parts))
+
+
+def figures_by_weight(ranks: torch.Tensor) -> dict[float, float]:
+    """The ndcg@10 by each weight. Args: ranks of all users, see [`ranks_by_weight`]."""
+    columns = ranks.long().cpu().numpy()
+    return {weight: ndcg_at_k(columns[:, place], k=10) for place, weight in enumerate(DENSE_WEIGHTS)}
 
 
 def ranks_by_weight(

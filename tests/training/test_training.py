@@ -95,17 +95,6 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert batches(0, 4) != batches(1, 4)
 
 
-@pytest.mark.parametrize("num_replicas", [2, 3, 8])
-def test_processes_get_equally_many_batches_and_leave_no_row_out(num_replicas):
-    sampler = TargetBatchSampler([1] * 7, [1] * 7, targets_per_batch=2, seed=0, num_replicas=num_replicas)
-
-    batches = list(sampler)
-
-    assert len(batches) == len(sampler)
-    assert len(batches) % num_replicas == 0
-    assert {row for batch in batches for row in batch} == set(range(7))
-
-
 def test_no_rows_and_empty_batches_are_refused():
     with pytest.raises(ValueError, match="There are no training rows"):
         TargetBatchSampler([], [], targets_per_batch=3, seed=0)
