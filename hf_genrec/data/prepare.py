@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -24,13 +26,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hf_genrec.data import steps
+from hf_genrec.data.engines import DuckDB, Engine
 from hf_genrec.data.fingerprint import fingerprint_of, times_fingerprint_of
 from hf_genrec.data.item_readers import read_items
 from hf_genrec.data.items import default_fields
-from hf_genrec.data.prepared import FORMAT_VERSION, PreparedDataset, repeat_rate, replaced_folder
+from hf_genrec.data.prepared import FORMAT_VERSION, PreparedDataset, replaced_folder
 from hf_genrec.data.protocols import PROTOCOLS, Protocol
 from hf_genrec.data.readers import ReadTable, read_interactions, read_sequences
-from hf_genrec.data.splits import COLD_NAME, write_split
+from hf_genrec.data.split_writer import SplitSizes, write_splits
+from hf_genrec.data.splits import COLD_NAME
 from hf_genrec.data.tables import Source, owner_of
 from hf_genrec.data.text_files import DELIMITERS, OnError, first_names, format_of
 from hf_genrec.files import first_five
@@ -146,16 +150,17 @@ def prepare(
     reading: dict[str, Any] = {"on_error": on_error, "allow_huge": allow_huge}
     columns: dict[str, Any] = {"user": user, "item": item, "timestamp": timestamp, "rating": rating}
     columns |= {"delimiter": delimiter, "date_format": date_format}
-    with replaced_folder(output_dir, marker="dataset.json", overwrite=overwrite) as folder:
+    with replaced_folder(output_dir, marker="dataset.json", overwrite=overwrite) as folder, _engine(folder) as engine:
         if interactions is not None:
             log = read_interactions(interactions, **columns, **reading)
         else:
             log = read_sequences(sequences or "", **reading)
-        only = None if keep_all_items else set(pc.unique(log.table["item_id"]).to_pylist())
+        _load(engine, log.table)
+        only = None if keep_all_items else set(steps.used_items(engine).to_pylist())
         catalog = read_items(items, item=items_id, title=title, **texts, only=only, delimiter=delimiter, **reading)
-        filtered = _filter(log.table, catalog.table, rules, min_rating=min_rating, missing_text=missing_text)
+        filtered = _filter(engine, catalog.table, rules, min_rating=min_rating, missing_text=missing_text)
         _check_texts(catalog.table, filtered, fields, keep_all_items=keep_all_items, missing_text=missing_text)
-        _write_items(folder, catalog.table, filtered, keep_all_items=keep_all_items, missing_text=missing_text)
+        _write_items(folder, catalog.table, engine, keep_all_items=keep_all_items, missing_text=missing_text)
         options: dict[str, Any] = {"min_rating": min_rating, "missing_text": missing_text, "on_error": on_error}
         options |= {"text_fields": list(fields), "keep_all_items": keep_all_items}
         metadata = {
@@ -176,6 +181,31 @@ def prepare(
     return PreparedDataset.load(output_dir)
 
 
+@contextmanager
+def _engine(folder: Path) -> Iterator[DuckDB]:
+    """The engine; what exceeds its memory lies in the folder that is written, until the block ends."""
+    temporary = folder / "engine"
+    engine = DuckDB(temporary)
+    try:
+        yield engine
+    finally:
+        engine.close()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _load(engine: Engine, log: pa.Table) -> None:
+    """Hands the rows that were read to the engine; behind them, ids in the order in which the source names them."""
+    log = log.unify_dictionaries()
+    rows = log.append_column("position", pa.array(np.arange(log.num_rows)))
+    parts = [rows.append_column("is_good", pa.array(np.ones(log.num_rows, dtype=bool)))]
+    for name in ("user_id", "item_id"):
+        ids = log[name].chunk(0).dictionary if log[name].num_chunks else pa.array([], pa.large_string())
+        positions = pa.array(np.arange(len(ids)) - len(ids))
+        parts.append(pa.table({name: ids.dictionary_encode(), "position": positions, "is_good": [False] * len(ids)}))
+    engine.load("source_rows", pa.concat_tables(parts, promote_options="default").to_reader())
+    steps.number_ids(engine)
+
+
 def _check_formats(
     interactions: Any, items: Any, timestamp: str | None, *, delimiter: str | None, date_format: str | None
 ) -> None:
@@ -189,15 +219,14 @@ def _check_formats(
 
 @dataclass
 class _Filtered:
-    """The interactions that are left, users together and oldest first, and how it came to that."""
+    """How the log in an engine came to what is left of it."""
 
-    table: pa.Table
+    engine: Engine
     steps: list[dict[str, Any]]
     skipped: dict[str, Any]
 
-    def record(self, step: str, table: pa.Table) -> None:
-        self.table = table
-        self.steps.append({"step": step, **steps.statistics_of(table)})
+    def record(self, step: str) -> None:
+        self.steps.append({"step": step, **steps.statistics_of(self.engine)})
         shown = "%s: %d users, %d items, %d interactions, %.2f per user, density %.5f"
         logger.info(shown, *self.steps[-1].values())
 
@@ -225,44 +254,47 @@ def _skips(read: ReadTable, what: str) -> dict[str, Any]:
 
 
 def _filter(
-    log: pa.Table, catalog: pa.Table, rules: Protocol, *, min_rating: float | None, missing_text: MissingText
+    engine: Engine, catalog: pa.Table, rules: Protocol, *, min_rating: float | None, missing_text: MissingText
 ) -> _Filtered:
-    filtered = _Filtered(log, [], {"textless_items": 0, "textless_interactions": 0, "users_without_evaluation": 0})
-    filtered.record("read", log)
-    with_text = catalog.filter(pc.not_equal(catalog["text"], ""))["item_id"]
+    filtered = _Filtered(engine, [], {"textless_items": 0, "textless_interactions": 0, "users_without_evaluation": 0})
+    filtered.record("read")
     if missing_text == "drop":
-        has_text = pc.is_in(log["item_id"], value_set=with_text.cast(pa.large_string()))
-        filtered.record("text-less items dropped", filtered.table.filter(has_text))
+        steps.keep_items(engine, _with_text(catalog))
+        filtered.record("text-less items dropped")
         before, after = filtered.steps
         filtered.skipped["textless_items"] = before["num_items"] - after["num_items"]
         filtered.skipped["textless_interactions"] = before["num_interactions"] - after["num_interactions"]
     if min_rating is not None:
-        enough = pc.greater_equal(filtered.table["rating"], min_rating)
-        filtered.record(f"rated at least {min_rating:g}", filtered.table.filter(enough))
-    filtered.table = steps.sort_by_time(filtered.table)
-    _warn_of_duplicates(filtered.table, rules)
+        steps.keep_rated(engine, min_rating)
+        filtered.record(f"rated at least {min_rating:g}")
+    _warn_of_duplicates(engine, rules)
     if rules.deduplicate:
-        filtered.record("repeated pairs dropped", steps.deduplicate(filtered.table))
+        steps.deduplicate(engine)
+        filtered.record("repeated pairs dropped")
     if rules.k_core:
-        filtered.record(f"{rules.k_core}-core", steps.k_core(filtered.table, rules.k_core))
+        steps.k_core(engine, rules.k_core)
+        filtered.record(f"{rules.k_core}-core")
     if rules.min_history:
-        filtered.record(
-            f"histories of at least {rules.min_history}", steps.drop_short_histories(filtered.table, rules.min_history)
-        )
-    if not filtered.table.num_rows:
+        steps.drop_short_histories(engine, rules.min_history)
+        filtered.record(f"histories of at least {rules.min_history}")
+    if not filtered.statistics["num_interactions"]:
         raise ValueError(f"No interaction is left after the step {filtered.steps[-1]['step']!r}; ask for less.")
     return filtered
 
 
-def _warn_of_duplicates(table: pa.Table, rules: Protocol) -> None:
+def _warn_of_duplicates(engine: Engine, rules: Protocol) -> None:
     """A row that is there twice makes a target equal to the item before it."""
-    number = 0 if rules.deduplicate else steps.count_duplicates(table)
+    number = 0 if rules.deduplicate else steps.count_duplicates(engine)
     if number:
         logger.warning(
             "%d interactions are there before, with the same user, item and time. They are kept, so a target may be "
             "the item before it; `deduplicate` (--deduplicate) keeps the earliest interaction of a user with an item.",
             number,
         )
+
+
+def _with_text(catalog: pa.Table) -> pa.ChunkedArray:
+    return catalog.filter(pc.not_equal(catalog["text"], ""))["item_id"]
 
 
 def _check_texts(
@@ -274,11 +306,13 @@ def _check_texts(
     missing_text: MissingText,
 ) -> None:
     """Counts the items that belong into the catalog and have no text; raises if there must be none."""
-    wanted = pc.unique(filtered.table["item_id"]).cast(pa.string())
+    textless = steps.used_items(filtered.engine)
+    textless = textless.filter(pc.invert(pc.is_in(textless, value_set=_with_text(catalog))))
+    if len(textless):
+        textless = steps.in_order_of_appearance(filtered.engine, textless)
     if keep_all_items:
-        wanted = pc.unique(pa.chunked_array([wanted, *catalog["item_id"].chunks]))
-    with_text = catalog.filter(pc.not_equal(catalog["text"], ""))["item_id"]
-    textless = wanted.filter(pc.invert(pc.is_in(wanted, value_set=with_text)))
+        others = catalog.filter(pc.equal(catalog["text"], ""))["item_id"]
+        textless = pc.unique(pa.chunked_array([textless, *others.chunks]))
     if len(textless) and missing_text == "error":
         raise ValueError(
             f"{len(textless)} items have no metadata or an empty text: {first_five(textless)}. Texts are made of "
@@ -292,16 +326,17 @@ def _check_texts(
 
 
 def _write_items(
-    folder: Path, catalog: pa.Table, filtered: _Filtered, *, keep_all_items: bool, missing_text: MissingText
+    folder: Path, catalog: pa.Table, engine: Engine, *, keep_all_items: bool, missing_text: MissingText
 ) -> None:
     """The catalog: the items table's order, items without metadata behind it in order of first appearance."""
-    used = pc.unique(filtered.table["item_id"]).cast(pa.string())
+    used = steps.used_items(engine)
     if not keep_all_items:
         catalog = catalog.filter(pc.is_in(catalog["item_id"], value_set=used))
     elif missing_text != "keep":
         catalog = catalog.filter(pc.not_equal(catalog["text"], ""))
     absent = used.filter(pc.invert(pc.is_in(used, value_set=catalog["item_id"])))
     if len(absent):
+        absent = steps.in_order_of_appearance(engine, absent)
         empty = pa.array([""] * len(absent), pa.string())
         added = pa.table({"item_id": absent, "title": empty, "text": empty})
         catalog = pa.concat_tables([catalog, added], promote_options="default")
@@ -312,73 +347,50 @@ def _write_items(
 
 
 def _write_splits(folder: Path, filtered: _Filtered, cold_items: float) -> dict[str, Any]:
-    """Leave-last-out over the sorted table; returns the statistics, steps and sizes for `dataset.json`."""
-    table = filtered.table.combine_chunks()
-    users = table["user_id"].combine_chunks()
-    codes = users.indices.to_numpy()
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    lengths = np.diff(starts, append=len(codes))
-    last = starts + lengths - 1
-    evaluated = lengths >= 3
-    train_lengths = np.where(evaluated, lengths - 2, lengths)
-    is_cold = _hold_out(folder, table, cold_items)
-    warm_before = np.append(0, np.cumsum(~is_cold))
-    warm_starts = warm_before[starts]
-    warm_lengths = warm_before[starts + train_lengths] - warm_starts
-    trained = np.flatnonzero(warm_lengths)
-    rows = {
-        "train": (trained, table.filter(pa.array(~is_cold)), warm_starts, warm_starts + warm_lengths - 1),
-        "validation": (np.flatnonzero(evaluated), table, starts, last - 1),
-        "test": (np.flatnonzero(evaluated), table, starts, last),
-    }
-    for split, (kept, source, begins, ends) in rows.items():
-        write_split(
-            folder / f"{split}.parquet",
-            user_ids=users.take(pa.array(starts[kept])),
-            item_ids=source["item_id"].combine_chunks(),
-            timestamps=source["timestamp"].combine_chunks(),
-            starts=begins[kept],
-            ends=ends[kept],
+    """Writes the splits; returns the statistics, steps and sizes for `dataset.json`."""
+    engine = filtered.engine
+    item_ids = steps.all_items(engine)
+    is_cold = _hold_out(folder, engine, item_ids, cold_items)
+    rows, users = steps.sorted_rows(engine), steps.sorted_users(engine)
+    sizes = write_splits(folder, rows, user_ids=users, item_ids=item_ids, is_cold=is_cold)
+    filtered.skipped["users_without_evaluation"] = sizes.users_without_evaluation
+    if sizes.users_without_evaluation:
+        logger.warning(
+            "%d users have fewer than three interactions and are only trained on.", sizes.users_without_evaluation
         )
-    filtered.skipped["users_without_evaluation"] = int((~evaluated).sum())
-    if not evaluated.all():
-        logger.warning("%d users have fewer than three interactions and are only trained on.", (~evaluated).sum())
-    held_out = None
-    if is_cold.any():
-        held_out = _count_cold(table, cold_items, is_cold, train_lengths - warm_lengths)
-        held_out["num_users_without_training"] = len(starts) - len(trained)
-        held_out["num_validation_targets"] = int(is_cold[(last - 1)[evaluated]].sum())
-        held_out["num_test_targets"] = int(is_cold[last[evaluated]].sum())
     return {
         "statistics": filtered.statistics,
         "steps": filtered.steps,
-        "splits": {split: len(kept) for split, (kept, *_) in rows.items()},
-        "num_train_targets": int(np.maximum(warm_lengths - 1, 0).sum()),
-        "repeat_rate": repeat_rate(folder / "train.parquet"),
-        "cold_items": held_out,
+        "splits": sizes.num_rows,
+        "num_train_targets": sizes.num_train_targets,
+        "repeat_rate": sizes.num_repeats / max(1, sizes.num_train_targets),
+        "cold_items": _count_cold(engine, cold_items, int(is_cold.sum()), sizes) if is_cold.any() else None,
     }
 
 
-def _hold_out(folder: Path, table: pa.Table, share: float) -> np.ndarray:
-    """Which rows are about items held out of training; the items are written down."""
+def _hold_out(folder: Path, engine: Engine, item_ids: pa.Array, share: float) -> np.ndarray:
+    """Which items, by number, are held out of training; they are written down."""
     if not share:
-        return np.zeros(table.num_rows, dtype=bool)
-    cold = steps.newest_items(table, share)
+        return np.zeros(len(item_ids), dtype=bool)
+    cold = steps.newest_items(engine, share)
     pq.write_table(pa.table({"item_id": cold}), folder / COLD_NAME, write_page_checksum=True)
-    return pc.is_in(table["item_id"], value_set=cold.cast(pa.large_string())).to_numpy()
+    return pc.is_in(item_ids, value_set=cold.cast(pa.large_string())).to_numpy(zero_copy_only=False)
 
 
-def _count_cold(table: pa.Table, share: float, is_cold: np.ndarray, num_removed: np.ndarray) -> dict[str, Any]:
-    """What `dataset.json` says about items held out; `num_removed` is how much each user's training part lost."""
-    has_times = table["timestamp"].null_count < table.num_rows
+def _count_cold(engine: Engine, share: float, num_items: int, sizes: SplitSizes) -> dict[str, Any]:
+    """What `dataset.json` says about items held out."""
+    has_times = steps.has_times(engine)
     if not has_times:
         logger.warning("The log has no times: the newest items are those that come latest in all histories.")
     return {
         "share": share,
         "newest_by": "time" if has_times else "place in the histories",
-        "num_items": steps.statistics_of(table.filter(pa.array(is_cold)))["num_items"],
-        "num_train_interactions": int(num_removed.sum()),
-        "num_train_users": int((num_removed > 0).sum()),
+        "num_items": num_items,
+        "num_train_interactions": sizes.num_cold_interactions,
+        "num_train_users": sizes.num_cold_users,
+        "num_users_without_training": sizes.users_without_training,
+        "num_validation_targets": sizes.num_cold_targets["validation"],
+        "num_test_targets": sizes.num_cold_targets["test"],
     }
 
 

@@ -2,7 +2,7 @@
 The rows of a split: one per user, with `user_id`, `history` (item ids, oldest first), `target`, `timestamp` (of the
 target) and `timestamps` (of the history's items).
 
-How they are written, and how they are read as flat arrays: a user's *sequence* is the history, then the target.
+How they are read as flat arrays (`split_writer.py` writes them): a user's *sequence* is the history, then the target.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from hf_genrec.files import read_table
 
@@ -31,7 +30,7 @@ SPLIT_SCHEMA = pa.schema(
 )
 NAMED_COLUMNS = ("user_id", "history", "target", "timestamp")  # those of format 1, which the fingerprint names
 COLD_NAME = "cold_items.parquet"
-ROWS_AT_ONCE = 50_000  # users per row group: keeps string offsets far below 32 bits
+ROWS_AT_ONCE = 50_000  # users that are read at a time: keeps string offsets far below 32 bits
 
 
 def split_files(folder: str | os.PathLike[str], name: str) -> list[Path]:
@@ -50,43 +49,6 @@ def split_files(folder: str | os.PathLike[str], name: str) -> list[Path]:
 def read_split(folder: str | os.PathLike[str], name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of a split, from its file or shards. Args: see [`split_files`]; the columns, all by default."""
     return pa.concat_tables([read_table(path, columns) for path in split_files(folder, name)])
-
-
-def write_split(
-    path: str | os.PathLike[str],
-    *,
-    user_ids: pa.Array,
-    item_ids: pa.Array,
-    timestamps: pa.Array,
-    starts: np.ndarray,
-    ends: np.ndarray,
-) -> None:
-    """
-    Writes one split: the history of row `i` is `item_ids[starts[i]:ends[i]]`, its target `item_ids[ends[i]]`. Without
-    any times `timestamps` of a row is null.
-
-    Args: the Parquet file; `user_ids`, `starts` and `ends` have an entry per row, `item_ids` (strings, maybe
-    dictionary-encoded) and `timestamps` (int64, milliseconds or null) one per interaction.
-    """
-    has_times = timestamps.null_count < len(timestamps)
-    with pq.ParquetWriter(path, SPLIT_SCHEMA, write_page_checksum=True) as writer:
-        for first in range(0, max(len(starts), 1), ROWS_AT_ONCE):
-            rows = slice(first, first + ROWS_AT_ONCE)
-            lengths = ends[rows] - starts[rows]
-            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-            # Histories overlap between splits and lie apart where items are held out, so they are gathered one by one:
-            # place `p` of the flat result belongs to the row whose `offsets` enclose it, at `starts + (p - offset)`.
-            positions = np.arange(offsets[-1]) + np.repeat(starts[rows] - offsets[:-1], lengths)
-            places, targets = pa.array(positions), pa.array(ends[rows])
-            times = pa.ListArray.from_arrays(offsets, timestamps.take(places))
-            columns = [
-                user_ids.slice(first, ROWS_AT_ONCE).cast(pa.string()),
-                pa.ListArray.from_arrays(offsets, item_ids.take(places).cast(pa.string())),
-                item_ids.take(targets).cast(pa.string()),
-                timestamps.take(targets),
-                times if has_times else pa.nulls(len(times), times.type),
-            ]
-            writer.write_table(pa.table(columns, schema=SPLIT_SCHEMA))
 
 
 def flat_sequences(split: pa.Table, item_ids: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,127 +1,228 @@
 """
-The steps between a log and its splits: order, de-duplication, k-core, minimum history, newest items, and counting.
+The steps between a log and its splits, as SQL: numbering, counting, filters, order.
 
-A table of interactions has the columns `user_id`, `item_id` (strings, possibly dictionary-encoded) and `timestamp`
-(int64, milliseconds since the epoch, or null throughout). Every step takes one and returns a new one.
+Every step reads and replaces the table `log` of an engine (see `engines.py`): `user_number` and `item_number`
+(integers in order of first appearance; the tables `users` and `items` say what their ids are), `timestamp`
+(milliseconds since the epoch, or null throughout), `position` (the row's place in the source) and maybe `rating`. The
+order of a user's interactions is that of their times, and of their positions where these are equal or missing.
+
+The statements are standard SQL, so that every engine runs the same.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
+from collections.abc import Iterator
+from typing import Any
+
 import pyarrow as pa
 
+from hf_genrec.data.engines import Engine
 
-def statistics_of(interactions: pa.Table) -> dict[str, int | float]:
-    """
-    Distinct users and items, rows, rows per user, and rows per possible pair of user and item.
 
-    Args: a table with the columns `user_id` and `item_id`.
+_ORDER = "user_number, timestamp, position"
+
+
+def number_ids(engine: Engine) -> None:
     """
-    num_users, num_items = (
-        int((np.bincount(_codes(interactions, name)) > 0).sum()) for name in ("user_id", "item_id")
+    Makes `users`, `items` and `log` of the table `source_rows`, which goes.
+
+    Its columns are `user_id`, `item_id` (strings), `timestamp`, `position`, `is_good` (whether the row counts; an id
+    appears in the others, too) and maybe `rating`. Args: the engine.
+    """
+    for name in ("user", "item"):
+        engine.create(
+            f"{name}s",
+            f"SELECT {name}_id, CAST(row_number() OVER (ORDER BY first_position) - 1 AS INTEGER) AS {name}_number "
+            f"FROM (SELECT {name}_id, min(position) AS first_position FROM source_rows GROUP BY {name}_id) AS seen "
+            f"WHERE {name}_id IS NOT NULL",
+        )
+    rating = ", rating" if "rating" in engine.columns("source_rows") else ""
+    engine.create(
+        "log",
+        f"SELECT user_number, item_number, timestamp, position{rating} FROM source_rows "
+        "JOIN users ON users.user_id = source_rows.user_id JOIN items ON items.item_id = source_rows.item_id "
+        "WHERE is_good",
     )
-    num_rows = interactions.num_rows
-    sizes = {"num_users": num_users, "num_items": num_items, "num_interactions": num_rows}
+    engine.drop("source_rows")
+
+
+def statistics_of(engine: Engine) -> dict[str, int | float]:
+    """
+    Distinct users and items, rows, rows per user, and rows per possible pair of user and item. Args: the engine.
+    """
+    sizes = _row(
+        engine,
+        "SELECT count(DISTINCT user_number) AS num_users, count(DISTINCT item_number) AS num_items, "
+        "count(*) AS num_interactions FROM log",
+    )
+    num_users, num_items, num_rows = sizes.values()
     return sizes | {"mean_length": num_rows / max(num_users, 1), "density": num_rows / max(num_users * num_items, 1)}
 
 
-def sort_by_time(interactions: pa.Table) -> pa.Table:
-    """
-    Puts each user's interactions together, oldest first; users stand in order of first appearance. Equal (or no) times
-    keep their order. Args: a table of interactions.
-    """
-    keys = [_codes(interactions, "user_id")]
-    if interactions["timestamp"].null_count < interactions.num_rows:
-        keys.insert(0, interactions["timestamp"].to_numpy())
-    return interactions.take(pa.array(np.lexsort(keys)))
+def keep_items(engine: Engine, item_ids: pa.Array) -> None:
+    """Drops interactions with all other items. Args: the engine, and ids, each once."""
+    _load_ids(engine, item_ids)
+    engine.create("log", "SELECT log.* FROM log JOIN chosen ON chosen.item_number = log.item_number")
+    engine.drop("chosen")
 
 
-def count_duplicates(interactions: pa.Table) -> int:
-    """
-    Rows that repeat an earlier one in user, item and time; 0 for a log without times. Args: a table of interactions.
-    """
-    if interactions["timestamp"].null_count:
+def keep_rated(engine: Engine, least: float) -> None:
+    """Drops interactions rated lower; the ratings go. Args: the engine, and the least rating."""
+    names = ", ".join(name for name in engine.columns("log") if name != "rating")
+    engine.create("log", f"SELECT {names} FROM log WHERE rating >= CAST('{float(least)!r}' AS DOUBLE)")
+
+
+def has_times(engine: Engine) -> bool:
+    """Whether the log has times. Args: the engine."""
+    return _row(engine, "SELECT count(timestamp) AS number FROM log")["number"] > 0
+
+
+def count_duplicates(engine: Engine) -> int:
+    """Rows that repeat another one in user, item and time; 0 for a log without times. Args: the engine."""
+    if not has_times(engine):
         return 0
-    keys = {name: _codes(interactions, name) for name in ("user_id", "item_id")}
-    return int(pd.DataFrame(keys | {"timestamp": interactions["timestamp"].to_numpy()}).duplicated().sum())
+    distinct = "SELECT DISTINCT user_number, item_number, timestamp FROM log"
+    return _row(engine, f"SELECT (SELECT count(*) FROM log) - (SELECT count(*) FROM ({distinct}) AS pairs) AS number")[
+        "number"
+    ]
 
 
-def deduplicate(interactions: pa.Table) -> pa.Table:
-    """Keeps the first row of every pair of user and item. Args: a table of interactions, in order of time."""
-    items = _codes(interactions, "item_id")
-    pairs = _codes(interactions, "user_id").astype(np.int64) * (int(items.max(initial=0)) + 1) + items
-    first_rows = np.unique(pairs, return_index=True)[1]
-    return interactions.take(pa.array(np.sort(first_rows)))
+def deduplicate(engine: Engine) -> None:
+    """Keeps the earliest row of every pair of user and item. Args: the engine."""
+    names = ", ".join(engine.columns("log"))
+    engine.create(
+        "log",
+        f"SELECT {names} FROM (SELECT {names}, row_number() OVER (PARTITION BY user_number, item_number "
+        "ORDER BY timestamp, position) AS repetition FROM log) AS numbered WHERE repetition = 1",
+    )
 
 
-def k_core(interactions: pa.Table, k: int) -> pa.Table:
+def k_core(engine: Engine, k: int) -> None:
     """
-    Drops users and items with fewer than `k` interactions until none is left to drop; rows keep their order.
+    Drops users and items with fewer than `k` interactions until none is left to drop.
 
-    Args: a table of interactions; with a `k` of 0 or 1 nothing is dropped.
+    Args: the engine, and the least number; with 0 or 1 nothing is dropped.
     """
     if k < 0:
         raise ValueError(f"`k` must be at least 0, got {k}.")
-    rows = np.arange(interactions.num_rows)
-    users, items = _codes(interactions, "user_id"), _codes(interactions, "item_id")
-    while True:
-        kept = (np.bincount(users)[users] >= k) & (np.bincount(items)[items] >= k)
-        if kept.all():
-            return interactions.take(pa.array(rows))
-        rows, users, items = rows[kept], users[kept], items[kept]
+    while _drop_rare(engine, k):
+        pass
 
 
-def drop_short_histories(interactions: pa.Table, min_history: int) -> pa.Table:
-    """
-    Drops users with fewer than `min_history` items before their last one. Args: a table of interactions; the least.
-    """
+def drop_short_histories(engine: Engine, min_history: int) -> None:
+    """Drops users with fewer than `min_history` items before their last one. Args: the engine, and the least."""
     if min_history < 0:
         raise ValueError(f"`min_history` must be at least 0, got {min_history}.")
-    users = _codes(interactions, "user_id")
-    return interactions.filter(pa.array(np.bincount(users)[users] > min_history))
+    _drop_rare(engine, min_history + 1, names=("user",))
 
 
-def newest_items(interactions: pa.Table, share: float) -> pa.Array:
+def newest_items(engine: Engine, share: float) -> pa.Array:
     """
     Ids of the items that appeared in a log last, the newest of all last.
 
     An item is as old as its first interaction. In a log without times its age is its earliest place: the least number
     of items that any user took before it. Of equally old items the one that the log names first is older.
 
-    Args: what [`sort_by_time`] returned, and the share of the items; their number is rounded, and may not be 0 or all.
+    Args: the engine, and the share of the items; their number is rounded, and may not be 0 or all.
     """
     if not 0 < share < 1:
         raise ValueError(f"`share` must lie between 0 and 1, got {share}.")
-    dictionary = _encoded(interactions["item_id"]).dictionary
-    ages, items = _ages(interactions), _codes(interactions, "item_id")
-    first = np.full(len(dictionary), np.iinfo(np.int64).max)
-    np.minimum.at(first, items, ages)
-    present = np.unique(items)  # a filter leaves items in the dictionary that have no row any more
-    number = round(share * len(present))
-    if not 0 < number < len(present):
-        raise ValueError(f"`share` must leave items on both sides: {share:g} of {len(present)} items are {number}.")
-    order = present[np.lexsort((present, first[present]))]
-    return dictionary.take(pa.array(order[-number:])).cast(pa.string())
+    num_items = statistics_of(engine)["num_items"]
+    number = round(share * num_items)
+    if not 0 < number < num_items:
+        raise ValueError(f"`share` must leave items on both sides: {share:g} of {num_items} items are {number}.")
+    ages = "SELECT item_number, timestamp AS age FROM log"
+    if not has_times(engine):
+        ages = "SELECT item_number, row_number() OVER (PARTITION BY user_number ORDER BY position) AS age FROM log"
+    oldest = f"SELECT item_number, min(age) AS age FROM ({ages}) AS aged GROUP BY item_number"
+    ordered = engine.table(
+        f"SELECT item_id FROM items JOIN ({oldest}) AS oldest ON oldest.item_number = items.item_number "
+        "ORDER BY age, items.item_number"
+    )
+    return _ids(ordered.slice(num_items - number)["item_id"])
 
 
-def _ages(interactions: pa.Table) -> np.ndarray:
-    """The time of each row, or without times the number of rows of its user before it."""
-    if interactions["timestamp"].null_count < interactions.num_rows:
-        return interactions["timestamp"].to_numpy()
-    users = _codes(interactions, "user_id")
-    starts = np.flatnonzero(np.diff(users, prepend=-1))
-    return np.arange(len(users)) - np.repeat(starts, np.diff(starts, append=len(users)))
+def used_items(engine: Engine) -> pa.Array:
+    """Ids of the items that have an interaction, in the order of their numbers. Args: the engine."""
+    used = "SELECT DISTINCT item_number FROM log"
+    return _ids(
+        engine.table(
+            f"SELECT item_id FROM items JOIN ({used}) AS used ON used.item_number = items.item_number "
+            "ORDER BY items.item_number"
+        )["item_id"]
+    )
 
 
-def _codes(interactions: pa.Table, name: str) -> np.ndarray:
-    """A column of ids as integers, numbered in order of first appearance."""
-    return _encoded(interactions[name]).indices.to_numpy()
+def in_order_of_appearance(engine: Engine, item_ids: pa.Array) -> pa.Array:
+    """
+    Those of some items that have an interaction, as they come in the histories of one user after the other.
+
+    Args: the engine, and ids, each once; few, as each is looked for in the whole log.
+    """
+    _load_ids(engine, item_ids)
+    numbered = (
+        f"SELECT item_id, {_ORDER}, row_number() OVER (PARTITION BY log.item_number ORDER BY {_ORDER}) AS repetition "
+        "FROM log JOIN chosen ON chosen.item_number = log.item_number"
+    )
+    found = engine.table(f"SELECT item_id FROM ({numbered}) AS numbered WHERE repetition = 1 ORDER BY {_ORDER}")
+    engine.drop("chosen")
+    return _ids(found["item_id"])
 
 
-def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    if not len(column):  # `combine_chunks` has no dictionary then
-        return pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], column.type.value_type))
-    return column.unify_dictionaries().combine_chunks()
+def all_items(engine: Engine) -> pa.Array:
+    """Ids of all items; the place of an id is its number. Args: the engine."""
+    return (
+        engine.table("SELECT item_id FROM items ORDER BY item_number")["item_id"]
+        .cast(pa.large_string())
+        .combine_chunks()
+    )
+
+
+def sorted_rows(engine: Engine) -> Iterator[pa.RecordBatch]:
+    """
+    The log, users in order of first appearance, each with all interactions together and oldest first.
+
+    Args: the engine. Columns are `user_number`, `item_number` and `timestamp`.
+    """
+    return engine.batches(f"SELECT user_number, item_number, timestamp FROM log ORDER BY {_ORDER}")
+
+
+def sorted_users(engine: Engine) -> Iterator[pa.RecordBatch]:
+    """The users in the order of [`sorted_rows`], each once; the column is `user_id`. Args: the engine."""
+    used = "SELECT DISTINCT user_number FROM log"
+    return engine.batches(
+        f"SELECT user_id FROM users JOIN ({used}) AS used ON used.user_number = users.user_number "
+        "ORDER BY users.user_number"
+    )
+
+
+def _drop_rare(engine: Engine, least: int, names: tuple[str, ...] = ("user", "item")) -> bool:
+    """Drops the users and items with fewer rows; whether there were any."""
+    for name in names:
+        counts = f"SELECT {name}_number FROM log GROUP BY {name}_number HAVING count(*) < {least}"
+        engine.create(f"rare_{name}s", counts)
+    number = sum(_row(engine, f"SELECT count(*) AS number FROM rare_{name}s")["number"] for name in names)
+    if number:
+        # The rare ones are few, so what is looked up in them is quick; rows are written only where some leave.
+        missing = (
+            f"NOT EXISTS (SELECT 1 FROM rare_{name}s WHERE rare_{name}s.{name}_number = log.{name}_number)"
+            for name in names
+        )
+        engine.create("log", f"SELECT * FROM log WHERE {' AND '.join(missing)}")
+    engine.drop(*(f"rare_{name}s" for name in names))
+    return number > 0
+
+
+def _load_ids(engine: Engine, item_ids: pa.Array) -> None:
+    """The table `chosen` of items: `item_number`, `item_id`; ids that the log does not have are left out."""
+    engine.load("wanted", pa.table({"wanted_id": item_ids}).to_reader())
+    engine.create("chosen", "SELECT item_number, item_id FROM items JOIN wanted ON wanted_id = item_id")
+    engine.drop("wanted")
+
+
+def _row(engine: Engine, query: str) -> dict[str, Any]:
+    return {name: int(value) for name, value in engine.table(query).to_pylist()[0].items()}
+
+
+def _ids(column: pa.ChunkedArray) -> pa.Array:
+    return column.cast(pa.string()).combine_chunks()

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from hf_genrec.cli.main import app
 from hf_genrec.cli.tables import preparation_notes
+from hf_genrec.data import steps
 from hf_genrec.data.checks import check_trained_on
+from hf_genrec.data.engines import DuckDB
 from hf_genrec.data.prepare import prepare
 from hf_genrec.data.prepared import PreparedDataset
-from hf_genrec.data.steps import newest_items, sort_by_time
 from hf_genrec.evaluation.record import evaluation_run, read_training
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.tokenizers.folder import load_tokenized, tokenize_items
@@ -40,47 +41,54 @@ def rows_of(prepared, split):
     return [(row["user_id"], "".join(row["history"]), row["target"]) for row in prepared.split(split)]
 
 
-def log_of(rows, *, times=True):
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    engine = DuckDB(tmp_path_factory.mktemp("engine"))
+    yield engine
+    engine.close()
+
+
+def newest(engine, rows, share, *, times=None, num_rows=None):
+    """The newest items of a log, of which only the first rows count."""
     users, items = zip(*rows, strict=True)
-    clock = range(len(rows)) if times else [None] * len(rows)
-    return sort_by_time(pa.table({"user_id": users, "item_id": items, "timestamp": pa.array(clock, pa.int64())}))
+    places, counts = range(len(rows)), np.arange(len(rows)) < (num_rows or len(rows))
+    clock = pa.array(places if times is None else times, pa.int64())
+    columns = {"user_id": users, "item_id": items, "timestamp": clock, "position": places, "is_good": counts}
+    engine.load("source_rows", pa.table(columns).to_reader())
+    steps.number_ids(engine)
+    return steps.newest_items(engine, share).to_pylist()
 
 
-def test_an_item_is_as_old_as_its_first_interaction():
-    log = log_of([("u", "a"), ("v", "b"), ("u", "c"), ("w", "a"), ("v", "d")])
-
-    assert newest_items(log, 0.5).to_pylist() == ["c", "d"]
+def test_an_item_is_as_old_as_its_first_interaction(engine):
+    assert newest(engine, [("u", "a"), ("v", "b"), ("u", "c"), ("w", "a"), ("v", "d")], 0.5) == ["c", "d"]
 
 
-def test_of_equally_old_items_the_one_named_first_is_older():
-    log = pa.table({"user_id": [*"uvw"], "item_id": [*"cab"], "timestamp": [7, 7, 7]})
+def test_of_equally_old_items_the_one_named_first_is_older(engine):
+    rows = [*zip("uvw", "cab", strict=True)]
 
-    assert newest_items(log, 0.4).to_pylist() == ["b"]
-    assert newest_items(log, 0.6).to_pylist() == ["a", "b"]
-
-
-def test_without_times_the_newest_items_are_those_that_come_latest_in_all_histories():
-    log = log_of([("u", "a"), ("u", "b"), ("u", "c"), ("v", "c"), ("v", "a"), ("v", "d"), ("v", "b")], times=False)
-
-    assert newest_items(log, 0.5).to_pylist() == ["b", "d"]  # after 1 and 2 items at the earliest; a and c begin
+    assert newest(engine, rows, 0.4, times=[7] * 3) == ["b"]
+    assert newest(engine, rows, 0.6, times=[7] * 3) == ["a", "b"]
 
 
-def test_items_that_a_filter_took_away_do_not_count():
-    log = pa.table({"user_id": [*"uuu"], "item_id": [*"abc"], "timestamp": [1, 2, 3]})
-    log = log.set_column(1, "item_id", log["item_id"].dictionary_encode()).slice(0, 2)
+def test_without_times_the_newest_items_are_those_that_come_latest_in_all_histories(engine):
+    rows = [("u", "a"), ("u", "b"), ("u", "c"), ("v", "c"), ("v", "a"), ("v", "d"), ("v", "b")]
 
-    assert newest_items(log, 0.5).to_pylist() == ["b"]
+    assert newest(engine, rows, 0.5, times=[None] * 7) == ["b", "d"]  # after 1 and 2 items at the earliest
+
+
+def test_items_that_a_filter_took_away_do_not_count(engine):
+    assert newest(engine, [*zip("uuu", "abc", strict=True)], 0.5, num_rows=2) == ["b"]
 
 
 @pytest.mark.parametrize(("share", "match"), [(0.0, "between 0 and 1"), (0.1, "of 3 items are 0"), (0.9, "are 3")])
-def test_a_share_that_leaves_one_side_empty_is_refused(share, match):
+def test_a_share_that_leaves_one_side_empty_is_refused(engine, share, match):
     with pytest.raises(ValueError, match=match):
-        newest_items(log_of([("u", "a"), ("u", "b"), ("v", "c")]), share)
+        newest(engine, [("u", "a"), ("u", "b"), ("v", "c")], share)
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from("uvwxy"), st.sampled_from("abcdefgh")), min_size=4, max_size=40))
-def test_no_other_item_begins_later_than_one_of_the_newest(rows):
+def test_no_other_item_begins_later_than_one_of_the_newest(engine, rows):
     first = {}
     for time, (_, item) in enumerate(rows):
         first.setdefault(item, time)
@@ -88,7 +96,7 @@ def test_no_other_item_begins_later_than_one_of_the_newest(rows):
     if not 0 < number < len(first):
         return
 
-    assert newest_items(log_of(rows), 0.4).to_pylist() == sorted(first, key=first.get)[-number:]
+    assert newest(engine, rows, 0.4) == sorted(first, key=first.get)[-number:]
 
 
 def test_newest_items_leave_the_training_part_and_nothing_else(tmp_path):
