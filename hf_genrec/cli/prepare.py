@@ -74,6 +74,14 @@ def _prepare(
         float,
         typer.Option(min=0, max=0.99, help="Share of the items, the newest, held out of training, such as 0.05."),
     ] = 0.0,
+    split_time: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TIME",
+            help="Train on what came before this time (such as 2011-10-01), test on what came next; given twice, the "
+            "first is the validation's.",
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Stop where a category's published statistics are not met.")] = True,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -92,6 +100,7 @@ def _prepare(
       hf-genrec prepare --movielens ml-100k --output data
       hf-genrec prepare --amazon 2023 --category Video_Games --output data
       hf-genrec prepare --movielens ml-100k --cold-items 0.05 --output cold_data
+      hf-genrec prepare --interactions log.csv --items items.jsonl --split-time 2011-10-01 --output data
     """
     kinds = {"--interactions": interactions, "--sequences": sequences, "--movielens": source, "--amazon": year}
     if sum(bool(value) for value in kinds.values()) != 1:
@@ -113,7 +122,7 @@ def _prepare(
             files = {"benchmark": None if benchmark == "none" else benchmark}
             prepared = prepare_amazon(**arguments_for(prepare_amazon, ctx) | files)
         else:
-            of_a_log = ["user", "item", "timestamp", "rating", "min_rating", "date_format"]
+            of_a_log = ["user", "item", "timestamp", "rating", "min_rating", "date_format", "split_time"]
             check_effect(prepare, ctx, kind, of_a_log if sequences else [])
             if not items:
                 raise ValueError("`--items` is missing: the table with the items' titles and texts.")

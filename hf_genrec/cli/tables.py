@@ -52,6 +52,11 @@ def preparation_notes(metadata: Mapping[str, Any]) -> list[str]:
     notes += [f"first of the {name}: {text}" for name, text in skipped.items() if isinstance(text, str) and text]
     if metadata.get("cold_items") is not None:
         notes += _notes_on_cold_items(metadata, metadata["cold_items"])
+    times = metadata.get("split_times")
+    if times is not None:
+        begin = f"validation from {times['validation']}, " if times["validation"] else ""
+        unused = f"{times['num_unused_interactions']:,} interactions after the targets are of no split"
+        notes.append(f"split in time: {begin}test from {times['test']}; {unused}")
     known = metadata["known_statistics"]
     if known is not None:
         found = "equal" if known["matches"] else str(known["expected"])

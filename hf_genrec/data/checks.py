@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hf_genrec.data.split_times import SplitTimes
 from hf_genrec.data.splits import SPLITS, flat_sequences, flat_times
 from hf_genrec.files import first_five
 
@@ -77,6 +78,28 @@ def check_times(split: pa.Table, *, owner: str) -> None:
             f"In {owner} times go backwards for {len(wrong)} users ({first_five(split['user_id'].take(wrong))}): a "
             "history is ordered from the oldest item to the target. Prepare the log again with `hf-genrec prepare`."
         )
+
+
+def check_split_times(splits: Mapping[str, pa.Table], times: SplitTimes, *, owner: str) -> None:
+    """
+    Checks that every split keeps to its side of the times: nothing that was trained on, and no history, may come after
+    the moment at which lists are made.
+
+    Args: the splits by name, with the columns of [`check_times`]; the times, and whose they are, for the error.
+    """
+    test, far = times.test, np.iinfo(np.int64).max
+    known = test if times.validation is None else times.validation
+    first = np.iinfo(np.int64).min if times.validation is None else times.validation
+    allowed = {"train": (known, first, known), "validation": (known, first, test), "test": (test, test, far)}
+    for name, (end_of_history, first_target, end_of_targets) in allowed.items():
+        history, target = pc.list_flatten(splits[name]["timestamps"]).to_numpy(), splits[name]["timestamp"].to_numpy()
+        is_early = (target < first_target) & (name != "train")
+        num_wrong = int((history >= end_of_history).sum() + (is_early | (target >= end_of_targets)).sum())
+        if num_wrong:
+            raise ValueError(
+                f"In {owner} {num_wrong} items of the {name} split lie on the wrong side of the times of the splits, "
+                f"{times.record()}. Prepare the log again with `hf-genrec prepare`."
+            )
 
 
 def check_trained_on(training: Mapping[str, Any], metadata: Mapping[str, Any], *, owner: str) -> None:

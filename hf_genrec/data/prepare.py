@@ -33,6 +33,7 @@ from hf_genrec.data.items import default_fields
 from hf_genrec.data.prepared import FORMAT_VERSION, PreparedDataset, replaced_folder
 from hf_genrec.data.protocols import PROTOCOLS, Protocol
 from hf_genrec.data.readers import ReadTable, read_interactions, read_sequences
+from hf_genrec.data.split_times import SUFFIX, SplitTime, SplitTimes
 from hf_genrec.data.split_writer import SplitSizes, write_splits
 from hf_genrec.data.splits import COLD_NAME
 from hf_genrec.data.tables import Source, owner_of
@@ -70,6 +71,7 @@ def prepare(
     missing_text: MissingText = "error",
     keep_all_items: bool = False,
     cold_items: float = 0.0,
+    split_time: SplitTime | None = None,
     strict: bool = True,
     on_error: OnError = "raise",
     allow_huge: bool = False,
@@ -117,6 +119,10 @@ def prepare(
         cold_items (`float`, *optional*, defaults to 0.0):
             Share of the items, the newest ones (see [`~steps.newest_items`]), that leave the training part. They stay
             in the catalog, in the histories and among the targets of validation and test.
+        split_time (`str`, `datetime` or two of these, *optional*):
+            Splits in time instead of leave-last-out: what came before is for training, the first item from then on is
+            the test target; see [`~split_times.SplitTimes`]. Of two times the first one is the validation's. The
+            protocol's name gets the ending `-temporal`.
         strict (`bool`, *optional*, defaults to `True`):
             Whether other statistics than the published ones of `category` are an error; else a recorded warning.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
@@ -142,6 +148,9 @@ def prepare(
         raise ValueError("`min_rating` needs `rating`, the name of the column with the ratings.")
     if not 0 <= cold_items < 1:
         raise ValueError(f"`cold_items` is a share of the items from 0 to below 1, got {cold_items}.")
+    times = None if split_time in (None, [], ()) else SplitTimes.of(split_time)  # a command line gives none as empty
+    if times is not None and cold_items:
+        raise ValueError("`split_time` and `cold_items` do not go together: items of later times are cold as it is.")
     _check_formats(interactions, items, timestamp, delimiter=delimiter, date_format=date_format)
     wanted = {"k_core": k_core, "deduplicate": deduplicate, "min_history": min_history, "ascii_only": ascii_only}
     rules = _rules(protocol, wanted)
@@ -165,12 +174,12 @@ def prepare(
         options |= {"text_fields": list(fields), "keep_all_items": keep_all_items}
         metadata = {
             "format_version": FORMAT_VERSION,
-            "protocol": protocol,
+            "protocol": protocol + ("" if times is None else SUFFIX),
             "category": category,
             "source": source
             or Path(owner_of(interactions if sequences is None else sequences, "a table in memory")).name,
             "options": {name: getattr(rules, name) for name in wanted} | options,
-            **_write_splits(folder, filtered, cold_items),
+            **_write_splits(folder, filtered, cold_items, times),
             "known_statistics": _compare(rules, category, filtered.statistics, strict=strict),
             "skipped": _skips(log, "log") | _skips(catalog, "items") | filtered.skipped,
             "fingerprint": fingerprint_of(folder),
@@ -346,18 +355,24 @@ def _write_items(
     pq.write_table(catalog, folder / "items.parquet", write_page_checksum=True)
 
 
-def _write_splits(folder: Path, filtered: _Filtered, cold_items: float) -> dict[str, Any]:
+def _write_splits(folder: Path, filtered: _Filtered, cold_items: float, times: SplitTimes | None) -> dict[str, Any]:
     """Writes the splits; returns the statistics, steps and sizes for `dataset.json`."""
     engine = filtered.engine
+    if times is not None and not steps.has_times(engine):
+        raise ValueError("`split_time` needs the times of the interactions, which this log does not have.")
     item_ids = steps.all_items(engine)
     is_cold = _hold_out(folder, engine, item_ids, cold_items)
     rows, users = steps.sorted_rows(engine), steps.sorted_users(engine)
-    sizes = write_splits(folder, rows, user_ids=users, item_ids=item_ids, is_cold=is_cold)
+    sizes = write_splits(folder, rows, user_ids=users, item_ids=item_ids, is_cold=is_cold, times=times)
+    num_trained, num_tested = sizes.num_rows["train"], sizes.num_rows["test"]
+    if times is not None and not (num_trained and num_tested):
+        raise ValueError(
+            f"`split_time` leaves {num_trained} users to train on and {num_tested} to test: choose another."
+        )
     filtered.skipped["users_without_evaluation"] = sizes.users_without_evaluation
     if sizes.users_without_evaluation:
-        logger.warning(
-            "%d users have fewer than three interactions and are only trained on.", sizes.users_without_evaluation
-        )
+        why = "fewer than three interactions" if times is None else "no interaction on both sides of the split time"
+        logger.warning("%d users have %s and are not tested.", sizes.users_without_evaluation, why)
     return {
         "statistics": filtered.statistics,
         "steps": filtered.steps,
@@ -365,6 +380,7 @@ def _write_splits(folder: Path, filtered: _Filtered, cold_items: float) -> dict[
         "num_train_targets": sizes.num_train_targets,
         "repeat_rate": sizes.num_repeats / max(1, sizes.num_train_targets),
         "cold_items": _count_cold(engine, cold_items, int(is_cold.sum()), sizes) if is_cold.any() else None,
+        "split_times": times and times.record() | {"num_unused_interactions": sizes.num_unused},
     }
 
 

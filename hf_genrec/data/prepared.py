@@ -29,8 +29,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from hf_genrec.data.checks import check_splits, check_times
+from hf_genrec.data.checks import check_split_times, check_splits, check_times
 from hf_genrec.data.fingerprint import fingerprint_of, times_fingerprint_of
+from hf_genrec.data.split_times import SplitTimes
 from hf_genrec.data.splits import COLD_NAME, SPLITS, flat_sequences, read_split, split_files
 from hf_genrec.files import hidden_folder, put_in_place, read_json, read_table, reading, restored
 
@@ -174,9 +175,11 @@ class PreparedDataset:
         if self.metadata["format_version"] > 1:
             named = str(self.metadata.get("times_fingerprint"))
             self._check_same("times_fingerprint", times_fingerprint_of(self.folder), named)
-            for name in SPLITS:
-                times = read_split(self.folder, name, ["user_id", "timestamp", "timestamps"])
-                check_times(times, owner=f"the {name} split of {self.folder}")
+            times = {name: read_split(self.folder, name, ["user_id", "timestamp", "timestamps"]) for name in SPLITS}
+            for name, table in times.items():
+                check_times(table, owner=f"the {name} split of {self.folder}")
+            if self.metadata.get("split_times"):
+                check_split_times(times, SplitTimes.from_record(self.metadata["split_times"]), owner=str(self.folder))
         tables = {name: read_split(self.folder, name, ["user_id", "history", "target"]) for name in SPLITS}
         check_splits(tables, self.item_ids, cold_item_ids=self.cold_item_ids, owner=str(self.folder))
         self.__dict__["is_checked"] = True

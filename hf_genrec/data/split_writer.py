@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_genrec.data.split_times import SplitTimes
 from hf_genrec.data.splits import SPLIT_SCHEMA, SPLITS
 
 
@@ -34,6 +35,7 @@ class SplitSizes:
     num_cold_interactions: int = 0  # that left the training part
     num_cold_users: int = 0  # whose training part lost some
     num_cold_targets: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS[1:], 0))
+    num_unused: int = 0  # interactions of no split, see [`SplitTimes`]
 
 
 def write_splits(
@@ -43,10 +45,12 @@ def write_splits(
     user_ids: Iterable[pa.RecordBatch],
     item_ids: pa.Array,
     is_cold: np.ndarray,
+    times: SplitTimes | None = None,
 ) -> SplitSizes:
     """
     Writes the three splits, leave-last-out: the last item of a user is the test target, the one before it the
     validation target, the rest the training part. Users with fewer than three interactions have a training part only.
+    With `times` the splits are those of [`SplitTimes`].
 
     Args: the folder; interactions as [`~steps.sorted_rows`] gives them, and users as [`~steps.sorted_users`]; the ids
         by item number, and which items are held out of training, bool of shape `(num_items,)`.
@@ -59,15 +63,18 @@ def write_splits(
             )
             for split in SPLITS
         }
-        for numbers, items, times in _whole_users(rows):
+        for numbers, items, moments in _whole_users(rows):
             starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-            pieces = _leave_last_out(starts, is_cold[items], sizes)
+            if times is None:
+                pieces = _leave_last_out(starts, is_cold[items], sizes)
+            else:
+                pieces = _cut_in_time(starts, moments.to_numpy(), times, sizes)
             ids = users.take(len(starts))
             for split, (kept, places, begins, ends) in pieces.items():
                 table = split_rows(
                     user_ids=ids.take(pa.array(kept)),
                     item_ids=item_ids.take(pa.array(items[places])),
-                    timestamps=times.take(pa.array(places)),
+                    timestamps=moments.take(pa.array(places)),
                     starts=begins,
                     ends=ends,
                 )
@@ -168,6 +175,27 @@ def _leave_last_out(starts: np.ndarray, is_cold: np.ndarray, sizes: SplitSizes) 
     for split, targets in (("validation", last - 1), ("test", last)):
         sizes.num_cold_targets[split] += int(is_cold[targets[evaluated]].sum())
         pieces[split] = (evaluated, everything, starts[evaluated], targets[evaluated])
+    return pieces
+
+
+def _cut_in_time(starts: np.ndarray, moments: np.ndarray, times: SplitTimes, sizes: SplitSizes) -> dict[str, _Piece]:
+    """Cuts sequences, which begin at `starts`, at the same moments and adds to what was counted."""
+    lengths = np.diff(starts, append=len(moments))
+    num_trained, num_known = times.numbers(moments, starts)
+    is_tested = (num_known > 0) & (lengths > num_known)
+    is_kept = {
+        "train": num_trained > 0,
+        "validation": (num_trained > 0) & (num_known > num_trained),
+        "test": is_tested,
+    }
+    targets = {"train": num_trained - 1, "validation": num_trained, "test": num_known}
+    sizes.num_train_targets += int(np.maximum(num_trained - 1, 0).sum())
+    sizes.users_without_evaluation += int((~is_tested).sum())
+    sizes.users_without_training += int((num_trained == 0).sum())
+    sizes.num_unused += int((lengths - num_known - is_tested).sum())
+    pieces, everything = {}, np.arange(len(moments))
+    for split, kept in ((name, np.flatnonzero(mask)) for name, mask in is_kept.items()):
+        pieces[split] = (kept, everything, starts[kept], starts[kept] + targets[split][kept])
     return pieces
 
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 
 from hf_genrec.data.protocols import PROTOCOLS
+from hf_genrec.data.split_times import SUFFIX
 from hf_genrec.evaluation.record import record_table, shown_cut
 from hf_genrec.files import read_json, read_table
 from hf_genrec.modeling.genrec_folder import TASK
@@ -329,7 +330,7 @@ def _model_index(config: Any, evaluation: Mapping[str, Any] | None, repo_id: str
             task_type=TASK,
             task_name="Next-item recommendation",
             dataset_type=evaluation["protocol"],
-            dataset_name=_DATA.get(evaluation["protocol"], _DATA["custom"])[0],
+            dataset_name=_DATA.get(evaluation["protocol"].removesuffix(SUFFIX), _DATA["custom"])[0],
             dataset_split=evaluation["split"],
             dataset_args={name: value for name, value in about.items() if value is not None},
             metric_type=name,
@@ -389,11 +390,13 @@ def _data_of(evaluation: Mapping[str, Any] | None, run: Mapping[str, Any] | None
     protocol = evaluation.get("protocol") or settings.get("protocol")
     if protocol is None:
         return {}
-    facts = zip(("label", "page", "licence", "dataset"), _DATA.get(protocol, _DATA["custom"]), strict=True)
+    source = protocol.removesuffix(SUFFIX)
+    facts = zip(("label", "page", "licence", "dataset"), _DATA.get(source, _DATA["custom"]), strict=True)
     return {
         **dict(facts),
         "protocol": protocol,
-        "k_core": PROTOCOLS[protocol].k_core if protocol in PROTOCOLS else 0,
+        "is_temporal": source != protocol,
+        "k_core": PROTOCOLS[source].k_core if source in PROTOCOLS else 0,
         "fingerprint": settings.get("data_fingerprint") or evaluation.get("fingerprint"),
     }
 

@@ -26,6 +26,7 @@ from hf_genrec.data.columns import id_string
 from hf_genrec.data.items import leaves
 from hf_genrec.data.prepare import MissingText, prepare
 from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.data.split_times import SplitTime
 from hf_genrec.data.text_files import OnError, Skips, TextFile, parse_json
 
 
@@ -183,6 +184,7 @@ def prepare_amazon(
     on_error: OnError = "raise",
     strict: bool = True,
     cold_items: float = 0.0,
+    split_time: SplitTime | None = None,
     overwrite: bool = False,
 ) -> PreparedDataset:
     """
@@ -213,6 +215,7 @@ def prepare_amazon(
         source=f"Amazon Reviews {year}, {category}, {kinds[0]}",
         strict=strict,
         cold_items=cold_items,
+        split_time=split_time,
         overwrite=overwrite,
     )
 

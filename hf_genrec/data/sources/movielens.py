@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from hf_genrec.data.prepare import prepare
 from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.data.split_times import SplitTime
 
 
 TEXT_FIELDS = ("title", "genres", "year")
@@ -34,6 +35,7 @@ def prepare_movielens(
     source: str | os.PathLike[str],
     *,
     cold_items: float = 0.0,
+    split_time: SplitTime | None = None,
     overwrite: bool = False,
 ) -> PreparedDataset:
     """
@@ -58,6 +60,7 @@ def prepare_movielens(
         text_fields=TEXT_FIELDS,
         source="MovieLens-100K",
         cold_items=cold_items,
+        split_time=split_time,
         overwrite=overwrite,
     )
 
