@@ -69,6 +69,12 @@ def _prepare(
     allow_huge: Annotated[
         bool, typer.Option("--allow-huge", help="Read lines of over 16 million characters and files packed to 1/200.")
     ] = False,
+    engine: Annotated[
+        Literal["duckdb", "spark"], typer.Option(help="What runs the steps: this process, or a cluster of Spark.")
+    ] = "duckdb",
+    master: Annotated[
+        str | None, typer.Option(help="Spark's master: local[4], spark://host:7077, yarn; for --engine spark.")
+    ] = None,
     keep_all_items: Annotated[bool, typer.Option(help="Keep items without an interaction in the catalog.")] = False,
     cold_items: Annotated[
         float,

@@ -52,6 +52,9 @@ class Engine(Protocol):
         tables be made meanwhile. Args: a `SELECT`.
         """
 
+    def close(self) -> None:
+        """Frees the memory and the files."""
+
 
 class DuckDB:
     """

@@ -33,6 +33,7 @@ from hf_genrec.data.items import default_fields
 from hf_genrec.data.prepared import FORMAT_VERSION, PreparedDataset, replaced_folder
 from hf_genrec.data.protocols import PROTOCOLS, Protocol
 from hf_genrec.data.readers import ReadTable, read_interactions, read_sequences
+from hf_genrec.data.spark import Spark
 from hf_genrec.data.split_times import SUFFIX, SplitTime, SplitTimes
 from hf_genrec.data.split_writer import SplitSizes, write_splits
 from hf_genrec.data.splits import COLD_NAME
@@ -43,6 +44,7 @@ from hf_genrec.files import first_five
 
 logger = logging.getLogger(__name__)
 
+EngineName = Literal["duckdb", "spark"]
 MissingText = Literal["error", "drop", "keep"]
 
 
@@ -75,6 +77,8 @@ def prepare(
     strict: bool = True,
     on_error: OnError = "raise",
     allow_huge: bool = False,
+    engine: EngineName = "duckdb",
+    master: str | None = None,
     source: str | None = None,
     overwrite: bool = False,
 ) -> PreparedDataset:
@@ -128,6 +132,11 @@ def prepare(
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Malformed lines and repeated item ids: stop, or count, report and skip.
         allow_huge (`bool`, *optional*, defaults to `False`): See [`~readers.read_interactions`].
+        engine (`"duckdb"` or `"spark"`, *optional*, defaults to `"duckdb"`):
+            What runs the steps: DuckDB in this process, or the executors of Spark. Both give the same, by fingerprint.
+        master (`str`, *optional*):
+            Spark's master, such as `"local[4]"`, `"spark://host:7077"` or `"yarn"`; `None` is the session that there
+            is in this process, or that of `spark-submit`, or else all cores of this machine.
         source (`str`, *optional*): Where the data come from, for `dataset.json`; `None` names the file.
         overwrite (`bool`, *optional*, defaults to `False`): Whether an existing prepared folder is replaced.
 
@@ -151,6 +160,7 @@ def prepare(
     times = None if split_time in (None, [], ()) else SplitTimes.of(split_time)  # a command line gives none as empty
     if times is not None and cold_items:
         raise ValueError("`split_time` and `cold_items` do not go together: items of later times are cold as it is.")
+    _check_engine(engine, master)
     _check_formats(interactions, items, timestamp, delimiter=delimiter, date_format=date_format)
     wanted = {"k_core": k_core, "deduplicate": deduplicate, "min_history": min_history, "ascii_only": ascii_only}
     rules = _rules(protocol, wanted)
@@ -159,17 +169,18 @@ def prepare(
     reading: dict[str, Any] = {"on_error": on_error, "allow_huge": allow_huge}
     columns: dict[str, Any] = {"user": user, "item": item, "timestamp": timestamp, "rating": rating}
     columns |= {"delimiter": delimiter, "date_format": date_format}
-    with replaced_folder(output_dir, marker="dataset.json", overwrite=overwrite) as folder, _engine(folder) as engine:
+    opened = replaced_folder(output_dir, marker="dataset.json", overwrite=overwrite)
+    with opened as folder, _running(engine, master, folder) as running:
         if interactions is not None:
             log = read_interactions(interactions, **columns, **reading)
         else:
             log = read_sequences(sequences or "", **reading)
-        _load(engine, log.table)
-        only = None if keep_all_items else set(steps.used_items(engine).to_pylist())
+        _load(running, log.table)
+        only = None if keep_all_items else set(steps.used_items(running).to_pylist())
         catalog = read_items(items, item=items_id, title=title, **texts, only=only, delimiter=delimiter, **reading)
-        filtered = _filter(engine, catalog.table, rules, min_rating=min_rating, missing_text=missing_text)
+        filtered = _filter(running, catalog.table, rules, min_rating=min_rating, missing_text=missing_text)
         _check_texts(catalog.table, filtered, fields, keep_all_items=keep_all_items, missing_text=missing_text)
-        _write_items(folder, catalog.table, engine, keep_all_items=keep_all_items, missing_text=missing_text)
+        _write_items(folder, catalog.table, running, keep_all_items=keep_all_items, missing_text=missing_text)
         options: dict[str, Any] = {"min_rating": min_rating, "missing_text": missing_text, "on_error": on_error}
         options |= {"text_fields": list(fields), "keep_all_items": keep_all_items}
         metadata = {
@@ -190,11 +201,18 @@ def prepare(
     return PreparedDataset.load(output_dir)
 
 
+def _check_engine(engine: str, master: str | None) -> None:
+    if engine not in ("duckdb", "spark"):
+        raise ValueError(f'`engine` must be "duckdb" or "spark", got {engine!r}.')
+    if master is not None and engine != "spark":
+        raise ValueError(f'`master` is for `engine="spark"`, got {engine!r}.')
+
+
 @contextmanager
-def _engine(folder: Path) -> Iterator[DuckDB]:
-    """The engine; what exceeds its memory lies in the folder that is written, until the block ends."""
+def _running(name: EngineName, master: str | None, folder: Path) -> Iterator[Engine]:
+    """The engine; what exceeds DuckDB's memory lies in the folder that is written, until the block ends."""
     temporary = folder / "engine"
-    engine = DuckDB(temporary)
+    engine = DuckDB(temporary) if name == "duckdb" else Spark(master)
     try:
         yield engine
     finally:

@@ -1,0 +1,164 @@
+"""
+The steps of a preparation on Spark: SQL statements go in, Arrow record batches come out.
+
+The same statements as on DuckDB (see `engines.py`), run by the executors of a session. Every table is a checkpoint, so
+a plan never grows with the rounds of a k-core; the driver holds no more than one partition of a table at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+ROWS_AT_ONCE = 2**20  # that the driver hands over to the executors
+
+
+class Spark:
+    """
+    A session of Spark, with tables and settings of its own.
+
+    Args: the master's URL, such as `"local[4]"` or `"spark://host:7077"`; `None` is the session that is there, that of
+        `spark-submit`, or else all cores of this machine.
+    """
+
+    def __init__(self, master: str | None = None) -> None:
+        with _without_warnings():
+            session = _session(master)
+        self._session = session.newSession()  # views and settings of its own: the caller's stay as they are
+        if str(session.sparkContext.master).startswith("local"):  # 200 pieces are for a cluster
+            self._session.conf.set("spark.sql.shuffle.partitions", 2 * session.sparkContext.defaultParallelism)
+        self._tables: dict[str, list[DataFrame]] = {}
+
+    def load(self, name: str, rows: pa.RecordBatchReader) -> None:
+        """See [`Engine`]. The rows go to the executors a million at a time."""
+        schema = pa.schema([(field.name, _plain_type(field.type)) for field in rows.schema])
+        self._name(name, [self._kept(self._session.createDataFrame(chunk.cast(schema))) for chunk in _chunks(rows)])
+
+    def create(self, name: str, query: str) -> None:
+        """See [`Engine`]."""
+        self._name(name, [self._kept(self._session.sql(query))])
+
+    def drop(self, *names: str) -> None:
+        """See [`Engine`]."""
+        for name in names:
+            self._session.catalog.dropTempView(name)
+            _free(self._tables.pop(name, []))
+
+    def columns(self, name: str) -> list[str]:
+        """See [`Engine`]."""
+        return self._session.table(name).columns
+
+    def table(self, query: str) -> pa.Table:
+        """See [`Engine`]."""
+        return self._session.sql(query).toArrow()
+
+    def batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        """See [`Engine`]. They come over the network as bytes, partition by partition."""
+
+        def packed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            import pyarrow as pa  # this function runs on executors, which may not have this package
+
+            for batch in batches:
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, batch.schema) as writer:
+                    writer.write_batch(batch)
+                yield pa.RecordBatch.from_arrays([pa.array([sink.getvalue().to_pybytes()], pa.binary())], ["batch"])
+
+        with _without_warnings():
+            frame = self._session.sql(query).mapInArrow(packed, "batch binary")
+        for row in frame.toLocalIterator(prefetchPartitions=True):
+            yield from pa.ipc.open_stream(row.batch)
+
+    def close(self) -> None:
+        """Frees what the tables took; the session goes on."""
+        self.drop(*list(self._tables))
+
+    def _kept(self, frame: DataFrame) -> DataFrame:
+        """The rows, computed, without the plan that made them: in reliable storage where the session has some."""
+        is_reliable = self._session.sparkContext.getCheckpointDir() is not None
+        return frame.checkpoint() if is_reliable else frame.localCheckpoint()
+
+    def _name(self, name: str, parts: list[DataFrame]) -> None:
+        replaced = self._tables.get(name, [])
+        self._tables[name] = parts
+        reduce(lambda whole, part: whole.union(part), parts).createOrReplaceTempView(name)
+        _free(replaced)
+
+
+def _free(parts: list[DataFrame]) -> None:
+    """Frees checkpoints at once: Spark itself waits until Java collects its garbage."""
+    for part in parts:
+        part._jdf.queryExecution().logical().rdd().unpersist(False)
+
+
+def _chunks(rows: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """The rows about a million at a time; at least one table, maybe without rows."""
+    batches: list[pa.RecordBatch] = []
+    for batch in rows:
+        batches.append(batch)
+        if sum(map(len, batches)) >= ROWS_AT_ONCE:
+            yield pa.Table.from_batches(batches)
+            batches = []
+    yield pa.Table.from_batches(batches, rows.schema)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps quiet about pandas 3, of which nothing is used here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
+        yield
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _session(master: str | None) -> SparkSession:
+    """The session that runs in this process, or a new one that is quiet."""
+    try:
+        from pyspark.errors import PySparkRuntimeError
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        install = 'pip install "hf-genrec[spark]", and Java 17 or newer'
+        raise ImportError(f'The engine "spark" needs PySpark: {install} ({error}).') from error
+    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)  # it repeats what an exception says
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        if master not in (None, active.sparkContext.master):
+            raise ValueError(
+                f"`master` is {master!r}, and this process has a session on {active.sparkContext.master!r} already: "
+                "stop that one, or pass no `master`."
+            )
+        return active
+    builder = SparkSession.builder.appName("hf-genrec prepare").config("spark.ui.showConsoleProgress", "false")
+    builder = builder.config("spark.log.level", "ERROR")
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # else `spark-submit` has decided
+        home = os.environ.get("JAVA_HOME")
+        java = Path(home, "bin", "java") if home else shutil.which("java")
+        if java is None or not Path(java).is_file():
+            raise OSError(f'The engine "spark" needs Java 17 or newer: {java or "java"} is not there. Set JAVA_HOME.')
+        master = master or "local[*]"
+        builder = builder.master(master)
+        if master.startswith("local"):
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the first `python3` of the path
+    elif master is not None:
+        builder = builder.master(master)
+    try:
+        return builder.getOrCreate()
+    except PySparkRuntimeError as error:  # says that Java ended, and Java has said why
+        raise OSError(f"Spark did not start: it needs Java 17 or newer ({error}).") from error
