@@ -1,7 +1,10 @@
 """
 `hf-genrec train` as a script, for `accelerate launch` and `torchrun`.
 
-    accelerate launch scripts/train.py PREPARED --ids IDS --output RUN
+    accelerate launch --multi_gpu --num_processes 8 scripts/train.py PREPARED --ids IDS --output RUN
+    torchrun --nproc_per_node 2 scripts/train.py PREPARED --ids IDS --output RUN
+
+The latter starts processes on a CPU, too; `accelerate launch --cpu` starts one, whatever number it is given.
 """
 
 import sys

@@ -142,6 +142,8 @@ def _options(
     library = logging.getLogger("hf_genrec")
     library.handlers = [_Lines()]
     library.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO + 1)
+    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks for all
+        library.setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", str(SECONDS_BETWEEN_LINES))  # read when tqdm is imported
 

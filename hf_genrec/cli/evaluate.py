@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,7 @@ def _evaluate(
       hf-genrec evaluate run data --split validation --max-users 2000 --beams 20
       hf-genrec evaluate run data --exact-sample 200
       hf-genrec evaluate user/repository data --json > record.json
+      accelerate launch --num_processes 2 -m hf_genrec.cli.main evaluate run data
     """
     with output_on(as_json) as show:
         from hf_genrec.cli.tables import evaluation_tables
@@ -76,6 +78,8 @@ def _evaluate(
 
         options = given({"decoding": decoding}) | name_values("--search", search_options or [])
         beams = given({"num_beams": num_beams, "latent_aggregation": latent_aggregation})
+        processes = _processes(device)
+        device = device or (None if processes is None else str(processes.device))
         recommender = Recommender.from_pretrained(model, batch_size=batch_size, device=device, **(beams | options))
         prepared = PreparedDataset.load(prepared_folder)
         check_same_catalog(recommender.item_ids, prepared, owner=f"The checkpoint {model}")
@@ -90,13 +94,26 @@ def _evaluate(
         is_kept = split == "test" and max_users is None and not settings.exclude_seen and Path(model).is_dir()
         write = partial(_write, output=output, run=Path(model) if is_kept else None, config=recommender.model.config)
         with single_writer(model) if is_kept else nullcontext():
-            record = evaluate(recommender, prepared, settings, baselines=baselines, run=run, on_result=write)
+            record = evaluate(
+                recommender, prepared, settings, baselines=baselines, run=run, on_result=write, accelerator=processes
+            )
+            if processes is not None and not processes.is_main_process:
+                return
             if is_kept:
                 save_neighbors(prepared, model)
         notes = []
         if split == "validation" and baselines is None:
             notes.append("item_knn was tuned on users of this split: its numbers here are higher than they should be.")
         show(*evaluation_tables(record), *notes, result=record)
+
+
+def _processes(device: str | None) -> Any:
+    """Those that `accelerate launch` or torchrun started, which share the users; `None` for a single one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=device == "cpu")
 
 
 _SEEN: dict[str, Literal["auto"] | bool] = {"allowed": False, "excluded": True, "auto": "auto"}

@@ -132,6 +132,15 @@ def _train(
     eval_steps: Annotated[
         float | None, typer.Option(help="Steps (below 1: share of all) between validations; else one per epoch.")
     ] = None,
+    streaming: Annotated[
+        bool | None,
+        typer.Option(
+            "--streaming/--no-streaming",
+            help="Read the training part anew in each epoch instead of holding it in memory (default: of more than 20 "
+            "million targets).",
+            show_default=False,
+        ),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32.", show_default="auto")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads on a CPU.", show_default="by the size of the model")
@@ -158,7 +167,7 @@ def _train(
       hf-genrec train data --ids ids --output run --architecture llm --backbone HuggingFaceTB/SmolLM2-135M --lora 16
       hf-genrec train new_data --from run --output tuned --learning-rate 0.0003 --epochs 3
       hf-genrec train data --from run --output tuned --objective grpo --rewards hit=1,rank=1 --plot rewards.png
-      accelerate launch scripts/train.py data --ids ids --output run
+      torchrun --nproc_per_node 2 scripts/train.py data --ids ids --output run
     """
     if not output:
         raise ValueError("`--output` must name a folder, got an empty word.")
@@ -390,22 +399,24 @@ def _choose(prepared: PreparedDataset, asked: SimpleNamespace) -> tuple[Any, tup
     from hf_genrec.tokenizers.folder import add_behavior, embed_items, read_embeddings, tokenize_items
     from hf_genrec.training.arguments import CHECKPOINTS_NAME
     from hf_genrec.training.choice import choose
+    from hf_genrec.training.processes import main_process_first
 
     choice, folder = choose(prepared), Path(asked.output) / CHECKPOINTS_NAME
     typer.echo(choice.reason, err=True)
     vectors, texts = folder / "vectors.safetensors", None
-    if asked.embeddings is None:
-        embed_items(prepared, vectors, behavior="svd", weight=0.0)
-    else:
+    if asked.embeddings is not None:
         found, encoder = read_embeddings(asked.embeddings, prepared)
         texts = found[:, int(encoder.get("behavior_columns", 0)) :]
         if "behavior" in encoder:
             vectors = Path(asked.embeddings)
-        else:
-            add_behavior(prepared, asked.embeddings, vectors)
     asked.ids = str(folder / "ids")
-    if not (folder / "ids" / "tokenizer.json").is_file():
-        tokenize_items(prepared, vectors, asked.ids, **choice.tokenizer)
+    with main_process_first() as is_main:
+        if is_main and asked.embeddings is None:
+            embed_items(prepared, vectors, behavior="svd", weight=0.0)
+        elif is_main and vectors != Path(asked.embeddings):
+            add_behavior(prepared, asked.embeddings, vectors)
+        if is_main and not (folder / "ids" / "tokenizer.json").is_file():
+            tokenize_items(prepared, vectors, asked.ids, **choice.tokenizer)
     asked.embeddings = str(vectors) if choice.reads_vectors else None
     asked.fields, asked.schedule = choice.shape | asked.fields, choice.schedule | asked.schedule
     return texts if texts is not None and texts.shape[1] else None, choice.beside

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
+from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
@@ -119,6 +120,7 @@ def evaluate(
     baselines: Mapping[str, Recommender] | None = None,
     run: Mapping[str, Any] | None = None,
     on_result: Callable[[EvaluationRecord], object] | None = None,
+    accelerator: Accelerator | None = None,
 ) -> EvaluationRecord:
     """
     A model and its baselines on the users of one split, with seen items allowed and with seen items excluded.
@@ -135,7 +137,11 @@ def evaluate(
             the validation split for each of the two columns; and of a model with two heads each head alone.
         run (`dict`, *optional*): What else the record keeps, such as the command and the minutes of training.
         on_result (`Callable`, *optional*):
-            Called with the record so far after the model and after each baseline, to write it down.
+            Called with the record so far after the model and after each baseline, to write it down; of several
+            processes only in the main one.
+        accelerator (`accelerate.Accelerator`, *optional*):
+            Divides the users among its processes, which all call this function and all get the record. The figures are
+            those of one process, `seconds_per_user` adds up the time of all.
 
     Returns:
         [`EvaluationRecord`]: `protocol`, `split`, `num_users`, `num_items`, `fingerprint` of the data, `repeat_rate`,
@@ -164,7 +170,7 @@ def evaluate(
     settings = settings or EvaluationSettings()
     if settings.exclude_seen == "auto":
         settings = replace(settings, exclude_seen=not data.has_repeats)
-    task = _Task.of(data, settings)
+    task = _Task.of(data, settings, accelerator)
     both = (False, True)
     record = _head(task, data, settings) | ({} if run is None else {"run": dict(run)})
     record["model"], columns = _evaluate(dict.fromkeys(both, recommender), task, settings)
@@ -187,7 +193,7 @@ def evaluate(
                 columns |= {f"{key}_{name}": ranks for key, ranks in found.items() if key in _RANKS}
         arrays = {key: pa.array(column, pa.int32()) for key, column in columns.items()}
         result = EvaluationRecord(record, pa.table(arrays | names))
-        if on_result is not None:
+        if on_result is not None and (accelerator is None or accelerator.is_main_process):
             on_result(result)
     return result
 
@@ -245,9 +251,10 @@ class _Task:
     taken: sp.csr_array  # (num_users, num_items), of the histories
     counts: NDArray[np.int64]  # (num_items,), in the training part
     items: sp.csc_array  # (num_train_users, num_items), vectors of length 1, of the training part
+    accelerator: Accelerator | None  # of the processes that share the users
 
     @classmethod
-    def of(cls, data: PreparedDataset, settings: EvaluationSettings) -> _Task:
+    def of(cls, data: PreparedDataset, settings: EvaluationSettings, accelerator: Accelerator | None) -> _Task:
         rows = data.split(settings.split)
         if len(rows) == 0:
             raise ValueError(f"The {settings.split!r} split has no users: there is nothing to evaluate.")
@@ -266,6 +273,7 @@ class _Task:
             taken=history_matrix(histories, item_ids=item_ids),
             counts=counts,
             items=unit_columns(data.interaction_matrix(item_ids)),
+            accelerator=accelerator,
         )
 
 
@@ -284,7 +292,12 @@ def _evaluate(
     groups = shared_id_groups(table) if isinstance(table, pa.Table) else None
     lengths = {False: top_k if groups is None else length_for_shared_ids(systems[False], top_k), True: top_k}
     found = rank_both_ways(
-        systems, task.histories, lengths, batch_size=settings.batch_size, show_progress=settings.show_progress
+        systems,
+        task.histories,
+        lengths,
+        batch_size=settings.batch_size,
+        show_progress=settings.show_progress,
+        accelerator=task.accelerator,
     )
     measured = {column: _measure(found[column], task, settings, exclude_seen=column) for column in lengths}
     if groups is not None:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 
@@ -47,6 +50,13 @@ class RankedLists:
         self.num_distinct += found.num_distinct or []
         self.seconds += seconds
 
+    def _join(self, other: RankedLists) -> None:
+        self.item_ids += other.item_ids
+        self.num_unknown += other.num_unknown
+        self.num_visited += other.num_visited
+        self.num_distinct += other.num_distinct
+        self.seconds += other.seconds
+
 
 def rank_both_ways(
     systems: Mapping[bool, Any],
@@ -55,24 +65,51 @@ def rank_both_ways(
     *,
     batch_size: int,
     show_progress: bool,
+    accelerator: Accelerator | None = None,
 ) -> dict[bool, RankedLists]:
-    """Lists by whether seen items are excluded. Args: recommenders and lengths, by the same; item ids per user."""
+    """
+    Lists by whether seen items are excluded.
+
+    Args: recommenders and lengths, by the same; item ids per user; users at a time; whether a bar is shown; and the
+    processes that take batches in turn, after which each has the lists of all.
+    """
+    turn, number = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    starts = range(0, len(histories), batch_size)[turn::number]
+    parts: list[Any] = []
+    try:
+        for start in tqdm(starts, desc="Evaluating", disable=not show_progress or turn > 0):
+            parts.append((start, _rank_batch(systems, list(histories[start : start + batch_size]), lengths)))
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if number == 1:
+            raise
+        parts.append((-1, error))  # the others wait for this process, and raise it too
+    if number > 1:
+        parts = sorted(gather_object(parts), key=itemgetter(0))
+        if parts and parts[0][0] < 0:
+            raise parts[0][1]
     lists = {False: RankedLists(), True: RankedLists()}
-    is_one = systems[False] is systems[True] and _is_exact(systems[False])
-    for start in tqdm(range(0, len(histories), batch_size), desc="Evaluating", disable=not show_progress):
-        batch = list(histories[start : start + batch_size])
-        longest = max(map(len, batch))
-        in_one_pass = is_one and longest <= _LONGEST
-        asked = {False: max(lengths[False], lengths[True] + longest)} if in_one_pass else lengths
-        for exclude_seen, top_k in asked.items():
-            began = time.perf_counter()
-            found = systems[exclude_seen].recommend(batch, top_k=top_k, exclude_seen=exclude_seen)
-            seconds = time.perf_counter() - began
-            lists[exclude_seen]._add(found.item_ids, found, length=lengths[exclude_seen], seconds=seconds)
-            if in_one_pass:
-                rows = zip(found.item_ids, map(set, batch), strict=True)
-                unseen = [[item for item in row if item not in seen] for row, seen in rows]
-                lists[True]._add(unseen, found, length=lengths[True], seconds=seconds)
+    for _, part in parts:
+        for exclude_seen, found in part.items():
+            lists[exclude_seen]._join(found)
+    return lists
+
+
+def _rank_batch(
+    systems: Mapping[bool, Any], batch: list[list[str]], lengths: Mapping[bool, int]
+) -> dict[bool, RankedLists]:
+    lists = {False: RankedLists(), True: RankedLists()}
+    longest = max(map(len, batch))
+    in_one_pass = systems[False] is systems[True] and _is_exact(systems[False]) and longest <= _LONGEST
+    asked = {False: max(lengths[False], lengths[True] + longest)} if in_one_pass else lengths
+    for exclude_seen, top_k in asked.items():
+        began = time.perf_counter()
+        found = systems[exclude_seen].recommend(batch, top_k=top_k, exclude_seen=exclude_seen)
+        seconds = time.perf_counter() - began
+        lists[exclude_seen]._add(found.item_ids, found, length=lengths[exclude_seen], seconds=seconds)
+        if in_one_pass:
+            rows = zip(found.item_ids, map(set, batch), strict=True)
+            unseen = [[item for item in row if item not in seen] for row, seen in rows]
+            lists[True]._add(unseen, found, length=lengths[True], seconds=seconds)
     return lists
 
 

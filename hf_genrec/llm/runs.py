@@ -191,6 +191,8 @@ def make_sft_trainer(
     codes: Any = model.item_codes
     if args.teacher is not None:
         raise ValueError("`teacher` is not supported for language models: leave it out.")
+    if args.streaming:
+        raise ValueError("`streaming` is not supported for language models, whose rows are texts: leave it out.")
     vocabulary = SidVocabulary.from_tokenizer(tokenizer)
     loss = AnswerLoss(model.llm, vocabulary, model.catalog, normalization=settings.normalization)
     loss.check()

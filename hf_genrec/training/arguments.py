@@ -70,6 +70,10 @@ class GenRecTrainingArguments(TrainingArguments):
         default="none",
         metadata={"help": "Items of a user shuffled anew each epoch: none, those of equal time, or those of one day."},
     )
+    streaming: bool | None = field(
+        default=None,
+        metadata={"help": "Read the training rows anew in each epoch; if not given, of more than 20 million targets."},
+    )
     eval_num_beams: int = field(
         default=20,
         metadata={"help": "Beams of the evaluations during training, at least the 10 items of their lists."},

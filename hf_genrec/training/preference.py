@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_genrec.data.prepared import PreparedDataset
+from hf_genrec.data.sequences import IGNORED_LABEL
 from hf_genrec.modeling.genrec_recommend import evaluation_mode
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig
 from hf_genrec.tokenizers.report_plot import DARK, GREY, new_figure, save_figure
@@ -35,6 +37,7 @@ from hf_genrec.training.objectives import (
     sdpo_loss,
     with_target,
 )
+from hf_genrec.training.processes import seed_of, sum_gradients
 from hf_genrec.training.rewards import RewardSum, parse_weights
 from hf_genrec.training.trainer import GenRecTrainer, make_trainer
 
@@ -135,8 +138,8 @@ class PreferenceTrainer(GenRecTrainer):
                 f"`num_generations` must be at most the {model.config.num_items} items of the catalog, got "
                 f"{self.args.num_generations}."
             )
-        if self.args.world_size > 1:
-            raise ValueError("`objective` trains in one process: groups are scored past the wrapper of several ones.")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("`objective` needs the whole model in each process: train without FSDP and DeepSpeed.")
         if hasattr(model, "make_trainable"):
             model.make_trainable()
         model.config.normalization = "catalog" if self.args.renormalize_in_catalog else "vocabulary"
@@ -144,6 +147,20 @@ class PreferenceTrainer(GenRecTrainer):
         counts = torch.from_numpy(prepared.train_item_counts())
         self.reward = RewardSum(parse_weights(self.args.rewards), model.item_codes, counts)
         self._seen, self._items = defaultdict(list), set()
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """
+        As in [`GenRecTrainer`]. Groups are scored past the wrapper of several processes, so gradients are added up
+        here, and a process whose part of a step is empty waits for the others.
+        """
+        if bool((inputs["labels"] != IGNORED_LABEL).any()):
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        else:
+            self._seeds.begin_batch(self.state.global_step)
+            loss = torch.zeros((), device=self.args.device)
+        if self.accelerator.num_processes > 1 and self.accelerator.sync_gradients:
+            sum_gradients(self.accelerator.unwrap_model(model).parameters())
+        return loss * self.accelerator.num_processes  # the log has the mean over processes
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -171,7 +188,10 @@ class PreferenceTrainer(GenRecTrainer):
         Args: the model, and a batch with `input_ids` and `attention_mask`.
         """
         number = self.args.num_generations
-        seed = self.args.seed + self.state.global_step if self.args.rollouts == "sample" else None
+        seed = None
+        if self.args.rollouts == "sample":
+            seed = self.args.seed + self.state.global_step
+            seed = seed_of(seed, self.part) if self.part else seed
         output = network.recommend(
             inputs["input_ids"],
             inputs["attention_mask"],
@@ -244,9 +264,12 @@ class PreferenceTrainer(GenRecTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in transformers; lines with a loss have the means since the last one."""
-        if "loss" in logs and self._seen:
-            logs = logs | {name: sum(values) / len(values) for name, values in self._seen.items()}
-            logs["distinct_items"] = len(self._items)
+        if "loss" in logs:
+            found: Any = gather_object([(dict(self._seen), self._items)])  # of all processes
+            for name in found[0][0]:
+                values = [value for seen, _ in found for value in seen.get(name, ())]
+                logs = logs | {name: sum(values) / len(values)}
+            logs["distinct_items"] = len(set().union(*(items for _, items in found)))
             self._seen.clear()
             self._items.clear()
         super().log(logs, *args, **kwargs)

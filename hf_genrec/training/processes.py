@@ -7,19 +7,35 @@ What a step trains depends on the product of processes, accumulated batches and 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.data_loader import DataLoaderShard
 from transformers import TrainingArguments
 
 from hf_genrec.data.sequences import IGNORED_LABEL
 from hf_genrec.training.sampler import StepParts
+
+
+@contextlib.contextmanager
+def main_process_first() -> Iterator[bool]:
+    """
+    A block that the main process runs while others wait, who run it then. Yields whether this is the main process,
+    the one that writes files.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield True
+        return
+    state = PartialState(cpu=not torch.cuda.is_available())
+    with state.main_process_first():
+        yield state.is_main_process
 
 
 def step_parts(args: TrainingArguments, accelerator: Accelerator) -> StepParts:

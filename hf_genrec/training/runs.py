@@ -106,11 +106,11 @@ def train_run(
             "settings": settings,
             "data": {"category": prepared.metadata.get("category")},
             "semantic_ids": _shape_of_ids(starting),
-            **stopwatch.read(),
+            **stopwatch.read(of_all=True),
             "num_threads": trainer.num_threads,
             "resumed_from": checkpoint and Path(checkpoint).name,
             "num_parameters": sum(parameter.numel() for parameter in starting.model.parameters()),
-            "num_train_targets": int(sum(trainer.train_dataset.targets_per_row)),  # type: ignore[union-attr]
+            "num_train_targets": _num_targets(trainer.train_dataset),
             "best_metric": trainer.state.best_metric,
             "log_history": _finite(trainer.state.log_history),
         }
@@ -326,8 +326,14 @@ def _is_whole(checkpoint: Path) -> bool:
 def _write_run(folder: Path, prepared: PreparedDataset, starting: Starting, record: Mapping[str, Any]) -> None:
     starting.model.recommend_config.exclude_seen = not prepared.has_repeats
     save_recommender(folder, starting.model, starting.semantic_ids, prepared.items, quantizer=starting.quantizer)
-    save_neighbors(prepared, folder)
+    if not prepared.is_large:  # they are found in all histories at once
+        save_neighbors(prepared, folder)
     write_json(record, folder / TRAINING_NAME)  # last: it says that the run is finished
+
+
+def _num_targets(rows: Any) -> int:
+    """Targets of an epoch, of rows in memory or streamed."""
+    return rows.num_targets if hasattr(rows, "num_targets") else int(sum(rows.targets_per_row))
 
 
 def _shape_of_ids(starting: Starting) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ from hf_genrec.modeling.genrec_folder import items_fingerprint
 from hf_genrec.training.arguments import GenRecTrainingArguments
 from hf_genrec.training.processes import StepSeeds, batches_in_turn, keep_buffers, step_parts, train_loader
 from hf_genrec.training.sampler import TargetBatchSampler
+from hf_genrec.training.streaming import StreamedBatches, StreamedWindows, is_streamed, sampled_rows
 from hf_genrec.training.teacher import Teacher, load_teacher
 from hf_genrec.training.threads import num_threads_for, threads
 from hf_genrec.training.two_heads import (
@@ -72,6 +73,7 @@ class GenRecTrainer(Trainer):
     one_target_per_row = False  # whether a row ends with its only target; else all of a window are trained at once
     leaves_out_seen = False  # in the lists of a model with two heads, as serving does where the data has no repeats
     teacher: Teacher | None = None
+    part = 0  # which batch of its step is being trained, of all processes
     _seeds: StepSeeds
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -181,6 +183,11 @@ class GenRecTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Rows packed by [`TargetBatchSampler`]."""
         rows = self.train_dataset
+        if isinstance(rows, StreamedWindows):
+            parts = step_parts(self.args, self.accelerator)
+            size = self.args.per_device_train_batch_size
+            batches = StreamedBatches(rows, targets_per_batch=size, parts=parts)
+            return train_loader(rows, batches, self.data_collator, self.args, self.accelerator)
         if not isinstance(rows, WindowDataset):
             return super().get_train_dataloader()
         return self._loader(rows, self.data_collator)
@@ -290,10 +297,15 @@ class Stopwatch(TrainerCallback):
             self._earlier = json.loads((Path(checkpoint) / TIME_NAME).read_text(encoding="utf-8"))
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
-    def read(self) -> dict[str, float]:
-        """What was spent so far: `minutes` by the clock and `cpu_minutes`, of all processes, which ask together."""
+    def read(self, *, of_all: bool = False) -> dict[str, float]:
+        """
+        What was spent so far: `minutes` by the clock and `cpu_minutes`.
+
+        Args:
+            of_all (`bool`, *optional*): Add up the latter over the processes of the training, which all ask together.
+        """
         spent = {"minutes": time.perf_counter() - self._start, "cpu_minutes": time.process_time() - self._cpu_start}
-        if torch.distributed.is_initialized():
+        if of_all and torch.distributed.is_initialized():
             seconds: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(seconds, spent["cpu_minutes"])
             spent["cpu_minutes"] = sum(seconds)
@@ -301,7 +313,7 @@ class Stopwatch(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the minutes in the checkpoint that was just written."""
-        folder, spent = Path(args.output_dir) / f"checkpoint-{state.global_step}", self.read()
+        folder, spent = Path(args.output_dir) / f"checkpoint-{state.global_step}", self.read(of_all=True)
         if state.is_world_process_zero and folder.is_dir():
             (folder / TIME_NAME).write_text(json.dumps(spent) + "\n", encoding="utf-8")
 
@@ -314,7 +326,10 @@ def validation_rows(
     for all.
     """
     max_users = None if num_users is None or num_users < 0 else num_users
-    split = sampled_users(prepared.split("validation"), max_users=max_users, seed=seed)
+    if prepared.is_large:
+        split = sampled_rows(prepared, "validation", max_users=max_users, seed=seed)
+    else:
+        split = sampled_users(prepared.split("validation"), max_users=max_users, seed=seed)
     examples = make_examples(split, prepared.item_ids, max_history_length=max_history_length, targets="last")
     return WindowDataset(examples, first_item_token=first_item_token)
 
@@ -347,17 +362,7 @@ def make_trainer(
     config: Any = model.config
     check_beams(model, args)
     _check_catalog(config, prepared)
-    train_rows = training_dataset(
-        prepared.split("train"),
-        prepared.item_ids,
-        first_item_token=config.first_item_token,
-        history_attention="bidirectional" if trainer_class.one_target_per_row else config.history_attention,
-        max_history_length=config.max_history_length,
-        stride=max(1, config.max_history_length // 2) if args.window_stride is None else args.window_stride,
-        targets=targets,  # type: ignore[arg-type]
-        shuffled_ties=args.shuffled_ties,  # type: ignore[arg-type]
-        seed=args.seed,
-    )
+    train_rows = _training_rows(config, prepared, args, targets, one_target_per_row=trainer_class.one_target_per_row)
     eval_rows = validation_rows(
         prepared,
         first_item_token=config.first_item_token,
@@ -381,7 +386,7 @@ def make_trainer(
         callbacks=callbacks,  # type: ignore[arg-type]
     )
     trainer.leaves_out_seen = not prepared.has_repeats
-    if args.teacher is not None:
+    if args.teacher is not None and isinstance(train_rows, WindowDataset):
         trainer.teacher = Teacher.of(
             load_teacher(args.teacher, config),
             train_rows.windows,
@@ -390,6 +395,23 @@ def make_trainer(
         )
         train_rows.names_places = True
     return trainer
+
+
+def _training_rows(
+    config: Any, prepared: PreparedDataset, args: GenRecTrainingArguments, targets: str, *, one_target_per_row: bool
+) -> WindowDataset | StreamedWindows:
+    options: dict[str, Any] = {
+        "first_item_token": config.first_item_token,
+        "history_attention": "bidirectional" if one_target_per_row else config.history_attention,
+        "max_history_length": config.max_history_length,
+        "stride": max(1, config.max_history_length // 2) if args.window_stride is None else args.window_stride,
+        "targets": targets,
+        "seed": args.seed,
+    }
+    if is_streamed(prepared, args):
+        return StreamedWindows(prepared, **options)
+    ties: Any = args.shuffled_ties
+    return training_dataset(prepared.split("train"), prepared.item_ids, shuffled_ties=ties, **options)
 
 
 def _check_catalog(config: Any, prepared: PreparedDataset) -> None:

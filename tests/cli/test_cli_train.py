@@ -279,20 +279,48 @@ def test_checkpoint_is_tuned_on_a_new_log_of_its_catalog_only(shop, tmp_path):
     assert "is not about the catalog" in error_of("evaluate", shop / "run", tmp_path / "few")
 
 
-@pytest.mark.slow
-def test_training_works_under_accelerate_launch(shop, tmp_path, repository):
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    words = [shop / "data", "--ids", shop / "ids", "--output", tmp_path / "run", *TRAIN, "--epochs", "1", "--json"]
-    command = [sys.executable, *launch, repository / "scripts" / "train.py", *words]
+# on a CPU, `accelerate launch --cpu --num_processes 2` would start a single process
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29571"]
+
+
+def launched(repository, launcher, *words):
+    """What two processes write on stdout."""
+    command = [sys.executable, "-m", *launcher, *words]
     environment = os.environ | {"PYTHONPATH": str(repository)}
-
-    done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, env=environment, check=False
-    )
-
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["settings"]["targets"] == "all"
-    assert len(Recommender.from_pretrained(tmp_path / "run").recommend(["i1"]).item_ids) == 10
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_as_one_writes_it_down(shop, tmp_path, repository):
+    script, run = repository / "scripts" / "train.py", tmp_path / "run"
+    words = [shop / "data", "--ids", shop / "ids", "--output", run, *TRAIN, "--epochs", "1", "--json"]
+
+    record = json.loads(launched(repository, ACCELERATE, script, *words))
+
+    assert (record["settings"]["targets"], record["settings"]["num_processes"]) == ("all", 2)
+    assert len(Recommender.from_pretrained(run).recommend(["i1"]).item_ids) == 10
+    words = ["evaluate", run, shop / "data", "--json", "--no-baselines", "--batch-size", 3]
+    two = json.loads(launched(repository, TORCHRUN, "-m", "hf_genrec.cli.main", *words))
+    one = result_of(*words)
+    assert (run / "evaluation.json").is_file()
+    assert {**two["model"], **SECONDS} == {**one["model"], **SECONDS}
+
+
+SECONDS = {"seconds_per_user": 0, "seen_excluded": 0}
+
+
+@pytest.mark.slow
+def test_two_processes_choose_a_model_and_one_makes_its_ids(shop, tmp_path, repository):
+    script = repository / "scripts" / "train.py"
+
+    out = launched(repository, TORCHRUN, script, shop / "data", "--output", tmp_path / "run", "--epochs", 1, "--json")
+
+    scores = ["psid", "psid, dense head", "sasrec", "ridge", "item-knn"]
+    assert json.loads(out)["ensemble"]["scores"] == scores
+    assert read_training(tmp_path / "run" / "checkpoints" / "sasrec")["settings"]["num_processes"] == 2
 
 
 def test_the_papers_recipe_runs_in_one_command_and_continues(tmp_path, repository, monkeypatch, capsys):

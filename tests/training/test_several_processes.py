@@ -1,9 +1,14 @@
 """Training and validation in two processes against one."""
 
+import os
+
 import numpy as np
 import pytest
+from accelerate import Accelerator
 
-from hf_genrec import GenRecTrainingArguments, make_trainer
+from hf_genrec import GenRecTrainingArguments, Recommender, evaluate, make_trainer
+from hf_genrec.evaluation.evaluate import EvaluationSettings
+from hf_genrec.training.preference import PreferenceTrainingArguments, make_preference_trainer
 from invariants.model import make_decoder, make_model, make_rpg, make_sasrec, tiny_config, tiny_decoder_config
 from processes import in_processes
 
@@ -140,3 +145,58 @@ def test_a_run_goes_on_with_another_number_of_processes(processes, circle, tmp_p
     assert_same_training(whole[0], second)
     before = [([], {}, seen[:5]) for _, _, seen in first]
     assert sorted(targets_of(before) + targets_of(second)) == targets_of(whole)
+
+
+@pytest.mark.parametrize("objective", ["grpo", "sdpo"])
+def test_preferences_are_trained_in_two_processes_as_in_one(objective, circle, tmp_path):
+    def run(batch_size, folder):
+        args = PreferenceTrainingArguments(
+            output_dir=str(folder), per_device_train_batch_size=batch_size, objective=objective, num_generations=4,
+            precision="fp32", eval_strategy="no", save_strategy="no", load_best_model_at_end=False, max_steps=4,
+            logging_steps=1, disable_tqdm=True, report_to="none", rollouts="beams", learning_rate=1e-3,
+        )  # fmt: skip
+        model = KINDS["psid"]()
+        trainer = make_preference_trainer(model, circle, args)
+        trainer.train()
+        kept = ("loss", "grad_norm", "reward", "kl", "distinct_items")
+        logs = [{name: line[name] for name in kept} for line in trainer.state.log_history if "loss" in line]
+        return logs, {name: weight.numpy() for name, weight in model.state_dict().items()}, []
+
+    alone = run(18, tmp_path / "one")
+
+    assert_same_training(alone, in_processes(run, 9, tmp_path / "two"))
+
+
+@pytest.mark.parametrize("kind", ["psid", "sasrec"])
+def test_evaluation_in_two_processes_has_the_record_of_one_to_the_last_digit(kind, circle, tmp_path):
+    def record(several):
+        recommender = Recommender(KINDS[kind](), circle.items, batch_size=4)
+        settings = EvaluationSettings(batch_size=4, ks=(1, 5))
+        found = evaluate(recommender, circle, settings, accelerator=Accelerator(cpu=True) if several else None)
+        return without_seconds(found), found.users.to_pydict()
+
+    alone = record(several=False)
+
+    assert in_processes(record, True) == [alone, alone]
+
+
+def test_a_recommender_that_fails_in_one_process_fails_in_all(circle):
+    class Failing(Recommender):
+        def recommend(self, histories, **options):
+            if os.environ["RANK"] == "1":
+                raise ValueError("no memory left")
+            return super().recommend(histories, **options)
+
+    def fails():
+        few, failing = EvaluationSettings(batch_size=4), Failing(KINDS["sasrec"](), circle.items)
+        with pytest.raises(ValueError, match="no memory left"):
+            evaluate(failing, circle, few, accelerator=Accelerator(cpu=True), baselines={})
+        return True
+
+    assert in_processes(fails) == [True, True]
+
+
+def without_seconds(record):
+    if isinstance(record, dict):
+        return {name: without_seconds(value) for name, value in record.items() if name != "seconds_per_user"}
+    return record

@@ -1,0 +1,62 @@
+"""Language models in two processes against one."""
+
+import numpy as np
+import pytest
+
+from hf_genrec import Recommender, prepare
+from hf_genrec.llm.runs import train_llm
+from hf_genrec.llm.sft import SftSettings
+from hf_genrec.tokenizers.folder import tokenize_items
+from hf_genrec.training.arguments import training_arguments
+from processes import in_processes
+from tiny_llms import tiny_llm, tiny_tokenizer
+
+
+pytestmark = pytest.mark.slow
+
+THINGS = "tea cup pot jam oat rye fig nut egg ham bun".split()
+QUIET = {
+    "precision": "fp32", "disable_tqdm": True, "report_to": "none", "logging_steps": 1, "eval_strategy": "steps",
+    "save_strategy": "steps", "eval_steps": 6, "save_steps": 6, "max_steps": 6, "learning_rate": 1e-2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Users who walk through eleven things in a circle, ids of two levels, and a backbone in a folder."""
+    folder = tmp_path_factory.mktemp("llm")
+    rows = [f"u{u}\t{' '.join(THINGS[(u + step) % 11] for step in range(5 + u % 3))}\n" for u in range(23)]
+    (folder / "log.tsv").write_text("".join(rows))
+    items = [{"item_id": thing, "title": f"a {thing}", "description": "green bowl"} for thing in THINGS]
+    data = prepare(folder / "data", sequences=folder / "log.tsv", items=items)
+    np.save(folder / "vectors.npy", np.random.default_rng(0).normal(size=(11, 6)).astype("float32"))
+    tokenize_items(data, folder / "vectors.npy", folder / "ids", num_levels=2, codebook_size=4, num_whitened=0)
+    tiny_llm("llama").save_pretrained(folder / "llama")
+    tiny_tokenizer().save_pretrained(folder / "llama")
+    return data, folder
+
+
+def trained(world, output, lora, batch_size, **changes):
+    """Loss, gradient norm and metrics by step."""
+    data, folder = world
+    args = training_arguments(output, settings=QUIET | changes | {"per_device_train_batch_size": batch_size})
+    settings = SftSettings(lora=lora, first_stage=0.34, rows_learning_rate=0.05)
+    record = train_llm(data, folder / "ids", output, args, backbone=folder / "llama", settings=settings)
+    kept = ("loss", "grad_norm", "eval_loss", "eval_ndcg@10")
+    return [{name: line[name] for name in kept if name in line} for line in record["log_history"]]
+
+
+def scores(world, run):
+    return Recommender.from_pretrained(run, device="cpu").score_items([[thing] for thing in THINGS])
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_two_processes_train_a_language_model_like_one_with_twice_the_answers(lora, world, tmp_path):
+    alone = trained(world, tmp_path / "one", lora, 24)
+
+    two = in_processes(trained, world, tmp_path / "two", lora, 12)
+
+    for logs in two:
+        for mine, theirs in zip(alone, logs, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-4, rel=1e-3)
+    np.testing.assert_allclose(scores(world, tmp_path / "two"), scores(world, tmp_path / "one"), atol=1e-3)
