@@ -30,13 +30,17 @@ def _embed(
         float, typer.Option(min=0.0, help="With --behavior: weight of the texts; 0 for behaviour alone.")
     ] = 0.6,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per forward pass.")] = 32,
+    num_processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share the texts: one per GPU, or several on the cores.")
+    ] = 1,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """
     Turn item texts, or the log, or both, into vectors.
 
-    What users did counts only in the training part of the log. Vectors of texts are cached by texts and model.
+    What users did counts only in the training part of the log. Vectors of texts are cached by texts and model, also
+    those of a run that was killed: the next one goes on from there.
 
     \b
     Examples:

@@ -9,11 +9,13 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from safetensors.torch import load_file as load_torch_file
 
 from hf_genrec.files import reading, replaced, write_json
 from hf_genrec.tokenizers.base import as_rows, one_thread
+from hf_genrec.tokenizers.embedding_shards import embed_in_shards
 
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,7 @@ def embed_texts(
     model_name: str = "sentence-transformers/sentence-t5-base",
     revision: str | None = None,
     batch_size: int = 32,
+    num_processes: int = 1,
     device: str | None = None,
     cache_dir: str | Path | None = None,
     show_progress: bool = True,
@@ -47,7 +51,8 @@ def embed_texts(
     """
     One embedding per text from a sentence-transformers model, used as it is: maximum length, pooling, normalisation.
 
-    The result is kept on disk under a key of the texts, the model and its revision; a second call reads it back.
+    The result is kept on disk under a key of the texts, the model and its revision; a second call reads it back. So is
+    what there is of it while it is computed, in shards of 8,192 texts: a call after a killed one goes on from there.
 
     Args:
         texts (`Sequence[str]`): The item texts. Empty ones are embedded too, and counted in a warning.
@@ -56,6 +61,9 @@ def embed_texts(
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub. `None` is the newest one, or without a network that of the Hub cache.
         batch_size (`int`, *optional*, defaults to 32): Texts per forward pass.
+        num_processes (`int`, *optional*, defaults to 1):
+            Processes that share the texts, one per GPU or several on the cores. A program that asks for more than one
+            must guard its start by `if __name__ == "__main__":`. Other batches move the last bits of the vectors.
         device (`str`, *optional*): Torch device. `None` lets sentence-transformers choose.
         cache_dir (`str` or `Path`, *optional*):
             Folder of the cache. `None` is `$HF_GENREC_CACHE`, or `hf_genrec` inside `$HF_HOME`.
@@ -68,9 +76,11 @@ def embed_texts(
         ImportError: If sentence-transformers is not installed.
         OSError: If the model is no folder and neither on the Hub nor in its local cache.
         TypeError: If a text is not a string.
-        ValueError: If there are no texts, or the model returns NaN or infinity.
+        ValueError: If there are no texts or processes, or the model returns NaN or infinity.
     """
     _check_texts(texts)
+    if num_processes < 1:
+        raise ValueError(f"`num_processes` must be at least 1, got {num_processes}.")
     home = cache_dir or os.environ.get("HF_GENREC_CACHE") or Path(constants.HF_HOME) / "hf_genrec"
     source = _resolve_model(model_name, revision=revision)
     digest = hashlib.sha256(json.dumps([source.identity, list(texts)]).encode())
@@ -89,12 +99,14 @@ def embed_texts(
     model = SentenceTransformer(
         source.location, revision=source.revision, device=device, local_files_only=source.is_offline
     )
-    encoded = model.encode(list(texts), batch_size=batch_size, show_progress_bar=show_progress, convert_to_numpy=True)
-    matrix = as_rows(encoded, name=f"the output of {model_name!r}", num_rows=len(texts))
-    record = {"model": source.identity, "shape": matrix.shape, "sha256": hashlib.sha256(matrix.tobytes()).hexdigest()}
+    how: dict[str, Any] = {"batch_size": batch_size, "num_processes": num_processes, "device": device}
+    shards = stem.with_suffix(".shards")
+    matrix = embed_in_shards(model, texts, shards, name=model_name, show_progress=show_progress, **how)
+    record = {"model": source.identity, "shape": matrix.shape, "sha256": hashlib.sha256(matrix.data).hexdigest()}
     with replaced(stem.with_suffix(".safetensors")) as partial:
         save_file({"embeddings": matrix}, partial)
     write_json(record, stem.with_suffix(".json"))
+    shutil.rmtree(shards)
     return matrix
 
 
@@ -287,7 +299,7 @@ def _read_cache(stem: Path, *, num_texts: int) -> np.ndarray | None:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         logger.warning("The cached embeddings %s cannot be read (%s) and are computed again.", matrix_path, error)
         return None
-    if len(matrix) != num_texts or hashlib.sha256(matrix.tobytes()).hexdigest() != expected:
+    if len(matrix) != num_texts or hashlib.sha256(matrix.data).hexdigest() != expected:
         logger.warning("The cached embeddings %s are damaged and are computed again.", matrix_path)
         return None
     return matrix

@@ -53,6 +53,7 @@ def embed_items(
     behavior: str | os.PathLike[str] | None = None,
     weight: float = 0.6,
     batch_size: int = 32,
+    num_processes: int = 1,
     device: str | None = None,
     show_progress: bool = True,
 ) -> Path:
@@ -73,7 +74,8 @@ def embed_items(
         encoder["texts"] = _text_digest(prepared)
     embeddings = np.zeros((len(texts), 0), np.float32)
     if "texts" in encoder and matrix is None:
-        options: dict[str, Any] = {"batch_size": batch_size, "device": device, "show_progress": show_progress}
+        options: dict[str, Any] = {"batch_size": batch_size, "num_processes": num_processes, "device": device}
+        options["show_progress"] = show_progress
         embeddings = embed_texts(texts, model_name=model_name, revision=revision, **options)
         named = Path(model_name).name if Path(model_name).is_dir() else model_name  # a path says nothing elsewhere
         identity = encoder_identity(model_name, revision=revision)

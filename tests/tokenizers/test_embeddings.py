@@ -18,6 +18,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
+from hf_genrec.tokenizers import embedding_shards as shards
 from hf_genrec.tokenizers import embeddings as room
 from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, load_matrix
 
@@ -69,6 +70,44 @@ def test_second_call_reads_the_cache(encoder, model_folder, tmp_path):
     assert first.dtype == second.dtype == np.float32
     assert len(encoder.loaded) == 1
     assert {path.suffix for path in (tmp_path / "cache" / "embeddings").iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.fixture
+def two_per_shard(monkeypatch):
+    monkeypatch.setattr(shards, "TEXTS_PER_SHARD", 2)
+
+
+SEVEN = ["a", "bb bb", "c", "ddddddd", "e e e", "ff", "g"]
+
+
+def test_a_killed_run_goes_on_with_the_texts_it_lacks(encoder, model_folder, tmp_path, two_per_shard, caplog):
+    encode, asked = encoder.encode, []
+
+    def killed_at_the_third(self, texts, **options):
+        asked.append(list(texts))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return encode(self, texts, **options)
+
+    encoder.encode = killed_at_the_third
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            embed(SEVEN, model_folder, tmp_path, batch_size=2)
+        next((tmp_path / "cache" / "embeddings").glob("*.shards/000000*")).write_bytes(b"torn")
+        found = embed(SEVEN, model_folder, tmp_path, batch_size=2)
+    finally:
+        encoder.encode = encode
+
+    np.testing.assert_array_equal(found, [[len(text), text.count(" ")] for text in SEVEN])
+    assert [len(text) for batch in asked for text in batch] == [7, 5, 5, 2, 1, 1, 7, 5, 1, 1, 1]
+    assert "Going on with text 3 of 7: the 1 shards before it are in" in caplog.text
+    assert "000000.safetensors cannot be read" in caplog.text
+    assert {path.suffix for path in (tmp_path / "cache" / "embeddings").iterdir()} == {".json", ".safetensors"}
+
+
+def test_processes_below_one_are_refused(model_folder, tmp_path):
+    with pytest.raises(ValueError, match="`num_processes` must be at least 1, got 0"):
+        embed(TEXTS, model_folder, tmp_path, num_processes=0)
 
 
 def test_other_texts_order_or_weights_are_computed_anew(encoder, model_folder, tmp_path):
