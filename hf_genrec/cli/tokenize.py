@@ -68,6 +68,14 @@ def _tokenize(
     fit_on: Annotated[
         Literal["train", "all"] | None, typer.Option(help="Items to learn codes from.", show_default="train")
     ] = None,
+    fit_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Learn codes from a sample of so many of them.",
+            show_default="256 per code for residual-kmeans, opq and pq, else all",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the quantizer.", show_default="1234")] = None,
     fields: Annotated[
         list[str] | None,
@@ -98,7 +106,7 @@ def _tokenize(
     """
     if plot is not None and not report:
         raise ValueError("`--plot` draws a report: add `--report`.")
-    learning = [quantizer, num_levels, num_whitened, fit_on, seed, fields or None]
+    learning = [quantizer, num_levels, num_whitened, fit_on, fit_rows, seed, fields or None]
     is_learned, is_new = any(option is not None for option in learning), not (Path(output_dir) / _RECORD).is_file()
     exists = report and not overwrite and not is_new
     if exists and (is_learned or any(option is not None for option in (ids, codebook_size, policy))):
@@ -115,7 +123,8 @@ def _tokenize(
         raise ValueError("Give either `--embeddings` or `--ids`.")
     if ids is not None and is_learned:
         raise ValueError(
-            "`--quantizer`, `--levels`, `--whiten`, `--fit-on`, `--seed` and `--set` do not go with ready `--ids`."
+            "`--quantizer`, `--levels`, `--whiten`, `--fit-on`, `--fit-rows`, `--seed` and `--set` do not go with "
+            "ready `--ids`."
         )
     with output_on(as_json) as show:
         from hf_genrec.cli.tables import collision_table, usage_table

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,6 +21,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from hf_genrec.files import write_json
+from hf_genrec.tokenizers.row_tables import LazyRows, RowTable, blocks
 from hf_genrec.tokenizers.semantic_ids import MAX_CODEBOOK_SIZE, CollisionPolicy
 
 
@@ -65,6 +66,7 @@ class Quantizer(ABC):
     can_decode: ClassVar[bool] = True
     block_size: ClassVar[int] = 2**16  # rows encoded at once
     least_rows: ClassVar[int | None] = None  # to learn from; `None` is one for each centroid of a level
+    rows_per_code: ClassVar[int | None] = None  # of a level, that are enough to learn from; `None` for all there are
 
     def __init__(self, *, num_levels: int, codebook_size: int, seed: int) -> None:
         check_sizes(num_levels=num_levels, codebook_size=codebook_size)
@@ -155,16 +157,37 @@ class Quantizer(ABC):
             return "keep"
         return "widen" if self.has_codebooks else "append"
 
+    def rows_to_learn(self, num_rows: int, *, most: int | None = None) -> np.ndarray:
+        """
+        Which rows [`Quantizer.fit`] learns from: all, or a sample of as many as are enough.
+
+        Args:
+            num_rows (`int`): How many there are.
+            most (`int`, *optional*):
+                How many at most. `None` is 256 for each code of a level where centroids are k-means of all rows, as
+                faiss takes itself, and all for the trees and an RQ-VAE.
+        """
+        if most is None:
+            most = num_rows if self.rows_per_code is None else self.rows_per_code * self.codebook_size
+        if num_rows <= most:
+            return np.arange(num_rows)
+        return np.sort(np.random.default_rng(self.seed).choice(num_rows, size=most, replace=False))
+
     def fit(self, embeddings: np.ndarray, *, taken: sp.csr_array | None = None, show_progress: bool = True) -> Self:
         """
         Learn the codes, on one thread; a `ValueError` for wrong shapes, too few rows, or NaN and infinity.
 
         Args:
-            embeddings (`np.ndarray` of shape `(num_rows, dim)`): Usually those of the items that occur in training.
+            embeddings (`np.ndarray` of shape `(num_rows, dim)`):
+                Usually those of the items that occur in training. Of many rows a sample is read, see
+                [`Quantizer.rows_to_learn`].
             taken (`scipy.sparse.csr_array` of shape `(num_users, num_rows)`, *optional*):
                 1 where a user took the item of a row; only where [`Quantizer.reads_log`].
             show_progress (`bool`, *optional*, defaults to `True`): Whether a bar is shown after two seconds.
         """
+        if np.ndim(embeddings) == 2:
+            picked = self.rows_to_learn(len(embeddings))
+            embeddings = embeddings if len(picked) == len(embeddings) else embeddings[picked]
         rows = as_rows(embeddings, at_least=self.codebook_size if self.least_rows is None else self.least_rows)
         if self.reads_log and (taken is None or taken.shape[1] != len(rows)):
             found = "none" if taken is None else f"the shape {taken.shape}"
@@ -176,12 +199,13 @@ class Quantizer(ABC):
         self._dim = rows.shape[1]
         return self
 
-    def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """Codes of items, seen in training or not."""
-        rows = as_rows(embeddings, dim=self.dim)
+    def encode(self, embeddings: RowTable) -> np.ndarray:
+        """Codes of items, seen in training or not; the vectors are read in blocks."""
+        rows = embeddings if isinstance(embeddings, LazyRows) else as_rows(embeddings, dim=self.dim)
         codes = np.empty((len(rows), self.num_levels), dtype=np.int64)
-        for start in range(0, len(rows), self.block_size):
-            codes[start : start + self.block_size] = self._encode(rows[start : start + self.block_size])
+        for block in blocks(len(rows), self.block_size):
+            part = rows[block] if isinstance(rows, np.ndarray) else as_rows(rows[block], dim=self.dim)
+            codes[block] = self._encode(part)
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -192,7 +216,7 @@ class Quantizer(ABC):
         *_, approximation = self._approximations(self._checked_codes(codes))
         return approximation
 
-    def relative_errors(self, embeddings: np.ndarray, codes: np.ndarray) -> list[float] | None:
+    def relative_errors(self, embeddings: RowTable, codes: np.ndarray) -> list[float] | None:
         """
         Squared error of the first 1, 2, ... levels relative to the embeddings' own spread: 0 is a perfect
         reconstruction, 1 is what their mean achieves. `None` for a quantizer that cannot decode, or without any
@@ -201,12 +225,18 @@ class Quantizer(ABC):
         For product quantization, a level that is left out counts as zeros. The decoder of an RQ-VAE was trained for
         all levels; errors of fewer may pass 1.
         """
-        rows = np.asarray(embeddings, dtype=np.float32)
-        spread = float(np.square(rows - rows.mean(axis=0)).sum(dtype=np.float64)) if len(rows) else 0.0
-        if not self.can_decode or spread == 0:
+        if not self.can_decode or not len(embeddings):
             return None
-        found = self._approximations(self._checked_codes(codes))
-        return [float(np.square(rows - approximation).sum(dtype=np.float64)) / spread for approximation in found]
+        codes, parts = self._checked_codes(codes), list(blocks(len(embeddings)))
+        rows_of: Callable[[slice], np.ndarray] = lambda part: np.asarray(embeddings[part], np.float32)  # noqa: E731
+        sums = [rows_of(part).sum(axis=0, dtype=np.float64) for part in parts]
+        mean = (sum(sums[1:], sums[0]) / len(embeddings)).astype(np.float32)
+        spread, errors = 0.0, np.zeros(codes.shape[1])
+        for part in parts:
+            rows = rows_of(part)
+            spread += float(np.square(rows - mean).sum(dtype=np.float64))
+            errors += [np.square(rows - near).sum(dtype=np.float64) for near in self._approximations(codes[part])]
+        return (errors / spread).tolist() if spread else None
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json`, and `quantizer.safetensors` if anything was learned, into a folder."""
@@ -330,14 +360,17 @@ def as_rows(
 
     Args: one row per item; what an error calls them; the columns, the rows and the least rows that there must be.
     """
-    rows = np.ascontiguousarray(embeddings, dtype=np.float32)
+    rows = np.ascontiguousarray(embeddings, dtype=np.float32)  # the same where it is that, in memory or in a file
     if rows.ndim != 2:
         raise ValueError(f"{name} must have two dimensions, its shape is {rows.shape}.")
     if not rows.shape[1]:
         raise ValueError(f"{name} must have at least one column, its shape is {rows.shape}.")
     if num_rows is not None and len(rows) != num_rows:
         raise ValueError(f"{name} must have one row per item, {num_rows}, but has {len(rows)}.")
-    wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    is_finite = np.zeros(len(rows), bool)
+    for block in blocks(len(rows)):
+        is_finite[block] = np.isfinite(rows[block]).all(axis=1)
+    wrong = np.flatnonzero(~is_finite)
     if len(wrong):
         raise ValueError(f"{name} has NaN or infinity in {len(wrong)} rows, first at rows {wrong[:5].tolist()}.")
     if dim is not None and rows.shape[1] != dim:

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from hf_genrec.tokenizers.row_tables import LazyRows, RowTable, blocks
+
 
 _MAX_TUPLES = 2**22  # candidate tuples scored at once; more than any catalog that fits a machine needs
 _CHUNK_ELEMENTS = 2**24
-_TRIED_AT_ONCE = 256  # tuples
+_TRIED_FIRST, _TRIED_AT_ONCE = 16, 256  # tuples: mostly one of the first is free
+_MAX_FLAGS = 2**28  # tuples that may exist for which a byte each is kept: 256 MB
 
 
 def group_by_codes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +80,7 @@ def append_code(codes: np.ndarray, *, taken: np.ndarray | None = None) -> np.nda
 def reassign_by_candidates(
     codes: np.ndarray,
     *,
-    embeddings: np.ndarray,
+    embeddings: RowTable,
     codebooks: np.ndarray,
     num_candidates: int = 5,
     widen: bool = False,
@@ -110,7 +113,8 @@ def reassign_by_candidates(
         )
     movers = _movers(codes, embeddings=embeddings, codebooks=codebooks)
     # A tuple that its items left is not free again: one of them keeps it.
-    used, own, result = set(_as_bytes(codes).tolist()), embeddings[movers], codes.copy()
+    used, result = _Used(codes, codebook_size), codes.copy()
+    own = LazyRows(embeddings, np.asarray, dim=embeddings.shape[1], rows=movers)
     found = _free_tuples(codes[movers], own, codebooks, used, width=width, max_width=limit if widen else width)
     result[movers], failed = found[0], movers[found[1]].tolist()
     if failed:
@@ -135,7 +139,7 @@ def nearest_free(
         num_candidates (`int`, *optional*, defaults to 5): Likewise.
     """
     codes = _check_geometry(codes, embeddings=embeddings, codebooks=codebooks)
-    used, limit = set(_as_bytes(taken).tolist()), _most_candidates(codebooks)
+    used, limit = _Used(taken, codebooks.shape[1]), _most_candidates(codebooks)
     width = min(num_candidates, limit)
     result, failed = _free_tuples(codes, embeddings, codebooks, used, width=width, max_width=limit)
     if failed:
@@ -143,7 +147,7 @@ def nearest_free(
     return result
 
 
-def rematch_last_level(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
+def rematch_last_level(codes: np.ndarray, *, embeddings: RowTable, codebooks: np.ndarray) -> np.ndarray:
     """
     Hand out the last code anew, at the least total cost, among the items that share all codes before it.
 
@@ -162,7 +166,6 @@ def rematch_last_level(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: 
             f"{len(too_large)} prefixes have more items than the {codebook_size} codes of the last level (the largest "
             f"has {prefix_sizes[too_large].max()}): re-matching it cannot succeed. Use 'widen' or 'append'."
         )
-    residuals = embeddings - _reconstruct(codes[:, :-1], codebooks=codebooks[:-1])  # (N, D): what the last level gets
     last = codebooks[-1].astype(np.float64)
     order = np.argsort(prefixes, kind="stable")
     ends = np.cumsum(prefix_sizes)
@@ -171,12 +174,13 @@ def rematch_last_level(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: 
         rows = order[ends[prefix] - prefix_sizes[prefix] : ends[prefix]]
         # |r - c|^2 without |r|^2, which is the same for every code of an item: (items, K), K at least as many. The
         # Hungarian algorithm gives each item a code of its own at the least sum.
-        cost = (last**2).sum(axis=1) - 2 * residuals[rows] @ last.T
+        residuals = embeddings[rows] - _reconstruct(codes[rows, :-1], codebooks=codebooks[:-1])
+        cost = (last**2).sum(axis=1) - 2 * residuals @ last.T
         result[rows, -1] = linear_sum_assignment(cost)[1]
     return result
 
 
-def _check_geometry(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
+def _check_geometry(codes: np.ndarray, *, embeddings: RowTable, codebooks: np.ndarray) -> np.ndarray:
     """Codes as int64, after the checks that all policies with centroids share."""
     if codebooks.ndim != 3 or codes.ndim != 2 or codes.shape[1] != len(codebooks):
         raise ValueError(
@@ -186,8 +190,9 @@ def _check_geometry(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: np.
     num_levels, codebook_size, dim = codebooks.shape
     if embeddings.shape != (len(codes), dim):
         raise ValueError(f"`embeddings` must have the shape {(len(codes), dim)}, got {embeddings.shape}.")
-    if not np.isfinite(embeddings).all():
-        raise ValueError("`embeddings` must be finite.")
+    if isinstance(embeddings, np.ndarray):  # rows that are computed are checked when they are taken
+        if not all(np.isfinite(embeddings[block]).all() for block in blocks(len(embeddings))):
+            raise ValueError("`embeddings` must be finite.")
     if codes.min() < 0 or codes.max() >= codebook_size:
         raise ValueError(f"`codes` must lie between 0 and {codebook_size - 1}, the last centroid.")
     if len(codes) > codebook_size**num_levels:
@@ -206,11 +211,14 @@ def _reconstruct(codes: np.ndarray, *, codebooks: np.ndarray) -> np.ndarray:
     return total
 
 
-def _movers(codes: np.ndarray, *, embeddings: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
+def _movers(codes: np.ndarray, *, embeddings: RowTable, codebooks: np.ndarray) -> np.ndarray:
     """Rows of the items that lose their tuple, ascending: all of a group but the best reconstructed one."""
     groups, sizes = group_by_codes(codes)
     collided = np.flatnonzero(sizes[groups] > 1)
-    errors = ((embeddings[collided] - _reconstruct(codes[collided], codebooks=codebooks)) ** 2).sum(axis=1)
+    errors = np.empty(len(collided))
+    for block in blocks(len(collided)):
+        rows = collided[block]
+        errors[block] = ((embeddings[rows] - _reconstruct(codes[rows], codebooks=codebooks)) ** 2).sum(axis=1)
     order = np.lexsort((collided, errors, groups[collided]))
     is_first = np.diff(groups[collided][order], prepend=-1) != 0
     return np.sort(collided[order][~is_first])
@@ -231,45 +239,83 @@ def _most_candidates(codebooks: np.ndarray) -> int:
     return min(int(_MAX_TUPLES ** (1 / len(codebooks)) + 1e-9), codebooks.shape[1])
 
 
+class _Used:
+    """Tuples that are not free, by numbers: a byte for each that exists where these are few, else a set."""
+
+    def __init__(self, codes: np.ndarray, codebook_size: int) -> None:
+        num_tuples = codebook_size ** codes.shape[1]
+        self._weights = codebook_size ** np.arange(codes.shape[1])[::-1] if num_tuples < 2**62 else None
+        self._flags = bytearray(num_tuples if num_tuples <= _MAX_FLAGS else 0)
+        keys = self.keys(codes)
+        if self._flags:
+            np.frombuffer(self._flags, np.uint8)[keys] = 1
+        self._keys = set() if self._flags else set(keys.tolist())
+
+    def keys(self, tuples: np.ndarray) -> np.ndarray:
+        """A number for each tuple `(..., num_levels)`, or its bytes where numbers are too small."""
+        if self._weights is not None:
+            return tuples @ self._weights
+        return _as_bytes(tuples.reshape(-1, tuples.shape[-1])).reshape(tuples.shape[:-1])
+
+    def __contains__(self, key: Any) -> bool:
+        return bool(self._flags[key]) if self._flags else key in self._keys
+
+    def add(self, key: Any) -> None:
+        """Take a tuple."""
+        if self._flags:
+            self._flags[key] = 1
+        else:
+            self._keys.add(key)
+
+    def first_free(self, keys: list[Any]) -> int | None:
+        """The place of the first key that is free."""
+        return next((place for place, key in enumerate(keys) if key not in self), None)
+
+
 def _free_tuples(
-    codes: np.ndarray, embeddings: np.ndarray, codebooks: np.ndarray, used: set[bytes], *, width: int, max_width: int
+    codes: np.ndarray, embeddings: RowTable, codebooks: np.ndarray, used: _Used, *, width: int, max_width: int
 ) -> tuple[np.ndarray, list[int]]:
     """
     Tuples of items, their own where it is free, and the rows that found none; `used` grows by them.
 
     One item after the other, and who comes first chooses first: a joint assignment over all tuples would be
-    `codebook_size ** num_levels` columns wide.
+    `codebook_size ** num_levels` columns wide. What does not depend on the choices is computed for many at once.
     """
     result, failed = codes.copy(), []
-    # The distances (rows, L, K) of all items at once may not fit into memory.
-    step = max(1, _CHUNK_ELEMENTS // codebooks[..., 0].size)
-    for start in range(0, len(codes), step):
-        rows = slice(start, start + step)
-        distances = _level_distances(codes[rows], embeddings=embeddings[rows], codebooks=codebooks)
-        for row, distance in enumerate(distances, start):
-            key = _as_bytes(codes[row : row + 1]).tolist()[0]
+    # The distances (rows, L, K) and the tuples (rows, width ** L) of all items at once may not fit into memory.
+    step = max(1, _CHUNK_ELEMENTS // max(codebooks[..., 0].size, width ** len(codebooks)) // 4)
+    for block in blocks(len(codes), step):
+        own_codes, own_rows = codes[block], embeddings[block]
+        distances = _level_distances(own_codes, embeddings=own_rows, codebooks=codebooks)
+        ranked = np.argsort(distances, axis=2, kind="stable")  # (B, L, K), the nearest centroid of each level first
+        nearest = ranked[:, :, :width]
+        best_first = np.argsort(_score_tuples(own_rows, nearest, codebooks), axis=1, kind="stable")
+        tuples = _tuples_at(best_first[:, :_TRIED_FIRST], nearest)  # (B, n, L)
+        candidates, own_keys = used.keys(tuples).tolist(), used.keys(own_codes).tolist()
+        for place, key in enumerate(own_keys):
             if key in used:
-                found = _free_tuple(embeddings[row], distance, codebooks, used, width, max_width)
+                free = used.first_free(candidates[place])
+                found = None if free is None else tuples[place, free]
                 if found is None:
-                    failed.append(row)
+                    found = _free_tuple(own_rows[place], ranked[place], codebooks, used, width, max_width)
+                if found is None:
+                    failed.append(block.start + place)
                     continue
-                result[row], key = found, _as_bytes(found[None]).tolist()[0]
+                result[block.start + place], key = found, used.keys(found[None]).tolist()[0]  # noqa: PLW2901
             used.add(key)
     return result, failed
 
 
 def _free_tuple(
-    embedding: np.ndarray, distances: np.ndarray, codebooks: np.ndarray, used: set[bytes], width: int, max_width: int
+    embedding: np.ndarray, ranked: np.ndarray, codebooks: np.ndarray, used: _Used, width: int, max_width: int
 ) -> np.ndarray | None:
     """The best free tuple of one item; doubles the width up to `max_width` while there is none."""
-    ranked = np.argsort(distances, axis=1, kind="stable")  # (L, K), the nearest centroid of each level first
     while True:
-        nearest = ranked[:, :width]  # (L, width)
-        best_first = np.argsort(_score_tuples(embedding, nearest, codebooks), kind="stable")
-        for start in range(0, len(best_first), _TRIED_AT_ONCE):  # mostly one of the first is free
-            digits = np.unravel_index(best_first[start : start + _TRIED_AT_ONCE], (width,) * len(nearest))
-            tuples = np.column_stack([level[digit] for level, digit in zip(nearest, digits, strict=True)])
-            free = next((row for row, key in enumerate(_as_bytes(tuples).tolist()) if key not in used), None)
+        nearest = ranked[None, :, :width]  # (1, L, width)
+        best_first = np.argsort(_score_tuples(embedding[None], nearest, codebooks)[0], kind="stable")
+        for start in range(0, len(best_first), _TRIED_AT_ONCE):
+            tuples = _tuples_at(best_first[None, start : start + _TRIED_AT_ONCE], nearest)[0]
+            free = used.first_free(used.keys(tuples).tolist())
             if free is not None:
                 return tuples[free]
         if width >= max_width:
@@ -277,25 +323,35 @@ def _free_tuple(
         width = min(2 * width, max_width)
 
 
-def _score_tuples(embedding: np.ndarray, nearest: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
-    """Squared error (up to a constant) of every combination, flat; no vector per combination is built."""
+def _tuples_at(places: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    """The codes of combinations `(B, n)`, by their places among all: `(B, n, L)`."""
+    digits = np.unravel_index(places, (nearest.shape[2],) * nearest.shape[1])
+    return np.stack(
+        [np.take_along_axis(nearest[:, level], digit, axis=1) for level, digit in enumerate(digits)], axis=2
+    )
+
+
+def _score_tuples(embeddings: np.ndarray, nearest: np.ndarray, codebooks: np.ndarray) -> np.ndarray:
+    """Squared error (up to a constant) of every combination, `(B, width ** L)`; no vector per combination is built."""
     # |e - (c1 + ... + cL)|^2 = |e|^2 + sum (|ci|^2 - 2 ci.e) + sum over pairs 2 ci.cj. The tensor of all width ** L
     # combinations is the broadcast sum of L vectors and L (L - 1) / 2 matrices, one axis per level.
-    num_levels, width = nearest.shape
-    centroids = codebooks[np.arange(num_levels)[:, None], nearest].astype(np.float64)  # (L, width, D)
-    alone = (centroids**2).sum(axis=2) - 2 * centroids @ embedding
-    flat = centroids.reshape(num_levels * width, -1)
-    together = 2 * (flat @ flat.T).reshape(num_levels, width, num_levels, width)
-    scores = np.zeros((width,) * num_levels)
+    num_rows, num_levels, width = nearest.shape
+    centroids = codebooks[np.arange(num_levels)[:, None], nearest].astype(np.float64)  # (B, L, width, D)
+    flat = centroids.reshape(num_rows, num_levels * width, -1)
+    products = flat @ embeddings[:, :, None].astype(np.float64)
+    alone = (flat**2).sum(axis=2) - 2 * products[:, :, 0]
+    alone = alone.reshape(num_rows, num_levels, width)
+    together = 2 * (flat @ flat.transpose(0, 2, 1)).reshape(num_rows, num_levels, width, num_levels, width)
+    scores = np.zeros((num_rows, *(width,) * num_levels))
     for level in range(num_levels):
         shape = [1] * num_levels
         shape[level] = width
-        scores += alone[level].reshape(shape)
+        scores += alone[:, level].reshape(num_rows, *shape)
         for later in range(level + 1, num_levels):
             pair = list(shape)
             pair[later] = width
-            scores += together[level, :, later].reshape(pair)
-    return scores.ravel()
+            scores += together[:, level, :, later].reshape(num_rows, *pair)
+    return scores.reshape(num_rows, -1)
 
 
 def _as_bytes(codes: np.ndarray) -> np.ndarray:

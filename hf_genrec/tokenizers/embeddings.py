@@ -12,7 +12,7 @@ import os
 import shutil
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from safetensors.torch import load_file as load_torch_file
 from hf_genrec.files import reading, replaced, write_json
 from hf_genrec.tokenizers.base import as_rows, one_thread
 from hf_genrec.tokenizers.embedding_shards import embed_in_shards
+from hf_genrec.tokenizers.row_tables import blocks
 
 
 logger = logging.getLogger(__name__)
@@ -151,15 +152,21 @@ class Whitening:
             take_fewer (`bool`, *optional*, defaults to `False`):
                 Whether to take as many directions as have any variance where there are fewer, instead of an error.
         """
-        rows = as_rows(embeddings if fit_on is None else embeddings[np.asarray(fit_on)]).astype(np.float64)
-        limit = min(len(rows) - 1, rows.shape[1])
+        if embeddings.ndim != 2:
+            as_rows(embeddings)  # which says so
+        rows = np.arange(len(embeddings)) if fit_on is None else np.asarray(fit_on)
+        parts = [rows[block] for block in blocks(len(rows))]
+        wide: Callable[[np.ndarray], np.ndarray] = lambda part: as_rows(embeddings[part]).astype(np.float64)  # noqa: E731
+        limit = min(len(rows) - 1, embeddings.shape[1])
         num_components = min(num_components, limit) if take_fewer else num_components
         if not 1 <= num_components <= limit:
             raise ValueError(f"`num_components` must be between 1 and {limit} here, got {num_components}.")
-        mean = rows.mean(axis=0)
-        centred = rows - mean
+        sums = [wide(part).sum(axis=0) for part in parts]
+        mean = sum(sums[1:], sums[0]) / len(rows)
         with one_thread():  # with more, the last bits depend on their number, and with them the quantizer's codes
-            covariance = torch.from_numpy(centred).T @ torch.from_numpy(centred) / (len(rows) - 1)
+            centred = (torch.from_numpy(wide(part) - mean) for part in parts)
+            products = (part.T @ part for part in centred)
+            covariance = sum(products, next(products)) / (len(rows) - 1)
             variances, vectors = (part.numpy() for part in torch.linalg.eigh(covariance))  # ascending
         variances, components = variances[::-1][:num_components], vectors.T[::-1][:num_components]
         num_usable = int((variances > 1e-12 * variances[0]).sum())
@@ -175,10 +182,13 @@ class Whitening:
 
     def transform(self, embeddings: np.ndarray) -> np.ndarray:
         """Project rows of the same encoder: `(num_items, dim)` to `(num_items, num_components)`, float32."""
-        rows = as_rows(embeddings, dim=len(self.mean))
+        rows, width = as_rows(embeddings, dim=len(self.mean)), len(self.scale)
+        projected = np.empty((len(rows), width), np.float32)
         with one_thread():
-            projected = torch.from_numpy(rows - self.mean) @ torch.from_numpy(self.components.T)
-        return projected.numpy() / self.scale
+            for block in blocks(len(rows)):
+                part = torch.from_numpy(rows[block] - self.mean) @ torch.from_numpy(self.components.T)
+                projected[block] = part.numpy() / self.scale
+        return projected
 
     def first(self, num_components: int) -> "Whitening":
         """The same with the first components alone."""
@@ -204,7 +214,7 @@ def load_matrix(path: str | Path, *, num_items: int) -> np.ndarray:
     path = Path(path)
     if path.suffix == ".npy":
         with reading(path, "NumPy file"):
-            matrix = np.load(path, allow_pickle=False)
+            matrix = np.load(path, mmap_mode="c", allow_pickle=False)  # what is too large for memory stays there
     elif path.suffix == ".safetensors":
         with reading(path, "safetensors file"):
             tensors = load_torch_file(path)  # NumPy has no bfloat16

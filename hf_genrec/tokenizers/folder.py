@@ -32,6 +32,7 @@ from hf_genrec.tokenizers.behavior import FUSED_COMPONENTS, behavior_vectors
 from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, encoder_identity, load_matrix
 from hf_genrec.tokenizers.fusion import FUSION_NAME, Fusion
 from hf_genrec.tokenizers.new_items import CHOICE_NAME, mean_length
+from hf_genrec.tokenizers.row_tables import LazyRows, RowTable, mapped
 from hf_genrec.tokenizers.semantic_ids import CollisionPolicy, SemanticIds
 
 
@@ -203,6 +204,7 @@ def tokenize_items(
     policy: CollisionPolicy | None = None,
     num_whitened: int | None = None,
     fit_on: Literal["train", "all"] = "train",
+    fit_rows: int | None = None,
     num_candidates: int = 5,
     options: Mapping[str, Any] | None = None,
     seed: int = 1234,
@@ -217,7 +219,9 @@ def tokenize_items(
     all. `num_whitened` is the number of principal components to whiten to, at most what embeddings and items allow; 0
     leaves the embeddings as they are, and `None` is [`Quantizer.default_whitened`], or 0 for embeddings that hold
     behaviour. `fit_on` says which items whitening and quantizer learn from: those of the training part, or all as the
-    paper does.
+    paper does. The quantizer learns from a sample of `fit_rows` of them, `None` for as many as
+    [`Quantizer.rows_to_learn`] takes. Vectors of more than 65,536 items are read in blocks, from a `.npy` or
+    `.safetensors` file of float32 without holding all of them in memory.
     """
     if fit_on not in ("train", "all"):
         raise ValueError(f'`fit_on` must be "train" or "all", got {fit_on!r}.')
@@ -227,6 +231,8 @@ def tokenize_items(
     counts = {"num_items": len(matrix), "num_rows": len(rows)}
     named = partial(Quantizer.named, quantizer, **counts, codebook_size=codebook_size, seed=seed, options=options)
     learner = named(num_levels=num_levels)
+    if fit_rows is not None and fit_rows < 1:
+        raise ValueError(f"`fit_rows` must be at least 1, got {fit_rows}.")
     if num_whitened is not None and num_whitened < 0:
         raise ValueError(f"`num_whitened` must be at least 0, got {num_whitened}.")
     wanted = learner.default_whitened if num_whitened is None else num_whitened
@@ -244,14 +250,16 @@ def tokenize_items(
         "quantizer": quantizer, "num_levels": learner.num_levels, "codebook_size": learner.codebook_size,
         "policy": policy, "num_whitened": wanted, "fit_on": fit_on, "num_candidates": num_candidates,
         "seed": seed,
-    } | ({"options": dict(options)} if options else {})  # fmt: skip
+    } | ({"options": dict(options)} if options else {}) | ({"fit_rows": fit_rows} if fit_rows else {})  # fmt: skip
+    fitted = rows[learner.rows_to_learn(len(rows), most=fit_rows)]
     with replaced_folder(output_dir, marker=RECORD_NAME, overwrite=overwrite) as folder:
         (folder / QUANTIZER_NAME).mkdir()
-        points = matrix if whitening is None else whitening.transform(matrix)
+        points: RowTable = matrix
         if whitening is not None:
             whitening.save(folder / QUANTIZER_NAME / "whitening.safetensors")
-        taken = prepared.interaction_matrix()[:, rows] if learner.reads_log else None
-        learner.fit(points[rows], taken=taken, show_progress=show_progress).save(folder / QUANTIZER_NAME)
+            points = mapped(matrix, whitening.transform, dim=len(whitening.scale))
+        taken = prepared.interaction_matrix()[:, fitted] if learner.reads_log else None
+        learner.fit(points[fitted], taken=taken, show_progress=show_progress).save(folder / QUANTIZER_NAME)
         source = {name: encoder.get(name) or None for name in ("model", "revision", "identity")}
         source |= {name: encoder[name] for name in ("behavior", "weight") if name in encoder}
         write_json(source, folder / QUANTIZER_NAME / "encoder.json")
@@ -260,10 +268,8 @@ def tokenize_items(
         if fusion is not None:
             fusion.save(folder / QUANTIZER_NAME / FUSION_NAME)
         semantic_ids = SemanticIds.from_quantizer(learner, points, prepared.item_ids, **choice)
-        report = _fit_report(learner, points, semantic_ids.codes_before, fitted=rows)
-        _write_tokenized(
-            folder, prepared, semantic_ids, settings | {"embeddings": _digest(matrix.tobytes())}, fit=report
-        )
+        report = _fit_report(learner, points, semantic_ids.codes_before, fitted=fitted)
+        _write_tokenized(folder, prepared, semantic_ids, settings | {"embeddings": _digest(matrix.data)}, fit=report)
     return semantic_ids
 
 
@@ -316,14 +322,13 @@ def _say_what_was_picked(
         logger.warning("The embeddings differ in few directions: %d whitened components, not %d.", found, wanted)
 
 
-def _fit_report(quantizer: Quantizer, points: np.ndarray, codes: np.ndarray, *, fitted: np.ndarray) -> dict[str, Any]:
+def _fit_report(quantizer: Quantizer, points: RowTable, codes: np.ndarray, *, fitted: np.ndarray) -> dict[str, Any]:
     """Relative squared errors per level, of the rows that the quantizer learned from and of the others."""
     others = np.setdiff1d(np.arange(len(points)), fitted)
-    report = {
-        "num_rows": len(fitted),
-        "relative_error": quantizer.relative_errors(points[fitted], codes[fitted]),
-        "relative_error_of_others": quantizer.relative_errors(points[others], codes[others]),
-    }
+    report: dict[str, Any] = {"num_rows": len(fitted)}
+    for name, rows in (("relative_error", fitted), ("relative_error_of_others", others)):
+        own = LazyRows(points, lambda part: part, dim=points.shape[1], rows=rows)
+        report[name] = quantizer.relative_errors(own, codes[rows])
     return report | ({"training": quantizer.report} if quantizer.report else {})
 
 
@@ -346,7 +351,7 @@ def _write_tokenized(
     write_json(record | ({} if fit is None else {"fit": dict(fit)}), folder / RECORD_NAME)
 
 
-def _digest(content: bytes) -> str:
+def _digest(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 

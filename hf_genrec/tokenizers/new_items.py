@@ -20,6 +20,7 @@ from hf_genrec.tokenizers.base import Quantizer, as_rows
 from hf_genrec.tokenizers.collisions import append_code, group_by_codes, nearest_free
 from hf_genrec.tokenizers.embeddings import Whitening, embed_texts, encoder_identity
 from hf_genrec.tokenizers.fusion import FUSION_NAME, Fusion
+from hf_genrec.tokenizers.row_tables import blocks
 
 
 CHOICE_NAME = "choice.json"
@@ -189,4 +190,4 @@ def embed_later(
 
 def mean_length(vectors: np.ndarray) -> float:
     """The mean length of rows. Args: one row per item."""
-    return float(np.linalg.norm(vectors, axis=1).mean())
+    return float(np.concatenate([np.linalg.norm(vectors[block], axis=1) for block in blocks(len(vectors))]).mean())

@@ -55,6 +55,7 @@ class ProductQuantizer(Quantizer):
     quantizer_type = "product"
     names = {"opq": {"rotate": True}, "pq": {"rotate": False}}
     default_whitened = 128
+    rows_per_code = 256
 
     def __init__(
         self, *, num_levels: int = 32, codebook_size: int = 256, seed: int = 1234, rotate: bool = True

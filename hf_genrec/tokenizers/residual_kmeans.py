@@ -46,6 +46,7 @@ class ResidualKMeans(Quantizer):
     quantizer_type = "residual_kmeans"
     names = {"residual-kmeans": {}}
     default_whitened = 192
+    rows_per_code = 256
 
     def __init__(self, *, num_levels: int = 3, codebook_size: int = 256, seed: int = 1234, beam_size: int = 5) -> None:
         super().__init__(num_levels=num_levels, codebook_size=codebook_size, seed=seed)

@@ -29,6 +29,7 @@ from hf_genrec.tokenizers.collisions import (
     reassign_by_candidates,
     rematch_last_level,
 )
+from hf_genrec.tokenizers.row_tables import RowTable, mapped
 
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class SemanticIds:
         *,
         codebook_size: int,
         policy: CollisionPolicy,
-        embeddings: np.ndarray | None = None,
+        embeddings: RowTable | None = None,
         codebooks: np.ndarray | None = None,
         num_candidates: int = 5,
     ) -> "SemanticIds":
@@ -135,7 +136,7 @@ class SemanticIds:
     def from_quantizer(
         cls,
         quantizer: "Quantizer",
-        vectors: np.ndarray,
+        vectors: RowTable,
         item_ids: Sequence[str],
         *,
         policy: CollisionPolicy | None = None,
@@ -166,13 +167,15 @@ class SemanticIds:
         """
         policy = quantizer.default_policy if policy is None else policy
         resolves = policy not in ("keep", "append")
+        codebooks = quantizer.codebooks if resolves else None
+        latents = None if codebooks is None else mapped(vectors, quantizer.latents, dim=codebooks.shape[2])
         return cls.from_codes(
             item_ids,
             quantizer.encode(vectors),
             codebook_size=quantizer.codebook_size,
             policy=policy,
-            embeddings=quantizer.latents(vectors) if resolves else None,
-            codebooks=quantizer.codebooks if resolves else None,
+            embeddings=latents,
+            codebooks=codebooks,
             num_candidates=num_candidates,
         )
 
