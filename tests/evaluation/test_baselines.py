@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hf_genrec.evaluation.baselines import ItemKNN, Popularity
+from hf_genrec.evaluation.baselines import CatalogRanker, ItemKNN, Popularity, SequentialRidge
 from hf_genrec.evaluation.metrics import ndcg_at_k, ranks_of_targets, recall_at_k
 
 
@@ -90,7 +90,7 @@ def test_batch_and_single_history_give_the_same_list(prepared, baseline, monkeyp
     histories = [["a"], ["d", "b"], [], ["c", "a", "b"], ["b"]]
     batch = fitted.recommend(histories, top_k=4)
 
-    monkeypatch.setattr("hf_genrec.evaluation.baselines.base._CHUNK_CELLS", 13)
+    monkeypatch.setattr("hf_genrec.evaluation.baselines.sparse._USERS_AT_ONCE", 2)
 
     assert fitted.recommend(histories, top_k=4) == batch
     assert fitted.recommend(histories[1], top_k=4).item_ids == batch.item_ids[1]
@@ -191,3 +191,26 @@ def test_where_there_are_too_many_pairs_the_most_similar_items_are_kept(prepared
 
     assert knn.settings == {"alpha": 0.3, "decay": 0.35, "num_neighbors": 1}
     assert np.diff(knn.similarity.indptr).max() == 1
+
+
+@pytest.mark.parametrize("baseline", [Popularity, ItemKNN, SequentialRidge])
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_lists_and_ranks_from_sparse_scores_are_those_of_the_whole_matrix(make_prepared, baseline, exclude_seen):
+    draw = np.random.default_rng(5)
+    log = {f"u{user}": [f"i{item}" for item in draw.integers(30, size=6)] for user in range(50)}
+    fitted = baseline.fit(make_prepared(log))
+    num_items = len(fitted.item_ids)
+    histories = [*list(log.values())[:20], [], list(fitted.item_ids)]
+    weights, own = fitted._weights(histories), draw.integers(num_items, size=len(histories))
+
+    for top_k in (1, 7, num_items):
+        found = fitted._lists(weights, top_k, exclude_seen)
+        whole = CatalogRanker._lists(fitted, weights, top_k, exclude_seen)
+        for (items, scores), (expected, expected_scores) in zip(found, whole, strict=True):
+            assert items.tolist() == expected.tolist()
+            if baseline is not Popularity:
+                assert scores.tolist() == expected_scores.tolist()
+    for one, other in zip(fitted._before(weights, own), CatalogRanker._before(fitted, weights, own), strict=True):
+        assert one.tolist() == other.tolist()
+    if baseline is SequentialRidge:
+        assert (fitted.item_weights.data < 0).any()

@@ -27,9 +27,10 @@ Each is learned with `fit(data)`, or with `tune(data)`, which chooses the settin
 ```
 """
 
-from hf_genrec.evaluation.baselines.base import CatalogRanker, Popularity
+from hf_genrec.evaluation.baselines.base import CatalogRanker
 from hf_genrec.evaluation.baselines.item_knn import NEIGHBORS_NAME, ItemKNN, neighbor_table, save_neighbors
 from hf_genrec.evaluation.baselines.ridge import SequentialRidge
+from hf_genrec.evaluation.baselines.sparse import Popularity
 from hf_genrec.evaluation.baselines.text import TextSimilarity
 
 

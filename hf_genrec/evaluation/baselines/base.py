@@ -6,7 +6,7 @@ Inside the baselines an item is its position in popularity order, so of two equa
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Self
 
@@ -143,18 +143,13 @@ class CatalogRanker(ABC):
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
         history_lists, is_one = batch_of(histories)
-        num_chunk_users = max(1, _CHUNK_CELLS // len(self.item_ids))
         item_ids: list[list[str]] = []
         scores: list[list[float]] = []
-        for start in range(0, len(history_lists), num_chunk_users):
-            weights = self._weights(history_lists[start : start + num_chunk_users])
-            chunk_scores = self.scores(weights)
-            if exclude_seen:
-                chunk_scores[weights.nonzero()] = -np.inf
-            items, item_scores = _top_items(chunk_scores, min(top_k, len(self.item_ids)))
-            num_kept = np.isfinite(item_scores).sum(axis=1)
-            item_ids += _trim(self.item_ids[items].tolist(), num_kept)
-            scores += _trim(item_scores.tolist(), num_kept)
+        for start in range(0, len(history_lists), self._users_at_once):
+            weights = self._weights(history_lists[start : start + self._users_at_once])
+            for items, item_scores in self._lists(weights, min(top_k, len(self.item_ids)), exclude_seen):
+                item_ids.append(self.item_ids[items].tolist())
+                scores.append(item_scores.tolist())
         num_unknown = int((self._index.get_indexer([*chain.from_iterable(history_lists)]) < 0).sum())
         if num_unknown:
             logger.warning("%d history entries are no items of the catalog and were ignored.", num_unknown)
@@ -169,45 +164,42 @@ class CatalogRanker(ABC):
         """
         items = self._index.get_indexer(np.array(targets, dtype=object))
         ranks = np.full((2, len(items)), -1, dtype=np.int64)
-        num_chunk_users = max(1, _CHUNK_CELLS // len(self.item_ids))
-        for start in range(0, len(items), num_chunk_users):
-            own = items[start : start + num_chunk_users]
-            weights = self._weights(histories[start : start + num_chunk_users])
-            scores = self.scores(weights)
-            of_target = np.take_along_axis(scores, own[:, None], axis=1)
-            is_before = scores > of_target
-            is_before |= (scores == of_target) & (np.arange(len(self.item_ids)) < own[:, None])
+        for start in range(0, len(items), self._users_at_once):
+            own = items[start : start + self._users_at_once]
+            weights = self._weights(histories[start : start + self._users_at_once])
             users, seen = weights.nonzero()
-            num_before = is_before.sum(axis=1)
-            num_seen = np.bincount(users, weights=is_before[users, seen], minlength=len(own)).astype(np.int64)
+            num_before, is_before = self._before(weights, own)
+            num_seen = np.bincount(users, weights=is_before, minlength=len(own)).astype(np.int64)
             is_seen = np.bincount(users, weights=seen == own[users], minlength=len(own)) > 0
             ranks[0, start : start + len(own)] = np.where(own < 0, -1, num_before)
             ranks[1, start : start + len(own)] = np.where((own < 0) | is_seen, -1, num_before - num_seen)
         return ranks
 
+    @property
+    def _users_at_once(self) -> int:
+        return max(1, _CHUNK_CELLS // len(self.item_ids))
+
+    def _lists(
+        self, weights: sp.csr_array, top_k: int, exclude_seen: bool
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """The best items of each user and their scores."""
+        chunk_scores = self.scores(weights)
+        if exclude_seen:
+            chunk_scores[weights.nonzero()] = -np.inf
+        for items, item_scores in zip(*_top_items(chunk_scores, top_k), strict=True):
+            num_kept = np.isfinite(item_scores).sum()
+            yield items[:num_kept], item_scores[:num_kept]
+
+    def _before(self, weights: sp.csr_array, own: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """How many items stand before each user's target, and which entries of the histories do."""
+        scores = self.scores(weights)
+        of_target = np.take_along_axis(scores, own[:, None], axis=1)
+        is_before = scores > of_target
+        is_before |= (scores == of_target) & (np.arange(len(self.item_ids)) < own[:, None])
+        return is_before.sum(axis=1), is_before[weights.nonzero()]
+
     def _weights(self, histories: Sequence[Sequence[str]]) -> sp.csr_array:
         return history_matrix(histories, item_ids=self._index, decay=self.decay)
-
-
-class Popularity(CatalogRanker):
-    """
-    The most frequent items of the training part, the same for every user: the floor. A score is the item's share of
-    all training interactions; equal counts keep the order of the catalog.
-
-    Args: see [`CatalogRanker`].
-    """
-
-    title = "Popularity"
-
-    @classmethod
-    def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, Self]:
-        """See [`CatalogRanker.for_columns`]: there is nothing to tune."""
-        return dict.fromkeys((False, True), cls(prepared))
-
-    def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
-        """The same shares for every user, which sum to 1."""
-        shares = self.item_counts / max(1, self.item_counts.sum())
-        return np.tile(shares, (weights.shape[0], 1))
 
 
 def _top_items(scores: NDArray[np.float64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -220,10 +212,6 @@ def _top_items(scores: NDArray[np.float64], k: int) -> tuple[NDArray[np.int64], 
     item_scores = np.take_along_axis(scores, items, axis=1)
     order = np.argsort(-item_scores, axis=1, kind="stable")
     return np.take_along_axis(items, order, axis=1), np.take_along_axis(item_scores, order, axis=1)
-
-
-def _trim(rows: list[list], num_kept: NDArray[np.int64]) -> list[list]:
-    return [row[:length] for row, length in zip(rows, num_kept.tolist(), strict=True)]
 
 
 def validation_users(

@@ -21,7 +21,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
-from hf_genrec.evaluation.baselines.base import CatalogRanker, Tuning
+from hf_genrec.evaluation.baselines.base import Tuning
+from hf_genrec.evaluation.baselines.sparse import SparseRanker
 from hf_genrec.files import replaced
 from hf_genrec.modeling.genrec_folder import recorded
 
@@ -35,7 +36,7 @@ NUM_NEIGHBORS = 200  # of each item, where there are more pairs than that
 _BLOCK_PAIRS = 2**22  # counted at a time
 
 
-class ItemKNN(CatalogRanker):
+class ItemKNN(SparseRanker):
     """
     Recency-weighted item-to-item neighbours over the training part.
 
@@ -99,9 +100,9 @@ class ItemKNN(CatalogRanker):
             for knn.decay in decays:
                 tuning.consider(copy.copy(knn))
 
-    def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
+    def sparse_scores(self, weights: sp.csr_array) -> sp.csr_array:
         """Sum of the weighted similarities to the history; 0 where an item is like nothing in it."""
-        return (weights @ self.similarity).toarray()
+        return (weights @ self.similarity).tocsr()
 
     def _similarity_at(self, alpha: float) -> sp.csr_array:
         """The items in blocks of rows: what is in memory at a time is one block of pairs, and what is kept."""

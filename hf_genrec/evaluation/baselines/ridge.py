@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.splits import flat_sequences
-from hf_genrec.evaluation.baselines.base import CatalogRanker, Tuning
+from hf_genrec.evaluation.baselines.base import Tuning
+from hf_genrec.evaluation.baselines.sparse import SparseRanker
 
 
 MAX_WHOLE = 5_000  # items up to which all weights are solved for together: seconds, and 100 MB
@@ -29,7 +30,7 @@ _LEAST_WEIGHT, _MOST_AGES = 1e-3, 100  # of a history item in `X`; what is older
 _ROWS_AT_ONCE = 1024
 
 
-class SequentialRidge(CatalogRanker):
+class SequentialRidge(SparseRanker):
     """
     Ridge regression of the next item on the history; the strongest baseline, after seconds on a catalog of 12,000.
 
@@ -109,9 +110,9 @@ class SequentialRidge(CatalogRanker):
                 other.item_weights = other._solved()
                 tuning.consider(other, columns=(column,))
 
-    def scores(self, weights: sp.csr_array) -> NDArray[np.float64]:
+    def sparse_scores(self, weights: sp.csr_array) -> sp.csr_array:
         """Sum of the weights of the history items; 0 where nothing in the history has a weight for the item."""
-        return (weights @ self.item_weights).toarray()
+        return (weights @ self.item_weights).tocsr()
 
     def _solved(self) -> sp.csr_array:
         """Weights `(N, N)`: a row for each history item, a column for each target."""
