@@ -8,13 +8,15 @@ How tokenizing, saving, loading, serving, changing and evaluating a catalog grow
 Catalogs are invented: titles of a few words, vectors around cluster centres, users who take items by a power law. Each
 phase at each size has a process of its own; each step in it is measured in seconds, in seconds of computing (all
 threads, user and system) and by the most memory that it held above what was there before it. The exponent `e` of a
-step is that of `seconds of computing ~ items ** e` between the two largest sizes.
+step is that of `seconds of computing ~ items ** e` between the two largest sizes, per user where they differ in users.
 
-    tokenize   whitening, then per quantizer: learning, encoding all items, resolving collisions
+    tokenize   whitening, then per quantizer: learning (of the RQ-VAE two epochs), encoding all items, resolving
+               collisions; `opq` is `pq` after learning a rotation from 65,536 rows at most
     save       `SemanticIds`, and the run folder of a generative model with a dense head and of a SASRec
     load       the folders, each with the first list after it; the tokenizer and the semantic-ID table alone
     change     1,000 items added to and removed from the loaded catalog, and the first list after each
-    evaluate   `evaluate` of a SASRec, of the generative model (some of the users), and of the baselines
+    evaluate   `evaluate` of all users with the baselines; with the two models of a sample, since these score the whole
+               catalog for each user: `--scores` numbers in all, at most as many users as there are
     trie       the trie of a catalog alone, also of sizes that have no folder (`--trie-sizes`)
 """
 
@@ -60,6 +62,7 @@ from hf_genrec.serving.catalog.grown_model import with_items
 from hf_genrec.tokenizers.base import Quantizer
 from hf_genrec.tokenizers.embeddings import Whitening, load_matrix
 from hf_genrec.tokenizers.new_items import CHOICE_NAME, mean_length
+from hf_genrec.tokenizers.row_tables import mapped
 from hf_genrec.tokenizers.semantic_ids import SemanticIds
 
 
@@ -70,7 +73,7 @@ WORDS = ("red", "soft", "small", "old", "plain", "north", "oak", "steel", "paper
 LATTE = {"history_attention": "causal", "history_unit": "item", "normalization": "catalog", "d_model": 64, "d_kv": 32,
          "d_ff": 256, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2, "num_latent_tokens": 0}  # fmt: skip
 NUM_CHANGED = 1_000
-QUANTIZERS: dict[str, dict[str, Any]] = {"residual-kmeans": {}, "opq": {}, "rqvae": {"epochs": 2}}
+QUANTIZERS: dict[str, dict[str, Any]] = {"residual-kmeans": {}, "pq": {}, "rqvae": {"epochs": 2}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,8 +92,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="numbers of items")
     parser.add_argument("--trie-sizes", type=int, nargs="*", default=[10**7], help="further ones of the trie alone")
-    parser.add_argument("--users", type=int, default=10**5, help="users of the log, all evaluated with SASRec")
-    parser.add_argument("--generated-users", type=int, default=2_000, help="users evaluated with the generative model")
+    parser.add_argument("--users", type=int, default=10**5, help="users of the log")
+    parser.add_argument("--scores", type=int, default=10**9, help="scores that each model computes in an evaluation")
     parser.add_argument("--dim", type=int, default=128, help="columns of the vectors")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--folder", type=Path, help="where data and runs are kept (default: a folder that goes)")
@@ -99,7 +102,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--worker", choices=PHASES, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.quick:
-        vars(options).update(sizes=[300, 700], trie_sizes=[900], users=40, generated_users=10, dim=16)
+        vars(options).update(sizes=[300, 700], trie_sizes=[900], users=40, scores=7_000, dim=16)
     return options
 
 
@@ -193,22 +196,25 @@ def tokenize(folder: Path, steps: Steps, options: argparse.Namespace) -> None:
     item_ids, rows = prepared.item_ids, np.flatnonzero(prepared.train_item_counts() > 0)
     for name, settings in QUANTIZERS.items():
         learner = Quantizer.named(name, num_items=len(vectors), num_rows=len(rows), options=settings)
-        wanted = min(learner.default_whitened, options.dim)
-        points = vectors
+        wanted, points = min(learner.default_whitened, options.dim), vectors
+        if wanted % learner.num_levels and name == "pq":
+            learner = Quantizer.named(name, num_items=len(vectors), num_rows=len(rows), num_levels=8)
+        fitted = rows[learner.rows_to_learn(len(rows))]
         if wanted:
             with steps.step(f"{name}: whitening"):
                 whitening = Whitening.fit(vectors, num_components=wanted, fit_on=rows, take_fewer=True)
-                points = whitening.transform(vectors)
-        if points.shape[1] % learner.num_levels and name == "opq":
-            learner = Quantizer.named(name, num_items=len(vectors), num_rows=len(rows), num_levels=8)
+                points = mapped(vectors, whitening.transform, dim=len(whitening.scale))
         with steps.step(f"{name}: learning"):
-            learner.fit(points[rows], show_progress=False)
+            learner.fit(points[fitted], show_progress=False)
         with steps.step(f"{name}: encoding"):
             codes = learner.encode(points)
         with steps.step(f"{name}: resolving collisions"):
+            latents = None
+            if learner.codebooks is not None:
+                latents = mapped(points, learner.latents, dim=learner.codebooks.shape[2])
             ids = SemanticIds.from_codes(
                 item_ids, codes, codebook_size=learner.codebook_size, policy=learner.default_policy,
-                embeddings=learner.latents(points), codebooks=learner.codebooks,
+                embeddings=latents, codebooks=learner.codebooks,
             )  # fmt: skip
         with steps.step(f"{name}: statistics"):
             ids.statistics()
@@ -280,15 +286,12 @@ def evaluation(folder: Path, steps: Steps, options: argparse.Namespace) -> None:
     users = options.users
     with steps.step("reading the data", num_users=users):
         data.train_item_counts()
-    shop = Recommender.from_pretrained(folder / "sasrec", device="cpu")
-    with steps.step("SASRec, without baselines", num_users=users):
-        evaluate(shop, data, EvaluationSettings(), baselines={})
-    del shop
-    fewer = min(options.generated_users, users)
-    shop = Recommender.from_pretrained(folder / "generative", device="cpu")
-    settings = EvaluationSettings(max_users=fewer, batch_size=64)
-    with steps.step("generative, without baselines", num_users=fewer):
-        evaluate(shop, data, settings, baselines={})
+    fewer = min(users, max(1, options.scores // steps.num_items))
+    for title, name in (("SASRec", "sasrec"), ("generative", "generative")):
+        shop = Recommender.from_pretrained(folder / name, device="cpu")
+        with steps.step(f"{title}, without baselines", num_users=fewer):
+            evaluate(shop, data, EvaluationSettings(max_users=fewer), baselines={})
+        del shop
     for name, baseline in BASELINES.items():
         with steps.step(f"{name}: learning and tuning", num_users=users):
             systems = baseline.for_columns(data)
@@ -343,13 +346,13 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
                 steps += in_process(phase, num_items, folder, options)
         for num_items in options.trie_sizes if "trie" in options.phases else ():
             steps += in_process("trie", num_items, root, options)
-    settings = {name: getattr(options, name) for name in ("sizes", "trie_sizes", "users", "generated_users", "dim")}
+    settings = {name: getattr(options, name) for name in ("sizes", "trie_sizes", "users", "scores", "dim")}
     return {"machine": machine, "settings": settings, "steps": steps, "exponents": exponents(steps)}
 
 
 def in_process(phase: str, num_items: int, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     command = [sys.executable, __file__, "--worker", phase, "--sizes", str(num_items), "--folder", str(folder)]
-    for name in ("users", "generated_users", "dim"):
+    for name in ("users", "scores", "dim"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True).stdout
     return [{"phase": phase} | row for row in json.loads(answer.splitlines()[-1])]
@@ -359,12 +362,13 @@ def exponents(steps: Sequence[dict[str, Any]]) -> dict[str, float]:
     """By phase and step, between its two largest sizes; none where computing takes less than a tenth of a second."""
     found = {}
     for phase, name in dict.fromkeys((row["phase"], row["step"]) for row in steps):
-        own = sorted(
-            (row["num_items"], row["cpu_seconds"]) for row in steps if (row["phase"], row["step"]) == (phase, name)
-        )
-        if len(own) > 1 and min(own[-2][1], own[-1][1]) >= 0.1:
-            (few, quick), (many, slow) = own[-2:]
-            found[f"{phase}: {name}"] = round(math.log(slow / quick) / math.log(many / few), 2)
+        own = [row for row in steps if (row["phase"], row["step"]) == (phase, name) and row["cpu_seconds"] >= 0.1]
+        if len(own) > 1:
+            few, many = sorted(own, key=lambda row: row["num_items"])[-2:]
+            work = [row["cpu_seconds"] / row.get("num_users", 1) for row in (few, many)]
+            found[f"{phase}: {name}"] = round(
+                math.log(work[1] / work[0]) / math.log(many["num_items"] / few["num_items"]), 2
+            )
     return found
 
 
