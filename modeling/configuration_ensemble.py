@@ -84,6 +84,11 @@ class EnsembleConfig(GenRecConfig):
                 raise ValueError(
                     f"`members` must be configs of {', '.join(MEMBER_CONFIGS)}, got {member.get('model_type')!r}."
                 )
+            if member.get("history_gap_buckets"):
+                raise ValueError(
+                    f"`members` must read no times, and a {member['model_type']} has `history_gap_buckets`: "
+                    "an ensemble chooses its weights without times. Train that member with `history_gap_buckets=0`."
+                )
             if member.get("num_items", 1) != self.num_items:
                 raise ValueError(
                     f"`members` must have the {self.num_items} items of the ensemble, a {member['model_type']} has "

@@ -213,7 +213,16 @@ class GenRecConfig(PreTrainedConfig):
 
 @strict
 class HistoryConfig(GenRecConfig):
-    """What the configs of models share that read histories with GPT-2 blocks; their fields are named alike."""
+    """
+    What the configs of models share that read histories with GPT-2 blocks; their fields are named alike.
+
+    Args:
+        history_gap_buckets (`int`, defaults to 0):
+            Number of buckets of the time since the item before, each with a vector that is added to the item's; 0 for
+            a model that knows no times. See `genrec_gaps`.
+    """
+
+    history_gap_buckets: int = 0
 
     attribute_map = {
         "hidden_size": "d_model",
@@ -225,7 +234,7 @@ class HistoryConfig(GenRecConfig):
         self._check_least(1, "d_model", "num_layers", "num_heads", "d_ff", "max_history_length")
         if self.d_model % self.num_heads:
             raise ValueError(f"`num_heads` must divide `d_model` {self.d_model}, got {self.num_heads}.")
-        self._check_least(0, "initializer_range", "position_std")
+        self._check_least(0, "initializer_range", "position_std", "history_gap_buckets")
         if self.num_latent_tokens:
             raise ValueError(
                 f"`num_latent_tokens` must be 0, got {self.num_latent_tokens}: a model that predicts all at once has "

@@ -45,6 +45,9 @@ class LatteConfig(TwoHeadConfig):
             What the encoder reads of an item. `"code"` is the papers': its codes one after the other. `"item"`: one
             vector, the sum of the embeddings of its codes, as parallel models read items. Attention then compares
             items with items from the first layer on, and the history is `num_levels` times shorter; causal only.
+        history_gap_buckets (`int`, defaults to 0):
+            Buckets of the time since the item before, each with a vector that is added to what the encoder reads of an
+            item; 0 for a model that knows no times. See `genrec_gaps`.
         max_history_length (`int`, defaults to 20):
             Number of most recent items that preparation keeps; recorded here for whoever feeds the model.
         dense_head (`bool`, defaults to `False`):
@@ -129,6 +132,7 @@ class LatteConfig(TwoHeadConfig):
     history_attention: str = "bidirectional"
     history_unit: str = "code"
     marked_tokens: str = "first"
+    history_gap_buckets: int = 0
     max_history_length: int = 20
     is_encoder_decoder: bool = True
     use_cache: bool = True
@@ -148,6 +152,7 @@ class LatteConfig(TwoHeadConfig):
             )
         self._check_share("label_smoothing", "dropout_rate")
         self._check_least(1, "max_history_length")
+        self._check_least(0, "history_gap_buckets")
         super().__post_init__(**kwargs)
 
     @property

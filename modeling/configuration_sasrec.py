@@ -30,6 +30,8 @@ class SASRecConfig(HistoryConfig):
         text_dim (`int`, defaults to 0):
             Width of the vectors of the items' texts. A learned projection of them is added to the items' rows, so that
             rare items are near those that read like them; 0 for rows alone.
+        history_gap_buckets (`int`, defaults to 0):
+            Buckets of the time since the item before, see [`HistoryConfig`]; 0 for a model that knows no times.
         max_history_length (`int`, defaults to 50): Number of most recent items that are read, and of positions.
 
     Raises:

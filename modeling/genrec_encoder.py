@@ -21,6 +21,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2B
 from transformers.pytorch_utils import Conv1D
 
 from .genrec_folder import CheckpointMixin, ItemTokensMixin
+from .genrec_gaps import GapEmbedding, gap_embedding
 from .genrec_recommend import NoGenerationMixin, PredictionOutput
 
 
@@ -33,12 +34,14 @@ class PackedHistories:
     - `rows` (same shape): which history each belongs to, ascending.
     - `columns` (same shape): its place there, from 0 without gaps.
     - `lengths` `(batch_size,)`: tokens of each history, at least 1.
+    - `mask` (shape of `tokens`): the attention mask at each, see `genrec_gaps`; `None` for ones.
     """
 
     tokens: torch.LongTensor
     rows: torch.LongTensor
     columns: torch.LongTensor
     lengths: torch.LongTensor
+    mask: torch.Tensor | None = None
 
     def __post_init__(self):
         self.width = int(self.lengths.max()) if len(self.lengths) else 0
@@ -98,6 +101,7 @@ class BlockEncoder(nn.Module):
         self.has_intent = has_intent
         self.wpe = nn.Embedding(config.max_history_length, config.d_model)
         self.places = nn.Embedding(tokens_per_item, config.d_model) if tokens_per_item > 1 else None
+        self.gaps = gap_embedding(config)
         self.drop = nn.Dropout(config.embedding_dropout)
         self.h = nn.ModuleList([GPT2Block(gpt2_config, layer_idx=layer) for layer in range(config.num_layers)])
         self.ln_f = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
@@ -119,6 +123,9 @@ class BlockEncoder(nn.Module):
         states = tokens + self.wpe(histories.columns).unsqueeze(1)
         if self.places is not None:
             states = states + self.places.weight
+        if self.gaps is not None:
+            mask = torch.ones_like(histories.tokens) if histories.mask is None else histories.mask
+            states = states + self.gaps(mask).unsqueeze(1)
         states = self.drop(states)
         mask = self._mask(histories.width, states.device)
         blocks: list = list(self.h)
@@ -230,6 +237,8 @@ class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin
         if isinstance(module, Conv1D):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
             init.zeros_(module.bias)
+        elif isinstance(module, GapEmbedding):
+            module.init_weights()
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -271,7 +280,7 @@ class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin
             return PredictionOutput(logits=self._log_probs(input_ids, attention_mask))
         present = self._present(input_ids, attention_mask)
         targets, anchors = self._targets(input_ids, present, labels)
-        loss = self._loss(self._pack(input_ids, present), targets, anchors)
+        loss = self._loss(self._pack(input_ids, present, attention_mask), targets, anchors)
         num_targets = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
         return PredictionOutput(loss=loss / num_targets)
 
@@ -285,11 +294,13 @@ class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin
         is_read = self.is_read(input_ids, attention_mask)
         return torch.cat([~is_read.any(1, keepdim=True), is_read], dim=1)
 
-    def _pack(self, input_ids, present) -> PackedHistories:
+    def _pack(self, input_ids, present, attention_mask=None) -> PackedHistories:
         tokens = nn.functional.pad(input_ids, (1, 0), value=self.config.user_token_id)
         columns = present.long().cumsum(1) - 1
         rows = torch.arange(len(present), device=present.device).unsqueeze(1).expand_as(present)
-        return PackedHistories(tokens[present], rows[present], columns[present], present.sum(1))
+        has_times = self.encoder.gaps is not None and attention_mask is not None
+        mask = nn.functional.pad(attention_mask.long(), (1, 0), value=1)[present] if has_times else None
+        return PackedHistories(tokens[present], rows[present], columns[present], present.sum(1), mask)
 
     def _targets(self, input_ids, present, labels) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Item tokens of the targets, and the packed items behind which they follow."""

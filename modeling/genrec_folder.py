@@ -442,7 +442,7 @@ class ItemTokensMixin:
         Which positions hold an item that counts: `False` at padding, unknown and special tokens.
 
         `input_ids` `(batch_size, history_length)` are item tokens, oldest first, padded on either side;
-        `attention_mask` (same shape) is 1 at items that count, `None` for all.
+        `attention_mask` (same shape) is 1 at items that count, `None` for all; with times more, see `genrec_gaps`.
         """
         config = self.config
         if input_ids.numel() and int(input_ids.max()) >= config.first_item_token + config.num_items:
@@ -461,13 +461,14 @@ class ItemTokensMixin:
 
     def latest_items(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.LongTensor, torch.BoolTensor]:
+    ) -> tuple[torch.LongTensor, torch.Tensor]:
         """Histories cut to what is read, with their mask: at most `max_history_length` columns."""
         is_read, length = self.is_read(input_ids, attention_mask), self.config.max_history_length
+        mask = is_read if attention_mask is None else attention_mask * is_read
         if input_ids.shape[1] <= length:
-            return input_ids, is_read
+            return input_ids, mask
         order = (~is_read).long().argsort(dim=1, stable=True)[:, :length]  # what is read first, in its order
-        return input_ids.gather(1, order), is_read.gather(1, order)
+        return input_ids.gather(1, order), mask.gather(1, order)
 
     def items_in_front(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
@@ -476,6 +477,12 @@ class ItemTokensMixin:
         is_item = self.is_item(input_ids, attention_mask)
         order = (~is_item).long().argsort(dim=1, stable=True)
         return (input_ids.gather(1, order) - self.config.first_item_token).clamp_min(0), is_item.gather(1, order)
+
+    def mask_in_front(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """The mask in the order of [`items_in_front`], see `genrec_gaps`; ones where there is none."""
+        is_item = self.is_item(input_ids, attention_mask)
+        mask = is_item if attention_mask is None else attention_mask
+        return mask.gather(1, (~is_item).long().argsort(dim=1, stable=True))
 
     def is_target(self, input_ids: torch.LongTensor, labels: torch.LongTensor) -> torch.BoolTensor:
         """Which positions have a label: the token of the next item, or -100 for none, in the shape of `input_ids`."""

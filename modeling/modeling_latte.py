@@ -18,6 +18,7 @@ from .genrec_beams import HistoryOutput, token_range
 from .genrec_catalog import CatalogMixin
 from .genrec_dense import DenseHeadMixin, ItemTable
 from .genrec_encoder import use_byte_dropout
+from .genrec_gaps import GapEmbedding, gap_embedding
 from .genrec_generate import SHARED_HISTORY_ATTENTION, CatalogGenerationMixin
 from .genrec_rank_beams import BeamRankingMixin
 
@@ -76,6 +77,7 @@ class LatteForConditionalGeneration(
         self.decoder = T5Stack(decoder_config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.register_item_table()
+        self.gaps = gap_embedding(config)
         use_byte_dropout(self)
         for module in self.modules():
             if isinstance(module, nn.ReLU):
@@ -91,6 +93,8 @@ class LatteForConditionalGeneration(
             init.normal_(self.shared.weight, mean=0.0, std=self.config.embedding_std)
         elif isinstance(module, ItemTable):
             module.init_weights(self.config.embedding_std)
+        elif isinstance(module, GapEmbedding):
+            module.init_weights()
 
     def get_input_embeddings(self) -> nn.Embedding:
         """`nn.Embedding`: the shared token embeddings."""
@@ -151,6 +155,8 @@ class LatteForConditionalGeneration(
             items, _ = self.items_in_front(input_ids, attention_mask)
             vectors = self.item_vectors(items.flatten()).unflatten(0, items.shape)
             embeddings = torch.cat([embeddings[:, :1], vectors], dim=1)
+        if self.gaps is not None:
+            embeddings = embeddings + self._gap_vectors(input_ids, attention_mask, embeddings.shape[1])
         if self.config.history_attention == "causal":
             length = mask.shape[1]
             # padding stands behind the tokens, so no token looks at it
@@ -159,6 +165,12 @@ class LatteForConditionalGeneration(
             attention = mask[:, None, None, :]
         states = self.encoder(inputs_embeds=embeddings, attention_mask=attention).last_hidden_state
         return HistoryOutput(last_hidden_state=states, attention_mask=mask)
+
+    def _gap_vectors(self, input_ids, attention_mask, length: int) -> torch.FloatTensor:
+        """What the times between items add to the `length` history tokens: the same to all codes of an item."""
+        gaps = self.gaps(self.mask_in_front(input_ids, attention_mask))  # (B, T, d_model)
+        gaps = gaps.repeat_interleave(self.config.history_tokens_per_item, dim=1)
+        return nn.functional.pad(gaps, (0, 0, 1, length - 1 - gaps.shape[1]))  # none for the user and the end token
 
     def _merge_codes(
         self, embeddings: torch.FloatTensor, mask: torch.BoolTensor

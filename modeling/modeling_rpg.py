@@ -132,7 +132,7 @@ class ParallelPreTrainedModel(ItemTableMixin, CodeRankingMixin, CatalogMixin, Hi
         """States behind the histories `(batch_size, d_model)`."""
         if not len(input_ids):
             return self.token_embeddings.weight.new_zeros(0, self.config.d_model)
-        histories = self._pack(input_ids, self._present(input_ids, attention_mask))
+        histories = self._pack(input_ids, self._present(input_ids, attention_mask), attention_mask)
         distinct, places = histories.tokens.unique(return_inverse=True)
         return self._encode(self._merge_items(distinct), places, histories)
 

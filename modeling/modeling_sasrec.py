@@ -88,7 +88,7 @@ class SASRecForItemGeneration(ItemScoresMixin, HistoryPreTrainedModel):
             return torch.matmul(states.float(), self.item_embeddings().float().t())
 
     def _last_states(self, input_ids, attention_mask) -> torch.Tensor:
-        return self._encode(self._pack(input_ids, self._present(input_ids, attention_mask)))
+        return self._encode(self._pack(input_ids, self._present(input_ids, attention_mask), attention_mask))
 
     def history_bytes(self, history_length: int) -> int:
         """What the encoder takes per user, for the size of a chunk of users."""

@@ -401,6 +401,8 @@ def _choose(prepared: PreparedDataset, asked: SimpleNamespace) -> tuple[Any, tup
     from hf_genrec.training.choice import choose
     from hf_genrec.training.processes import main_process_first
 
+    if asked.fields.get("history_gap_buckets"):
+        raise ValueError("`history_gap_buckets` needs `--architecture`: a sum of several models reads no times.")
     choice, folder = choose(prepared), Path(asked.output) / CHECKPOINTS_NAME
     typer.echo(choice.reason, err=True)
     vectors, texts = folder / "vectors.safetensors", None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset
 
+from hf_genrec.data.gaps import gap_buckets
 from hf_genrec.data.splits import flat_sequences, flat_times
 from hf_genrec.files import first_five
 
@@ -36,7 +37,8 @@ class Windows:
 
     Window `i` is `values[starts[i]:ends[i]]`. Its last item is not read, only predicted from all before it; its
     targets are `values[first_targets[i]:ends[i]]`. `values` (int32) are the item indices of all sequences, one after
-    the other; `user_rows` are the rows of the split; `num_skipped_users` have a single item and no window.
+    the other; `user_rows` are the rows of the split; `num_skipped_users` have a single item and no window. `gaps` are
+    the buckets of the times before each of `values`, see `gaps.py`, where a model reads them.
     """
 
     values: np.ndarray
@@ -45,6 +47,7 @@ class Windows:
     first_targets: np.ndarray
     user_rows: np.ndarray
     num_skipped_users: int
+    gaps: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -66,6 +69,7 @@ def make_examples(
     *,
     max_history_length: int = 20,
     targets: Literal["all", "last"] = "all",
+    has_gaps: bool = False,
 ) -> Windows:
     """
     Windows with one target each, in the order of the rows: every prefix with at least one history item (shorter ones
@@ -86,11 +90,17 @@ def make_examples(
         places = np.flatnonzero(np.arange(len(values)) > first[row_of])
         user_rows = row_of[places]
     starts = np.maximum(first[user_rows], places - max_history_length)
-    return Windows(values, starts, places + 1, places, user_rows, int((~has_example).sum()))
+    gaps = _gaps(split, offsets) if has_gaps else None
+    return Windows(values, starts, places + 1, places, user_rows, int((~has_example).sum()), gaps)
 
 
 def make_windows(
-    split: datasets.Dataset, item_ids: Sequence[str], *, max_history_length: int = 20, stride: int = 10
+    split: datasets.Dataset,
+    item_ids: Sequence[str],
+    *,
+    max_history_length: int = 20,
+    stride: int = 10,
+    has_gaps: bool = False,
 ) -> Windows:
     """
     Windows with many targets: pieces of `max_history_length + 1` items, one each `stride` items.
@@ -127,7 +137,8 @@ def make_windows(
     ends = np.minimum(starts + window_length, offsets[1:][user_rows])
     # The window before ended at `starts - stride + window_length`: what comes from there on is new.
     first_targets = starts + np.where(number == 0, 1, window_length - stride)
-    return Windows(values, starts, ends, first_targets, user_rows, int((lengths < 2).sum()))
+    gaps = _gaps(split, offsets) if has_gaps else None
+    return Windows(values, starts, ends, first_targets, user_rows, int((lengths < 2).sum()), gaps)
 
 
 def training_dataset(
@@ -141,6 +152,7 @@ def training_dataset(
     targets: Literal["all", "last"] = "all",
     shuffled_ties: Literal["none", "time", "day"] = "none",
     seed: int = 0,
+    has_gaps: bool = False,
 ) -> WindowDataset:
     """
     The training rows for a model: all targets of a window in one row (causal), or one target per row (bidirectional).
@@ -149,15 +161,17 @@ def training_dataset(
         `item_ids` is its index, and its token that plus `first_item_token`; `history_attention` is the model's mode;
         of a history the last `max_history_length` items are kept; `stride`, for causal models, see [`make_windows`];
         `targets` are all of each row but the first item, or the last one; `shuffled_ties` are items of a user whose
-        order is drawn anew in each epoch, from `seed`: none, those of equal times, or those of one day (UTC).
+        order is drawn anew in each epoch, from `seed`: none, those of equal times, or those of one day (UTC);
+        `has_gaps` is whether the model reads the times between items.
     """
     _check_choice("history_attention", history_attention, ("causal", "bidirectional"))
     _check_choice("shuffled_ties", shuffled_ties, ("none", *TIES))
     _check_at_least("first_item_token", first_item_token, 0)
+    shape: dict[str, Any] = {"max_history_length": max_history_length, "has_gaps": has_gaps}
     if history_attention == "causal" and targets == "all":
-        windows = make_windows(split, item_ids, max_history_length=max_history_length, stride=stride)
+        windows = make_windows(split, item_ids, stride=stride, **shape)
     else:
-        windows = make_examples(split, item_ids, max_history_length=max_history_length, targets=targets)
+        windows = make_examples(split, item_ids, targets=targets, **shape)
     if windows.num_skipped_users:
         logger.info("%d users have a single training item and are not trained on.", windows.num_skipped_users)
     ties = None if shuffled_ties == "none" else _tied_items(split, TIES[shuffled_ties])
@@ -230,6 +244,8 @@ class WindowDataset(Dataset[dict[str, np.ndarray]]):
         labels = tokens[1:].copy()
         labels[: self.windows.first_targets[number] - start - 1] = IGNORED_LABEL
         row = {"input_ids": tokens[:-1], "labels": labels}
+        if self.windows.gaps is not None:
+            row["gaps"] = self.windows.gaps[start : end - 1]
         return row | {"places": np.arange(start + 1, end)} if self.names_places else row
 
     def set_epoch(self, epoch: int) -> None:
@@ -253,6 +269,8 @@ class SequenceCollator:
     """
     Pads rows on the right to the longest of their batch, with the token `pad_token_id`.
 
+    Where rows have `gaps`, buckets of the times between items, the `attention_mask` of an item is 1 more than its own.
+
     Example:
 
     ```python
@@ -273,11 +291,13 @@ class SequenceCollator:
         lengths = np.array([len(row["input_ids"]) for row in rows])
         is_item = np.arange(max(lengths.max(), 1)) < lengths[:, None]  # (B, T)
         batch = {"attention_mask": torch.from_numpy(is_item.astype(np.int64))}
-        fillers = {"input_ids": self.pad_token_id, "labels": IGNORED_LABEL, "places": 0}
+        fillers = {"input_ids": self.pad_token_id, "labels": IGNORED_LABEL, "places": 0, "gaps": 0}
         for name in [name for name in fillers if name in rows[0]]:
             padded = np.full(is_item.shape, fillers[name], dtype=np.int64)
             padded[is_item] = np.concatenate([np.asarray(row[name], dtype=np.int64) for row in rows])
             batch[name] = torch.from_numpy(padded)
+        if "gaps" in batch:
+            batch["attention_mask"] += batch.pop("gaps")
         return {"input_ids": batch.pop("input_ids"), **batch}
 
 
@@ -307,6 +327,16 @@ def _tied_items(split: datasets.Dataset, width: int) -> TiedItems:
     groups = np.cumsum(starts_anew) - 1
     places = np.flatnonzero(np.bincount(groups)[groups] > 1)
     return TiedItems(places, groups[places])
+
+
+def _gaps(split: datasets.Dataset, offsets: np.ndarray) -> np.ndarray:
+    if "timestamps" not in split.column_names:
+        raise ValueError(
+            "A model with `history_gap_buckets` reads the times of all items, which folders of format 1 do not have: "
+            "prepare the log again with `hf-genrec prepare`."
+        )
+    times = flat_times(split.select_columns(["timestamps", "timestamp"]).with_format("arrow")[:])
+    return gap_buckets(times, offsets[:-1])
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

@@ -34,6 +34,7 @@ from hf_genrec.evaluation.tree import (
 )
 from hf_genrec.modeling.genrec_recommend_config import check_latent_aggregation
 from hf_genrec.serving.recommender import Recommender
+from hf_genrec.serving.times import has_times
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -158,7 +159,8 @@ class _Users:
         self.model = model
         self.progress = progress
         config = model.config
-        examples = make_examples(split, item_ids, max_history_length=config.max_history_length, targets="last")
+        options: dict[str, Any] = {"max_history_length": config.max_history_length, "has_gaps": has_times(config)}
+        examples = make_examples(split, item_ids, targets="last", **options)
         self._rows = WindowDataset(examples, first_item_token=config.first_item_token)
         self._collate = SequenceCollator(pad_token_id=config.pad_token_id)
 

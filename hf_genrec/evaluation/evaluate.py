@@ -170,7 +170,7 @@ def evaluate(
     settings = settings or EvaluationSettings()
     if settings.exclude_seen == "auto":
         settings = replace(settings, exclude_seen=not data.has_repeats)
-    task = _Task.of(data, settings, accelerator)
+    task = _Task.of(data, settings, accelerator, reads_times=getattr(recommender, "reads_times", False))
     both = (False, True)
     record = _head(task, data, settings) | ({} if run is None else {"run": dict(run)})
     record["model"], columns = _evaluate(dict.fromkeys(both, recommender), task, settings)
@@ -244,6 +244,7 @@ class _Task:
 
     user_ids: list[str]
     histories: list[list[str]]
+    times: list[list[int] | None] | None  # of the histories, where there are any and the model reads them
     target_ids: list[str]
     item_ids: list[str]
     targets: NDArray[np.int64]  # (num_users,)
@@ -254,18 +255,23 @@ class _Task:
     accelerator: Accelerator | None  # of the processes that share the users
 
     @classmethod
-    def of(cls, data: PreparedDataset, settings: EvaluationSettings, accelerator: Accelerator | None) -> _Task:
+    def of(
+        cls, data: PreparedDataset, settings: EvaluationSettings, accelerator: Accelerator | None, *, reads_times: bool
+    ) -> _Task:
         rows = data.split(settings.split)
         if len(rows) == 0:
             raise ValueError(f"The {settings.split!r} split has no users: there is nothing to evaluate.")
         rows = sampled_users(rows, max_users=settings.max_users, seed=settings.seed)
         histories, target_ids, item_ids = list(rows["history"]), list(rows["target"]), data.item_ids
+        times = list(rows["timestamps"]) if reads_times and "timestamps" in rows.column_names else None
         if settings.max_history_length is not None:
             histories = [history[-settings.max_history_length :] for history in histories]
+            times = times and [row and row[-settings.max_history_length :] for row in times]
         targets, counts = item_indices([target_ids], item_ids=item_ids)[0], data.train_item_counts()
         return cls(
             user_ids=list(rows["user_id"]),
             histories=histories,
+            times=times,
             target_ids=target_ids,
             item_ids=item_ids,
             targets=targets,
@@ -295,6 +301,7 @@ def _evaluate(
         systems,
         task.histories,
         lengths,
+        times=task.times if getattr(systems[False], "reads_times", False) else None,
         batch_size=settings.batch_size,
         show_progress=settings.show_progress,
         accelerator=task.accelerator,
@@ -374,7 +381,9 @@ def _exact_gap(
     num_chunk_users = max(1, _CHUNK_CELLS // len(own))
     for start in range(0, size, num_chunk_users):
         histories = [task.histories[user] for user in users[start : start + num_chunk_users]]
-        scores = np.array(recommender.score_items(histories))  # (B, num_items)
+        some = users[start : start + num_chunk_users]
+        more = {} if task.times is None else {"times": [task.times[user] for user in some]}
+        scores = np.array(recommender.score_items(histories, **more))  # (B, num_items)
         if settings.exclude_seen:
             scores[history_matrix(histories, item_ids=own).nonzero()] = -np.inf
         columns = np.argsort(-scores, axis=1, kind="stable")[:, : best.shape[1]]

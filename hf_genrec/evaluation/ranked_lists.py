@@ -63,6 +63,7 @@ def rank_both_ways(
     histories: Sequence[list[str]],
     lengths: Mapping[bool, int],
     *,
+    times: Sequence[list[int] | None] | None = None,
     batch_size: int,
     show_progress: bool,
     accelerator: Accelerator | None = None,
@@ -70,15 +71,18 @@ def rank_both_ways(
     """
     Lists by whether seen items are excluded.
 
-    Args: recommenders and lengths, by the same; item ids per user; users at a time; whether a bar is shown; and the
-    processes that take batches in turn, after which each has the lists of all.
+    Args: recommenders and lengths, by the same; item ids per user, and their times where the recommenders read them;
+    users at a time; whether a bar is shown; and the processes that take batches in turn, after which each has the
+    lists of all.
     """
     turn, number = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     starts = range(0, len(histories), batch_size)[turn::number]
     parts: list[Any] = []
     try:
         for start in tqdm(starts, desc="Evaluating", disable=not show_progress or turn > 0):
-            parts.append((start, _rank_batch(systems, list(histories[start : start + batch_size]), lengths)))
+            some = slice(start, start + batch_size)
+            more = {} if times is None else {"times": list(times[some])}
+            parts.append((start, _rank_batch(systems, list(histories[some]), lengths, more)))
     except (MemoryError, RuntimeError, ValueError) as error:
         if number == 1:
             raise
@@ -95,7 +99,7 @@ def rank_both_ways(
 
 
 def _rank_batch(
-    systems: Mapping[bool, Any], batch: list[list[str]], lengths: Mapping[bool, int]
+    systems: Mapping[bool, Any], batch: list[list[str]], lengths: Mapping[bool, int], more: Mapping[str, Any]
 ) -> dict[bool, RankedLists]:
     lists = {False: RankedLists(), True: RankedLists()}
     longest = max(map(len, batch))
@@ -103,7 +107,7 @@ def _rank_batch(
     asked = {False: max(lengths[False], lengths[True] + longest)} if in_one_pass else lengths
     for exclude_seen, top_k in asked.items():
         began = time.perf_counter()
-        found = systems[exclude_seen].recommend(batch, top_k=top_k, exclude_seen=exclude_seen)
+        found = systems[exclude_seen].recommend(batch, top_k=top_k, exclude_seen=exclude_seen, **more)
         seconds = time.perf_counter() - began
         lists[exclude_seen]._add(found.item_ids, found, length=lengths[exclude_seen], seconds=seconds)
         if in_one_pass:

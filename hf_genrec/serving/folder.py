@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import safe_open
 
 from hf_genrec.files import updated_folder, write_table
 from hf_genrec.modeling.genrec_folder import check_finite, check_parts, items_fingerprint, write_manifest
+from hf_genrec.serving.catalog.files import current_number
 from hf_genrec.serving.language_model import with_counts
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 from hf_genrec.tokenizers.semantic_ids import code_column, code_rows
@@ -87,3 +91,24 @@ def check_items(model: Any, items: pa.Table) -> None:
         codes = code_rows(items["codes"])
         codes = np.zeros((len(items), 0), np.int16) if codes is None else codes
     check_parts(model.config, items["item_id"].to_pylist(), codes=codes)
+
+
+def check_unchanged(recommender: Any, folder: Path) -> None:
+    """Whether a recommender serves the weights and items of a folder. Args: both."""
+    remedy = "Write them to a folder with `save_pretrained(folder)` first."
+    if recommender.catalog.version.number != current_number(folder):
+        raise ValueError(f"The catalog in memory is not the version that {folder} holds. {remedy}")
+    model = recommender.model
+    state = model.saved_tensors() if hasattr(model, "saved_tensors") else model.state_dict()
+    for path in sorted(folder.glob("*model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                tensor = file.get_tensor(name)
+                # tables of a catalog that has grown have more rows than the file
+                if name not in state or not torch.equal(state[name][: len(tensor)].to(tensor), tensor):
+                    raise ValueError(f"The weights in memory are not those of {path} (`{name}` differs). {remedy}")
+    table = pq.read_table(folder / ITEMS_NAME)
+    items = recommender.items.slice(0, table.num_rows)
+    codes = recommender.model.item_codes[: len(items)].cpu().numpy() if "codes" in table.column_names else None
+    if not any(rows.equals(table) for rows in (items, item_table(items, codes))):
+        raise ValueError(f"The item table in memory is not that of {folder / ITEMS_NAME}. {remedy}")

@@ -19,24 +19,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
-from safetensors import safe_open
 from tqdm.auto import tqdm
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_genrec.files import read_table, reading, restored
 from hf_genrec.modeling.genrec_folder import batch_of, check_manifest, write_manifest
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
-from hf_genrec.serving.catalog.files import current_number
 from hf_genrec.serving.catalog.live_catalog import LiveCatalog
 from hf_genrec.serving.catalog.snapshot import ItemRule, Snapshot
-from hf_genrec.serving.folder import ITEMS_NAME, check_items, item_table, whole_folder, write_parts
+from hf_genrec.serving.folder import ITEMS_NAME, check_items, check_unchanged, item_table, whole_folder, write_parts
 from hf_genrec.serving.item_questions import Reason, item_vectors, reasons, similar_items, user_vectors
 from hf_genrec.serving.language_model import load_model
 from hf_genrec.serving.recommendations import Recommendations
+from hf_genrec.serving.times import Times, has_times, mask_values
 from hf_genrec.tokenizers.base import PROGRESS_DELAY
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 from hf_genrec.tokenizers.vocabulary import check_vocabulary
@@ -201,7 +199,7 @@ class Recommender:
             )
         path, where = self._origin
         folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, **where))
-        _check_unchanged(self, folder)
+        check_unchanged(self, folder)
         return folder
 
     def _companions(self) -> Path | None:
@@ -260,6 +258,7 @@ class Recommender:
         self,
         histories: Sequence[Sequence[str]] | Sequence[str],
         *,
+        times: Times | None = None,
         exclude_seen: bool | None = None,
         exclude_items: ItemRule = None,
         allow_items: ItemRule = None,
@@ -276,6 +275,9 @@ class Recommender:
                 Item ids, oldest first. A list of ids is one history, answered by flat lists; a list of lists is a
                 batch, answered by a list for each; an empty list is a batch of no users. The model reads the latest
                 `config.max_history_length`. Unknown ids are left out, counted and logged.
+            times (`list[int]` or `list[list[int]]`, *optional*):
+                When each item of the histories was taken, in milliseconds since the epoch, for a model with
+                `history_gap_buckets`; others do not read them. `None`, for all or a user: unknown.
             exclude_seen (`bool`, *optional*):
                 Whether items of the history (all of it) may not be recommended. `None` for that of the config, `True`
                 unless the model was trained on a log in which users often take an item again: shops rarely recommend
@@ -324,10 +326,11 @@ class Recommender:
         excluded = now.rule("exclude_items", exclude_items, num_users=len(batch))
         allowed = now.rule("allow_items", allow_items, num_users=len(batch))
         indices, num_unknown = now.look_up(batch)
+        masks = mask_values(batch, times, is_one=is_one, known=now.index_of) if self.reads_times else None
         if asked.exclude_seen if exclude_seen is None else exclude_seen:
             shared = excluded if excluded is None or len(excluded) == len(batch) else excluded * len(batch)
             excluded = indices if shared is None else [[*a, *b] for a, b in zip(indices, shared, strict=True)]
-        lists = self._in_batches(now, indices, excluded, allowed, asked, tensors, show_progress)
+        lists = self._in_batches(now, indices, masks, excluded, allowed, asked, tensors, show_progress)
         found = Recommendations(num_unknown=num_unknown, catalog_version=now.number, **lists)
         return found.of_one_user() if is_one else found
 
@@ -335,6 +338,7 @@ class Recommender:
         self,
         now: Snapshot,
         indices: list[list[int]],
+        masks: list[list[int]] | None,
         excluded: list[list[int]] | None,
         allowed: list[list[int]] | None,
         asked: RecommendConfig,
@@ -353,6 +357,7 @@ class Recommender:
             users = order[start : start + self.batch_size].tolist()
             output = now.model.recommend(
                 now.history_tokens([indices[user] for user in users]),
+                None if masks is None else now.history_mask([masks[user] for user in users]),
                 exclude_items=now.rule_tokens(excluded, users, num_users=num_users),
                 allow_items=now.rule_tokens(allowed, users, num_users=num_users),
                 config=_of_batch(asked, start // self.batch_size),
@@ -380,13 +385,21 @@ class Recommender:
         tensors = self._tensors | {name: value for name, value in options.items() if name in _TENSORS}
         return (config or self.config).updated(**fields), tensors
 
-    def score_items(self, histories: Sequence[Sequence[str]] | Sequence[str]) -> NDArray[np.float32]:
+    @property
+    def reads_times(self) -> bool:
+        """`bool`: whether the model reads when the items of a history were taken."""
+        return has_times(self.model.config)
+
+    def score_items(
+        self, histories: Sequence[Sequence[str]] | Sequence[str], *, times: Times | None = None
+    ) -> NDArray[np.float32]:
         """
         Exact log-probabilities of all items, which a search with beams approximates; for small catalogs or few users.
 
         Args:
             histories (`list[list[str]]` or `list[str]`):
                 Item ids per user, oldest first; as in `recommend`, unknown ids are ignored.
+            times (`list[list[int]]` or `list[int]`, *optional*): As in `recommend`.
 
         Returns:
             `np.ndarray` of shape `(num_users, num_items)`, float32: columns in the order of `item_ids`.
@@ -394,11 +407,14 @@ class Recommender:
         now, options = self._now, {}
         if "latent_aggregation" in inspect.signature(now.model.score_items).parameters:
             options["latent_aggregation"] = self.config.latent_aggregation
-        indices, _ = now.look_up(batch_of(histories)[0])
+        batch, is_one = batch_of(histories)
+        indices, _ = now.look_up(batch)
+        masks = mask_values(batch, times, is_one=is_one, known=now.index_of) if self.reads_times else None
         parts = []
         for start in range(0, len(indices), self.batch_size):
-            tokens = now.history_tokens(indices[start : start + self.batch_size])
-            parts.append(now.model.score_items(tokens, **options).float().cpu().numpy())
+            some = slice(start, start + self.batch_size)
+            inputs = (now.history_tokens(indices[some]), None if masks is None else now.history_mask(masks[some]))
+            parts.append(now.model.score_items(*inputs, **options).float().cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, len(now.item_ids)), dtype=np.float32)
 
     def similar_items(self, item_id: str, k: int = 10) -> list[tuple[str, float]]:
@@ -442,27 +458,6 @@ class Recommender:
             item_id (`str`): An item that may be recommended.
         """
         return reasons(self._now, history, item_id, dense_weight=self.config.dense_weight)
-
-
-def _check_unchanged(recommender: Recommender, folder: Path) -> None:
-    """Whether a recommender serves the weights and items of a folder."""
-    remedy = "Write them to a folder with `save_pretrained(folder)` first."
-    if recommender.catalog.version.number != current_number(folder):
-        raise ValueError(f"The catalog in memory is not the version that {folder} holds. {remedy}")
-    model = recommender.model
-    state = model.saved_tensors() if hasattr(model, "saved_tensors") else model.state_dict()
-    for path in sorted(folder.glob("*model*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
-                tensor = file.get_tensor(name)
-                # tables of a catalog that has grown have more rows than the file
-                if name not in state or not torch.equal(state[name][: len(tensor)].to(tensor), tensor):
-                    raise ValueError(f"The weights in memory are not those of {path} (`{name}` differs). {remedy}")
-    table = pq.read_table(folder / ITEMS_NAME)
-    items = recommender.items.slice(0, table.num_rows)
-    codes = recommender.model.item_codes[: len(items)].cpu().numpy() if "codes" in table.column_names else None
-    if not any(rows.equals(table) for rows in (items, item_table(items, codes))):
-        raise ValueError(f"The item table in memory is not that of {folder / ITEMS_NAME}. {remedy}")
 
 
 def _deprecated(search_options: Mapping[str, Any] | None) -> dict[str, Any]:

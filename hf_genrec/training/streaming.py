@@ -47,6 +47,7 @@ class StreamedWindows(Dataset[dict[str, np.ndarray]]):
     max_history_length: int = 20
     stride: int = 10
     targets: Literal["all", "last"] = "all"
+    has_gaps: bool = False
 
     @cached_property
     def num_targets(self) -> int:
@@ -60,13 +61,12 @@ class StreamedWindows(Dataset[dict[str, np.ndarray]]):
         """The windows of users one after the other, of about a buffer at a time. Args: the epoch."""
         files = [pq.ParquetFile(path, page_checksum_verification=True) for path in self._files]
         groups = [(file, group) for file in files for group in range(file.num_row_groups)]
+        columns = ["history", "target", *(("timestamps", "timestamp") if self.has_gaps else ())]
         tables: list[pa.Table] = []
         num_items = 0
         for number in np.random.default_rng([self.seed, epoch, len(groups)]).permutation(len(groups)):
             file, group = groups[number]
-            for batch in file.iter_batches(
-                _USERS_AT_ONCE, row_groups=[group], columns=["history", "target"], use_threads=False
-            ):
+            for batch in file.iter_batches(_USERS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
                 tables.append(pa.table(batch))
                 num_items += batch.num_rows + (pc.sum(pc.list_value_length(batch["history"])).as_py() or 0)
                 if num_items >= BUFFER_ITEMS:
@@ -88,6 +88,7 @@ class StreamedWindows(Dataset[dict[str, np.ndarray]]):
             max_history_length=self.max_history_length,
             stride=self.stride,
             targets=self.targets,
+            has_gaps=self.has_gaps,
         ).windows
 
     def __len__(self) -> int:
@@ -221,7 +222,10 @@ def _taken(windows: Windows, numbers: np.ndarray) -> Windows:
     offsets = np.cumsum(sizes) - sizes
     places = np.arange(sizes.sum()) + np.repeat(starts - offsets, sizes)
     first_targets = windows.first_targets[numbers] - starts + offsets
-    return Windows(windows.values[places], offsets, offsets + sizes, first_targets, windows.user_rows[numbers], 0)
+    gaps = None if windows.gaps is None else windows.gaps[places]
+    return Windows(
+        windows.values[places], offsets, offsets + sizes, first_targets, windows.user_rows[numbers], 0, gaps
+    )
 
 
 def _joined(first: Windows, second: Windows) -> Windows:
@@ -234,4 +238,5 @@ def _joined(first: Windows, second: Windows) -> Windows:
         np.concatenate([first.first_targets, second.first_targets + shift]),
         np.concatenate([first.user_rows, second.user_rows]),
         0,
+        None if first.gaps is None or second.gaps is None else np.concatenate([first.gaps, second.gaps]),
     )

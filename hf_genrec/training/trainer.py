@@ -28,6 +28,7 @@ from hf_genrec.data.sequences import SequenceCollator, WindowDataset, make_examp
 from hf_genrec.evaluation.baselines.base import sampled_users
 from hf_genrec.evaluation.metrics import ndcg_at_k, recall_at_k
 from hf_genrec.modeling.genrec_folder import items_fingerprint
+from hf_genrec.serving.times import has_times
 from hf_genrec.training.arguments import GenRecTrainingArguments
 from hf_genrec.training.processes import StepSeeds, batches_in_turn, keep_buffers, step_parts, train_loader
 from hf_genrec.training.sampler import TargetBatchSampler
@@ -319,7 +320,13 @@ class Stopwatch(TrainerCallback):
 
 
 def validation_rows(
-    prepared: PreparedDataset, *, first_item_token: int, max_history_length: int, num_users: int | None, seed: int
+    prepared: PreparedDataset,
+    *,
+    first_item_token: int,
+    max_history_length: int,
+    num_users: int | None,
+    seed: int,
+    has_gaps: bool = False,
 ) -> WindowDataset:
     """
     A fixed sample of validation users, one row each. Args: see [`training_dataset`]; `num_users` is `None` or negative
@@ -330,7 +337,8 @@ def validation_rows(
         split = sampled_rows(prepared, "validation", max_users=max_users, seed=seed)
     else:
         split = sampled_users(prepared.split("validation"), max_users=max_users, seed=seed)
-    examples = make_examples(split, prepared.item_ids, max_history_length=max_history_length, targets="last")
+    options: dict[str, Any] = {"max_history_length": max_history_length, "targets": "last", "has_gaps": has_gaps}
+    examples = make_examples(split, prepared.item_ids, **options)
     return WindowDataset(examples, first_item_token=first_item_token)
 
 
@@ -369,6 +377,7 @@ def make_trainer(
         max_history_length=config.max_history_length,
         num_users=args.num_eval_users,
         seed=args.seed,
+        has_gaps=has_times(config),
     )
     if args.eval_strategy != IntervalStrategy.NO and not len(eval_rows):
         raise ValueError(
@@ -407,6 +416,7 @@ def _training_rows(
         "stride": max(1, config.max_history_length // 2) if args.window_stride is None else args.window_stride,
         "targets": targets,
         "seed": args.seed,
+        "has_gaps": has_times(config),
     }
     if is_streamed(prepared, args):
         return StreamedWindows(prepared, **options)

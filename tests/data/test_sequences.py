@@ -225,3 +225,17 @@ def test_shuffling_needs_times():
         training_dataset(split_of("abc"), ITEM_IDS, first_item_token=0, shuffled_ties="day")
     with pytest.raises(ValueError, match="`shuffled_ties` must be one of none, time, day, got 'week'"):
         training_dataset(split_of("abc"), ITEM_IDS, first_item_token=0, shuffled_ties="week")
+
+
+def test_rows_hold_the_bucket_of_the_time_before_each_item_they_read():
+    split = timed_split(("abcde", [1, 1, 2, 4, 9]), ("ab", [3, 3]), ("cda", [3, 4, 4]))
+    rows = training_dataset(split, ITEM_IDS, first_item_token=9, max_history_length=3, stride=2, has_gaps=True)
+
+    batch = SequenceCollator()([rows[number] for number in range(len(rows))])
+
+    day = 18  # 2 ** 16 seconds are less than a day, and 2 ** 17 are more
+    assert batch["input_ids"].tolist() == [[9, 10, 11], [11, 12, 0], [9, 0, 0], [11, 12, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 2, 1 + day], [1 + day, 2 + day, 0], [1, 0, 0], [1, 1 + day, 0]]
+    assert "gaps" not in batch
+    with pytest.raises(ValueError, match="`history_gap_buckets` reads the times of all items"):
+        make_windows(split_of("abc"), ITEM_IDS, has_gaps=True)

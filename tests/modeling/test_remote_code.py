@@ -30,7 +30,7 @@ from invariants.model import histories_of, make_model, tiny_config
 # What each architecture uploads: its modeling file and all that this imports. A new file belongs here only if saving
 # must copy it.
 SHARED = {
-    "configuration_genrec.py", "genrec_encoder.py", "genrec_folder.py", "genrec_lists.py",
+    "configuration_genrec.py", "genrec_encoder.py", "genrec_folder.py", "genrec_gaps.py", "genrec_lists.py",
     "genrec_recommend.py", "genrec_recommend_config.py", "pipeline_genrec.py",
 }  # fmt: skip
 CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_dense.py"}
@@ -41,7 +41,7 @@ UPLOADS = {
     "rpg": SHARED | PARALLEL,
     "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
     "sasrec": SHARED,
-    "item_to_item": SHARED - {"genrec_encoder.py"},
+    "item_to_item": SHARED - {"genrec_encoder.py", "genrec_gaps.py"},
 }
 UPLOADS["ensemble"] = set.union(*UPLOADS.values()) | {  # of all members that there may be
     f"{kind}_{name}.py" for kind in ("configuration", "modeling") for name in UPLOADS

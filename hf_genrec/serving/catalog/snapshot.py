@@ -97,6 +97,14 @@ class Snapshot:
         width = self.model.config.max_history_length
         return self.tokens([history[-width:] for history in histories])
 
+    def history_mask(self, values: list[list[int]]) -> torch.LongTensor:
+        """The mask of [`history_tokens`], from a value for each item, see [`~hf_genrec.serving.times.mask_values`]."""
+        latest = [row[-self.model.config.max_history_length :] for row in values]
+        mask = np.zeros((len(latest), max(1, *map(len, latest))), dtype=np.int64)
+        for number, row in enumerate(latest):
+            mask[number, : len(row)] = row
+        return torch.from_numpy(mask).to(self.model.device)  # type: ignore[return-value]
+
     def tokens(self, histories: list[list[int]]) -> torch.LongTensor:
         """Rows of items as item tokens, padded on the right with the pad token."""
         config = self.model.config

@@ -35,6 +35,7 @@ from hf_genrec.serving.export.onnx_steps import (
 )
 from hf_genrec.serving.folder import ITEMS_NAME
 from hf_genrec.serving.recommender import Recommender
+from hf_genrec.serving.times import has_times
 
 
 logger = logging.getLogger(__name__)
@@ -245,6 +246,8 @@ def _check(recommender: Recommender) -> None:
     if config.model_type not in ("latte", "rpg", "acerec", "sasrec"):
         remedy = "; its `members` can be, each as a `Recommender(member, items)`" if hasattr(model, "members") else ""
         raise ValueError(f"There is no ONNX graph for {type(model).__name__}{remedy}.")
+    if has_times(config):
+        raise ValueError("There is no ONNX graph for a model with `history_gap_buckets`: it has no input for times.")
     changed = [name for name in _UNKNOWN if name in recommender.config.changed()]
     if changed:
         raise ValueError(
