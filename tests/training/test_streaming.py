@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_genrec import GenRecTrainingArguments, make_trainer
+from hf_genrec.data.prepare import prepare
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sequences import training_dataset
 from hf_genrec.evaluation.baselines.base import sampled_users
@@ -166,3 +167,24 @@ def test_unknown_items_are_named(shards, tmp_path):
 
     with pytest.raises(ValueError, match="1 item ids are not in the catalog: 'i99'"):
         steps_of(PreparedDataset.load(tmp_path / "data"))
+
+
+def test_streamed_rows_have_the_times_of_those_in_memory(tmp_path):
+    log = [
+        {"user_id": f"u{u}", "item_id": f"i{(u + i) % 7}", "timestamp": 1000 * i**u}
+        for u in range(9)
+        for i in range(8)
+    ]
+    items = [{"item_id": f"i{i}", "title": f"{i}"} for i in range(7)]
+    data = prepare(tmp_path / "data", interactions=log, items=items)
+    memory = training_dataset(data.split("train"), data.item_ids, **SHAPE, has_gaps=True)
+    streamed = StreamedWindows(data, seed=3, **SHAPE, has_gaps=True)
+
+    found = [
+        row for batch in StreamedBatches(streamed, targets_per_batch=12, parts=StepParts(1, 0, 1)) for row in batch
+    ]
+
+    def timed(row):
+        return plain(row), tuple(row["gaps"].tolist())
+
+    assert sorted(map(timed, found)) == sorted(timed(memory[number]) for number in range(len(memory)))
