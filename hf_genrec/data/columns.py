@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from decimal import Decimal
 from numbers import Real
@@ -38,7 +39,12 @@ UNITS = {
     "nanoseconds": (1e-6, 1e20),
 }
 _COMPACT = {"yyyymmdd": 8, "yyyymmddHHMM": 12, "yyyymmddHHMMSS": 14}
-_MOST = 0.9  # of the numbers of a column must be dates for the column to hold dates
+_MOST = 0.9  # of the numbers (or texts) of a column must be dates of a form for the column to have it
+_COMMON_FORMATS = [
+    date + time
+    for date in ("%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%m-%d-%Y", "%d-%m-%Y", "%Y.%m.%d")
+    for time in ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
+]
 _LATEST = 1e14  # milliseconds; an interaction after the year 5138 (or 3,168 years before 1970) is no interaction
 _NOW = (6.3e11, 4.1e12)  # milliseconds, the years 1990 to 2099: a number that means a date in another unit
 
@@ -118,38 +124,129 @@ def number_column(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
+class TimeForm(NamedTuple):
+    """How a whole column of times is written: as `"numbers"` of a unit, as numbers that spell dates, or as texts."""
+
+    kind: str  # "numbers", "compact" or "texts"
+    detail: str  # the unit, the compact form, or the format of the texts
+    is_given: bool = False  # the caller named it
+    hint: str = ""  # for texts that do not have the form
+
+
+class TimeSurvey:
+    """
+    What decides the form of a column that comes in parts, such as the unit that its median has.
+
+    Only counts and extremes are kept, so the column may have any length, and surveys of parts may be merged.
+
+    Args: the format of the texts, where it is known.
+    """
+
+    def __init__(self, date_format: str | None = None) -> None:
+        if date_format is not None and "%" not in date_format:
+            raise ValueError(f"needs a `date_format` with directives such as %Y, got {date_format!r}")
+        self.date_format = date_format
+        self.counts: Counter[str] = Counter()  # of rows, numbers, texts, and those that have a form
+        self.largest: dict[str, float] = {}  # of all numbers, and of those below the bound of a unit
+        self.smallest: dict[str, float] = {}  # of the others, with its sign turned
+
+    def add(self, column: pa.ChunkedArray | pa.Array) -> None:
+        """Looks at a part. Args: timestamps, dates, numbers or texts; other types are a `ValueError`."""
+        column = _plain(column)
+        if _is_time(column, self.date_format):
+            return
+        numbers = number_column(column)
+        found = numbers[~np.isnan(numbers)]
+        self.counts.update(rows=len(numbers), numbers=len(found))
+        if len(found):
+            self._keep(self.largest, "all", found.max())
+        for form, digits in _COMPACT.items():
+            self.counts[form] += int((~np.isnan(_compact_dates(found, digits))).sum())
+        sizes = np.abs(found)
+        for unit, (_, bound) in UNITS.items():
+            below = sizes < bound
+            self.counts[unit] += int(below.sum())
+            if below.any():
+                self._keep(self.largest, unit, sizes[below].max())
+            if not below.all():
+                self._keep(self.smallest, unit, -sizes[~below].min())
+        if pa.types.is_large_string(column.type) and len(found) <= len(numbers) / 2 and not self.date_format:
+            self._add_texts(column)
+
+    def form(self) -> TimeForm:
+        """The form of the column."""
+        counts = self.counts
+        if self.date_format is not None:
+            return TimeForm("texts", self.date_format, is_given=True)
+        if counts["texts"] and counts["numbers"] < counts["rows"] / 2:  # a few broken lines make no column of dates
+            return self._form_of_texts()
+        for form in _COMPACT:
+            if counts[form] >= max(1, _MOST * counts["numbers"]):
+                logger.warning("Times such as %d are read as dates (%s), not as seconds.", self.largest["all"], form)
+                return TimeForm("compact", form)
+        return TimeForm("numbers", next((unit for unit in UNITS if self._median_is_below(unit)), "nanoseconds"))
+
+    def _median_is_below(self, unit: str) -> bool:
+        """Whether the median of the absolute numbers is below the bound of a unit; of no number it is 0."""
+        number, below = self.counts["numbers"], self.counts[unit]
+        if 2 * below == number and number:  # it is the mean of the two numbers beside the bound
+            return (self.largest[unit] - self.smallest[unit]) / 2 < UNITS[unit][1]
+        return 2 * below >= number
+
+    def _add_texts(self, column: pa.ChunkedArray) -> None:
+        """Counts the texts that have a form; what is not ISO 8601 is tried in every common way."""
+        self.counts["texts"] += len(column) - column.null_count
+        num_iso = int((~np.isnan(_dates(column, "ISO8601"))).sum())
+        self.counts["ISO8601"] += num_iso
+        if 2 * num_iso < len(column):
+            for date_format in _COMMON_FORMATS:
+                self.counts[date_format] += int((~np.isnan(_dates(column, date_format))).sum())
+
+    def _form_of_texts(self) -> TimeForm:
+        """ISO 8601, or the one common format that reads (nearly) all; two that read as many leave it open."""
+        best = max(_COMMON_FORMATS, key=self.counts.__getitem__)
+        number = self.counts[best]
+        if number <= self.counts["ISO8601"] or number < _MOST * self.counts["texts"]:
+            return TimeForm("texts", "ISO8601")
+        others = [name for name in _COMMON_FORMATS if name != best and self.counts[name] == number]
+        if others:
+            return TimeForm("texts", "ISO8601", hint=f", and {best!r} and {others[0]!r} fit alike")
+        logger.warning("Times are read as dates of the form %r.", best)
+        return TimeForm("texts", best)
+
+    def _keep(self, kept: dict[str, float], name: str, value: float) -> None:
+        kept[name] = max(kept.get(name, -np.inf), float(value))
+
+
 def time_column(column: pa.ChunkedArray | pa.Array, date_format: str | None = None) -> Times:
     """
     Times of any form as milliseconds. The unit of numbers is that of their median; 20191001 is a date where (nearly)
     all numbers of the column are such dates.
 
-    Args: timestamps, dates, numbers, or texts with numbers or ISO 8601 times; `date_format` is that of
-    [`~readers.read_interactions`].
+    Args: timestamps, dates, numbers, or texts with numbers or dates; `date_format` is that of
+    [`~readers.open_interactions`].
     """
+    survey = TimeSurvey(date_format)
+    survey.add(column)
+    return times_of(column, survey.form())
+
+
+def times_of(column: pa.ChunkedArray | pa.Array, form: TimeForm) -> Times:
+    """A part of a column of times as milliseconds. Args: the part, and the form of the whole column."""
     column = _plain(column)
+    problems: list[tuple[np.ndarray, str]] = []
     unreadable = (
         "is neither a number nor an ISO 8601 time such as 2020-12-24 18:30:00; for another form pass `date_format`, "
-        "such as '%d.%m.%Y %H:%M'"
+        f"such as '%d.%m.%Y %H:%M'{form.hint}"
     )
-    problems: list[tuple[np.ndarray, str]] = []
-    if date_format is not None and "%" not in date_format:
-        raise ValueError(f"needs a `date_format` with directives such as %Y, got {date_format!r}")
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        if date_format is not None:
-            raise ValueError(f"holds {column.type}; `date_format` is for times written as text")
+    if _is_time(column, form.detail if form.is_given else None):
         numbers = _milliseconds_of(column)
-    elif pa.types.is_temporal(column.type) or pa.types.is_boolean(column.type):
-        raise ValueError(f"holds {column.type}, which is no point in time")
-    elif date_format is not None:
-        unreadable = f"does not have the form `date_format={date_format!r}`"
-        numbers = _dates(column, date_format)
+    elif form.kind == "texts":
+        if form.detail != "ISO8601":
+            unreadable = f"does not have the form `date_format={form.detail!r}`"
+        numbers = _dates(column, form.detail)
     else:
-        numbers = number_column(column)
-        is_text = pa.types.is_large_string(column.type)
-        if is_text and np.isnan(numbers).mean() > 0.5:  # a few broken lines do not make it a column of dates
-            numbers = _dates(column, "ISO8601")
-        else:
-            numbers, problems = _in_milliseconds(numbers)
+        numbers, problems = _in_milliseconds(number_column(column), form)
     missing = np.isnan(numbers)
     too_far = np.abs(np.where(missing, 0, numbers)) >= _LATEST
     problems = [(missing, unreadable), *problems, (too_far, "lies beyond the year 5138")]
@@ -158,30 +255,38 @@ def time_column(column: pa.ChunkedArray | pa.Array, date_format: str | None = No
     return Times(pa.array(milliseconds, mask=~usable), problems)
 
 
-def _in_milliseconds(numbers: np.ndarray) -> tuple[np.ndarray, list[tuple[np.ndarray, str]]]:
-    """Numbers in the unit of their median, and which of them are dates of our days in another unit."""
-    for form, digits in _COMPACT.items():
-        milliseconds = _compact_dates(numbers, digits)
-        num_numbers, num_dates = (int((~np.isnan(values)).sum()) for values in (numbers, milliseconds))
-        if num_dates >= max(1, _MOST * num_numbers):
-            logger.warning("Times such as %d are read as dates (%s), not as seconds.", np.nanmax(numbers), form)
-            is_other = np.isnan(milliseconds) & ~np.isnan(numbers)
-            return milliseconds, [(is_other, f"is no date in the form {form}, as the others of the column are")]
-    typical = np.nanmedian(np.abs(numbers)) if not np.isnan(numbers).all() else 0.0
-    unit = next((name for name, (_, bound) in UNITS.items() if typical < bound), "nanoseconds")
+def _is_time(column: pa.ChunkedArray, date_format: str | None) -> bool:
+    """Whether a column holds points in time as such; a `ValueError` for types that hold none."""
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        if date_format is not None:
+            raise ValueError(f"holds {column.type}; `date_format` is for times written as text")
+        return True
+    if pa.types.is_temporal(column.type) or pa.types.is_boolean(column.type):
+        raise ValueError(f"holds {column.type}, which is no point in time")
+    return False
+
+
+def _in_milliseconds(numbers: np.ndarray, form: TimeForm) -> tuple[np.ndarray, list[tuple[np.ndarray, str]]]:
+    """Numbers of one form, and which of them are dates of our days in another unit."""
+    if form.kind == "compact":
+        milliseconds = _compact_dates(numbers, _COMPACT[form.detail])
+        is_other = np.isnan(milliseconds) & ~np.isnan(numbers)
+        return milliseconds, [(is_other, f"is no date in the form {form.detail}, as the others of the column are")]
     problems = []
     for name, (factor, _) in UNITS.items():
-        if name != unit:
+        if name != form.detail:
             scaled = np.nan_to_num(numbers) * factor
-            reason = f"looks like {name} where the column holds {unit}: write all times in one unit"
+            reason = f"looks like {name} where the column holds {form.detail}: write all times in one unit"
             problems.append(((scaled > _NOW[0]) & (scaled < _NOW[1]), reason))
-    return numbers * UNITS[unit][0], problems
+    return numbers * UNITS[form.detail][0], problems
 
 
 def _compact_dates(numbers: np.ndarray, num_digits: int) -> np.ndarray:
     """Numbers such as 20191001 or 20191001183000 as float64 milliseconds, NaN for others; the years 1980 to 2100."""
     places = 10 ** (num_digits - 4)
     is_date = (numbers >= 1980 * places) & (numbers < 2101 * places) & (numbers == np.floor(numbers))
+    if not is_date.any():
+        return np.full(len(numbers), np.nan)
     whole = np.where(is_date, numbers, 1980 * places + places // 100 + places // 10_000).astype(np.int64)
     date, time = np.divmod(whole, 10 ** (num_digits - 8))
     year, month, day = date // 10_000, date // 100 % 100, date % 100

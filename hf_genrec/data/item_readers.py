@@ -45,7 +45,7 @@ def read_items(
     Args: a JSON, CSV, TSV or Parquet file, or what [`~tables.table_of`] reads (JSON is one object per line, one array
         of objects, or one object of objects whose keys are the ids); the fields of the ids and of the titles; the
         fields of the text, [`default_fields`] if `None`, see [`item_text`]; `ascii_only` as for [`clean_text`]; the
-        ids of the items to keep; the others: see [`~readers.read_interactions`]. An id that comes twice is malformed.
+        ids of the items to keep; the others: see [`~readers.open_interactions`]. An id that comes twice is malformed.
     """
     skips, num_lost, has_id = Skips(on_error), 0, False
     fields = default_fields(title) if fields is None else fields

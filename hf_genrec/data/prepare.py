@@ -9,6 +9,7 @@ in `prepared.py`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ from hf_genrec.data.item_readers import read_items
 from hf_genrec.data.items import default_fields
 from hf_genrec.data.prepared import FORMAT_VERSION, PreparedDataset, replaced_folder
 from hf_genrec.data.protocols import PROTOCOLS, Protocol
-from hf_genrec.data.readers import ReadTable, read_interactions, read_sequences
+from hf_genrec.data.readers import Log, ReadTable, open_interactions, open_sequences
 from hf_genrec.data.spark import Spark
 from hf_genrec.data.split_times import SUFFIX, SplitTime, SplitTimes
 from hf_genrec.data.split_writer import SplitSizes, write_splits
@@ -90,8 +91,8 @@ def prepare(
 
     Args:
         output_dir (`str` or `os.PathLike`): The folder to write.
-        interactions (file or table, *optional*): A log; see [`~readers.read_interactions`]. This or `sequences`.
-        sequences (`str` or `os.PathLike`, *optional*): Ready-made sequences; see [`~readers.read_sequences`].
+        interactions (file or table, *optional*): A log; see [`~readers.open_interactions`]. This or `sequences`.
+        sequences (`str` or `os.PathLike`, *optional*): Ready-made sequences; see [`~readers.open_sequences`].
         items (file, table or `list[dict]`): The items table; see [`~item_readers.read_items`].
         protocol (`str`, *optional*, defaults to `"custom"`):
             A name in `PROTOCOLS`; it decides `deduplicate`, `k_core`, `min_history` and `ascii_only` where they are
@@ -104,7 +105,7 @@ def prepare(
         timestamp (`str`, *optional*, defaults to `"timestamp"`): Column of the times; `None` for file order.
         rating (`str`, *optional*): Column of the ratings, needed for `min_rating`.
         delimiter (`str`, *optional*): Between two fields of the log and the items table, where they are delimited.
-        date_format (`str`, *optional*): See [`~readers.read_interactions`].
+        date_format (`str`, *optional*): See [`~readers.open_interactions`].
         items_id (`str`, *optional*, defaults to `"item_id"`): Field of the ids in the items table.
         title (`str`, *optional*, defaults to `"title"`): Field of the titles in the items table.
         text_fields (`Sequence[str]`, *optional*):
@@ -131,7 +132,7 @@ def prepare(
             Whether other statistics than the published ones of `category` are an error; else a recorded warning.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
             Malformed lines and repeated item ids: stop, or count, report and skip.
-        allow_huge (`bool`, *optional*, defaults to `False`): See [`~readers.read_interactions`].
+        allow_huge (`bool`, *optional*, defaults to `False`): See [`~readers.open_interactions`].
         engine (`"duckdb"` or `"spark"`, *optional*, defaults to `"duckdb"`):
             What runs the steps: DuckDB in this process, or the executors of Spark. Both give the same, by fingerprint.
         master (`str`, *optional*):
@@ -172,10 +173,10 @@ def prepare(
     opened = replaced_folder(output_dir, marker="dataset.json", overwrite=overwrite)
     with opened as folder, _running(engine, master, folder) as running:
         if interactions is not None:
-            log = read_interactions(interactions, **columns, **reading)
+            log = open_interactions(interactions, **columns, **reading)
         else:
-            log = read_sequences(sequences or "", **reading)
-        _load(running, log.table)
+            log = open_sequences(sequences or "", **reading)
+        _load(running, log)
         only = None if keep_all_items else set(steps.used_items(running).to_pylist())
         catalog = read_items(items, item=items_id, title=title, **texts, only=only, delimiter=delimiter, **reading)
         filtered = _filter(running, catalog.table, rules, min_rating=min_rating, missing_text=missing_text)
@@ -220,16 +221,19 @@ def _running(name: EngineName, master: str | None, folder: Path) -> Iterator[Eng
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _load(engine: Engine, log: pa.Table) -> None:
-    """Hands the rows that were read to the engine; behind them, ids in the order in which the source names them."""
-    log = log.unify_dictionaries()
-    rows = log.append_column("position", pa.array(np.arange(log.num_rows)))
-    parts = [rows.append_column("is_good", pa.array(np.ones(log.num_rows, dtype=bool)))]
-    for name in ("user_id", "item_id"):
-        ids = log[name].chunk(0).dictionary if log[name].num_chunks else pa.array([], pa.large_string())
-        positions = pa.array(np.arange(len(ids)) - len(ids))
-        parts.append(pa.table({name: ids.dictionary_encode(), "position": positions, "is_good": [False] * len(ids)}))
-    engine.load("source_rows", pa.concat_tables(parts, promote_options="default").to_reader())
+def _load(engine: Engine, log: Log) -> None:
+    """Hands the rows of a log to the engine, each with its position, as they are read."""
+    first = next(log.batches)
+    schema = first.schema.append(pa.field("position", pa.int64()))
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        position = 0
+        for batch in itertools.chain([first], log.batches):
+            places = pa.array(np.arange(position, position + batch.num_rows))
+            position += batch.num_rows
+            yield pa.RecordBatch.from_arrays([*batch.columns, places], schema=schema)
+
+    engine.load("source_rows", pa.RecordBatchReader.from_batches(schema, rows()))
     steps.number_ids(engine)
 
 
@@ -274,7 +278,7 @@ def _rules(protocol: str, wanted: dict[str, Any]) -> Protocol:
     return rules
 
 
-def _skips(read: ReadTable, what: str) -> dict[str, Any]:
+def _skips(read: Log | ReadTable, what: str) -> dict[str, Any]:
     """The part of `dataset.json` about lines that were left out; reported once."""
     read.skips.report(f"the {what}")
     return {f"{what}_lines": read.skips.count, f"{what}_first_line": read.skips.first}

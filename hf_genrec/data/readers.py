@@ -1,16 +1,18 @@
 """
-Interaction logs and ready-made sequences in, tables out.
+Interaction logs and ready-made sequences in, batches of checked rows out.
 
-Every reader returns a [`ReadTable`]: ids are strings, timestamps are `int64` milliseconds since the epoch, and what
-was skipped is counted. The format is inferred from the extension: `.csv`, `.tsv`, `.parquet`, `.jsonl` (`.json`,
-`.ndjson`), the text formats also packed with gzip. A `.tsv` file has no quoting, other delimited files may quote with
-`"`.
+A source is read as often as needed and never held whole: times are surveyed first, since one column has one unit, then
+rows come in batches. Ids are strings, times `int64` milliseconds since the epoch, and what is left out is counted. The
+format is inferred from the extension: `.csv`, `.tsv`, `.parquet`, `.jsonl` (`.json`, `.ndjson`), the text formats also
+packed with gzip. A `.tsv` file has no quoting, other delimited files may quote with `"`.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +20,29 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
-from hf_genrec.data.columns import ID_RULE, bad_ids, id_column, id_string, number_column, text_of, time_column
+from hf_genrec.data.columns import (
+    ID_RULE,
+    TimeForm,
+    TimeSurvey,
+    bad_ids,
+    id_column,
+    id_string,
+    number_column,
+    text_of,
+    times_of,
+)
+from hf_genrec.data.delimited import plain_rows
 from hf_genrec.data.json_lines import columns_of
-from hf_genrec.data.tables import Source, open_parquet, owner_of, table_of
+from hf_genrec.data.spools import Spool
+from hf_genrec.data.tables import Source, batches_of, columns_in, open_parquet, owner_of, parquet_files, table_of
 from hf_genrec.data.text_files import DELIMITERS, OnError, Record, Skips, TextFile, first_names, format_of, writable
 from hf_genrec.files import reading
 
 
-_ROWS_AT_ONCE = 2**16  # of a text file, as Python strings
+_ROWS_AT_ONCE = 2**19  # of a table
+_TEXTS_AT_ONCE = 2**16  # of a text file, as Python strings
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,34 @@ class ReadTable:
     skips: Skips
 
 
-def read_interactions(
+@dataclass
+class Log:
+    """
+    A log that is open: its rows, batch by batch, and what was skipped so far.
+
+    Attributes:
+        batches (iterator of `pa.RecordBatch`):
+            Columns `user_id`, `item_id`, `timestamp` (int64, milliseconds, null without times), `rating` if asked for,
+            and `is_good`: rows that do not count come along, since they may be the first to name a user.
+        skips (`Skips`): complete when the last batch is read.
+    """
+
+    batches: Iterator[pa.RecordBatch]
+    skips: Skips
+
+    def read(self) -> ReadTable:
+        """All good rows in one table."""
+        tables = [pa.Table.from_batches([batch]) for batch in self.batches]
+        whole = pa.concat_tables([table.filter(table["is_good"]).drop_columns("is_good") for table in tables])
+        return ReadTable(whole.unify_dictionaries(), self.skips)
+
+
+def read_interactions(source: Source, **options: Any) -> ReadTable:
+    """Reads a log into memory. Args: see [`open_interactions`]."""
+    return open_interactions(source, **options).read()
+
+
+def open_interactions(
     source: Source,
     *,
     user: str = "user_id",
@@ -50,24 +91,25 @@ def read_interactions(
     date_format: str | None = None,
     on_error: OnError = "raise",
     allow_huge: bool = False,
-) -> ReadTable:
+) -> Log:
     """
-    Reads a log with one interaction per row; rows keep the order of the file.
+    Opens a log with one interaction per row; rows keep the order of the source.
 
     Timestamps may be numbers, ISO 8601 strings or Parquet timestamps. Numbers are seconds, milliseconds, microseconds
     or nanoseconds: what the median of the column says (below 1e11 seconds, and so on), and numbers that are dates of
     our days in another unit are malformed. Columns of numbers such as 20191001, 201910011830 or 20191001183000 are
-    read as the dates that they spell, with a warning. Without a zone, times count as UTC. Whole numbers as ids are
-    converted to strings.
+    read as the dates that they spell, with a warning, and so are texts such as 24.12.2020 18:30 where (nearly) all fit
+    one common form and no other. Without a zone, times count as UTC. Whole numbers as ids are converted to strings.
 
     Args:
-        source (`str`, `os.PathLike`, table or `list[dict]`):
-            CSV, TSV, Parquet or JSON Lines file, or what [`~tables.table_of`] reads.
+        source (`str`, `os.PathLike`, table or list):
+            CSV, TSV, Parquet or JSON Lines file; many Parquet files as a list, a pattern such as `"logs/*.parquet"` or
+            an address `"hf://datasets/..."`; or what [`~tables.table_of`] reads.
         user (`str`, *optional*, defaults to `"user_id"`): Column of the users' ids.
         item (`str`, *optional*, defaults to `"item_id"`): Column of the items' ids.
         timestamp (`str`, *optional*, defaults to `"timestamp"`): Column of the times; `None` for the file's order.
         rating (`str`, *optional*): Column of the ratings; `None` reads none.
-        delimiter (`str`, *optional*): Between the fields of a delimited file; `None` infers it from the extension.
+        delimiter (`str`, *optional*): Between the fields of a delimited file; `None` infers it.
         date_format (`str`, *optional*):
             How times are written, such as `"%d.%m.%Y %H:%M"` (see `datetime.strptime`); `None` for the forms above.
         on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`):
@@ -76,8 +118,8 @@ def read_interactions(
             Whether a line may have more than 16 million characters, and a packed file more than 200 times its size.
 
     Returns:
-        [`ReadTable`]: columns `user_id`, `item_id` (dictionaries of strings), `timestamp` (int64, milliseconds; null
-        without times) and, if asked for, `rating` (double).
+        [`Log`]: with columns `user_id`, `item_id` (dictionaries of strings), `timestamp` and, if asked for, `rating`
+        (double).
     """
     skips = Skips(on_error)
     names = {"user_id": user, "item_id": item, "timestamp": timestamp, "rating": rating}
@@ -88,47 +130,35 @@ def read_interactions(
             raise ValueError(
                 f"`{first.removesuffix('_id')}` and `{key.removesuffix('_id')}` are both {name!r}: name a column each."
             )
-    opened = open_source(source, delimiter, allow_huge=allow_huge)
-    owner = owner_of(source)
-    if isinstance(opened, TextFile):
-        raw = _read_plain(opened, columns, owner)
-        raw = raw or _read_records(_parts(opened, columns), columns, skips, owner, opened)
-    elif isinstance(opened, list):
-        raw = _read_records(records_of(opened), columns, skips, owner, None)
-    else:
-        found = opened.schema if isinstance(opened, pa.Table) else opened.schema_arrow
-        _require_columns(found.names, columns, owner)
-        wanted = list(columns.values())
-        with reading(owner, "table"):
-            table = opened.select(wanted) if isinstance(opened, pa.Table) else opened.read(columns=wanted)
-            table.validate(full=True)
-        picked = pa.table({key: table[name] for key, name in columns.items()})
-        raw = _Raw(picked, lambda row: f"{owner}: row {row + 1}")
-    if not raw.table.num_rows:
-        raise skips.nothing_left(owner, "interactions")
-    table = _checked(raw, skips, owner, date_format)
-    if not table.num_rows:
-        raise skips.nothing_left(owner, "interactions")
-    return ReadTable(table, skips)
+    raw = _open(source, columns, skips, delimiter, allow_huge=allow_huge)
+    return Log(_checked(raw, tuple(columns), skips, date_format), skips)
 
 
 def read_sequences(
     path: str | os.PathLike[str], *, on_error: OnError = "raise", allow_huge: bool = False
 ) -> ReadTable:
-    """
-    Reads ready-made sequences: one user per line, `user<TAB>item item ...`, oldest item first; `timestamp` is null.
+    """Reads sequences into memory. Args: see [`open_sequences`]."""
+    return open_sequences(path, on_error=on_error, allow_huge=allow_huge).read()
 
-    Args: a text file without a header, plain or gzipped; for the others see [`read_interactions`]. Malformed are lines
+
+def open_sequences(path: str | os.PathLike[str], *, on_error: OnError = "raise", allow_huge: bool = False) -> Log:
+    """
+    Opens ready-made sequences, which are read at once: one user per line, `user<TAB>item item ...`, oldest item first;
+    `timestamp` is null.
+
+    Args: a text file without a header, plain or gzipped; for the others see [`open_interactions`]. Malformed are lines
     without a tab or an item, a user seen before, and impossible ids.
     """
     skips = Skips(on_error)
     file = TextFile(path, delimiter="\t", header=["user", "items"], allow_huge=allow_huge)
     columns = {"user_id": "user", "items": "items"}
-    raw = _read_plain(file, columns, str(path)) or _read_records(file.records(), columns, skips, str(path), file)
-    if not raw.table.num_rows:
+    raw = _raw_of_text(file, columns, skips)
+    tables = [*raw.scan(tuple(columns))]
+    if not any(table.num_rows for table in tables):
         raise skips.nothing_left(str(path), "sequences")
-    users = id_column(raw.table["user_id"])
-    lists = pc.split_pattern(pc.utf8_trim_whitespace(raw.table["items"]), " ")
+    table = pa.concat_tables(tables)
+    users = id_column(table["user_id"])
+    lists = pc.split_pattern(pc.utf8_trim_whitespace(table["items"]), " ")
     rows, items = pc.list_parent_indices(lists).to_numpy(), id_column(pc.list_flatten(lists))
     reasons: dict[int, str] = {}
     for row in np.setdiff1d(np.arange(len(users)), np.unique(users.indices.to_numpy(), return_index=True)[1]):
@@ -138,12 +168,13 @@ def read_sequences(
     for row in np.flatnonzero(bad_ids(users)):
         reasons.setdefault(int(row), f"user id {users[int(row)].as_py()!r} {ID_RULE}")
     if reasons:
-        skips.add(raw.place_of(min(reasons)), reasons[min(reasons)], number=len(reasons))
-    kept = ~np.isin(rows, np.fromiter(reasons, dtype=np.int64))
-    if not kept.any():
+        first = min(reasons)
+        skips.add(raw.place_of(_number_in(table, first, first)), reasons[first], number=len(reasons))
+    is_good = ~np.isin(rows, np.fromiter(reasons, dtype=np.int64))
+    if not is_good.any():
         raise skips.nothing_left(str(path), "sequences")
-    table = {"user_id": users.take(pa.array(rows[kept])), "item_id": items.filter(pa.array(kept))}
-    return ReadTable(pa.table(table | {"timestamp": pa.nulls(int(kept.sum()), pa.int64())}), skips)
+    read = {"user_id": users.take(pa.array(rows)), "item_id": items, "timestamp": pa.nulls(len(rows), pa.int64())}
+    return Log(iter(pa.table(read | {"is_good": is_good}).to_batches()), skips)
 
 
 def open_source(
@@ -152,7 +183,7 @@ def open_source(
     """
     Opens what a reader was given: a table or records in memory, or a file not read yet.
 
-    Args: see [`read_interactions`].
+    Args: see [`open_interactions`].
     """
     table = table_of(source)
     if table is not None:
@@ -164,10 +195,13 @@ def open_source(
     if kind == "parquet":
         return open_parquet(path, allow_huge=allow_huge)
     default = DELIMITERS[kind]
-    if default is not None and delimiter is not None:
-        # One delimiter is given for the log and the items, and the other of them may be an ordinary .csv.
+    if default is not None:
         header = next(TextFile(path, allow_huge=allow_huge).lines()).text
-        default = default if default in header and delimiter not in header else delimiter
+        if delimiter is None:
+            marks = [mark for mark in (default, *";\t|,") if mark in header]
+            default = marks[0] if marks else default
+        else:  # one delimiter is given for the log and the items, and the other of them may be an ordinary .csv
+            default = default if default in header and delimiter not in header else delimiter
     return TextFile(path, delimiter=default, allow_huge=allow_huge)
 
 
@@ -185,10 +219,65 @@ def records_of(rows: Iterable[Any], owner: str = "") -> Iterator[Record]:
 
 
 class _Raw(NamedTuple):
-    """Columns as the source has them, under our names, and how to find the place of a row again."""
+    """Columns as the source has them, under our names, as often as needed, and how to find the place of a row."""
 
-    table: pa.Table
+    owner: str
+    scan: Callable[[Sequence[str]], Iterator[pa.Table]]
     place_of: Callable[[int], str]
+
+
+_LINE = "line"  # the column with the number of the line where rows and lines differ
+
+
+def _open(source: Source, columns: dict[str, str], skips: Skips, delimiter: str | None, *, allow_huge: bool) -> _Raw:
+    """Opens a source and checks that it has the columns."""
+    files = parquet_files(source)
+    if files is not None:
+        return _raw_of_parquet(files, columns, allow_huge=allow_huge)
+    owner = owner_of(source)
+    if isinstance(source, str | os.PathLike):
+        opened = open_source(source, delimiter, allow_huge=allow_huge)
+        if isinstance(opened, TextFile):
+            return _raw_of_text(opened, columns, skips)
+        return _raw_of_parquet([source], columns, allow_huge=allow_huge)
+    names = columns_in(source)
+    if names is None:
+        source = table_of(source)
+        if isinstance(source, list):
+            return _raw_of_records(records_of(source), columns, skips, "", None)
+        names = source.column_names
+    _require_columns(names, columns, owner)
+
+    def scan(keys: Sequence[str]) -> Iterator[pa.Table]:
+        for table in batches_of(source, [columns[key] for key in keys]):
+            yield _picked(table, keys, columns, owner)
+
+    return _Raw(owner, scan, lambda row: f"{owner}: row {row + 1}")
+
+
+def _raw_of_parquet(files: Sequence[Any], columns: dict[str, str], *, allow_huge: bool) -> _Raw:
+    opened = [open_parquet(file, allow_huge=allow_huge) for file in files]
+    for path, file in zip(files, opened, strict=True):
+        _require_columns(file.schema_arrow.names, columns, str(path))
+    ends = np.cumsum([file.metadata.num_rows for file in opened])
+
+    def scan(keys: Sequence[str]) -> Iterator[pa.Table]:
+        for path, file in zip(files, opened, strict=True):
+            with reading(str(path), "Parquet file"):
+                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[columns[key] for key in keys]):
+                    yield _picked(pa.Table.from_batches([batch]), keys, columns, str(path))
+
+    def place_of(row: int) -> str:
+        at = int(np.searchsorted(ends, row, side="right"))
+        return f"{files[at]}: row {row - int(ends[at]) + opened[at].metadata.num_rows + 1}"
+
+    return _Raw(str(files[0]) if len(files) == 1 else f"{files[0]} (the first of {len(files)} files)", scan, place_of)
+
+
+def _picked(table: pa.Table, keys: Sequence[str], columns: dict[str, str], owner: str) -> pa.Table:
+    with reading(owner, "table"):
+        table.validate(full=True)
+    return pa.table({key: table[columns[key]] for key in keys})
 
 
 def _require_columns(found: list[str], columns: dict[str, str], owner: str) -> None:
@@ -202,34 +291,15 @@ def _require_columns(found: list[str], columns: dict[str, str], owner: str) -> N
         )
 
 
-def _read_plain(file: TextFile, columns: dict[str, str], owner: str) -> _Raw | None:
-    """The quick way, for delimited files every line of which is a row of the right length; `None` at a doubt."""
-    if file.delimiter is None:
-        return None
-    _require_columns(file.header, columns, owner)
-    wanted = list(dict.fromkeys(columns.values()))
-    tables: list[pa.Table] = []
-    header = f"{file.delimiter.join(file.header)}\n" if file.has_header else ""
-    for _, block, is_sound in file.blocks():
-        if not is_sound or not block.startswith(header):
-            return None
-        block, header = block.removeprefix(header), ""
-        # A quotation mark, a blank line; a byte order mark inside the text would be taken for that of the block.
-        if '"' in block or "\n\n" in f"\n{block}" or block.startswith("\ufeff"):
-            return None
-        try:
-            table = pyarrow.csv.read_csv(
-                pa.BufferReader(block.encode()),
-                read_options=pyarrow.csv.ReadOptions(column_names=file.header, block_size=2 * len(block) + 2**20),
-                parse_options=pyarrow.csv.ParseOptions(delimiter=file.delimiter, quote_char=False),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    include_columns=wanted, column_types=dict.fromkeys(wanted, pa.large_string())
-                ),
-            )
-        except pa.ArrowInvalid:  # a row of another length
-            return None
-        tables.append(pa.table({key: table[name] for key, name in columns.items()}))
-    return _Raw(pa.concat_tables(tables), lambda row: file.place_of(row + 1 + file.has_header)) if tables else None
+def _raw_of_text(file: TextFile, columns: dict[str, str], skips: Skips) -> _Raw:
+    """Delimited files the quick way where no line leaves a doubt, all others line by line."""
+    owner = str(file.path)
+    if file.delimiter is not None:
+        _require_columns(file.header, columns, owner)
+        spool = plain_rows(file, columns)
+        if spool is not None:
+            return _Raw(owner, spool.scan, lambda row: next(itertools.islice(file.records(), row, None)).shown)
+    return _raw_of_records(_parts(file, columns), columns, skips, owner, file)
 
 
 class _Block(NamedTuple):
@@ -255,27 +325,19 @@ def _parts(file: TextFile, columns: dict[str, str]) -> Iterator[Record | _Block]
             yield from file.records_in(number, block)
 
 
-def _read_records(
+def _raw_of_records(
     records: Iterator[Record | _Block], columns: dict[str, str], skips: Skips, owner: str, file: TextFile | None
 ) -> _Raw:
-    """Collects the columns asked for as texts, a batch at a time, and the line of every row."""
-    batches: dict[str, list[pa.Array]] = {key: [] for key in columns}
-    values: dict[str, list[str | None]] = {key: [] for key in columns}
-    numbers: list[int] = []
+    """Collects the columns asked for as texts, and the line of every row; what is malformed is counted."""
+    spool, batch = Spool(), _Batch(columns)
     last: Mapping[str, Any] = {}
-    absent, unit = set(columns.values()), "line"
-
-    def flush() -> None:
-        for key, column in values.items():
-            batches[key].append(pa.array(column, pa.large_string()))
-            column.clear()
-
+    absent, unit, num_rows = set(columns.values()), "line", 0
     for record in records:
         if isinstance(record, _Block):
-            flush()
-            for key, column in record.values.items():
-                batches[key].append(pa.array(column, pa.large_string()))
-            numbers.extend(range(record.number, record.number + len(column)))
+            spool.add(batch.taken())
+            lines = range(record.number, record.number + len(record.values["user_id"]))
+            spool.add(_Batch(columns, record.values, list(lines)).taken())
+            num_rows += len(lines)
             absent.clear()
             continue
         row, error = _texts_of(record, columns)
@@ -285,24 +347,44 @@ def _read_records(
         last, unit = record.values or {}, record.unit
         if absent:
             absent -= last.keys()
-        numbers.append(record.number)
-        for key, value in row.items():
-            values[key].append(value)
-        if len(values["user_id"]) == _ROWS_AT_ONCE:
-            flush()
-    flush()
-    if numbers and absent:
+        batch.add(row, record.number)
+        num_rows += 1
+        if len(batch.lines) == _TEXTS_AT_ONCE:
+            spool.add(batch.taken())
+    spool.add(batch.taken())
+    if num_rows and absent:
         present = [name for name in columns.values() if name not in absent]
-        _require_columns(list(dict.fromkeys([*present, *last])), columns, owner)
-    places = np.array(numbers, dtype=np.int64)
+        _require_columns(list(dict.fromkeys([*present, *last])), columns, owner or "the table")
 
-    def place_of(row: int) -> str:
-        number = int(places[row])
+    def place_of(number: int) -> str:
         if file is not None and unit == "line":
             return file.place_of(number)
-        return Record("" if file is None else owner, number, None, unit=unit).place
+        return Record(owner, number, None, unit=unit).place
 
-    return _Raw(pa.table({key: pa.chunked_array(chunks) for key, chunks in batches.items()}), place_of)
+    return _Raw(owner or "the table", spool.scan, place_of)
+
+
+class _Batch:
+    """Rows of texts on their way into a table. Args: the columns, and values and line numbers to begin with."""
+
+    def __init__(
+        self, columns: Iterable[str], values: dict[str, list[Any]] | None = None, lines: list[int] | None = None
+    ) -> None:
+        self.values, self.lines = values or {key: [] for key in columns}, lines or []
+
+    def add(self, row: Mapping[str, str | None], line: int) -> None:
+        """Adds a row."""
+        self.lines.append(line)
+        for key, value in row.items():
+            self.values[key].append(value)
+
+    def taken(self) -> pa.Table:
+        """The rows as a table; the batch is empty then."""
+        columns = {key: pa.array(column, pa.large_string()) for key, column in self.values.items()}
+        table = pa.table(columns | {_LINE: pa.array(self.lines, pa.int64())})
+        for column in (*self.values.values(), self.lines):
+            column.clear()
+        return table
 
 
 def _texts_of(record: Record, columns: dict[str, str]) -> tuple[dict[str, str | None], str | None]:
@@ -318,33 +400,63 @@ def _texts_of(record: Record, columns: dict[str, str]) -> tuple[dict[str, str | 
     return row, error
 
 
-def _checked(raw: _Raw, skips: Skips, owner: str, date_format: str | None) -> pa.Table:
-    """Converts the columns and leaves out the rows whose values cannot be used."""
+def _checked(raw: _Raw, keys: Sequence[str], skips: Skips, date_format: str | None) -> Iterator[pa.RecordBatch]:
+    """The rows in the types of a [`Log`]; those whose values cannot be used are counted and marked."""
+    form, num_rows, num_good = TimeForm("numbers", "seconds"), 0, 0
+    if "timestamp" in keys:
+        with _naming_the_column(raw.owner, "timestamp"):
+            survey = TimeSurvey(date_format)
+            for table in raw.scan(("timestamp",)):
+                survey.add(table["timestamp"])
+            form = survey.form()
+    for table in raw.scan(keys):
+        columns, problems = _converted(table, keys, raw.owner, form)
+        bad = np.logical_or.reduce([mask for _, mask, _ in problems])
+        if bad.any():
+            row = int(bad.argmax())
+            key, reason = next((key, reason) for key, mask, reason in problems if mask[row])
+            place = raw.place_of(_number_in(table, row, num_rows + row))
+            value = table[key][row].as_py()
+            skips.add(place, f"{_in_words(key)} {value!r} {reason}", number=int(bad.sum()))
+        num_rows += len(bad)
+        num_good += len(bad) - int(bad.sum())
+        yield from pa.table(columns | {"is_good": ~bad}).to_batches()
+    if not num_good:
+        raise skips.nothing_left(raw.owner, "interactions")
+
+
+def _converted(
+    table: pa.Table, keys: Sequence[str], owner: str, form: TimeForm
+) -> tuple[dict[str, Any], list[tuple[str, np.ndarray, str]]]:
+    """Columns in our types, and what is wrong with which rows: column, mask, reason."""
     columns: dict[str, Any] = {}
     problems: list[tuple[str, np.ndarray, str]] = []
-    for key in raw.table.column_names:
-        try:
+    for key in keys:
+        with _naming_the_column(owner, key):
             if key == "timestamp":
-                columns[key], found = time_column(raw.table[key], date_format)
+                columns[key], found = times_of(table[key], form)
             elif key == "rating":
-                numbers = number_column(raw.table[key])
+                numbers = number_column(table[key])
                 columns[key], found = pa.array(numbers, from_pandas=True), [(np.isnan(numbers), "is not a number")]
             else:
-                columns[key] = id_column(raw.table[key])
+                columns[key] = id_column(table[key])
                 found = [(bad_ids(columns[key]), ID_RULE)]
-        except (ValueError, pa.ArrowException) as error:
-            raise ValueError(f"{owner}: the column for `{key.removesuffix('_id')}` {error}.") from error
         problems += [(key, bad, reason) for bad, reason in found]
-    columns.setdefault("timestamp", pa.nulls(raw.table.num_rows, pa.int64()))
-    bad = np.logical_or.reduce([mask for _, mask, _ in problems])
-    table = pa.table(columns)
-    if not bad.any():
-        return table
-    row = int(bad.argmax())
-    key, reason = next((key, reason) for key, mask, reason in problems if mask[row])
-    value = raw.table[key][row].as_py()
-    skips.add(raw.place_of(row), f"{_in_words(key)} {value!r} {reason}", number=int(bad.sum()))
-    return table.filter(pa.array(~bad))
+    columns.setdefault("timestamp", pa.nulls(table.num_rows, pa.int64()))
+    return columns, problems
+
+
+@contextmanager
+def _naming_the_column(owner: str, key: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{owner}: the column for `{key.removesuffix('_id')}` {error}.") from error
+
+
+def _number_in(table: pa.Table, row: int, number: int) -> int:
+    """The number by which a source finds a row again: of its line, or its own."""
+    return table[_LINE][row].as_py() if _LINE in table.column_names else number
 
 
 def _in_words(key: str) -> str:

@@ -6,11 +6,14 @@ A damaged Parquet file is a `ValueError` that names it, whichever error the read
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import datasets
+import duckdb
+import huggingface_hub
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +25,8 @@ from hf_genrec.files import reading
 # A file, a table in memory (`pyarrow`, `pandas`, `polars`, `datasets.Dataset`), or a list of dicts.
 Source: TypeAlias = Any
 
+_HUB = "hf://"
+_ROWS_AT_ONCE = 2**19
 _VALUE_BYTES = 8  # of a value in memory; in a Parquet file a column that repeats one value takes nothing
 
 
@@ -53,29 +58,94 @@ def table_of(source: Source) -> pa.Table | list[Mapping[str, Any]] | None:
     return source
 
 
+def columns_in(source: Source) -> list[str] | None:
+    """
+    The columns of a table that [`batches_of`] reads without ever holding it whole; `None` for every other source.
+
+    Args: a table in memory or of an engine.
+    """
+    if isinstance(source, pa.Table | datasets.Dataset):
+        names = source.column_names
+    elif isinstance(source, duckdb.DuckDBPyRelation):
+        names = source.columns
+    else:
+        return None
+    check_distinct(names, "the table")
+    return names
+
+
+def batches_of(source: Source, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """
+    Some columns of a table in memory, a `datasets.Dataset` (with the rows that were selected, in their order) or a
+    relation of DuckDB, batch by batch. Args: the table, and the columns, each once.
+    """
+    if isinstance(source, pa.Table):
+        for start in range(0, source.num_rows, _ROWS_AT_ONCE):
+            yield source.select(columns).slice(start, _ROWS_AT_ONCE)
+    elif isinstance(source, datasets.Dataset):
+        yield from source.select_columns(list(columns)).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE)
+    else:
+        names = ", ".join('"' + name.replace('"', '""') + '"' for name in columns)
+        for batch in source.project(names).to_arrow_reader(_ROWS_AT_ONCE):
+            yield pa.Table.from_batches([batch])
+
+
 def owner_of(source: Source, unnamed: str = "the table") -> str:
-    """What messages call a source: the path, or `unnamed` for a table in memory. Args: the source, and that name."""
+    """
+    What messages call a source: the path, or `unnamed` for a table in memory. Args: the source, and that name.
+    """
+    if isinstance(source, list | tuple) and source and all(isinstance(part, str | os.PathLike) for part in source):
+        return str(source[0])
     return str(source) if isinstance(source, str | os.PathLike) else unnamed
+
+
+def parquet_files(source: Source) -> list[str] | None:
+    """
+    The Parquet files that a list of paths, a pattern or an address on the Hub stands for; `None` for other sources.
+
+    Args: what a reader was given. A pattern names its files in the order of their names.
+    """
+    is_list = isinstance(source, list | tuple) and source and all(isinstance(x, str | os.PathLike) for x in source)
+    if not is_list:
+        path = str(source) if isinstance(source, str | os.PathLike) else ""
+        is_remote = path.startswith(_HUB)
+        if not is_remote and (os.path.exists(path) or not glob.has_magic(path)):
+            return None
+        found = _hub().glob(path) if is_remote else glob.glob(path, recursive=True)
+        source = sorted(f"{_HUB if is_remote else ''}{file}" for file in found)
+        if not source:
+            raise FileNotFoundError(f"{path} names no file.")
+    other = next((str(file) for file in source if not str(file).endswith(".parquet")), None)
+    if other is not None:
+        raise ValueError(f"{other} is no .parquet file: of other formats a log is one local file.")
+    return [str(file) for file in source]
 
 
 def open_parquet(path: str | os.PathLike[str], *, allow_huge: bool = False) -> pq.ParquetFile:
     """
-    Opens a Parquet file. Where it has checksums, they are compared.
+    Opens a Parquet file, maybe on the Hub. Where it has checksums, they are compared.
 
     Args: the file, and whether it may unpack to more than 200 times its size.
     """
+    is_remote = str(path).startswith(_HUB)
+    packed = _hub().size(str(path)) if is_remote else os.path.getsize(path)
     with reading(path, "Parquet file"):
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        opened = _hub().open(str(path), "rb") if is_remote else path
+        file = pq.ParquetFile(opened, page_checksum_verification=True)
         groups = range(file.metadata.num_row_groups)
         size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
         size = max(size, file.metadata.num_rows * file.metadata.num_columns * _VALUE_BYTES)
-    if size > max(ALWAYS_ALLOWED, MAX_EXPANSION * os.path.getsize(path)) and not allow_huge:
+    if size > max(ALWAYS_ALLOWED, MAX_EXPANSION * packed) and not allow_huge:
         raise ValueError(
             f"{path} unpacks to {size:,} bytes, more than {MAX_EXPANSION} times its size. If that is right, pass "
             "`allow_huge=True`."
         )
     check_distinct(file.schema_arrow.names, str(path))
     return file
+
+
+def _hub() -> Any:
+    return huggingface_hub.HfFileSystem()
 
 
 def rows_of(source: pa.Table | pq.ParquetFile, owner: str) -> Iterator[dict[str, Any]]:

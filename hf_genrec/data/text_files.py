@@ -8,6 +8,7 @@ everything. The readers of logs, of items tables and of public data sets share i
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -215,6 +216,25 @@ class TextFile:
         lines = enumerate(block.split("\n"), start=number)
         return self._parsed(Record(str(self.path), at, None, _undecoded(text), text) for at, text in lines)
 
+    def is_packed(self) -> bool:
+        """Whether the file is packed with gzip."""
+        with open(self.path, "rb") as file:
+            return file.read(2) == b"\x1f\x8b"
+
+    def is_plain(self) -> bool:
+        """Whether all of the file is UTF-8 and, if it is packed, not far more than its size; quick."""
+        decoder, size = codecs.getincrementaldecoder("utf-8")(), 0
+        with self._opened() as file:
+            while block := file.read(_BLOCK):
+                size += len(block)
+                try:
+                    decoder.decode(block)
+                except UnicodeDecodeError:
+                    return False
+                if self._is_huge(size, file):
+                    return False
+        return not decoder.getstate()[0]
+
     def place_of(self, number: int) -> str:
         """The place of a line, with its beginning; slow, for messages."""
         return next(line for line in self.lines() if line.number == number).shown
@@ -223,12 +243,6 @@ class TextFile:
         line, fields = next(self._rows(delimiter))
         if fields is None:
             raise ValueError(f"{self.path}: line {line.number}, the header, cannot be read: {line.error}.")
-        other = next((mark for mark in ";\t|," if len(fields) == 1 and mark in fields[0]), None)
-        if other is not None:
-            raise ValueError(
-                f"{self.path} has one column, {fields[0][:_SHOWN]!r}, with the delimiter {delimiter!r}. If its fields "
-                f"are separated by {other!r}, pass `delimiter={json.dumps(other)}`."
-            )
         check_distinct(fields, str(self.path))
         return fields
 
@@ -321,17 +335,22 @@ class TextFile:
         rows = (_quoted([line], lambda: None, delimiter, 0)[0] for line in even)
         return all(len(row or []) != len(self.header) for row in rows)
 
+    def _is_huge(self, size: int, file: Any) -> bool:
+        """Whether a packed file has unpacked to far more than its size."""
+        if size <= ALWAYS_ALLOWED or self.allow_huge or not isinstance(file, gzip.GzipFile):
+            return False
+        return size > MAX_EXPANSION * self.path.stat().st_size
+
     def _check_size(self, size: int, file: io.TextIOWrapper) -> None:
-        if size <= ALWAYS_ALLOWED or self.allow_huge or not isinstance(file.buffer, gzip.GzipFile):
-            return
-        if size > MAX_EXPANSION * self.path.stat().st_size:
+        if self._is_huge(size, file.buffer):
             raise ValueError(
                 f"{self.path} unpacks to more than {size:,} characters, {MAX_EXPANSION} times its size. If that is "
                 "right, pass `allow_huge=True`."
             )
 
     @contextmanager
-    def _decoded(self) -> Iterator[io.TextIOWrapper]:
+    def _opened(self) -> Iterator[io.BufferedReader]:
+        """The bytes, unpacked; they must be text."""
         try:
             with open(self.path, "rb") as plain:
                 is_gzip = plain.peek(2)[:2] == b"\x1f\x8b"
@@ -340,14 +359,19 @@ class TextFile:
                 kind = next((kind for mark, kind in _NO_TEXT.items() if start.startswith(mark)), None)
                 if kind is not None:
                     raise ValueError(f"{self.path} is {kind}, not text: unpack or export it, or correct its ending.")
-                is_wide = start.startswith((b"\xff\xfe", b"\xfe\xff"))
-                encoding, errors = ("utf-16", "surrogatepass") if is_wide else ("utf-8-sig", "surrogateescape")
-                with io.TextIOWrapper(file, encoding=encoding, errors=errors) as text:
-                    yield text
+                yield file
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{self.path} is damaged or incomplete ({error}): fetch or pack it again.") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path} is no UTF-16 ({error.reason}): convert it to UTF-8.") from error
+
+    @contextmanager
+    def _decoded(self) -> Iterator[io.TextIOWrapper]:
+        with self._opened() as file:
+            is_wide = file.peek(8)[:8].startswith((b"\xff\xfe", b"\xfe\xff"))
+            encoding, errors = ("utf-16", "surrogatepass") if is_wide else ("utf-8-sig", "surrogateescape")
+            with io.TextIOWrapper(file, encoding=encoding, errors=errors) as text:
+                yield text
 
 
 _OPEN_QUOTE = "a quotation mark opens a field and nothing closes it"

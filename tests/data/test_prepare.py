@@ -182,8 +182,8 @@ def test_delimiter_and_date_format_reach_both_tables(tmp_path):
 
     assert rows_of(prepared, "train") == [("u", ["b"], "a", 1_608_768_000_000)]
     assert prepared.items["title"].to_pylist() == ["Ball, red", "Cup"]
-    with pytest.raises(ValueError, match=r'pass `delimiter=";"`'):
-        prepare(tmp_path / "other", interactions=LOG, items=tmp_path / "items.csv")
+    inferred = prepare(tmp_path / "other", **files)
+    assert (inferred.fingerprint, inferred.items) == (prepared.fingerprint, prepared.items)
 
 
 def test_skipped_lines_of_both_files_are_reported(tmp_path, caplog):

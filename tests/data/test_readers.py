@@ -4,12 +4,14 @@ import gzip
 import json
 
 import datasets
+import duckdb
+import fsspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_genrec.data import tables, text_files
+from hf_genrec.data import delimited, tables, text_files
 from hf_genrec.data.readers import read_interactions, read_sequences
 
 
@@ -127,10 +129,13 @@ def test_float_ids_are_whole_numbers_or_named(tmp_path):
 
 def test_when_no_line_can_be_read_the_first_says_why(tmp_path):
     path = tmp_path / "log.csv"
-    path.write_text("user_id,item_id,timestamp\nu,a,9/13/2020 12:26\nu,b,9/13/2020 12:27\n")
+    path.write_text("user_id,item_id,timestamp\nu,a,9/10/2020 12:26\nu,b,9/11/2020 12:27\n")
 
+    # Either of them could be September, so the column says nothing.
     with pytest.raises(
-        ValueError, match=r"no interactions that can be read: 2 were skipped, the first: .*line 2 .*'%d"
+        ValueError,
+        match=r"no interactions that can be read: 2 were skipped, the first: .*line 2 .*'%d.*'%m/%d/%Y %H:%M' and "
+        "'%d/%m/%Y %H:%M' fit alike",
     ):
         read_interactions(path, on_error="skip")
 
@@ -167,6 +172,7 @@ def test_columns_that_come_twice_are_refused():
     "doubt", ["", "\n", 'v,"b",4\n', "broken\n", "v,,4\n", "v,b,soon\n", "v,\u82b1,4\n", "v,\r", "\ufeff\n"]
 )
 def test_a_large_file_is_read_alike_with_and_without_a_doubt_at_its_end(tmp_path, monkeypatch, doubt):
+    monkeypatch.setattr(delimited, "_LEAST", 0)
     monkeypatch.setattr(text_files, "_BLOCK", 100)
     path = tmp_path / "log.csv"
     rows = [(f"u{row}", f"i{row % 7}", row) for row in range(300)]
@@ -248,13 +254,82 @@ def test_another_delimiter_can_be_named(tmp_path, mark, name):
     assert read_interactions(path, timestamp=None, delimiter=mark).table["user_id"].to_pylist() == ["u"]
 
 
-@pytest.mark.parametrize(("mark", "shown"), [(";", ";"), ("|", r"\|"), ("\t", r"\\t")])
-def test_a_header_with_another_delimiter_is_recognised(tmp_path, mark, shown):
-    path = tmp_path / "log.csv"
+@pytest.mark.parametrize(("mark", "name"), [(";", "log.csv"), ("|", "log.csv"), ("\t", "log.csv"), (",", "log.tsv")])
+def test_a_header_with_another_delimiter_is_recognised(tmp_path, mark, name):
+    path = tmp_path / name
     path.write_text(f"user_id{mark}item_id{mark}timestamp\nu{mark}a{mark}1\n")
 
-    with pytest.raises(ValueError, match=rf'has one column, .* pass `delimiter="{shown}"`'):
-        read_interactions(path)
+    assert read_interactions(path).table["item_id"].to_pylist() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "milliseconds"),
+    [
+        (["07.12.2010 14:57", "24.12.2010 00:00"], [1_291_733_820_000, 1_293_148_800_000]),
+        (["12/07/2010", "12/24/2010"], [1_291_680_000_000, 1_293_148_800_000]),
+        (["07/12/2010", "24/12/2010"], [1_291_680_000_000, 1_293_148_800_000]),
+    ],
+)
+def test_a_common_form_of_dates_is_found_where_the_whole_column_leaves_no_other(caplog, texts, milliseconds):
+    table = pa.table({"user_id": ["u", "v"], "item_id": ["a", "b"], "timestamp": texts})
+
+    assert read_interactions(table).table["timestamp"].to_pylist() == milliseconds
+    assert "Times are read as dates of the form '%" in caplog.text
+    with pytest.raises(ValueError, match="row 1: timestamp .* is neither .*pass `date_format`"):
+        read_interactions(table.set_column(2, "timestamp", pa.array([texts[0], "soon"])))
+
+
+def test_one_log_in_many_parquet_files_is_read_in_their_order_and_places_name_the_file(tmp_path):
+    for number, users in enumerate((["u", "v"], ["w"], ["x", ""])):
+        table = pa.table({"user_id": users, "item_id": ["a"] * len(users), "timestamp": [10**9 + number] * len(users)})
+        pq.write_table(table, tmp_path / f"part-{number}.parquet")
+
+    for source in (tmp_path / "*.parquet", sorted(tmp_path.glob("*.parquet")), str(tmp_path / "**" / "part*")):
+        read = read_interactions(source, on_error="skip")
+        assert read.table["user_id"].to_pylist() == [*"uvwx"]
+        assert "part-2.parquet: row 2: user id '' is empty" in read.skips.first
+    with pytest.raises(FileNotFoundError, match="names no file"):
+        read_interactions(tmp_path / "other*.parquet")
+    with pytest.raises(ValueError, match=r"b\.csv is no \.parquet file"):
+        read_interactions([tmp_path / "part-0.parquet", tmp_path / "b.csv"])
+
+
+def test_parquet_files_of_the_hub_are_read_by_their_address(tmp_path, monkeypatch):
+    hub = fsspec.filesystem("memory")
+    monkeypatch.setattr(tables, "_hub", lambda: hub)
+    for number in range(2):
+        with hub.open(f"hf://datasets/me/log/{number}.parquet", "wb") as file:
+            pq.write_table(pa.table({"user_id": [f"u{number}"], "item_id": ["a"]}), file)
+
+    monkeypatch.setattr(hub, "glob", lambda path: ["datasets/me/log/1.parquet", "datasets/me/log/0.parquet"])
+    for source in (
+        "hf://datasets/me/log/*.parquet",
+        ["hf://datasets/me/log/0.parquet", "hf://datasets/me/log/1.parquet"],
+    ):
+        assert read_interactions(source, timestamp=None).table["user_id"].to_pylist() == ["u0", "u1"]
+
+
+def test_a_relation_of_duckdb_and_a_selection_of_a_dataset_are_read_batch_by_batch(monkeypatch):
+    monkeypatch.setattr(tables, "_ROWS_AT_ONCE", 2)
+    rows = [{"who": user, "what": "a", "at": 10**9 + at} for at, user in enumerate("uvwxy")]
+    dataset = datasets.Dataset.from_list(rows).select([4, 0, 2])
+    names = {"user": "who", "item": "what", "timestamp": "at"}
+    with duckdb.connect() as connection:
+        relation = connection.sql("SELECT 'u' || range AS who, 'a' AS what, 1e9 + range AS at FROM range(5)")
+
+        assert read_interactions(relation, **names).table["user_id"].to_pylist() == [f"u{at}" for at in range(5)]
+    assert read_interactions(dataset, **names).table["user_id"].to_pylist() == ["y", "u", "w"]
+
+
+def test_the_unit_of_times_is_that_of_the_whole_column_however_it_comes(monkeypatch):
+    times = [5, 6, *[1_300_000_000_000] * 4]
+    table = pa.table({"user_id": [*"uvwxyz"], "item_id": [*"aaaaaa"], "timestamp": times})
+    whole = read_interactions(table).table
+
+    monkeypatch.setattr(tables, "_ROWS_AT_ONCE", 2)
+
+    assert read_interactions(table).table.equals(whole)
+    assert whole["timestamp"].to_pylist() == times
 
 
 def test_a_delimiter_is_one_character(tmp_path):
