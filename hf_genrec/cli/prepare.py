@@ -16,7 +16,9 @@ from hf_genrec.cli.options import AsJson, Overwrite
 def _prepare(
     ctx: typer.Context,
     output_dir: Annotated[str, typer.Option("--output", help="The prepared folder to write.", show_default=False)],
-    interactions: Annotated[str | None, typer.Option(help="Log: .csv, .tsv, .jsonl (also .gz) or .parquet.")] = None,
+    interactions: Annotated[
+        str | None, typer.Option(help="Log: .csv, .tsv, .jsonl (also .gz), .parquet or a pattern of them.")
+    ] = None,
     sequences: Annotated[str | None, typer.Option(help="Ready-made sequences: user<TAB>item item ...")] = None,
     items: Annotated[str | None, typer.Option(help="Items table: .jsonl, .csv, .tsv or .parquet.")] = None,
     source: Annotated[
@@ -43,9 +45,22 @@ def _prepare(
     rating: Annotated[
         str | None, typer.Option("--rating-column", help="Column of the ratings, for --min-rating.")
     ] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Between the fields of .csv files, such as ';'.")] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            "--delimiter",
+            "--separator",
+            help="Between the fields of .csv files, such as ';'.",
+            show_default="found in the header",
+        ),
+    ] = None,
     date_format: Annotated[
-        str | None, typer.Option(metavar="FORMAT", help="How times are written, such as '%d/%m/%Y %H:%M'.")
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="How times are written, such as '%d/%m/%Y %H:%M'.",
+            show_default="found in the column",
+        ),
     ] = None,
     min_rating: Annotated[float | None, typer.Option(help="Drop interactions rated lower.")] = None,
     items_id: Annotated[str, typer.Option(help="Field of the ids in the items table.")] = "item_id",

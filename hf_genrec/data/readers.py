@@ -75,11 +75,6 @@ class Log:
         return ReadTable(whole.unify_dictionaries(), self.skips)
 
 
-def read_interactions(source: Source, **options: Any) -> ReadTable:
-    """Reads a log into memory. Args: see [`open_interactions`]."""
-    return open_interactions(source, **options).read()
-
-
 def open_interactions(
     source: Source,
     *,
@@ -132,13 +127,6 @@ def open_interactions(
             )
     raw = _open(source, columns, skips, delimiter, allow_huge=allow_huge)
     return Log(_checked(raw, tuple(columns), skips, date_format), skips)
-
-
-def read_sequences(
-    path: str | os.PathLike[str], *, on_error: OnError = "raise", allow_huge: bool = False
-) -> ReadTable:
-    """Reads sequences into memory. Args: see [`open_sequences`]."""
-    return open_sequences(path, on_error=on_error, allow_huge=allow_huge).read()
 
 
 def open_sequences(path: str | os.PathLike[str], *, on_error: OnError = "raise", allow_huge: bool = False) -> Log:

@@ -48,11 +48,10 @@ def test_columns_and_fields_of_other_names_are_asked_for_one_after_the_other(tmp
     words = ["prepare", "--interactions", tmp_path / "log.csv", "--items", tmp_path / "items.csv"]
     words += ["--output", tmp_path / "data", "--timestamp-column", ""]
 
-    assert "pass `--delimiter ';'`" in error_of(*words)
-    words += ["--delimiter", ";"]
     assert "Name the column with `--user-column`, `--item-column`." in error_of(*words)
     words += ["--user-column", "who", "--item-column", "what"]
     assert "the fields are 'sku', 'name'; name the field of the ids with `--items-id`" in error_of(*words)
     words += ["--items-id", "sku"]
     assert "the items table has 'name'. Name others with `--title-field` or `--text-fields`" in error_of(*words)
+    words += ["--separator", ";"]
     assert result_of(*words, "--title-field", "name")["statistics"]["num_items"] == 3

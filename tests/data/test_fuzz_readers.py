@@ -27,10 +27,18 @@ from hf_genrec.data import readers, text_files
 from hf_genrec.data.item_readers import read_items
 from hf_genrec.data.prepare import prepare
 from hf_genrec.data.prepared import PreparedDataset
-from hf_genrec.data.readers import read_interactions, read_sequences
+from hf_genrec.data.readers import open_interactions, open_sequences
 from hf_genrec.data.sources import amazon
 from hf_genrec.data.sources.movielens import read_movielens
 from hf_genrec.data.text_files import Skips, TextFile
+
+
+def read_interactions(source, **options):
+    return open_interactions(source, **options).read()
+
+
+def read_sequences(path, **options):
+    return open_sequences(path, **options).read()
 
 
 NUM_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))

@@ -7,7 +7,11 @@ import pytest
 
 from hf_genrec.data import text_files
 from hf_genrec.data.json_lines import columns_of
-from hf_genrec.data.readers import read_interactions
+from hf_genrec.data.readers import open_interactions
+
+
+def read_interactions(source, **options):
+    return open_interactions(source, **options).read()
 
 
 COLUMNS = {"user_id": "u", "item_id": "i", "timestamp": "t"}
