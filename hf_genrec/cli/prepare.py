@@ -90,6 +90,9 @@ def _prepare(
     master: Annotated[
         str | None, typer.Option(help="Spark's master: local[4], spark://host:7077, yarn; for --engine spark.")
     ] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="What DuckDB may take, such as 4GB; more lies on the disk.", show_default="80 %")
+    ] = None,
     keep_all_items: Annotated[bool, typer.Option(help="Keep items without an interaction in the catalog.")] = False,
     cold_items: Annotated[
         float,

@@ -131,7 +131,7 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except duckdb.OutOfMemoryException as error:
-        raise MemoryError(f"The memory limit is too small for this log: pass more. {_first_line(error)}") from error
+        raise MemoryError(f"`memory_limit` is too small for this log: pass more. {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

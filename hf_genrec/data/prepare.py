@@ -80,6 +80,7 @@ def prepare(
     allow_huge: bool = False,
     engine: EngineName = "duckdb",
     master: str | None = None,
+    memory_limit: str | None = None,
     source: str | None = None,
     overwrite: bool = False,
 ) -> PreparedDataset:
@@ -138,6 +139,9 @@ def prepare(
         master (`str`, *optional*):
             Spark's master, such as `"local[4]"`, `"spark://host:7077"` or `"yarn"`; `None` is the session that there
             is in this process, or that of `spark-submit`, or else all cores of this machine.
+        memory_limit (`str`, *optional*):
+            What DuckDB may take, such as `"4GB"`; what exceeds it lies beside `output_dir` meanwhile. `None` is 80 %
+            of the machine's memory.
         source (`str`, *optional*): Where the data come from, for `dataset.json`; `None` names the file.
         overwrite (`bool`, *optional*, defaults to `False`): Whether an existing prepared folder is replaced.
 
@@ -161,7 +165,7 @@ def prepare(
     times = None if split_time in (None, [], ()) else SplitTimes.of(split_time)  # a command line gives none as empty
     if times is not None and cold_items:
         raise ValueError("`split_time` and `cold_items` do not go together: items of later times are cold as it is.")
-    _check_engine(engine, master)
+    _check_engine(engine, master, memory_limit)
     _check_formats(interactions, items, timestamp, delimiter=delimiter, date_format=date_format)
     wanted = {"k_core": k_core, "deduplicate": deduplicate, "min_history": min_history, "ascii_only": ascii_only}
     rules = _rules(protocol, wanted)
@@ -171,7 +175,7 @@ def prepare(
     columns: dict[str, Any] = {"user": user, "item": item, "timestamp": timestamp, "rating": rating}
     columns |= {"delimiter": delimiter, "date_format": date_format}
     opened = replaced_folder(output_dir, marker="dataset.json", overwrite=overwrite)
-    with opened as folder, _running(engine, master, folder) as running:
+    with opened as folder, _running(engine, folder, master, memory_limit) as running:
         if interactions is not None:
             log = open_interactions(interactions, **columns, **reading)
         else:
@@ -202,18 +206,20 @@ def prepare(
     return PreparedDataset.load(output_dir)
 
 
-def _check_engine(engine: str, master: str | None) -> None:
+def _check_engine(engine: str, master: str | None, memory_limit: str | None) -> None:
     if engine not in ("duckdb", "spark"):
         raise ValueError(f'`engine` must be "duckdb" or "spark", got {engine!r}.')
     if master is not None and engine != "spark":
         raise ValueError(f'`master` is for `engine="spark"`, got {engine!r}.')
+    if memory_limit is not None and engine != "duckdb":
+        raise ValueError("`memory_limit` is for DuckDB: Spark's executors have settings of their own.")
 
 
 @contextmanager
-def _running(name: EngineName, master: str | None, folder: Path) -> Iterator[Engine]:
+def _running(name: EngineName, folder: Path, master: str | None, memory_limit: str | None) -> Iterator[Engine]:
     """The engine; what exceeds DuckDB's memory lies in the folder that is written, until the block ends."""
     temporary = folder / "engine"
-    engine = DuckDB(temporary) if name == "duckdb" else Spark(master)
+    engine = DuckDB(temporary, memory_limit=memory_limit) if name == "duckdb" else Spark(master)
     try:
         yield engine
     finally:

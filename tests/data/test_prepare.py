@@ -4,6 +4,7 @@ import json
 import logging
 import re
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -370,3 +371,21 @@ def test_tables_in_memory_are_prepared_like_a_log_on_disk(tmp_path, kind):
     for split in ("train", "validation", "test"):
         assert rows_of(prepared, split) == rows_of(wanted, split)
     assert prepared.items["text"].to_pylist() == wanted.items["text"].to_pylist()
+
+
+def test_little_memory_is_enough_for_a_log_and_too_little_is_named(tmp_path):
+    rows = np.arange(400_000)
+    log = pa.table({"user_id": rows % 40_000, "item_id": rows % 7, "timestamp": rows[::-1] * 10_000})
+    items = [{"item_id": number, "title": f"Item {number}"} for number in range(7)]
+
+    small = prepare(tmp_path / "small", interactions=log, items=items, memory_limit="60MB", k_core=2)
+    large = prepare(tmp_path / "large", interactions=log, items=items, k_core=2)
+
+    assert small.fingerprint == large.fingerprint
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == [
+        "dataset.json", "items.parquet", "test.parquet", "train.parquet", "validation.parquet"
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="`memory_limit` must be a size such as .*, got 'much'"):
+        prepare(tmp_path / "none", interactions=log, items=items, memory_limit="much")
+    with pytest.raises(MemoryError, match="`memory_limit` is too small for this log: pass more"):
+        prepare(tmp_path / "none", interactions=log, items=items, memory_limit="2MB")
