@@ -13,6 +13,7 @@ import time
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from hf_genrec import Recommender
@@ -20,6 +21,7 @@ from hf_genrec.serving.server.app import create_app, num_threads, serve
 from hf_genrec.serving.server.batches import MicroBatcher, QueueFullError
 from hf_genrec.serving.server.settings import ServerSettings
 from hf_genrec.training.threads import threads
+from invariants.model import make_sasrec
 from live_shops import free_codes, shop_of
 from saved_folders import ITEM_IDS, make_folder
 from served import accepts, assert_soon, served
@@ -481,3 +483,26 @@ def test_question_about_an_item_that_is_not_there_is_answered_by_404(recommender
     (answer,) = ask(recommender, body, path=path)
 
     assert (answer.status_code, answer.json()["detail"][:3]) == (404, "'x'")
+
+
+def test_times_of_a_request_reach_a_model_that_reads_them():
+    model = make_sasrec(num_items=7, history_gap_buckets=16)
+    model.encoder.gaps.weight.data.normal_()
+    shop = Recommender(model, pa.table({"item_id": [f"i{number}" for number in range(7)]}))
+    history, times = ["i1", "i2", "i3"], [0, 5_000, 90_000_000]
+    bodies = [{"history": history}, {"history": history, "times": times}]
+    bodies.append({"histories": [["i4"], history], "times": [[7], times]})
+
+    without, one, two = (answer.json()["scores"] for answer in ask(shop, *bodies, window_ms=50))
+
+    assert one == pytest.approx(shop.recommend(history, times=times).scores, abs=1e-5)
+    assert two[1] == pytest.approx(one, abs=1e-5)
+    assert without == pytest.approx(shop.recommend(history).scores, abs=1e-5) != one
+
+
+@pytest.mark.parametrize("times", [[1], [[1, 2]], [1, 2, 3], ["1", "2"], [1.5, 2]])
+def test_times_of_another_shape_are_refused(recommender, times):
+    (answer,) = ask(recommender, {"history": ["i3", "i5"], "times": times})
+
+    assert answer.status_code == 422
+    assert "times" in answer.text

@@ -71,6 +71,9 @@ def answers_of(recommender: Recommender, key: Options, requests: list[Asked]) ->
         `list[RecommendResponse]`: an answer for each.
     """
     histories = [history for asked in requests for history in asked.histories]
+    more: dict[str, Any] = json.loads(key.options)
+    if any(asked.request.times is not None for asked in requests):
+        more["times"] = [row for asked in requests for row in asked.request.users_times()]
     excluded = None
     if any(asked.exclude_items for asked in requests):
         excluded = [ids for asked in requests for ids in asked.exclude_items or [[]] * len(asked.histories)]
@@ -81,7 +84,7 @@ def answers_of(recommender: Recommender, key: Options, requests: list[Asked]) ->
         exclude_seen=key.exclude_seen,
         exclude_items=excluded,
         allow_items=allowed,
-        **json.loads(key.options),
+        **more,
     )
     known = recommender._now.index_of  # only grows
     answers, first = [], 0

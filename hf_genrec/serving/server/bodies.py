@@ -16,6 +16,7 @@ from hf_genrec.serving.server.settings import ServerSettings
 
 ItemId = Annotated[str, StringConstraints(max_length=512)]
 Code = Annotated[int, Field(ge=0, lt=1 << 15)]
+Time = Annotated[int, Field(ge=-(1 << 53), le=1 << 53)]
 Value = str | bool | Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | float | list[str] | None  # of a column
 _NO_OPTIONS = (
     "top_k",
@@ -33,6 +34,11 @@ class RecommendRequest(_Body):
 
     history: list[ItemId] | None = Field(None, description="Item ids of one user, oldest first.")
     histories: list[list[ItemId]] | None = Field(None, description="Several users; instead of `history`.")
+    times: list[Time] | list[list[Time]] | None = Field(
+        None,
+        description="When each item of the history, or of each of the histories, was taken, in milliseconds since the "
+        "epoch. For models with `history_gap_buckets`.",
+    )
     top_k: int = Field(10, ge=1, description="Items of a list.")
     exclude_seen: bool | None = Field(
         None, description="Whether items of the history are left out; what the model was saved with if not given."
@@ -61,7 +67,18 @@ class RecommendRequest(_Body):
                     "`{name}` must be one list of ids or one per user ({num_users}), got {num_lists}",
                     {"name": name, "num_users": num_users, "num_lists": len(rule)},
                 )
+        if self.times is not None and [len(row) for row in self.users_times()] != [len(row) for row in self.users()]:
+            raise PydanticCustomError("one_per_item", "`times` must have a time for each item of the histories")
         return self
+
+    def users_times(self) -> list[Any]:
+        """`list[list[int]]`: the times of each user; `None` for each if there are none, and none of another shape."""
+        rows: Any = self.times
+        if rows is None:
+            return [None] * len(self.users())
+        rows = [rows] if self.history is not None else rows
+        is_flat = all(isinstance(row, list) and all(isinstance(time, int) for time in row) for row in rows)
+        return rows if is_flat else []
 
     def users(self) -> list[list[str]]:
         """`list[list[str]]`: a history per user."""
@@ -177,7 +194,10 @@ def recommend_model(settings: ServerSettings) -> type[RecommendRequest]:
     histories: Any = Annotated[list[history], Field(max_length=settings.max_histories)]
     ids: Any = Annotated[list[ItemId], Field(max_length=settings.max_ids)]
     rule = ids | Annotated[list[ids], Field(max_length=settings.max_histories)] | None
+    row: Any = Annotated[list[Time], Field(max_length=settings.max_history_length)]
+    times: Any = row | Annotated[list[row], Field(max_length=settings.max_histories)] | None
     types = {"history": history | None, "histories": histories | None, "exclude_items": rule, "allow_items": rule}
+    types |= {"times": times}
     types |= {"top_k": Annotated[int, Field(ge=1, le=settings.max_top_k)], "options": _options_model(settings)}
     limited: dict[str, Any] = {name: (kind, RecommendRequest.model_fields[name]) for name, kind in types.items()}
     return create_model("RecommendRequest", __base__=RecommendRequest, __doc__=RecommendRequest.__doc__, **limited)
