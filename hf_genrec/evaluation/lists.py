@@ -21,7 +21,7 @@ _CHUNK_ENTRIES = 2**22  # of the vectors of items that are compared at a time
 
 
 def item_indices(
-    lists: Sequence[Sequence[str]], *, item_ids: Sequence[str], k: int | None = None
+    lists: Sequence[Sequence[str]], *, item_ids: Sequence[str] | pd.Index, k: int | None = None
 ) -> NDArray[np.int64]:
     """
     Lists of item ids as a matrix of item indices, `-1` where there is no item.
@@ -39,7 +39,7 @@ def item_indices(
     lengths = np.fromiter(map(len, cut), dtype=np.int64, count=len(cut))
     indices = np.full((len(cut), k or int(lengths.max(initial=0))), -1, dtype=np.int64)
     flat = np.fromiter(chain.from_iterable(cut), dtype=object, count=int(lengths.sum()))
-    indices[np.arange(indices.shape[1]) < lengths[:, None]] = pd.Index(item_ids).get_indexer(flat)
+    indices[np.arange(indices.shape[1]) < lengths[:, None]] = _index(item_ids).get_indexer(flat)
     return indices
 
 
@@ -58,7 +58,7 @@ def history_matrix(
     """
     lengths = np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))
     flat = np.fromiter(chain.from_iterable(histories), dtype=object, count=int(lengths.sum()))
-    items = pd.Index(item_ids).get_indexer(flat)
+    items = _index(item_ids).get_indexer(flat)
     users = np.repeat(np.arange(len(lengths)), lengths)
     ages = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(items))
     # at least tiny: 0 would mean that the user did not take it
@@ -66,6 +66,11 @@ def history_matrix(
     is_known = items >= 0
     entries = (weights[is_known], (users[is_known], items[is_known]))
     return sp.coo_array(entries, shape=(len(histories), len(item_ids))).tocsr()
+
+
+def _index(item_ids: Sequence[str] | pd.Index) -> pd.Index:
+    """An index is taken as it is: `pd.Index` of one hashes all its ids again."""
+    return item_ids if isinstance(item_ids, pd.Index) else pd.Index(item_ids)
 
 
 def is_invalid_list(lists: ArrayLike, lengths: ArrayLike, *, expected: ArrayLike) -> NDArray[np.bool_]:

@@ -10,8 +10,8 @@ phase at each size has a process of its own; each step in it is measured in seco
 threads, user and system) and by the most memory that it held above what was there before it. The exponent `e` of a
 step is that of `seconds of computing ~ items ** e` between the two largest sizes, per user where they differ in users.
 
-    tokenize   whitening, then per quantizer: learning (of the RQ-VAE two epochs), encoding all items, resolving
-               collisions; `opq` is `pq` after learning a rotation from 65,536 rows at most
+    tokenize   whitening, then per quantizer: learning from 65,536 rows at most (of the RQ-VAE two epochs), encoding
+               all items, resolving collisions; `opq` is `pq` after learning a rotation, which takes as long for any catalog
     save       `SemanticIds`, and the run folder of a generative model with a dense head and of a SASRec
     load       the folders, each with the first list after it; the tokenizer and the semantic-ID table alone
     change     1,000 items added to and removed from the loaded catalog, and the first list after each
@@ -199,7 +199,7 @@ def tokenize(folder: Path, steps: Steps, options: argparse.Namespace) -> None:
         wanted, points = min(learner.default_whitened, options.dim), vectors
         if wanted % learner.num_levels and name == "pq":
             learner = Quantizer.named(name, num_items=len(vectors), num_rows=len(rows), num_levels=8)
-        fitted = rows[learner.rows_to_learn(len(rows))]
+        fitted = rows[learner.rows_to_learn(len(rows), most=2**16)]
         if wanted:
             with steps.step(f"{name}: whitening"):
                 whitening = Whitening.fit(vectors, num_components=wanted, fit_on=rows, take_fewer=True)

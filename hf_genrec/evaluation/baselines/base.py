@@ -226,7 +226,8 @@ def validation_users(
     if len(validation) == 0:
         raise ValueError(f"{prepared.folder} has no validation users to tune a baseline with.")
     validation = sampled_users(validation, max_users=max_users, seed=seed)
-    return list(validation["history"]), list(validation["target"])
+    table = validation.with_format("arrow")[:]
+    return table["history"].to_pylist(), table["target"].to_pylist()
 
 
 def sampled_users(rows: Dataset, *, max_users: int | None, seed: int) -> Dataset:
