@@ -11,7 +11,7 @@ threads, user and system) and by the most memory that it held above what was the
 step is that of `seconds of computing ~ items ** e` between the two largest sizes, per user where they differ in users.
 
     tokenize   whitening, then per quantizer: learning from 65,536 rows at most (of the RQ-VAE two epochs), encoding
-               all items, resolving collisions; `opq` is `pq` after learning a rotation, which takes as long for any catalog
+               all items, resolving collisions; `opq` is `pq` after a rotation, which takes as long for any catalog
     save       `SemanticIds`, and the run folder of a generative model with a dense head and of a SASRec
     load       the folders, each with the first list after it; the tokenizer and the semantic-ID table alone
     change     1,000 items added to and removed from the loaded catalog, and the first list after each
