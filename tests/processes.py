@@ -5,7 +5,9 @@ import os
 import socket
 import traceback
 
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType
 
 
 def in_processes(function, *args, number=2):
@@ -38,6 +40,19 @@ def in_processes(function, *args, number=2):
     for error, _ in answers:
         assert error is None, error
     return [answer for _, answer in answers]
+
+
+def shard_on_a_cpu():
+    """
+    Have accelerate shard models by FSDP on CPUs, which it does for GPUs alone: these seem to be some. To be called
+    in a  process of [`in_processes`].
+    """
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+    os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    torch.distributed.init_process_group("gloo")
+    PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    PartialState.destroy_process_group = lambda self, group=None: None
+    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
 
 def _call(function, args, index, number, port, sender):

@@ -50,6 +50,7 @@ class AnswerLoss(torch.nn.Module):
             self._level[tokens] = level
             self._code[tokens] = torch.arange(len(tokens))
 
+        self._no_split_modules = list(getattr(self.plain, "_no_split_modules", None) or [])  # the pieces of FSDP
         self._trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     @property

@@ -7,14 +7,17 @@ rows of old tokens stay as they are.
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import datasets
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
@@ -148,6 +151,7 @@ class SftTrainer(GenRecTrainer):
     settings: SftSettings
     recommender: Any  # a CausalLMForItemGeneration
     _trains_network = True
+    is_shardable = True
 
     @property
     def num_threads(self) -> int:
@@ -235,18 +239,57 @@ class SftTrainer(GenRecTrainer):
         return model(tokens.scatter(1, places, codes), labels)["loss"]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in [`GenRecTrainer`]; a network that was trained as a whole ends without an adapter."""
-        output = super().train(*args, **kwargs)
+        """
+        As in [`GenRecTrainer`]; a network that was trained as a whole ends without an adapter. Of one that FSDP shards
+        the main process ends with the whole, a copy of its own.
+        """
         loss: Any = self.accelerator.unwrap_model(self.model)
-        loss.write_rows()
+        plain = copy.deepcopy(loss) if self.is_fsdp_enabled and self.is_world_process_zero() else loss
+        output = super().train(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            trained = whole_tensors(loss.trained_parameters())
+            if plain is loss:
+                return output
+            plain.load_state_dict(trained)
+            self.recommender.llm = plain.causal_lm
+        plain.write_rows()
         if not self.settings.lora:
-            self.recommender.llm = loss.causal_lm.merge_and_unload()
+            self.recommender.llm = plain.causal_lm.merge_and_unload()
         return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in [`GenRecTrainer`]; the trained rows are written into the embeddings before."""
-        self.accelerator.unwrap_model(self.model).write_rows()
-        return super().evaluate(*args, **kwargs)
+        """
+        As in [`GenRecTrainer`]; the trained rows are written into the embeddings before, and a network that FSDP has
+        sharded is whole meanwhile: processes may then have different numbers of batches.
+        """
+        loss: Any = self.accelerator.unwrap_model(self.model)
+        shards = make_whole(loss)
+        loss.write_rows()
+        metrics = super().evaluate(*args, **kwargs)
+        for shard in shards:
+            shard.set_reshard_after_forward(True, recurse=False)
+            shard.reshard()
+        return metrics
+
+
+def whole_tensors(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Sharded parameters gathered, all processes together. Args: parameters by name."""
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
+        for name, value in parameters.items()
+    }
+
+
+def make_whole(model: torch.nn.Module) -> list[FSDPModule]:
+    """
+    Gather all parameters of a model that FSDP (version 2) has sharded, in every process. Returns the modules to shard
+    again; none of a model that is not sharded. Args: the model.
+    """
+    shards: list[FSDPModule] = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for shard in shards:
+        shard.set_reshard_after_forward(False, recurse=False)
+        shard.unshard()
+    return shards
 
 
 def padded(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -74,6 +74,7 @@ class GenRecTrainer(Trainer):
     one_target_per_row = False  # whether a row ends with its only target; else all of a window are trained at once
     leaves_out_seen = False  # in the lists of a model with two heads, as serving does where the data has no repeats
     teacher: Teacher | None = None
+    is_shardable = False  # whether FSDP may divide the model
     part = 0  # which batch of its step is being trained, of all processes
     _seeds: StepSeeds
 
@@ -82,6 +83,11 @@ class GenRecTrainer(Trainer):
         As in transformers; on a CPU the process keeps the memory it frees (see [`keep_freed_memory`]), and has as many
         threads as the size of the model asks for (see [`num_threads_for`]).
         """
+        if self.is_fsdp_enabled and not self.is_shardable:
+            raise ValueError("FSDP is for language models: this model is trained whole in each process. Leave it out.")
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        if plugin is not None and plugin.zero_stage == 3:
+            raise ValueError("DeepSpeed's `zero_stage` 3 is not supported: use stage 2, or for language models FSDP.")
         if self.args.use_cpu:
             keep_freed_memory()
         self._seeds = StepSeeds(self.args.seed, step_parts(self.args, self.accelerator))

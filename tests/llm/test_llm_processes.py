@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from torch.distributed.fsdp import FSDPModule
 
 from hf_genrec import Recommender, prepare
 from hf_genrec.llm.runs import train_llm
-from hf_genrec.llm.sft import SftSettings
+from hf_genrec.llm.sft import SftSettings, SftTrainer
 from hf_genrec.tokenizers.folder import tokenize_items
 from hf_genrec.training.arguments import training_arguments
-from processes import in_processes
+from processes import in_processes, shard_on_a_cpu
 from tiny_llms import tiny_llm, tiny_tokenizer
 
 
@@ -60,3 +62,36 @@ def test_two_processes_train_a_language_model_like_one_with_twice_the_answers(lo
         for mine, theirs in zip(alone, logs, strict=True):
             assert mine == pytest.approx(theirs, abs=1e-4, rel=1e-3)
     np.testing.assert_allclose(scores(world, tmp_path / "two"), scores(world, tmp_path / "one"), atol=1e-3)
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_a_network_sharded_by_fsdp_is_trained_validated_and_saved_as_a_whole_one(lora, world, tmp_path):
+    alone = trained(world, tmp_path / "one", lora, 24)
+
+    def sharded():
+        shard_on_a_cpu()
+        seen, train = [], SftTrainer.train
+
+        def watched(self, *args, **kwargs):
+            output = train(self, *args, **kwargs)
+            seen.append([type(module).__name__ for module in self.model.modules() if isinstance(module, FSDPModule)])
+            return output
+
+        SftTrainer.train = watched
+        return trained(world, tmp_path / "two", lora, 12), seen
+
+    for logs, seen in in_processes(sharded):
+        assert seen == [["FSDPAnswerLoss", *["FSDPLlamaDecoderLayer"] * 3]]
+        for mine, theirs in zip(alone, logs, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-4, rel=1e-3)
+    np.testing.assert_allclose(scores(world, tmp_path / "two"), scores(world, tmp_path / "one"), atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fsdp", "FSDP"), ("deepspeed_zero2", "DEEPSPEED")])
+def test_accelerate_reads_the_example(name, kind, repository):
+    config = load_config_from_file(str(repository / "scripts" / "accelerate" / f"{name}.yaml"))
+
+    assert config.distributed_type == kind
+    assert (config.fsdp_config.get("fsdp_version"), config.deepspeed_config.get("zero_stage")) == (
+        (2, None) if kind == "FSDP" else (None, 2)
+    )
