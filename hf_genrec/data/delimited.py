@@ -47,7 +47,8 @@ def _query(file: TextFile, columns: Mapping[str, str]) -> str:
     texts = ", ".join(f"'c{at}': 'VARCHAR'" for at in range(len(file.header)))
     wanted = ", ".join(f"c{file.header.index(name)} AS {key}" for key, name in columns.items())
     quote = "" if file.delimiter == "\t" else '"'
-    packing = "gzip" if file.is_packed() else "none"
+    with file.path.open("rb") as content:
+        packing = "gzip" if content.read(2) == b"\x1f\x8b" else "none"
     mark = str(file.delimiter).replace("'", "''")
     return (
         f"SELECT {wanted} FROM read_csv(?, auto_detect = false, columns = {{{texts}}}, delim = '{mark}', "

@@ -216,11 +216,6 @@ class TextFile:
         lines = enumerate(block.split("\n"), start=number)
         return self._parsed(Record(str(self.path), at, None, _undecoded(text), text) for at, text in lines)
 
-    def is_packed(self) -> bool:
-        """Whether the file is packed with gzip."""
-        with open(self.path, "rb") as file:
-            return file.read(2) == b"\x1f\x8b"
-
     def is_plain(self) -> bool:
         """Whether all of the file is UTF-8 and, if it is packed, not far more than its size; quick."""
         decoder, size = codecs.getincrementaldecoder("utf-8")(), 0
@@ -435,7 +430,9 @@ def writable(value: Any) -> Any:
     for _ in range(MAX_DEPTH):
         nested = (outer.values() if isinstance(outer, Mapping) else outer for outer in level)
         level = [inner for outer in nested if isinstance(outer, list | tuple | ValuesView) for inner in outer]
-    if level:
+        if not level:
+            break
+    else:
         raise ValueError("nested too deeply")
     try:
         text = json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
