@@ -51,6 +51,7 @@ def main() -> None:
         live_catalog=read_figures(arguments.records / "live_catalog.json"),
         cold_start=read_figures(arguments.records / "cold_start.json"),
         months=read_figures(arguments.records / "month_by_month.json"),
+        preparation_speed=read_figures(arguments.records / "preparation_speed.json"),
         trees={path.stem: json.loads(path.read_text("utf-8")) for path in arguments.records.glob("trees/*.json")},
         synthetic=read_figures(arguments.records / "synthetic_siblings.json"),
     )
