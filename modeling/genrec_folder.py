@@ -460,11 +460,11 @@ class ItemTokensMixin:
         return is_item & (number > is_item.sum(1, keepdim=True) - self.config.max_history_length)
 
     def latest_items(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, *, has_times: bool = False
     ) -> tuple[torch.LongTensor, torch.Tensor]:
-        """Histories cut to what is read, with their mask: at most `max_history_length` columns."""
+        """What is read of histories, at most `max_history_length` columns, with a boolean mask, or with its values."""
         is_read, length = self.is_read(input_ids, attention_mask), self.config.max_history_length
-        mask = is_read if attention_mask is None else attention_mask * is_read
+        mask = attention_mask * is_read if has_times and attention_mask is not None else is_read
         if input_ids.shape[1] <= length:
             return input_ids, mask
         order = (~is_read).long().argsort(dim=1, stable=True)[:, :length]  # what is read first, in its order

@@ -143,7 +143,8 @@ class LatteForConditionalGeneration(
 
         Args: see [`ItemTokensMixin.is_item`].
         """
-        return self._encode(*self.latest_items(input_ids, attention_mask))
+        has_times = self.gaps is not None
+        return self._encode(*self.latest_items(input_ids, attention_mask, has_times=has_times))
 
     def _encode(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> HistoryOutput:
         """`encode_history` of rows of any length."""

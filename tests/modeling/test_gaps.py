@@ -104,6 +104,15 @@ def test_no_prediction_of_a_window_knows_a_later_time(kind):
     assert abs(moved[0] - moved[1]) > 1e-4
 
 
+def test_items_that_are_read_are_a_boolean_mask_unless_times_are_asked_for():
+    model = make_sasrec(max_history_length=2)
+    input_ids, mask, values = timed_histories(model)
+
+    assert model.latest_items(input_ids, mask.float())[1].tolist() == [[True, True], [True, True], [True, False]]
+    timed = model.latest_items(input_ids, values, has_times=True)[1].tolist()
+    assert timed == [values[0, 3:].tolist(), values[1, 1:3].tolist(), [values[2, 0].item(), 0]]
+
+
 def test_the_embedding_learns_and_survives_saving(tmp_path):
     model = timed_model("sasrec").train()
     input_ids, _, values = timed_histories(model)
