@@ -113,7 +113,7 @@ def reassign_by_candidates(
         )
     movers = _movers(codes, embeddings=embeddings, codebooks=codebooks)
     # A tuple that its items left is not free again: one of them keeps it.
-    used, result = _Used(codes, codebook_size), codes.copy()
+    used, result = UsedTuples(codes, codebook_size), codes.copy()
     own = LazyRows(embeddings, np.asarray, dim=embeddings.shape[1], rows=movers)
     found = _free_tuples(codes[movers], own, codebooks, used, width=width, max_width=limit if widen else width)
     result[movers], failed = found[0], movers[found[1]].tolist()
@@ -139,7 +139,7 @@ def nearest_free(
         num_candidates (`int`, *optional*, defaults to 5): Likewise.
     """
     codes = _check_geometry(codes, embeddings=embeddings, codebooks=codebooks)
-    used, limit = _Used(taken, codebooks.shape[1]), _most_candidates(codebooks)
+    used, limit = UsedTuples(taken, codebooks.shape[1]), _most_candidates(codebooks)
     width = min(num_candidates, limit)
     result, failed = _free_tuples(codes, embeddings, codebooks, used, width=width, max_width=limit)
     if failed:
@@ -239,41 +239,56 @@ def _most_candidates(codebooks: np.ndarray) -> int:
     return min(int(_MAX_TUPLES ** (1 / len(codebooks)) + 1e-9), codebooks.shape[1])
 
 
-class _Used:
-    """Tuples that are not free, by numbers: a byte for each that exists where these are few, else a set."""
+class UsedTuples:
+    """
+    Tuples that are not free, by numbers: a byte for each that exists where these are few, else in order, eight bytes
+    each, and those that come later in a set.
+
+    Args: codes `(num_items, num_levels)`, and codes per level.
+    """
 
     def __init__(self, codes: np.ndarray, codebook_size: int) -> None:
         num_tuples = codebook_size ** codes.shape[1]
         self._weights = codebook_size ** np.arange(codes.shape[1])[::-1] if num_tuples < 2**62 else None
         self._flags = bytearray(num_tuples if num_tuples <= _MAX_FLAGS else 0)
+        self._added: set[Any] = set()
+        self._sorted = np.zeros(0, np.int64)
         keys = self.keys(codes)
         if self._flags:
             np.frombuffer(self._flags, np.uint8)[keys] = 1
-        self._keys = set() if self._flags else set(keys.tolist())
+        elif self._weights is not None:
+            self._sorted = np.sort(keys)
+        else:
+            self._added.update(keys.tolist())
 
     def keys(self, tuples: np.ndarray) -> np.ndarray:
-        """A number for each tuple `(..., num_levels)`, or its bytes where numbers are too small."""
+        """A number for each tuple `(..., num_levels)`, or its bytes where numbers are too small. Args: the tuples."""
         if self._weights is not None:
-            return tuples @ self._weights
+            return tuples.astype(np.int64) @ self._weights
         return _as_bytes(tuples.reshape(-1, tuples.shape[-1])).reshape(tuples.shape[:-1])
 
     def __contains__(self, key: Any) -> bool:
-        return bool(self._flags[key]) if self._flags else key in self._keys
+        if self._flags:
+            return bool(self._flags[key])
+        if key in self._added or not len(self._sorted):
+            return key in self._added
+        place = int(self._sorted.searchsorted(key))
+        return place < len(self._sorted) and bool(self._sorted[place] == key)
 
     def add(self, key: Any) -> None:
-        """Take a tuple."""
+        """Take a tuple. Args: one of [`UsedTuples.keys`]."""
         if self._flags:
             self._flags[key] = 1
         else:
-            self._keys.add(key)
+            self._added.add(key)
 
     def first_free(self, keys: list[Any]) -> int | None:
-        """The place of the first key that is free."""
+        """The place of the first key that is free. Args: some of [`UsedTuples.keys`]."""
         return next((place for place, key in enumerate(keys) if key not in self), None)
 
 
 def _free_tuples(
-    codes: np.ndarray, embeddings: RowTable, codebooks: np.ndarray, used: _Used, *, width: int, max_width: int
+    codes: np.ndarray, embeddings: RowTable, codebooks: np.ndarray, used: UsedTuples, *, width: int, max_width: int
 ) -> tuple[np.ndarray, list[int]]:
     """
     Tuples of items, their own where it is free, and the rows that found none; `used` grows by them.
@@ -307,7 +322,7 @@ def _free_tuples(
 
 
 def _free_tuple(
-    embedding: np.ndarray, ranked: np.ndarray, codebooks: np.ndarray, used: _Used, width: int, max_width: int
+    embedding: np.ndarray, ranked: np.ndarray, codebooks: np.ndarray, used: UsedTuples, width: int, max_width: int
 ) -> np.ndarray | None:
     """The best free tuple of one item; doubles the width up to `max_width` while there is none."""
     while True:

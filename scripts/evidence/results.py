@@ -25,6 +25,7 @@ from hf_genrec.evaluation.record import interval_text
 from hf_genrec.evaluation.systems import GROUP_FIELDS, group_of, seedless_key
 from hf_genrec.evaluation.tables import NONE, markdown_table
 from hf_genrec.files import write_json
+from large_catalog_results import large_catalog_blocks
 from live_catalog_results import cold_start_blocks, live_catalog_blocks, month_blocks
 from llm_results import llm_blocks
 from overview import overview_blocks
@@ -124,6 +125,7 @@ def results_page(
     onnx_speed: Mapping[str, Any] | None = None,
     llm_speed: Mapping[str, Any] | None = None,
     live_catalog: Mapping[str, Any] | None = None,
+    large_catalogs: Mapping[str, Any] | None = None,
     cold_start: Mapping[str, Any] | None = None,
     months: Mapping[str, Any] | None = None,
     preparation_speed: Mapping[str, Any] | None = None,
@@ -162,6 +164,7 @@ def results_page(
         space_speed (`dict`, *optional*):
             Figures of `scripts/evidence/benchmark_space.py`; `None` if there are none.
         live_catalog (`dict`, *optional*): Figures of [`live_catalog_blocks`].
+        large_catalogs (`dict`, *optional*): Figures of [`large_catalog_blocks`].
         cold_start (`dict`, *optional*): Likewise of [`cold_start_blocks`].
         months (`dict`, *optional*): Likewise of [`month_blocks`].
         preparation_speed (`dict`, *optional*): Likewise of [`preparation_blocks`].
@@ -208,6 +211,7 @@ def results_page(
     blocks += onnx_blocks(onnx_speed)
     blocks += preparation_blocks(preparation_speed)
     blocks += live_catalog_blocks(live_catalog) + cold_start_blocks(cold_start) + month_blocks(months)
+    blocks += large_catalog_blocks(large_catalogs)
     if ordered:
         blocks.append("## Runs")
         blocks += [_run_block(record["run"]) for record in sorted(ordered, key=_order_of)]

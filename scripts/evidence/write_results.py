@@ -49,6 +49,7 @@ def main() -> None:
         onnx_speed=read_figures(arguments.records / "onnx_speed.json"),
         llm_speed=read_figures(arguments.records / "llm_decoding_speed.json"),
         live_catalog=read_figures(arguments.records / "live_catalog.json"),
+        large_catalogs=read_figures(arguments.records / "large_catalogs.json"),
         cold_start=read_figures(arguments.records / "cold_start.json"),
         months=read_figures(arguments.records / "month_by_month.json"),
         preparation_speed=read_figures(arguments.records / "preparation_speed.json"),

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_genrec.tokenizers.collisions import append_code, group_by_codes, reassign_by_candidates, rematch_last_level
+from hf_genrec.tokenizers.collisions import (
+    UsedTuples,
+    append_code,
+    group_by_codes,
+    reassign_by_candidates,
+    rematch_last_level,
+)
 
 
 @st.composite
@@ -196,3 +202,18 @@ def test_tuples_of_many_levels_are_not_mistaken_for_one_another():
 
     assert moved[:, 8].tolist() == [0, 1, 2]
     assert not moved[:, :8].any()
+
+
+@pytest.mark.parametrize(("num_levels", "codebook_size"), [(3, 4), (4, 512), (9, 2**14)])
+def test_used_tuples_are_known_however_many_there_may_be(num_levels, codebook_size):
+    codes = np.random.default_rng(1).integers(codebook_size, size=(50, num_levels))
+    codes[7] = codebook_size - 1
+    other = np.zeros(num_levels, np.int64)
+    codes = codes[(codes != other).any(axis=1)]
+
+    used = UsedTuples(codes, codebook_size)
+
+    assert all(key in used for key in used.keys(codes).tolist())
+    assert used.first_free(used.keys(np.vstack([codes[:3], other])).tolist()) == 3
+    used.add(used.keys(other[None]).tolist()[0])
+    assert used.first_free(used.keys(other[None]).tolist()) is None

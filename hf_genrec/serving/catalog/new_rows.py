@@ -17,6 +17,7 @@ import torch
 
 from hf_genrec.files import first_five
 from hf_genrec.serving.catalog.learned_rows import RowRegression, learned_rows, parts_of
+from hf_genrec.tokenizers.collisions import UsedTuples
 from hf_genrec.tokenizers.new_items import ItemCoder
 
 
@@ -153,17 +154,13 @@ def _check_codes(table: pa.Table, config: Any, taken: np.ndarray, *, may_share: 
     if wrong:
         raise ValueError(f"`codes` must be {num_levels} numbers from 0 to {size - 1} for each item, got {wrong[0]}.")
     if not may_share:
-        used, clashes = set(_as_bytes(taken)), []
-        for item_id, key in zip(table["item_id"].to_pylist(), _as_bytes(np.array(rows)), strict=True):
+        used, clashes = UsedTuples(taken, size), []
+        for item_id, key in zip(table["item_id"].to_pylist(), used.keys(np.array(rows)).tolist(), strict=True):
             if key in used:
                 clashes.append(item_id)
             used.add(key)
         if clashes:
             raise ValueError(f"{len(clashes)} items have the semantic ID of another item: {first_five(clashes)}.")
-
-
-def _as_bytes(codes: np.ndarray) -> list[bytes]:
-    return np.ascontiguousarray(codes, np.int16).view(f"V{2 * codes.shape[1]}").ravel().tolist()
 
 
 def _check_vectors(model: Any, coder: ItemCoder) -> None:
