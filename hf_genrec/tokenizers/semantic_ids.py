@@ -324,7 +324,7 @@ def code_rows(column: pa.ChunkedArray) -> np.ndarray | None:
     flat = pc.list_flatten(column)
     if column.null_count or flat.null_count or span["min"] != span["max"]:
         return None
-    return flat.to_numpy().reshape(len(column), -1)
+    return flat.to_numpy().reshape(len(column), span["min"] or 0)
 
 
 def _check_item_ids(item_ids: tuple[str, ...]) -> None:

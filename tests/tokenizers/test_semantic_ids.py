@@ -250,5 +250,6 @@ def test_ids_of_other_projects_are_imported(shared_data):
 @pytest.mark.parametrize("rows", [[[1, 2], [3]], [[1, 2], None], [[1, 2], [3, None]]])
 def test_a_column_whose_rows_are_no_tuples_of_one_length_has_no_code_rows(rows):
     assert code_rows(pa.chunked_array([pa.array(rows, pa.list_(pa.int16()))])) is None
+    assert code_rows(pa.chunked_array([], pa.list_(pa.int16()))).shape == (0, 0)
     whole = pa.chunked_array([code_column(np.array([[7, 8, 9], [1, 2, 3], [4, 5, 6]])), code_column(np.eye(3))])
     assert code_rows(whole.slice(1, 3)).tolist() == [[1, 2, 3], [4, 5, 6], [1, 0, 0]]
