@@ -173,6 +173,13 @@ class TimeSurvey:
         if pa.types.is_large_string(column.type) and len(found) <= len(numbers) / 2 and not self.date_format:
             self._add_texts(column)
 
+    def merge(self, other: TimeSurvey) -> None:
+        """Adds what another survey found. Args: that of other parts of the same column."""
+        self.counts.update(other.counts)
+        for kept, found in ((self.largest, other.largest), (self.smallest, other.smallest)):
+            for name, value in found.items():
+                self._keep(kept, name, value)
+
     def form(self) -> TimeForm:
         """The form of the column."""
         counts = self.counts

@@ -33,8 +33,9 @@ from hf_genrec.data.item_readers import read_items
 from hf_genrec.data.items import default_fields
 from hf_genrec.data.prepared import FORMAT_VERSION, PreparedDataset, replaced_folder
 from hf_genrec.data.protocols import PROTOCOLS, Protocol
-from hf_genrec.data.readers import Log, ReadTable, open_interactions, open_sequences
+from hf_genrec.data.readers import Log, ReadTable, columns_by_key, open_interactions, open_sequences
 from hf_genrec.data.spark import Spark
+from hf_genrec.data.spark_source import load_frame
 from hf_genrec.data.split_times import SUFFIX, SplitTime, SplitTimes
 from hf_genrec.data.split_writer import SplitSizes, write_splits
 from hf_genrec.data.splits import COLD_NAME
@@ -176,11 +177,7 @@ def prepare(
     columns |= {"delimiter": delimiter, "date_format": date_format}
     opened = replaced_folder(output_dir, marker="dataset.json", overwrite=overwrite)
     with opened as folder, _running(engine, folder, master, memory_limit) as running:
-        if interactions is not None:
-            log = open_interactions(interactions, **columns, **reading)
-        else:
-            log = open_sequences(sequences or "", **reading)
-        _load(running, log)
+        log = _read(running, interactions, sequences, columns, reading)
         only = None if keep_all_items else set(steps.used_items(running).to_pylist())
         catalog = read_items(items, item=items_id, title=title, **texts, only=only, delimiter=delimiter, **reading)
         filtered = _filter(running, catalog.table, rules, min_rating=min_rating, missing_text=missing_text)
@@ -227,6 +224,23 @@ def _running(name: EngineName, folder: Path, master: str | None, memory_limit: s
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _read(engine: Engine, interactions: Any, sequences: Any, columns: dict[str, Any], reading: dict[str, Any]) -> Log:
+    """Makes the tables of the engine; Spark reads itself what its executors reach."""
+    log = None
+    if isinstance(engine, Spark) and interactions is not None:
+        names = columns_by_key(*(columns[name] for name in ("user", "item", "timestamp", "rating")))
+        log = load_frame(engine, interactions, names, date_format=columns["date_format"], on_error=reading["on_error"])
+    if log is None:
+        log = (
+            open_sequences(sequences, **reading)
+            if interactions is None
+            else open_interactions(interactions, **columns, **reading)
+        )
+        _load(engine, log)
+    steps.number_ids(engine)
+    return log
+
+
 def _load(engine: Engine, log: Log) -> None:
     """Hands the rows of a log to the engine, each with its position, as they are read."""
     first = next(log.batches)
@@ -240,7 +254,6 @@ def _load(engine: Engine, log: Log) -> None:
             yield pa.RecordBatch.from_arrays([*batch.columns, places], schema=schema)
 
     engine.load("source_rows", pa.RecordBatchReader.from_batches(schema, rows()))
-    steps.number_ids(engine)
 
 
 def _check_formats(

@@ -117,6 +117,13 @@ def open_interactions(
         (double).
     """
     skips = Skips(on_error)
+    columns = columns_by_key(user, item, timestamp, rating)
+    raw = _open(source, columns, skips, delimiter, allow_huge=allow_huge)
+    return Log(_checked(raw, tuple(columns), skips, date_format), skips)
+
+
+def columns_by_key(user: str, item: str, timestamp: str | None, rating: str | None) -> dict[str, str]:
+    """The columns that are read, by our names. Args: see [`open_interactions`]."""
     names = {"user_id": user, "item_id": item, "timestamp": timestamp, "rating": rating}
     columns = {key: name for key, name in names.items() if name is not None}
     for key, name in columns.items():
@@ -125,8 +132,7 @@ def open_interactions(
             raise ValueError(
                 f"`{first.removesuffix('_id')}` and `{key.removesuffix('_id')}` are both {name!r}: name a column each."
             )
-    raw = _open(source, columns, skips, delimiter, allow_huge=allow_huge)
-    return Log(_checked(raw, tuple(columns), skips, date_format), skips)
+    return columns
 
 
 def open_sequences(path: str | os.PathLike[str], *, on_error: OnError = "raise", allow_huge: bool = False) -> Log:
@@ -234,7 +240,7 @@ def _open(source: Source, columns: dict[str, str], skips: Skips, delimiter: str 
         if isinstance(source, list):
             return _raw_of_records(records_of(source), columns, skips, "", None)
         names = source.column_names
-    _require_columns(names, columns, owner)
+    require_columns(names, columns, owner)
 
     def scan(keys: Sequence[str]) -> Iterator[pa.Table]:
         for table in batches_of(source, [columns[key] for key in keys]):
@@ -246,7 +252,7 @@ def _open(source: Source, columns: dict[str, str], skips: Skips, delimiter: str 
 def _raw_of_parquet(files: Sequence[Any], columns: dict[str, str], *, allow_huge: bool) -> _Raw:
     opened = [open_parquet(file, allow_huge=allow_huge) for file in files]
     for path, file in zip(files, opened, strict=True):
-        _require_columns(file.schema_arrow.names, columns, str(path))
+        require_columns(file.schema_arrow.names, columns, str(path))
     ends = np.cumsum([file.metadata.num_rows for file in opened])
 
     def scan(keys: Sequence[str]) -> Iterator[pa.Table]:
@@ -268,7 +274,8 @@ def _picked(table: pa.Table, keys: Sequence[str], columns: dict[str, str], owner
     return pa.table({key: table[columns[key]] for key in keys})
 
 
-def _require_columns(found: list[str], columns: dict[str, str], owner: str) -> None:
+def require_columns(found: list[str], columns: dict[str, str], owner: str) -> None:
+    """Raises where a source lacks a column. Args: its columns, those wanted by our names, and what it is called."""
     missing = {key.removesuffix("_id"): name for key, name in columns.items() if name not in found}
     if missing:
         options = ", ".join(f"`{key}`" for key in missing)
@@ -283,7 +290,7 @@ def _raw_of_text(file: TextFile, columns: dict[str, str], skips: Skips) -> _Raw:
     """Delimited files the quick way where no line leaves a doubt, all others line by line."""
     owner = str(file.path)
     if file.delimiter is not None:
-        _require_columns(file.header, columns, owner)
+        require_columns(file.header, columns, owner)
         spool = plain_rows(file, columns)
         if spool is not None:
             return _Raw(owner, spool.scan, lambda row: next(itertools.islice(file.records(), row, None)).shown)
@@ -342,7 +349,7 @@ def _raw_of_records(
     spool.add(batch.taken())
     if num_rows and absent:
         present = [name for name in columns.values() if name not in absent]
-        _require_columns(list(dict.fromkeys([*present, *last])), columns, owner or "the table")
+        require_columns(list(dict.fromkeys([*present, *last])), columns, owner or "the table")
 
     def place_of(number: int) -> str:
         if file is not None and unit == "line":
@@ -383,7 +390,7 @@ def _texts_of(record: Record, columns: dict[str, str]) -> tuple[dict[str, str | 
         if not isinstance(value, str):
             text = id_string(value) if key in ("user_id", "item_id") else text_of(value)
             if text is None and value is not None:
-                error = f"{_in_words(key)} {value!r} is no string and no number"
+                error = f"{in_words(key)} {value!r} is no string and no number"
             row[key] = text
     return row, error
 
@@ -392,20 +399,20 @@ def _checked(raw: _Raw, keys: Sequence[str], skips: Skips, date_format: str | No
     """The rows in the types of a [`Log`]; those whose values cannot be used are counted and marked."""
     form, num_rows, num_good = TimeForm("numbers", "seconds"), 0, 0
     if "timestamp" in keys:
-        with _naming_the_column(raw.owner, "timestamp"):
+        with naming_the_column(raw.owner, "timestamp"):
             survey = TimeSurvey(date_format)
             for table in raw.scan(("timestamp",)):
                 survey.add(table["timestamp"])
             form = survey.form()
     for table in raw.scan(keys):
-        columns, problems = _converted(table, keys, raw.owner, form)
+        columns, problems = converted(table, keys, raw.owner, form)
         bad = np.logical_or.reduce([mask for _, mask, _ in problems])
         if bad.any():
             row = int(bad.argmax())
             key, reason = next((key, reason) for key, mask, reason in problems if mask[row])
             place = raw.place_of(_number_in(table, row, num_rows + row))
             value = table[key][row].as_py()
-            skips.add(place, f"{_in_words(key)} {value!r} {reason}", number=int(bad.sum()))
+            skips.add(place, f"{in_words(key)} {value!r} {reason}", number=int(bad.sum()))
         num_rows += len(bad)
         num_good += len(bad) - int(bad.sum())
         yield from pa.table(columns | {"is_good": ~bad}).to_batches()
@@ -413,14 +420,18 @@ def _checked(raw: _Raw, keys: Sequence[str], skips: Skips, date_format: str | No
         raise skips.nothing_left(raw.owner, "interactions")
 
 
-def _converted(
+def converted(
     table: pa.Table, keys: Sequence[str], owner: str, form: TimeForm
 ) -> tuple[dict[str, Any], list[tuple[str, np.ndarray, str]]]:
-    """Columns in our types, and what is wrong with which rows: column, mask, reason."""
+    """
+    Columns in our types, and what is wrong with which rows: column, mask, reason.
+
+    Args: a part of the rows under our names, the columns, what messages call the source, and the form of its times.
+    """
     columns: dict[str, Any] = {}
     problems: list[tuple[str, np.ndarray, str]] = []
     for key in keys:
-        with _naming_the_column(owner, key):
+        with naming_the_column(owner, key):
             if key == "timestamp":
                 columns[key], found = times_of(table[key], form)
             elif key == "rating":
@@ -435,7 +446,8 @@ def _converted(
 
 
 @contextmanager
-def _naming_the_column(owner: str, key: str) -> Iterator[None]:
+def naming_the_column(owner: str, key: str) -> Iterator[None]:
+    """Says which column an error is about. Args: what messages call the source, and our name of the column."""
     try:
         yield
     except (ValueError, pa.ArrowException) as error:
@@ -447,5 +459,6 @@ def _number_in(table: pa.Table, row: int, number: int) -> int:
     return table[_LINE][row].as_py() if _LINE in table.column_names else number
 
 
-def _in_words(key: str) -> str:
+def in_words(key: str) -> str:
+    """Our name of a column for a message. Args: the name."""
     return key.replace("_", " ")

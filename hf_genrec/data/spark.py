@@ -22,7 +22,7 @@ import pyarrow as pa
 
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 
 ROWS_AT_ONCE = 2**20  # that the driver hands over to the executors
 
@@ -31,16 +31,19 @@ class Spark:
     """
     A session of Spark, with tables and settings of its own.
 
-    Args: the master's URL, such as `"local[4]"` or `"spark://host:7077"`; `None` is the session that is there, that of
-        `spark-submit`, or else all cores of this machine.
+    The attribute `callers` is the session of the caller. Args: the master's URL, such as `"local[4]"` or
+    `"spark://host:7077"`; `None` is the session that is there, that of `spark-submit`, or else all cores of
+    this machine.
     """
 
     def __init__(self, master: str | None = None) -> None:
-        with _without_warnings():
-            session = _session(master)
+        with without_warnings():
+            self.callers = session = _session(master)
         self._session = session.newSession()  # views and settings of its own: the caller's stay as they are
         if str(session.sparkContext.master).startswith("local"):  # 200 pieces are for a cluster
             self._session.conf.set("spark.sql.shuffle.partitions", 2 * session.sparkContext.defaultParallelism)
+        self._session.conf.set("spark.sql.caseSensitive", "true")
+        self._session.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")  # else Spark reads no nanoseconds
         self._tables: dict[str, list[DataFrame]] = {}
 
     def load(self, name: str, rows: pa.RecordBatchReader) -> None:
@@ -50,7 +53,20 @@ class Spark:
 
     def create(self, name: str, query: str) -> None:
         """See [`Engine`]."""
-        self._name(name, [self._kept(self._session.sql(query))])
+        self.keep(name, self._session.sql(query))
+
+    def keep(self, name: str, frame: DataFrame) -> None:
+        """Makes (or replaces) a table of a frame. Args: the table's name, and a frame of this session."""
+        self._name(name, [self._kept(frame)])
+
+    def session_table(self, name: str) -> DataFrame:
+        """A table or view, for this session. Args: its name."""
+        return self._session.table(name)
+
+    @property
+    def reader(self) -> DataFrameReader:
+        """What reads files for this session."""
+        return self._session.read
 
     def drop(self, *names: str) -> None:
         """See [`Engine`]."""
@@ -78,7 +94,7 @@ class Spark:
                     writer.write_batch(batch)
                 yield pa.RecordBatch.from_arrays([pa.array([sink.getvalue().to_pybytes()], pa.binary())], ["batch"])
 
-        with _without_warnings():
+        with without_warnings():
             frame = self._session.sql(query).mapInArrow(packed, "batch binary")
         for row in frame.toLocalIterator(prefetchPartitions=True):
             yield from pa.ipc.open_stream(row.batch)
@@ -117,8 +133,8 @@ def _chunks(rows: pa.RecordBatchReader) -> Iterator[pa.Table]:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Keeps quiet about pandas 3, of which nothing is used here."""
+def without_warnings() -> Iterator[None]:
+    """Keeps PySpark quiet about pandas 3, of which nothing is used here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
         yield

@@ -7,11 +7,13 @@ import sys
 import golden_cases
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_golden import BAD, GOLDEN, OPTIONS, REAL, ROW, check_by_definition
 
+from hf_genrec.data.prepare import prepare
 from hf_genrec.data.spark import Spark
 
 
@@ -20,7 +22,7 @@ needs_spark = pytest.mark.skipif(not has_spark, reason="PySpark and Java 17 are 
 
 
 @pytest.fixture(scope="module")
-def session():
+def session(tmp_path_factory):
     """One session on two cores for all tests: Java takes seconds to start, and more to become quick."""
     from pyspark.sql import SparkSession
 
@@ -31,6 +33,7 @@ def session():
         "spark.pyspark.python": sys.executable,
         "spark.sql.adaptive.enabled": "false",
         "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse")),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
     }
@@ -102,6 +105,58 @@ class TestSession:
     @given(rows=st.lists(ROW, min_size=1, max_size=40), options=OPTIONS)
     def test_the_splits_are_those_of_the_definition(self, session, tmp_path, rows, options):
         check_by_definition(tmp_path / "data", rows, options, engine="spark")
+
+    @pytest.mark.parametrize("kind", ["one file", "list of files", "folder", "table", "view", "frame"])
+    def test_executors_read_what_they_reach(self, session, tmp_path, kind):
+        rows = golden_cases.records_of(golden_cases.log_of("plain"))
+        table = pa.Table.from_pylist(rows)
+        folder, name = tmp_path / "a folder.parquet", f"log_{kind.replace(' ', '_')}"
+        folder.mkdir()
+        for start in range(0, table.num_rows, 61):  # small files last: Spark packs large ones first
+            pq.write_table(table.slice(start, 61), folder / f"part [{start:03}].parquet", row_group_size=17)
+        files = sorted(folder.iterdir())
+        if kind == "one file":
+            pq.write_table(table, tmp_path / "log.parquet")
+        frame = session.createDataFrame(table)
+        if kind == "table":
+            session.sql(f"CREATE TABLE {name} USING parquet LOCATION '{folder}'")
+        frame.createOrReplaceTempView("log_view")
+        sources = {"one file": tmp_path / "log.parquet", "list of files": files, "folder": folder, "table": name}
+        source = (sources | {"view": "log_view", "frame": frame})[kind]
+        options = {"items": golden_cases.items_of(golden_cases.log_of("plain")), "missing_text": "keep"}
+
+        prepared = prepare(tmp_path / "data", interactions=source, engine="spark", **options)
+
+        assert golden_cases.summary_of(prepared) == GOLDEN["plain, plain"]
+
+    def test_bad_rows_of_files_are_counted_by_executors(self, session, tmp_path):
+        table = golden_cases.write_bad_log("table", tmp_path)
+        pq.write_table(table, tmp_path / "b.parquet", row_group_size=40)
+        pq.write_table(table.slice(0, 1), tmp_path / "a.parquet")
+        files = [tmp_path / "b.parquet", tmp_path / "a.parquet"]
+        options = {"items": golden_cases.items_of(golden_cases.log_of("plain")), "missing_text": "keep"}
+        options |= {"rating": "rating", "on_error": "skip"}
+
+        ours = prepare(tmp_path / "ours", interactions=files, **options)
+        theirs = prepare(tmp_path / "theirs", interactions=files, engine="spark", **options)
+
+        assert theirs.metadata == ours.metadata
+        assert f"{files[0]}: row 1: timestamp 'soon'" in theirs.metadata["skipped"]["log_first_line"]
+        with pytest.raises(ValueError, match=f"{files[0]}: row 1: timestamp 'soon' is neither"):
+            prepare(tmp_path / "more", interactions=files, engine="spark", **options | {"on_error": "raise"})
+
+    def test_what_spark_cannot_read_is_named(self, session, tmp_path):
+        (tmp_path / "log.parquet").write_bytes(b"PAR1 and no more")
+        options = {"items": [{"item_id": "a", "title": "A"}], "engine": "spark"}
+        with pytest.raises(ValueError, match="log.parquet cannot be read by Spark: .*log.parquet"):
+            prepare(tmp_path / "data", interactions=tmp_path / "log.parquet", **options)
+        frame = session.createDataFrame(pa.table({"user_id": ["u"], "item_id": [True], "timestamp": [1]}))
+        with pytest.raises(ValueError, match="the DataFrame: the column for `item` holds true and false"):
+            prepare(tmp_path / "data", interactions=frame, **options)
+        with pytest.raises(ValueError, match="the DataFrame has no column 'customer'; it has 'user_id'"):
+            prepare(tmp_path / "data", interactions=frame, user="customer", **options)
+        with pytest.raises(FileNotFoundError, match="no_table is not a file"):
+            prepare(tmp_path / "data", interactions="no_table", **options)
 
     def test_another_master_than_that_of_the_session_is_refused(self, session):
         with pytest.raises(
