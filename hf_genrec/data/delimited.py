@@ -7,6 +7,7 @@ of place, a row of the wrong length. Then nothing comes out here, and the file i
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 
 import duckdb
@@ -31,7 +32,7 @@ def plain_rows(file: TextFile, columns: Mapping[str, str]) -> Spool | None:
         return None
     spool, is_blank = Spool(), str(file.delimiter).isspace()
     try:
-        with duckdb.connect() as connection:
+        with duckdb.connect(config={"temp_directory": tempfile.gettempdir()}) as connection:
             for batch in connection.sql(_query(file, columns), params=[str(file.path)]).to_arrow_reader(_ROWS_AT_ONCE):
                 # A line of tabs alone is a blank line, not a row of empty fields.
                 if is_blank and pc.any(pc.equal(pc.utf8_trim_whitespace(batch.column(0)), "")).as_py():

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_genrec.data import tables
+from hf_genrec.data import spools, tables
 from hf_genrec.data.readers import open_interactions
 
 
@@ -66,3 +66,17 @@ def test_the_unit_of_times_is_that_of_the_whole_column_however_it_comes(monkeypa
 
     assert read_interactions(table).table.equals(whole)
     assert whole["timestamp"].to_pylist() == times
+
+
+def test_rows_of_text_are_read_again_from_the_disk(monkeypatch):
+    monkeypatch.setattr(spools, "_IN_MEMORY", 100)
+    spool = spools.Spool()
+    for start in range(0, 300, 100):
+        numbers = pa.array(range(start, start + 100))
+        spool.add(pa.table({"user_id": numbers.cast(pa.string()), "line": numbers}))
+
+    for _ in range(2):
+        found = pa.concat_tables(spool.scan(["user_id"]))
+        assert found["user_id"].to_pylist() == [str(number) for number in range(300)]
+        assert found["line"].to_pylist() == list(range(300))
+    assert [*spools.Spool().scan(["user_id"])] == []
