@@ -63,7 +63,7 @@ def _evaluate(
       hf-genrec evaluate run data --split validation --max-users 2000 --beams 20
       hf-genrec evaluate run data --exact-sample 200
       hf-genrec evaluate user/repository data --json > record.json
-      accelerate launch --num_processes 2 -m hf_genrec.cli.main evaluate run data
+      torchrun --nproc_per_node 2 -m hf_genrec.cli.main evaluate run data
     """
     with output_on(as_json) as show:
         from hf_genrec.cli.tables import evaluation_tables
@@ -111,9 +111,10 @@ def _processes(device: str | None) -> Any:
     """Those that `accelerate launch` or torchrun started, which share the users; `None` for a single one."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
+    import torch
     from accelerate import Accelerator
 
-    return Accelerator(cpu=device == "cpu")
+    return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())  # else it sees one process on a CPU
 
 
 _SEEN: dict[str, Literal["auto"] | bool] = {"allowed": False, "excluded": True, "auto": "auto"}

@@ -142,7 +142,7 @@ def evaluate(
             processes only in the main one.
         accelerator (`accelerate.Accelerator`, *optional*):
             Divides the users among its processes, which all call this function and all get the record. The figures are
-            those of one process, `seconds_per_user` adds up the time of all.
+            those of one process, `seconds_per_user` adds up the time of all. On CPUs `Accelerator(cpu=True)`.
 
     Returns:
         [`EvaluationRecord`]: `protocol`, `split`, `num_users`, `num_items`, `fingerprint` of the data, `repeat_rate`,
