@@ -275,6 +275,17 @@ class UsedTuples:
         place = int(self._sorted.searchsorted(key))
         return place < len(self._sorted) and bool(self._sorted[place] == key)
 
+    def combined(self, nearest: np.ndarray) -> np.ndarray | None:
+        """
+        Which combinations of codes `(num_levels, width)` are taken, `(width ** num_levels,)`; `None` where that would
+        have to be looked up one by one. Args: the codes.
+        """
+        if not self._flags or self._weights is None:
+            return None
+        parts = np.ix_(*(codes * weight for codes, weight in zip(nearest, self._weights, strict=True)))
+        keys = np.broadcast_to(sum(parts[1:], parts[0]), (nearest.shape[1],) * len(nearest))
+        return np.frombuffer(self._flags, np.uint8)[keys.ravel()] > 0
+
     def add(self, key: Any) -> None:
         """Take a tuple. Args: one of [`UsedTuples.keys`]."""
         if self._flags:
@@ -327,12 +338,18 @@ def _free_tuple(
     """The best free tuple of one item; doubles the width up to `max_width` while there is none."""
     while True:
         nearest = ranked[None, :, :width]  # (1, L, width)
-        best_first = np.argsort(_score_tuples(embedding[None], nearest, codebooks)[0], kind="stable")
-        for start in range(0, len(best_first), _TRIED_AT_ONCE):
-            tuples = _tuples_at(best_first[None, start : start + _TRIED_AT_ONCE], nearest)[0]
-            free = used.first_free(used.keys(tuples).tolist())
-            if free is not None:
-                return tuples[free]
+        scores = _score_tuples(embedding[None], nearest, codebooks)[0]
+        is_used = used.combined(nearest[0])
+        if is_used is None:
+            best_first = np.argsort(scores, kind="stable")
+            for start in range(0, len(best_first), _TRIED_AT_ONCE):
+                tuples = _tuples_at(best_first[None, start : start + _TRIED_AT_ONCE], nearest)[0]
+                free = used.first_free(used.keys(tuples).tolist())
+                if free is not None:
+                    return tuples[free]
+        elif not is_used.all():
+            best = np.where(is_used, np.inf, scores).argmin()  # of equal ones the first, as in the order above
+            return _tuples_at(np.array([[best]]), nearest)[0, 0]
         if width >= max_width:
             return None
         width = min(2 * width, max_width)
