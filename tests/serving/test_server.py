@@ -17,10 +17,9 @@ import pyarrow as pa
 import pytest
 
 from hf_genrec import Recommender
-from hf_genrec.serving.server.app import create_app, num_threads, serve
+from hf_genrec.serving.server.app import create_app, serve
 from hf_genrec.serving.server.batches import MicroBatcher, QueueFullError
 from hf_genrec.serving.server.settings import ServerSettings
-from hf_genrec.training.threads import threads
 from invariants.model import make_sasrec
 from live_shops import free_codes, shop_of
 from saved_folders import ITEM_IDS, make_folder
@@ -356,20 +355,6 @@ def test_missing_extra_is_named_with_its_command(monkeypatch):
 
     with pytest.raises(ImportError, match=re.escape('pip install "hf-genrec[serve]"')):
         importlib.import_module("hf_genrec.serving.server.app")
-
-
-def test_threads_stay_within_the_quota_of_a_container(tmp_path):
-    for text, number in [("max 100000", 5), ("250000 100000", 2), ("50000 100000", 1), ("nonsense", 5)]:
-        (tmp_path / "cpu.max").write_text(text)
-        with threads(5):
-            assert num_threads(tmp_path / "cpu.max") == number
-
-
-def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(ValueError, match="`max_batch` must be at least 1"):
-        ServerSettings(max_batch=0)
-    with pytest.raises(ValueError, match="`max_queue` must be at least `max_histories`"):
-        ServerSettings(max_queue=5, max_histories=6)
 
 
 def test_page_of_the_routes_holds_limits_and_options(recommender):
