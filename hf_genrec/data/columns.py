@@ -173,11 +173,17 @@ class TimeSurvey:
         if pa.types.is_large_string(column.type) and len(found) <= len(numbers) / 2 and not self.date_format:
             self._add_texts(column)
 
-    def merge(self, other: TimeSurvey) -> None:
-        """Adds what another survey found. Args: that of other parts of the same column."""
-        self.counts.update(other.counts)
-        for kept, found in ((self.largest, other.largest), (self.smallest, other.smallest)):
-            for name, value in found.items():
+    @property
+    def found(self) -> dict[str, dict[str, float]]:
+        """Counts and extremes so far, which JSON holds."""
+        return {"counts": dict(self.counts), "largest": self.largest, "smallest": self.smallest}
+
+    def merge(self, found: Mapping[str, Mapping[str, float]]) -> None:
+        """Adds what a survey of other parts of the same column found. Args: its `found`."""
+        for name, number in found["counts"].items():
+            self.counts[name] += int(number)
+        for kept, extremes in ((self.largest, found["largest"]), (self.smallest, found["smallest"])):
+            for name, value in extremes.items():
                 self._keep(kept, name, value)
 
     def form(self) -> TimeForm:

@@ -1,5 +1,6 @@
 """Columns of any Arrow type: ids, numbers and times, or null."""
 
+import json
 from decimal import Decimal
 
 import numpy as np
@@ -7,7 +8,16 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from hf_genrec.data.columns import bad_ids, id_column, id_string, is_bad_id, number_column, text_of, time_column
+from hf_genrec.data.columns import (
+    TimeSurvey,
+    bad_ids,
+    id_column,
+    id_string,
+    is_bad_id,
+    number_column,
+    text_of,
+    time_column,
+)
 
 
 WORDS = ["b", None, "a", "b"]
@@ -238,3 +248,19 @@ def test_parquet_times_beyond_all_dates_do_not_wrap_around():
 def test_what_is_no_point_in_time_is_refused(column):
     with pytest.raises(ValueError, match="which is no point in time"):
         time_column(column)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [[1_500_000_000, 7, 1_500_000_000_123], ["24.12.2020 18:30", "7", "03.01.2021 09:00"], [20191001, 20191231, 5]],
+)
+def test_surveys_of_parts_that_travel_as_json_have_the_form_of_the_whole(column):
+    parts = [TimeSurvey(), TimeSurvey()]
+    parts[0].add(pa.array(column[:1]))
+    parts[1].add(pa.array(column[1:]))
+    merged, whole = TimeSurvey(), TimeSurvey()
+    for part in parts:
+        merged.merge(json.loads(json.dumps(part.found)))
+    whole.add(pa.array(column))
+
+    assert merged.form() == whole.form()
