@@ -223,7 +223,7 @@ def check_the_quick_way(path, delimiter):
         small.setattr(native, "_LEAST", 0)
         try:
             file = TextFile(path, delimiter=delimiter)
-            readers._require_columns(file.header or list(columns), columns, "log")
+            readers.require_columns(file.header or list(columns), columns, "log")
         except ValueError:
             return
         for read in (
