@@ -45,6 +45,8 @@ STILL = {
 def main(words: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(words)
     rows, panels = [], []
+    if arguments.work:
+        os.makedirs(arguments.work, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         for architecture in arguments.architectures:
             runs = {}
