@@ -65,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> None:
             first = next(iter(records.values()))
             rows.append(
                 {"architecture": architecture, "what": "evaluation", "processes": str(arguments.processes[-1])}
-                | {"metrics": first["recall@10"], "equal": all(record == first for record in records.values())}
+                | {"metrics": first["ndcg@10"], "equal": all(record == first for record in records.values())}
             )
     print_table(rows)
     record = {"rows": rows, "settings": {"batch_size": arguments.batch_size, "more": arguments.more}}
