@@ -5,37 +5,19 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from torch.distributed.fsdp import FSDPModule
 
-from hf_genrec import Recommender, prepare
+from hf_genrec import Recommender
 from hf_genrec.llm.runs import train_llm
 from hf_genrec.llm.sft import SftSettings, SftTrainer
-from hf_genrec.tokenizers.folder import tokenize_items
 from hf_genrec.training.arguments import training_arguments
 from processes import in_processes, shard_on_a_cpu
-from tiny_llms import tiny_llm, tiny_tokenizer
 
 
 pytestmark = pytest.mark.slow
 
-THINGS = "tea cup pot jam oat rye fig nut egg ham bun".split()
 QUIET = {
     "precision": "fp32", "disable_tqdm": True, "report_to": "none", "logging_steps": 1, "eval_strategy": "steps",
     "save_strategy": "steps", "eval_steps": 6, "save_steps": 6, "max_steps": 6, "learning_rate": 1e-2,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Users who walk through eleven things in a circle, ids of two levels, and a backbone in a folder."""
-    folder = tmp_path_factory.mktemp("llm")
-    rows = [f"u{u}\t{' '.join(THINGS[(u + step) % 11] for step in range(5 + u % 3))}\n" for u in range(23)]
-    (folder / "log.tsv").write_text("".join(rows))
-    items = [{"item_id": thing, "title": f"a {thing}", "description": "green bowl"} for thing in THINGS]
-    data = prepare(folder / "data", sequences=folder / "log.tsv", items=items)
-    np.save(folder / "vectors.npy", np.random.default_rng(0).normal(size=(11, 6)).astype("float32"))
-    tokenize_items(data, folder / "vectors.npy", folder / "ids", num_levels=2, codebook_size=4, num_whitened=0)
-    tiny_llm("llama").save_pretrained(folder / "llama")
-    tiny_tokenizer().save_pretrained(folder / "llama")
-    return data, folder
 
 
 def trained(world, output, lora, batch_size, **changes):
@@ -49,7 +31,7 @@ def trained(world, output, lora, batch_size, **changes):
 
 
 def scores(world, run):
-    return Recommender.from_pretrained(run, device="cpu").score_items([[thing] for thing in THINGS])
+    return Recommender.from_pretrained(run, device="cpu").score_items([[thing] for thing in world[0].item_ids])
 
 
 @pytest.mark.parametrize("lora", [0, 2])

@@ -9,36 +9,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hf_genrec import Recommender, prepare
+from hf_genrec import Recommender
 from hf_genrec.llm.runs import make_sft_trainer, start_llm, train_llm
 from hf_genrec.llm.sft import AnswerRows, SftSettings
-from hf_genrec.tokenizers.folder import tokenize_items
 from hf_genrec.training.arguments import training_arguments
 from hf_genrec.training.sampler import TargetBatchSampler
-from tests.tiny_llms import tiny_llm, tiny_tokenizer
 
 
-THINGS = ["tea", "cup", "pot", "jam", "oat", "rye", "fig", "nut", "egg", "ham", "bun"]
 SETTINGS = SftSettings(lora=2, mix={"title_to_id": 0.3}, rows_learning_rate=0.05, max_history_length=7)
 QUIET = {"disable_tqdm": True, "report_to": "none", "precision": "fp32", "eval_num_beams": 11}
 QUIET |= {"per_device_train_batch_size": 24, "learning_rate": 0.02, "max_steps": 6, "logging_steps": 1}
 QUIET |= {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 3, "save_steps": 3}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Users who walk through eleven things in a circle, ids of two levels, and backbones in folders."""
-    folder = tmp_path_factory.mktemp("llm")
-    rows = [f"u{u}\t{' '.join(THINGS[(u + step) % 11] for step in range(5 + u % 3))}\n" for u in range(23)]
-    (folder / "log.tsv").write_text("".join(rows))
-    items = [{"item_id": thing, "title": f"a {thing}", "description": "green bowl"} for thing in THINGS]
-    data = prepare(folder / "data", sequences=folder / "log.tsv", items=items)
-    np.save(folder / "vectors.npy", np.random.default_rng(0).normal(size=(11, 6)).astype("float32"))
-    tokenize_items(data, folder / "vectors.npy", folder / "ids", num_levels=2, codebook_size=4, num_whitened=0)
-    for kind in ("llama", "qwen3", "gpt2"):
-        tiny_llm(kind).save_pretrained(folder / kind)
-        tiny_tokenizer().save_pretrained(folder / kind)
-    return data, folder
 
 
 def train(world, output, *, kind="llama", settings=SETTINGS, resume=False, **changes):
