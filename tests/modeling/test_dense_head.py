@@ -330,3 +330,34 @@ def test_parallel_models_learn_by_both_heads(architecture):
 
     assert solved_circle(model, num_steps=50) > 0.8
     assert model.score_both(*histories_of(model.config)).dense.shape == (3, NUM_ITEMS)
+
+
+def test_the_vectors_of_all_items_are_computed_once_until_something_is_written_to_the_model():
+    model = two_headed(CONFIGS["texts and codes"]).eval()
+    with torch.no_grad():
+        first = model.all_item_vectors()
+        assert model.all_item_vectors() is first
+        for change in (
+            lambda: model.shared.weight.mul_(2),
+            lambda: model.set_text_vectors(model.item_table.text_vectors.flip(0)),
+            lambda: model.set_catalog(model.item_codes.flip(0)),
+            lambda: setattr(model.shared, "weight", torch.nn.Parameter(model.shared.weight + 1)),
+            lambda: setattr(model.shared.weight, "data", model.shared.weight.data + 1),
+            lambda: model.load_state_dict({name: value.flip(0) for name, value in model.state_dict().items()}),
+            lambda: (model.shared.weight.data.mul_(2), model.train(), model.eval()),
+            lambda: model.double(),
+        ):
+            before = model.all_item_vectors()
+            change()
+            after = model.all_item_vectors()
+            assert not torch.equal(after, before) or model.dtype == torch.float64
+            assert torch.equal(after, model.item_vectors().float())
+            assert after is not before
+            assert model.all_item_vectors() is after
+
+
+def test_vectors_with_gradients_or_dropout_are_computed_anew():
+    model = two_headed(CONFIGS["psid"])
+    assert model.eval().all_item_vectors().requires_grad
+    with torch.no_grad():
+        assert model.train().all_item_vectors() is not model.all_item_vectors()
