@@ -195,8 +195,6 @@ def prepare(
             **_write_splits(folder, filtered, cold_items, times),
             "known_statistics": _compare(rules, category, filtered.statistics, strict=strict),
             "skipped": _skips(log, "log") | _skips(catalog, "items") | filtered.skipped,
-            "fingerprint": fingerprint_of(folder),
-            "times_fingerprint": times_fingerprint_of(folder),
         }
         text = json.dumps(metadata, indent=2, ensure_ascii=False)
         (folder / "dataset.json").write_text(text + "\n", encoding="utf-8")
@@ -422,6 +420,8 @@ def _write_splits(folder: Path, filtered: _Filtered, cold_items: float, times: S
         "repeat_rate": sizes.num_repeats / max(1, sizes.num_train_targets),
         "cold_items": _count_cold(engine, cold_items, int(is_cold.sum()), sizes) if is_cold.any() else None,
         "split_times": times and times.record() | {"num_unused_interactions": sizes.num_unused},
+        "fingerprint": fingerprint_of(folder, sizes.digests),
+        "times_fingerprint": times_fingerprint_of(folder, sizes.digests),
     }
 
 

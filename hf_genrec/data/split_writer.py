@@ -1,26 +1,43 @@
 """
-Writing the splits: a sorted stream of interactions comes in, three Parquet files with a row per user go out.
+Writing the splits: a sorted stream of interactions comes in, Parquet files with a row per user go out.
 
-However long the log is, about a million interactions, or those of one user, are in memory at a time.
+However long the log is, about two million interactions, or those of one user, are in memory at a time. The splits are
+written and named (see `fingerprint.py`) side by side, while the next interactions are cut into users.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_genrec.data.fingerprint import Digests
 from hf_genrec.data.split_times import SplitTimes
 from hf_genrec.data.splits import SPLIT_SCHEMA, SPLITS
 
 
+INTERACTIONS_OF_A_SHARD = 2**22  # about; a split with fewer is one file
 _INTERACTIONS_AT_ONCE = 2**20  # that are written at a time, or those of one user if they are more
+_IDS = pa.dictionary(pa.int32(), pa.string())
+_WRITTEN = pa.schema(
+    [SPLIT_SCHEMA.field("user_id"), ("history", pa.list_(_IDS)), ("target", _IDS), *list(SPLIT_SCHEMA)[3:]]
+)
+# Ids go as dictionaries, in which nothing is looked up; bounds of lists, which nothing reads, would take most time.
+_WRITING: dict[str, Any] = {
+    "store_schema": False,  # of the types that are written, which are not those that are read
+    "write_page_checksum": True,
+    "use_dictionary": ["history.list.element", "target"],
+    "dictionary_pagesize_limit": 2**24,
+    "column_encoding": dict.fromkeys(["timestamp", "timestamps.list.element"], "DELTA_BINARY_PACKED"),
+    "write_statistics": ["user_id", "target", "timestamp"],
+}
 
 
 @dataclass
@@ -36,6 +53,8 @@ class SplitSizes:
     num_cold_users: int = 0  # whose training part lost some
     num_cold_targets: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS[1:], 0))
     num_unused: int = 0  # interactions of no split, see [`SplitTimes`]
+    num_copies: int = 0  # interactions that repeat another one in user, item and time
+    digests: Digests = field(default_factory=Digests)  # of the rows that were written
 
 
 def write_splits(
@@ -50,38 +69,31 @@ def write_splits(
     """
     Writes the three splits, leave-last-out: the last item of a user is the test target, the one before it the
     validation target, the rest the training part. Users with fewer than three interactions have a training part only.
-    With `times` the splits are those of [`SplitTimes`].
+    With `times` the splits are those of [`SplitTimes`]. A split of many interactions is written in shards.
 
     Args: the folder; interactions as [`~steps.sorted_rows`] gives them, and users as [`~steps.sorted_users`]; the ids
         by item number, and which items are held out of training, bool of shape `(num_items,)`.
     """
     sizes, users = SplitSizes(), _Queue(user_ids)
     with ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(
-                pq.ParquetWriter(folder / f"{split}.parquet", SPLIT_SCHEMA, write_page_checksum=True)
-            )
-            for split in SPLITS
-        }
+        writers = {split: stack.enter_context(_Writer(folder, split, sizes)) for split in SPLITS}
+        pool = stack.enter_context(ThreadPoolExecutor(len(SPLITS)))
+        running: list[Future[None]] = []
         for numbers, items, moments in _whole_users(rows):
             starts = np.flatnonzero(np.diff(numbers, prepend=-1))
             if times is None:
                 pieces = _leave_last_out(starts, is_cold[items], sizes)
             else:
                 pieces = _cut_in_time(starts, moments.to_numpy(), times, sizes)
-            ids = users.take(len(starts))
-            for split, (kept, places, begins, ends) in pieces.items():
-                table = split_rows(
-                    user_ids=ids.take(pa.array(kept)),
-                    item_ids=item_ids.take(pa.array(items[places])),
-                    timestamps=moments.take(pa.array(places)),
-                    starts=begins,
-                    ends=ends,
-                )
-                if split == "train":
-                    sizes.num_repeats += _count_repeats(items[places], begins, ends)
-                sizes.num_rows[split] += len(kept)
-                writers[split].write_table(table)
+            ids, named = users.take(len(starts)), _named(items, item_ids)
+            sizes.num_copies += _count_copies(numbers, items, moments)
+            for done in running:
+                done.result()
+            running = [
+                pool.submit(writers[split].write, piece, ids, named, moments) for split, piece in pieces.items()
+            ]
+        for done in running:
+            done.result()
     return sizes
 
 
@@ -92,8 +104,8 @@ def split_rows(
     Rows of a split: the history of row `i` is `item_ids[starts[i]:ends[i]]`, its target `item_ids[ends[i]]`. Without
     any times `timestamps` of a row is null.
 
-    Args: `user_ids`, `starts` and `ends` have an entry per row, `item_ids` (strings) and `timestamps` (int64,
-    milliseconds or null) one per interaction.
+    Args: `user_ids`, `starts` and `ends` have an entry per row, `item_ids` (a dictionary of strings) and `timestamps`
+        (int64, milliseconds or null) one per interaction.
     """
     lengths = ends - starts
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -102,14 +114,71 @@ def split_rows(
     positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
     places, targets = pa.array(positions), pa.array(ends)
     times = pa.ListArray.from_arrays(offsets, timestamps.take(places))
-    columns = [
-        user_ids.cast(pa.string()),
-        pa.ListArray.from_arrays(offsets, item_ids.take(places).cast(pa.string())),
-        item_ids.take(targets).cast(pa.string()),
-        timestamps.take(targets),
-        times if timestamps.null_count < len(timestamps) else pa.nulls(len(times), times.type),
-    ]
-    return pa.table(columns, schema=SPLIT_SCHEMA)
+    columns = {
+        "user_id": user_ids.cast(pa.string()),
+        "history": pa.ListArray.from_arrays(offsets, item_ids.take(places)),
+        "target": item_ids.take(targets),
+        "timestamp": timestamps.take(targets),
+        "timestamps": times if timestamps.null_count < len(timestamps) else pa.nulls(len(times), times.type),
+    }
+    return pa.table(columns)
+
+
+class _Writer:
+    """One split on its way into shards, or a file where one is enough. Args: the folder, the split, the sizes."""
+
+    def __init__(self, folder: Path, split: str, sizes: SplitSizes) -> None:
+        self._file, self._shards, self._split, self._sizes = folder / f"{split}.parquet", folder / split, split, sizes
+        self._writer: pq.ParquetWriter | None = None
+        self._num_shards = self._num_interactions = 0  # the interactions are those of the open shard
+
+    def __enter__(self) -> _Writer:
+        self._shards.mkdir()
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        if self._num_shards == 1:
+            self._path(0).rename(self._file)
+            self._shards.rmdir()
+
+    def write(self, piece: _Piece, user_ids: pa.Array, item_ids: pa.Array, timestamps: pa.Array) -> None:
+        """Writes and counts the rows of a piece. Args: the piece, its users' ids, and the interactions'."""
+        kept, places, begins, ends = piece
+        items, moments = item_ids.take(pa.array(places)), timestamps.take(pa.array(places))
+        rows = split_rows(
+            user_ids=user_ids.take(pa.array(kept)), item_ids=items, timestamps=moments, starts=begins, ends=ends
+        )
+        if self._num_interactions >= INTERACTIONS_OF_A_SHARD:
+            self._close()
+            self._open()
+        if self._writer is not None:
+            self._writer.write_table(rows)
+        self._num_interactions += int((ends - begins + 1).sum())
+        self._sizes.digests.add(self._split, rows)
+        self._sizes.num_rows[self._split] += len(kept)
+        if self._split == "train":
+            self._sizes.num_repeats += _count_repeats(items.indices.to_numpy(), begins, ends)
+
+    def _open(self) -> None:
+        self._writer = pq.ParquetWriter(self._path(self._num_shards), _WRITTEN, **_WRITING)
+        self._num_shards, self._num_interactions = self._num_shards + 1, 0
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _path(self, number: int) -> Path:
+        return self._shards / f"{number:05d}.parquet"
+
+
+def _named(items: np.ndarray, item_ids: pa.Array) -> pa.DictionaryArray:
+    """Numbers of items as their ids, in a dictionary of those that are there: Parquet takes it as it is."""
+    used = np.flatnonzero(np.bincount(items, minlength=len(item_ids)))
+    codes = np.zeros(len(item_ids), np.int32)
+    codes[used] = np.arange(len(used), dtype=np.int32)
+    return pa.DictionaryArray.from_arrays(pa.array(codes[items]), item_ids.take(pa.array(used)).cast(pa.string()))
 
 
 class _Queue:
@@ -197,6 +266,16 @@ def _cut_in_time(starts: np.ndarray, moments: np.ndarray, times: SplitTimes, siz
     for split, kept in ((name, np.flatnonzero(mask)) for name, mask in is_kept.items()):
         pieces[split] = (kept, everything, starts[kept], starts[kept] + targets[split][kept])
     return pieces
+
+
+def _count_copies(users: np.ndarray, items: np.ndarray, moments: pa.Array) -> int:
+    """How many rows, sorted by user and time, are there before with the same user, item and time."""
+    if moments.null_count:
+        return 0
+    times = moments.to_numpy()
+    is_tied = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
+    ends = np.flatnonzero(np.diff(np.concatenate([[False], is_tied, [False]]).astype(np.int8)))
+    return _count_repeats(items, ends[::2], ends[1::2])
 
 
 def _count_repeats(items: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> int:

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 
 from hf_genrec.data import split_writer
+from hf_genrec.data.fingerprint import read_digests
 from hf_genrec.data.split_writer import split_rows, write_splits
-from hf_genrec.data.splits import SPLIT_SCHEMA, SPLITS, flat_sequences, read_split
+from hf_genrec.data.splits import SPLIT_SCHEMA, SPLITS, flat_sequences, read_split, split_files
 from hf_genrec.files import first_five
 
 
@@ -19,7 +20,7 @@ def test_rows_are_pieces_of_the_items_in_any_order():
         ends=np.array([4, 1, 3]),
     )
 
-    assert table.schema.equals(SPLIT_SCHEMA)
+    assert table.column_names == SPLIT_SCHEMA.names
     assert [tuple(row.values()) for row in table.to_pylist()] == [
         ("v", ["c", "d"], "e", None, [3, 4]),
         ("u", ["a"], "b", 2, [1]),
@@ -41,8 +42,10 @@ def test_five_ids_are_named():
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5, 100])
-def test_splits_are_the_same_however_the_rows_are_cut(tmp_path, monkeypatch, at_once):
+@pytest.mark.parametrize("of_a_shard", [1, 4, 100])
+def test_splits_are_the_same_however_the_rows_are_cut(tmp_path, monkeypatch, at_once, of_a_shard):
     monkeypatch.setattr(split_writer, "_INTERACTIONS_AT_ONCE", at_once)
+    monkeypatch.setattr(split_writer, "INTERACTIONS_OF_A_SHARD", of_a_shard)
     rows = pa.table({"user_number": [0, 0, 0, 0, 3, 4, 4, 4], "item_number": [0, 1, 0, 2, 1, 2, 2, 0]})
     rows = rows.append_column("timestamp", pa.array(range(8), pa.int64())).to_batches(max_chunksize=min(at_once, 3))
     users = pa.table({"user_id": ["u", "v", "w"]}).to_batches(max_chunksize=2)
@@ -52,6 +55,15 @@ def test_splits_are_the_same_however_the_rows_are_cut(tmp_path, monkeypatch, at_
     )
 
     found = {name: [tuple(row.values()) for row in read_split(tmp_path, name).to_pylist()] for name in SPLITS}
+    assert {str(field.type) for field in read_split(tmp_path, "test").schema} == {
+        "string", "int64", "list<element: string>", "list<element: int64>",
+    }  # fmt: skip
+    num_shards = 1 if at_once == 100 or of_a_shard == 100 else 2
+    assert len(split_files(tmp_path, "test")) == num_shards
+    assert (tmp_path / "test.parquet").exists() == (num_shards == 1) != (tmp_path / "test").exists()
+    assert [sizes.digests.of([name]) for name in SPLIT_SCHEMA.names] == [
+        read_digests(tmp_path, [name]).of([name]) for name in SPLIT_SCHEMA.names
+    ]
     assert found == {
         "train": [("u", [], "a", 0, []), ("w", [], "c", 5, [])],
         "validation": [("u", ["a", "b"], "a", 2, [0, 1]), ("w", ["c"], "c", 6, [5])],
