@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from hf_genrec.hub.save import save_recommender as save_recommender
     from hf_genrec.modeling.configuration_acerec import ACERecConfig as ACERecConfig
     from hf_genrec.modeling.configuration_decoder import DecoderConfig as DecoderConfig
+    from hf_genrec.modeling.configuration_hstu import HSTUConfig as HSTUConfig
     from hf_genrec.modeling.configuration_latte import LatteConfig as LatteConfig
     from hf_genrec.modeling.configuration_rpg import RPGConfig as RPGConfig
     from hf_genrec.modeling.configuration_sasrec import SASRecConfig as SASRecConfig
     from hf_genrec.modeling.modeling_acerec import ACERecForItemGeneration as ACERecForItemGeneration
     from hf_genrec.modeling.modeling_decoder import DecoderForItemGeneration as DecoderForItemGeneration
+    from hf_genrec.modeling.modeling_hstu import HSTUForItemGeneration as HSTUForItemGeneration
     from hf_genrec.modeling.modeling_latte import LatteForConditionalGeneration as LatteForConditionalGeneration
     from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration as RPGForItemGeneration
     from hf_genrec.modeling.modeling_sasrec import SASRecForItemGeneration as SASRecForItemGeneration
@@ -50,6 +52,8 @@ _ADDRESSES = {
     "DecoderConfig": "modeling.configuration_decoder",
     "DecoderForItemGeneration": "modeling.modeling_decoder",
     "GenRecTrainingArguments": "training.arguments",
+    "HSTUConfig": "modeling.configuration_hstu",
+    "HSTUForItemGeneration": "modeling.modeling_hstu",
     "HierarchicalKMeans": "tokenizers.hierarchical_kmeans",
     "LatteConfig": "modeling.configuration_latte",
     "LatteForConditionalGeneration": "modeling.modeling_latte",

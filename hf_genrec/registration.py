@@ -28,6 +28,7 @@ _MODELS = {
     "rpg": ("RPGConfig", "RPGForItemGeneration", []),
     "acerec": ("ACERecConfig", "ACERecForItemGeneration", []),
     "sasrec": ("SASRecConfig", "SASRecForItemGeneration", []),
+    "hstu": ("HSTUConfig", "HSTUForItemGeneration", []),
     "item_to_item": ("ItemToItemConfig", "ItemToItemForItemGeneration", []),
     "ensemble": ("EnsembleConfig", "EnsembleForItemGeneration", []),
 }

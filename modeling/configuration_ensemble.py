@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from .configuration_acerec import ACERecConfig
 from .configuration_decoder import DecoderConfig
 from .configuration_genrec import GenRecConfig
+from .configuration_hstu import HSTUConfig
 from .configuration_item_to_item import ItemToItemConfig
 from .configuration_latte import LatteConfig
 from .configuration_rpg import RPGConfig
@@ -15,7 +16,7 @@ from .configuration_sasrec import SASRecConfig
 
 MEMBER_CONFIGS = {
     kind.model_type: kind
-    for kind in (LatteConfig, DecoderConfig, RPGConfig, ACERecConfig, SASRecConfig, ItemToItemConfig)
+    for kind in (LatteConfig, DecoderConfig, RPGConfig, ACERecConfig, SASRecConfig, HSTUConfig, ItemToItemConfig)
 }
 COMBINATIONS = ("standardised", "log_probability", "reciprocal_rank")
 # What a saved config holds beside its settings: of a member it says nothing in an ensemble.

@@ -211,10 +211,16 @@ class GenRecConfig(PreTrainedConfig):
         return self.num_items * max(1, self.num_latent_tokens)
 
 
+_LEAST = {
+    1: ("d_model", "num_layers", "num_heads", "d_ff", "max_history_length"),
+    0: ("initializer_range", "position_std", "history_gap_buckets"),
+}
+
+
 @strict
 class HistoryConfig(GenRecConfig):
     """
-    What the configs of models share that read histories with GPT-2 blocks; their fields are named alike.
+    What the configs of models share that read histories item by item; their fields are named alike.
 
     Args:
         history_gap_buckets (`int`, defaults to 0):
@@ -231,10 +237,10 @@ class HistoryConfig(GenRecConfig):
     }
 
     def __post_init__(self, **kwargs):
-        self._check_least(1, "d_model", "num_layers", "num_heads", "d_ff", "max_history_length")
-        if self.d_model % self.num_heads:
+        for least, names in _LEAST.items():
+            self._check_least(least, *(name for name in names if hasattr(self, name)))  # not every network has heads
+        if self.d_model % getattr(self, "num_heads", 1):
             raise ValueError(f"`num_heads` must divide `d_model` {self.d_model}, got {self.num_heads}.")
-        self._check_least(0, "initializer_range", "position_std", "history_gap_buckets")
         if self.num_latent_tokens:
             raise ValueError(
                 f"`num_latent_tokens` must be 0, got {self.num_latent_tokens}: a model that predicts all at once has "
@@ -251,6 +257,103 @@ class HistoryConfig(GenRecConfig):
     def history_attention(self) -> str:
         """`str`: always `"causal"`: one row of training data has a label at each of its positions."""
         return "causal"
+
+
+@strict
+class ItemScoresConfig(HistoryConfig):
+    """
+    What models share that compare one state behind a history with a vector for each item.
+
+    Args:
+        d_model (`int`, defaults to 64): Width of the network and of the items' vectors.
+        num_layers (`int`, defaults to 2): Number of layers.
+        dropout_rate (`float`, defaults to 0.5): Dropout on what goes into the first layer and on what layers add.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of weights and embeddings at the start.
+        scale_embeddings (`bool`, defaults to `True`):
+            Whether the items' vectors enter the first layer times the square root of `d_model`. Without it positions
+            are as loud as items at the start.
+        max_history_length (`int`, defaults to 50): Number of most recent items that are read.
+    """
+
+    d_model: int = 64
+    num_layers: int = 2
+    dropout_rate: float | int = 0.5
+    initializer_range: float | int = 0.02
+    scale_embeddings: bool = True
+    max_history_length: int = 50
+
+    def __post_init__(self, **kwargs):
+        self._check_share("dropout_rate")
+        super().__post_init__(**kwargs)
+
+
+@strict
+class ItemRowsConfig(ItemScoresConfig):
+    """
+    What models share that know an item by a row of a table. There are no codes: behind the four special tokens come
+    the items, and the network embeds all of them.
+
+    Args:
+        text_dim (`int`, defaults to 0):
+            Width of the vectors of the items' texts. A learned projection of them is added to the items' rows, so that
+            rare items are near those that read like them; 0 for rows alone.
+    """
+
+    has_codes: ClassVar[bool] = False
+
+    text_dim: int = 0
+    num_levels: int = 0
+    codebook_size: int = 0
+
+    def __post_init__(self, **kwargs):
+        self._check_least(0, "text_dim")
+        super().__post_init__(**kwargs)
+
+    @property
+    def description(self) -> list[str]:
+        """`list[str]`: what is worth knowing about the network."""
+        texts = [f"with a projection of text vectors of {self.text_dim} dimensions"] if self.text_dim else []
+        return [*texts, *super().description]
+
+    @property
+    def vocab_size(self) -> int:
+        """`int`: number of tokens the network embeds: the special ones and the items."""
+        return self.first_item_token + self.num_items
+
+    @property
+    def first_item_token(self) -> int:
+        """`int`: token of item 0; the four special tokens stand before it."""
+        return self.first_code_token
+
+
+@strict
+class ItemBlocksConfig(ItemScoresConfig):
+    """
+    What models with item vectors share whose layers are GPT-2 blocks.
+
+    Args:
+        num_heads (`int`, defaults to 1): Number of attention heads; a divisor of `d_model`.
+        d_ff (`int`, *optional*): Inner width of the feed-forward layers; `None` for four times `d_model`.
+        layer_norm_epsilon (`float`, defaults to 1e-8): Epsilon of the layer norms.
+        position_std (`float`, defaults to 0.02): Standard deviation of the position embeddings at the start.
+    """
+
+    num_heads: int = 1
+    d_ff: int | None = None
+    layer_norm_epsilon: float = 1e-8
+    position_std: float | int = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.d_ff is None:
+            self.d_ff = 4 * self.d_model
+        super().__post_init__(**kwargs)
+
+    @property
+    def embedding_dropout(self) -> float:
+        """`float`: `dropout_rate`, as `attention_dropout` and `residual_dropout`."""
+        return self.dropout_rate
+
+    attention_dropout = residual_dropout = embedding_dropout
 
 
 @strict
@@ -298,4 +401,4 @@ class TwoHeadConfig(GenRecConfig):
         super().__post_init__(**kwargs)
 
 
-__all__ = ["GenRecConfig", "HistoryConfig", "TwoHeadConfig"]
+__all__ = ["GenRecConfig", "HistoryConfig", "ItemBlocksConfig", "ItemRowsConfig", "ItemScoresConfig", "TwoHeadConfig"]

@@ -4,11 +4,11 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_genrec import HistoryConfig
+from .configuration_genrec import ItemBlocksConfig, ItemRowsConfig
 
 
 @strict
-class SASRecConfig(HistoryConfig):
+class SASRecConfig(ItemRowsConfig, ItemBlocksConfig):
     """
     A causal transformer over items that predicts the next item with a softmax over the whole catalog.
 
@@ -52,7 +52,6 @@ class SASRecConfig(HistoryConfig):
     """
 
     model_type = "sasrec"
-    has_codes = False
     display_name = "SASRec"
     summary = "scores every item of the catalog"
     papers = (
@@ -82,50 +81,11 @@ class SASRecConfig(HistoryConfig):
         "seed": 2024,
     }
 
-    d_model: int = 64
-    num_layers: int = 2
-    num_heads: int = 1
-    d_ff: int | None = None
-    dropout_rate: float | int = 0.5
-    layer_norm_epsilon: float = 1e-8
-    initializer_range: float | int = 0.02
-    position_std: float | int = 0.02
-    scale_embeddings: bool = True
-    text_dim: int = 0
-    num_levels: int = 0
-    codebook_size: int = 0
-    max_history_length: int = 50
-
-    def __post_init__(self, **kwargs):
-        if self.d_ff is None:
-            self.d_ff = 4 * self.d_model
-        self._check_share("dropout_rate")
-        self._check_least(0, "text_dim")
-        super().__post_init__(**kwargs)
-
     @property
     def description(self) -> list[str]:
         """`list[str]`: what is worth knowing about the network."""
         network = f"{self.num_layers} GPT-2 layers of width {self.d_model}, one item table for input and output"
-        texts = [f"with a projection of text vectors of {self.text_dim} dimensions"] if self.text_dim else []
-        return [network, *texts, *super().description]
-
-    @property
-    def vocab_size(self) -> int:
-        """`int`: number of tokens the network embeds: the special ones and the items."""
-        return self.first_item_token + self.num_items
-
-    @property
-    def first_item_token(self) -> int:
-        """`int`: token of item 0; the four special tokens stand before it."""
-        return self.first_code_token
-
-    @property
-    def embedding_dropout(self) -> float:
-        """`float`: `dropout_rate`, as `attention_dropout` and `residual_dropout`."""
-        return self.dropout_rate
-
-    attention_dropout = residual_dropout = embedding_dropout
+        return [network, *super().description]
 
 
 __all__ = ["SASRecConfig"]

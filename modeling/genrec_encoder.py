@@ -127,7 +127,7 @@ class BlockEncoder(nn.Module):
             mask = torch.ones_like(histories.tokens) if histories.mask is None else histories.mask
             states = states + self.gaps(mask).unsqueeze(1)
         states = self.drop(states)
-        mask = self._mask(histories.width, states.device)
+        mask = self._mask(histories, states.device)
         blocks: list = list(self.h)
         for block in blocks[:-1]:
             if self.gradient_checkpointing and self.training:
@@ -146,11 +146,27 @@ class BlockEncoder(nn.Module):
             states = states[last, first_read:]
         else:
             queries, keys_values = self._project(block, normed[:, first_read:], normed)
-            # rows of the mask are queries: of each item those of the tokens that are read
-            mask = mask.view(-1, self.tokens_per_item, mask.shape[-1])[:, first_read:].flatten(0, 1)
+            if first_read:  # rows of the mask are queries: of each item those of the tokens that are read
+                mask = mask.view(-1, self.tokens_per_item, mask.shape[-1])[:, first_read:].flatten(0, 1)
             mixed = self._attend(block, histories.to_rows(queries), histories.to_rows(keys_values), mask)
             mixed, states = histories.from_rows(mixed, anchors), states[:, first_read:].index_select(0, anchors)
         return self.ln_f(_add(block, states, mixed))
+
+    @torch.no_grad()
+    def init_weights(self, config) -> None:
+        """What differs from `initializer_range`: positions, and what is summed over the depth."""
+        for positions in (self.wpe, self.places):
+            if positions is not None:
+                init.normal_(positions.weight, mean=0.0, std=config.position_std)
+        for module in self.modules():
+            if isinstance(module, GPT2Attention | GPT2MLP):
+                std = config.initializer_range * (2 * config.num_layers) ** -0.5
+                init.normal_(module.c_proj.weight, mean=0.0, std=std)
+
+    def numbers(self, num_items: int) -> int:
+        """Numbers that one block holds of a history of so many items, with its attention scores."""
+        num_tokens, d_ff = num_items * self.tokens_per_item, self.h[0].mlp.c_fc.nf
+        return num_tokens * (8 * self.wpe.embedding_dim + 2 * d_ff + 2 * self.num_heads * num_tokens)
 
     def _whole_block(self, block, states, histories, mask) -> torch.Tensor:
         normed = block.ln_1(states)
@@ -158,10 +174,10 @@ class BlockEncoder(nn.Module):
         mixed = self._attend(block, histories.to_rows(queries), histories.to_rows(keys_values), mask)
         return _add(block, states, histories.from_rows(mixed))
 
-    def _mask(self, width: int, device: torch.device) -> torch.BoolTensor:
+    def _mask(self, histories: PackedHistories, device: torch.device) -> torch.BoolTensor:
         """What each token of a full row sees: `(width * tokens_per_item, width * tokens_per_item)`."""
         size = self.tokens_per_item
-        place = torch.arange(width * size, device=device)
+        place = torch.arange(histories.width * size, device=device)
         item = place // size
         sees = item.unsqueeze(1) >= item
         if self.has_intent:
@@ -209,7 +225,10 @@ def _add(block, states, mixed) -> torch.Tensor:
 
 
 class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin, PreTrainedModel):
-    """A model that reads histories of items with a [`BlockEncoder`]; it supplies `_log_probs` and `_loss`."""
+    """
+    A model that reads histories of items with a [`BlockEncoder`], or with what else its `_make_encoder` returns; it
+    supplies `_log_probs` and `_loss`.
+    """
 
     _log_probs: Callable[..., torch.FloatTensor]  # (input_ids, attention_mask): what `forward` returns without labels
     _loss: Callable[..., torch.Tensor]  # (histories, targets, anchors): summed over target items behind packed items
@@ -227,7 +246,7 @@ class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin
         use_byte_dropout(self)
         self.post_init()
 
-    def _make_encoder(self) -> BlockEncoder:
+    def _make_encoder(self) -> nn.Module:
         return BlockEncoder(self.config)
 
     @torch.no_grad()
@@ -242,16 +261,9 @@ class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """As in transformers; then what differs from `initializer_range`: positions, and sums over the depth."""
+        """As in transformers; then what differs from `initializer_range`."""
         super().initialize_weights()
-        config = self.config
-        for positions in (self.encoder.wpe, self.encoder.places):
-            if positions is not None:
-                init.normal_(positions.weight, mean=0.0, std=config.position_std)
-        for module in self.encoder.modules():
-            if isinstance(module, GPT2Attention | GPT2MLP):
-                std = config.initializer_range * (2 * config.num_layers) ** -0.5
-                init.normal_(module.c_proj.weight, mean=0.0, std=std)
+        self.encoder.init_weights(self.config)
 
     def forward(
         self,
@@ -298,7 +310,7 @@ class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin
         tokens = nn.functional.pad(input_ids, (1, 0), value=self.config.user_token_id)
         columns = present.long().cumsum(1) - 1
         rows = torch.arange(len(present), device=present.device).unsqueeze(1).expand_as(present)
-        has_times = self.encoder.gaps is not None and attention_mask is not None
+        has_times = self.config.history_gap_buckets and attention_mask is not None
         mask = nn.functional.pad(attention_mask.long(), (1, 0), value=1)[present] if has_times else None
         return PackedHistories(tokens[present], rows[present], columns[present], present.sum(1), mask)
 
@@ -315,11 +327,8 @@ class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin
         return labels[is_target], number[:, 1:][is_target]
 
     def _encoder_bytes(self, num_items: int) -> int:
-        """Bytes of one block of the encoder for a history of so many items, with its attention scores."""
-        config = self.config
-        num_tokens = num_items * self.encoder.tokens_per_item
-        numbers = num_tokens * (8 * config.d_model + 2 * config.d_ff + 2 * config.num_heads * num_tokens)
-        return self.token_embeddings.weight.dtype.itemsize * numbers
+        """Bytes that the encoder takes of a history of so many items."""
+        return self.token_embeddings.weight.dtype.itemsize * self.encoder.numbers(num_items)
 
 
 # --- a layer that transformers lacks -----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from .configuration_ensemble import EnsembleConfig
 from .genrec_recommend import UserBatch
 from .modeling_acerec import ACERecForItemGeneration
 from .modeling_decoder import DecoderForItemGeneration
+from .modeling_hstu import HSTUForItemGeneration
 from .modeling_item_to_item import ItemScorer, ItemToItemForItemGeneration
 from .modeling_latte import LatteForConditionalGeneration
 from .modeling_rpg import RPGForItemGeneration
@@ -24,6 +25,7 @@ MEMBERS = {
         RPGForItemGeneration,
         ACERecForItemGeneration,
         SASRecForItemGeneration,
+        HSTUForItemGeneration,
         ItemToItemForItemGeneration,
     )
 }

@@ -36,7 +36,9 @@ def _train(
     ctx: typer.Context,
     prepared_folder: Prepared,
     output: RunFolder,
-    ids: Annotated[str | None, typer.Option(help="Folder that `hf-genrec tokenize` wrote; sasrec needs none.")] = None,
+    ids: Annotated[
+        str | None, typer.Option(help="Folder that `hf-genrec tokenize` wrote; sasrec and hstu need none.")
+    ] = None,
     embeddings: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +65,7 @@ def _train(
         Architecture | None,
         typer.Option(
             help="Kind of model: latte (also TIGER and PSID), decoder (history and target in one stream), rpg and "
-            "acerec for long ids, sasrec without ids, or llm over a `--backbone`.",
+            "acerec for long ids, sasrec and hstu without ids, or llm over a `--backbone`.",
             show_default="latte",
         ),
     ] = None,

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel
 from hf_genrec import (
     ACERecConfig,
     DecoderConfig,
+    HSTUConfig,
     LatteConfig,
     PreparedDataset,
     Recommender,
@@ -28,7 +29,16 @@ from hf_genrec.training.runs import train_run
 from invariants.model import random_codes
 
 
-CONFIGS = (LatteConfig, DecoderConfig, RPGConfig, ACERecConfig, SASRecConfig, ItemToItemConfig, EnsembleConfig)
+CONFIGS = (
+    LatteConfig,
+    DecoderConfig,
+    RPGConfig,
+    ACERecConfig,
+    SASRecConfig,
+    HSTUConfig,
+    ItemToItemConfig,
+    EnsembleConfig,
+)
 FACTS = (
     "has_codes", "display_name", "summary", "papers", "default_shape", "default_schedule", "paper_shape",
     "paper_schedule", "system_name", "cited_papers", "description",

@@ -11,6 +11,8 @@ from hf_genrec import (
     ACERecForItemGeneration,
     DecoderConfig,
     DecoderForItemGeneration,
+    HSTUConfig,
+    HSTUForItemGeneration,
     LatteConfig,
     LatteForConditionalGeneration,
     RPGConfig,
@@ -40,7 +42,8 @@ UPLOADS = {
     "decoder": SHARED | CODES | {"genrec_generate.py", "genrec_prompt_attention.py", "genrec_rank_beams.py"},
     "rpg": SHARED | PARALLEL,
     "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
-    "sasrec": SHARED,
+    "sasrec": SHARED | {"genrec_item_rows.py"},
+    "hstu": SHARED | {"genrec_item_rows.py"},
     "item_to_item": SHARED - {"genrec_encoder.py", "genrec_gaps.py"},
 }
 UPLOADS["ensemble"] = set.union(*UPLOADS.values()) | {  # of all members that there may be
@@ -162,6 +165,7 @@ MODELS = {
     "rpg": (RPGForItemGeneration, RPGConfig(**SIZES)),
     "acerec": (ACERecForItemGeneration, ACERecConfig(**SIZES)),
     "sasrec": (SASRecForItemGeneration, SASRecConfig(**WIDTHS)),
+    "hstu": (HSTUForItemGeneration, HSTUConfig(num_items=29, d_model=16, num_heads=2)),
     "item_to_item": (ItemToItemForItemGeneration, ItemToItemConfig(num_items=29, vector_dim=5)),
 }
 MEMBERS = [{"model_type": "sasrec", **WIDTHS}, {"model_type": "sasrec", **WIDTHS, "num_layers": 1}]

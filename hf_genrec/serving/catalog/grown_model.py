@@ -73,7 +73,7 @@ def _grown(model: Any, num_new: int, columns: Mapping[str, torch.Tensor], *, pre
         if model.item_table is not None:
             _grow_item_table(twin, num_new, row=row, vector=vector)
         twin._catalog = twin._item_order = None
-    elif config.model_type == "sasrec":
+    elif hasattr(config, "text_dim"):
         _grow_embedding(twin, "token_embeddings", row)
         if config.text_dim:  # the row is that of the whole vector, texts and all
             _append(twin, "text_vectors", torch.zeros(num_new, config.text_dim))

@@ -53,7 +53,7 @@ def learned_rows(part: Any) -> torch.Tensor | None:
         part: One of [`parts_of`].
     """
     config = part.config
-    if config.model_type == "sasrec":
+    if hasattr(config, "text_dim"):
         return part.item_embeddings().detach()
     if getattr(config, "vector_dim", 0):
         return part.item_vectors.detach()
