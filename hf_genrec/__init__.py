@@ -21,17 +21,23 @@ if TYPE_CHECKING:
     from hf_genrec.hub.push import push_recommender as push_recommender
     from hf_genrec.hub.save import save_recommender as save_recommender
     from hf_genrec.modeling.configuration_acerec import ACERecConfig as ACERecConfig
+    from hf_genrec.modeling.configuration_bert4rec import BERT4RecConfig as BERT4RecConfig
     from hf_genrec.modeling.configuration_decoder import DecoderConfig as DecoderConfig
+    from hf_genrec.modeling.configuration_gru4rec import GRU4RecConfig as GRU4RecConfig
     from hf_genrec.modeling.configuration_hstu import HSTUConfig as HSTUConfig
     from hf_genrec.modeling.configuration_latte import LatteConfig as LatteConfig
     from hf_genrec.modeling.configuration_rpg import RPGConfig as RPGConfig
     from hf_genrec.modeling.configuration_sasrec import SASRecConfig as SASRecConfig
+    from hf_genrec.modeling.configuration_vqrec import VQRecConfig as VQRecConfig
     from hf_genrec.modeling.modeling_acerec import ACERecForItemGeneration as ACERecForItemGeneration
+    from hf_genrec.modeling.modeling_bert4rec import BERT4RecForItemGeneration as BERT4RecForItemGeneration
     from hf_genrec.modeling.modeling_decoder import DecoderForItemGeneration as DecoderForItemGeneration
+    from hf_genrec.modeling.modeling_gru4rec import GRU4RecForItemGeneration as GRU4RecForItemGeneration
     from hf_genrec.modeling.modeling_hstu import HSTUForItemGeneration as HSTUForItemGeneration
     from hf_genrec.modeling.modeling_latte import LatteForConditionalGeneration as LatteForConditionalGeneration
     from hf_genrec.modeling.modeling_rpg import RPGForItemGeneration as RPGForItemGeneration
     from hf_genrec.modeling.modeling_sasrec import SASRecForItemGeneration as SASRecForItemGeneration
+    from hf_genrec.modeling.modeling_vqrec import VQRecForItemGeneration as VQRecForItemGeneration
     from hf_genrec.serving.recommender import Recommender as Recommender
     from hf_genrec.tokenizers.embeddings import embed_texts as embed_texts
     from hf_genrec.tokenizers.hierarchical_kmeans import HierarchicalKMeans as HierarchicalKMeans
@@ -49,6 +55,10 @@ _ADDRESSES = {
     "RQVAE": "tokenizers.rqvae",
     "ACERecConfig": "modeling.configuration_acerec",
     "ACERecForItemGeneration": "modeling.modeling_acerec",
+    "BERT4RecConfig": "modeling.configuration_bert4rec",
+    "BERT4RecForItemGeneration": "modeling.modeling_bert4rec",
+    "GRU4RecConfig": "modeling.configuration_gru4rec",
+    "GRU4RecForItemGeneration": "modeling.modeling_gru4rec",
     "DecoderConfig": "modeling.configuration_decoder",
     "DecoderForItemGeneration": "modeling.modeling_decoder",
     "GenRecTrainingArguments": "training.arguments",
@@ -66,6 +76,8 @@ _ADDRESSES = {
     "SASRecConfig": "modeling.configuration_sasrec",
     "SASRecForItemGeneration": "modeling.modeling_sasrec",
     "SemanticIds": "tokenizers.semantic_ids",
+    "VQRecConfig": "modeling.configuration_vqrec",
+    "VQRecForItemGeneration": "modeling.modeling_vqrec",
     "embed_texts": "tokenizers.embeddings",
     "evaluate": "evaluation.evaluate",
     "make_trainer": "training.trainer",

@@ -29,6 +29,9 @@ _MODELS = {
     "acerec": ("ACERecConfig", "ACERecForItemGeneration", []),
     "sasrec": ("SASRecConfig", "SASRecForItemGeneration", []),
     "hstu": ("HSTUConfig", "HSTUForItemGeneration", []),
+    "vqrec": ("VQRecConfig", "VQRecForItemGeneration", []),
+    "gru4rec": ("GRU4RecConfig", "GRU4RecForItemGeneration", []),
+    "bert4rec": ("BERT4RecConfig", "BERT4RecForItemGeneration", []),
     "item_to_item": ("ItemToItemConfig", "ItemToItemForItemGeneration", []),
     "ensemble": ("EnsembleConfig", "EnsembleForItemGeneration", []),
 }

@@ -5,18 +5,32 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 
 from .configuration_acerec import ACERecConfig
+from .configuration_bert4rec import BERT4RecConfig
 from .configuration_decoder import DecoderConfig
 from .configuration_genrec import GenRecConfig
+from .configuration_gru4rec import GRU4RecConfig
 from .configuration_hstu import HSTUConfig
 from .configuration_item_to_item import ItemToItemConfig
 from .configuration_latte import LatteConfig
 from .configuration_rpg import RPGConfig
 from .configuration_sasrec import SASRecConfig
+from .configuration_vqrec import VQRecConfig
 
 
 MEMBER_CONFIGS = {
     kind.model_type: kind
-    for kind in (LatteConfig, DecoderConfig, RPGConfig, ACERecConfig, SASRecConfig, HSTUConfig, ItemToItemConfig)
+    for kind in (
+        LatteConfig,
+        DecoderConfig,
+        RPGConfig,
+        ACERecConfig,
+        SASRecConfig,
+        HSTUConfig,
+        VQRecConfig,
+        GRU4RecConfig,
+        BERT4RecConfig,
+        ItemToItemConfig,
+    )
 }
 COMBINATIONS = ("standardised", "log_probability", "reciprocal_rank")
 # What a saved config holds beside its settings: of a member it says nothing in an ensemble.

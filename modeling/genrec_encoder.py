@@ -165,7 +165,8 @@ class BlockEncoder(nn.Module):
 
     def numbers(self, num_items: int) -> int:
         """Numbers that one block holds of a history of so many items, with its attention scores."""
-        num_tokens, d_ff = num_items * self.tokens_per_item, self.h[0].mlp.c_fc.nf
+        first: Any = self.h[0]
+        num_tokens, d_ff = num_items * self.tokens_per_item, first.mlp.c_fc.nf
         return num_tokens * (8 * self.wpe.embedding_dim + 2 * d_ff + 2 * self.num_heads * num_tokens)
 
     def _whole_block(self, block, states, histories, mask) -> torch.Tensor:
@@ -232,6 +233,7 @@ class HistoryPreTrainedModel(NoGenerationMixin, CheckpointMixin, ItemTokensMixin
 
     _log_probs: Callable[..., torch.FloatTensor]  # (input_ids, attention_mask): what `forward` returns without labels
     _loss: Callable[..., torch.Tensor]  # (histories, targets, anchors): summed over target items behind packed items
+    encoder: Any  # what `_make_encoder` returns
     base_model_prefix = "model"
     _input_embed_layer = "token_embeddings"  # its rows are also what predictions are compared with
     _supports_sdpa = True

@@ -9,12 +9,15 @@ from torch import nn
 from .configuration_ensemble import EnsembleConfig
 from .genrec_recommend import UserBatch
 from .modeling_acerec import ACERecForItemGeneration
+from .modeling_bert4rec import BERT4RecForItemGeneration
 from .modeling_decoder import DecoderForItemGeneration
+from .modeling_gru4rec import GRU4RecForItemGeneration
 from .modeling_hstu import HSTUForItemGeneration
 from .modeling_item_to_item import ItemScorer, ItemToItemForItemGeneration
 from .modeling_latte import LatteForConditionalGeneration
 from .modeling_rpg import RPGForItemGeneration
 from .modeling_sasrec import SASRecForItemGeneration
+from .modeling_vqrec import VQRecForItemGeneration
 
 
 MEMBERS = {
@@ -26,6 +29,9 @@ MEMBERS = {
         ACERecForItemGeneration,
         SASRecForItemGeneration,
         HSTUForItemGeneration,
+        VQRecForItemGeneration,
+        GRU4RecForItemGeneration,
+        BERT4RecForItemGeneration,
         ItemToItemForItemGeneration,
     )
 }

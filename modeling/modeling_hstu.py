@@ -1,5 +1,7 @@
 """HSTU: gated attention without a softmax, whose weights know how far apart two items are in places and in time."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -109,9 +111,9 @@ class HSTUEncoder(nn.Module):
 
     def numbers(self, num_items: int) -> int:
         """See [`BlockEncoder.numbers`]."""
-        layer = self.layers[0]
-        times = num_items * num_items if self.num_buckets else 0
-        return num_items * (8 * layer.output.in_features + 2 * layer.num_heads * num_items) + 4 * times
+        layer: Any = self.layers[0]
+        numbers = num_items * (8 * layer.output.in_features + 2 * layer.num_heads * num_items)
+        return numbers + (8 * num_items * num_items if self.num_buckets else 0)  # times, in 64 bits
 
 
 class HSTUForItemGeneration(ItemRowsModel):

@@ -362,7 +362,7 @@ def test_settings_of_the_config_are_set_by_name_and_wrong_ones_are_told(parallel
         assert f"acerec has no `{wrong.partition('=')[0]}`: leave it out" in error_of(*words, "--set", wrong)
     assert "value of the wrong type" in error_of(*words, "--set", "temperature=cold")
     assert "has no `--decoder-layers`" in error_of(*words, "--decoder-layers", "2")
-    assert "is not one of 'latte', 'decoder', 'rpg', 'acerec', 'sasrec', 'hstu'" in error_of(
+    assert "is not one of 'latte', 'decoder', 'rpg', 'acerec', 'sasrec', 'hstu', 'vqrec'" in error_of(
         "train", data, "--ids", folder / "ids", "--output", tmp_path, "--architecture", "gru"
     )
 

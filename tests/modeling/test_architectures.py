@@ -10,7 +10,9 @@ from transformers import AutoConfig, AutoModel
 
 from hf_genrec import (
     ACERecConfig,
+    BERT4RecConfig,
     DecoderConfig,
+    GRU4RecConfig,
     HSTUConfig,
     LatteConfig,
     PreparedDataset,
@@ -19,6 +21,7 @@ from hf_genrec import (
     SASRecConfig,
     SASRecForItemGeneration,
     SemanticIds,
+    VQRecConfig,
     prepare,
 )
 from hf_genrec.modeling.configuration_ensemble import EnsembleConfig
@@ -36,6 +39,9 @@ CONFIGS = (
     ACERecConfig,
     SASRecConfig,
     HSTUConfig,
+    VQRecConfig,
+    GRU4RecConfig,
+    BERT4RecConfig,
     ItemToItemConfig,
     EnsembleConfig,
 )

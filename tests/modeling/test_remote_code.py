@@ -9,8 +9,12 @@ import torch
 from hf_genrec import (
     ACERecConfig,
     ACERecForItemGeneration,
+    BERT4RecConfig,
+    BERT4RecForItemGeneration,
     DecoderConfig,
     DecoderForItemGeneration,
+    GRU4RecConfig,
+    GRU4RecForItemGeneration,
     HSTUConfig,
     HSTUForItemGeneration,
     LatteConfig,
@@ -19,6 +23,8 @@ from hf_genrec import (
     RPGForItemGeneration,
     SASRecConfig,
     SASRecForItemGeneration,
+    VQRecConfig,
+    VQRecForItemGeneration,
 )
 from hf_genrec.hub.files import code_files
 from hf_genrec.modeling.configuration_ensemble import EnsembleConfig
@@ -44,6 +50,9 @@ UPLOADS = {
     "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
     "sasrec": SHARED | {"genrec_item_rows.py"},
     "hstu": SHARED | {"genrec_item_rows.py"},
+    "vqrec": SHARED | {"genrec_catalog.py", "genrec_item_rows.py"},
+    "gru4rec": SHARED | {"genrec_item_rows.py"},
+    "bert4rec": SHARED | {"genrec_item_rows.py"},
     "item_to_item": SHARED - {"genrec_encoder.py", "genrec_gaps.py"},
 }
 UPLOADS["ensemble"] = set.union(*UPLOADS.values()) | {  # of all members that there may be
@@ -166,6 +175,9 @@ MODELS = {
     "acerec": (ACERecForItemGeneration, ACERecConfig(**SIZES)),
     "sasrec": (SASRecForItemGeneration, SASRecConfig(**WIDTHS)),
     "hstu": (HSTUForItemGeneration, HSTUConfig(num_items=29, d_model=16, num_heads=2)),
+    "vqrec": (VQRecForItemGeneration, VQRecConfig(**SIZES)),
+    "gru4rec": (GRU4RecForItemGeneration, GRU4RecConfig(num_items=29, d_model=16)),
+    "bert4rec": (BERT4RecForItemGeneration, BERT4RecConfig(**WIDTHS)),
     "item_to_item": (ItemToItemForItemGeneration, ItemToItemConfig(num_items=29, vector_dim=5)),
 }
 MEMBERS = [{"model_type": "sasrec", **WIDTHS}, {"model_type": "sasrec", **WIDTHS, "num_layers": 1}]
