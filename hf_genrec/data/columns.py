@@ -89,8 +89,8 @@ def is_bad_id(value: str) -> bool:
     return value.split() != [value] or _BROKEN.search(value) is not None or _TOKEN.fullmatch(value) is not None
 
 
-def id_column(column: pa.ChunkedArray | pa.Array) -> pa.DictionaryArray:
-    """Ids as a dictionary of strings; null where the column holds no string and no whole number. Args: any column."""
+def id_column(column: pa.ChunkedArray | pa.Array) -> pa.LargeStringArray:
+    """Ids as strings; null where the column holds no string and no whole number. Args: any column."""
     column = _plain(column)
     if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         numbers = column.cast(pa.float64(), safe=False)
@@ -99,22 +99,37 @@ def id_column(column: pa.ChunkedArray | pa.Array) -> pa.DictionaryArray:
     if pa.types.is_boolean(column.type):
         raise ValueError("holds true and false; ids must be strings or whole numbers")
     # Large strings: a log of 100 million rows has more than 2 GiB of ids.
-    encoded = column.cast(pa.large_string()).dictionary_encode()
-    return encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    return pa.concat_arrays([pa.array([], pa.large_string()), *column.cast(pa.large_string()).chunks])
 
 
-def bad_ids(ids: pa.DictionaryArray) -> np.ndarray:
+def bad_ids(ids: pa.LargeStringArray) -> np.ndarray:
     """
-    Which ids are null or bad after [`is_bad_id`]; looks at distinct values only. Args: what [`id_column`] returned.
+    Which ids are null or bad after [`is_bad_id`]; patterns look at distinct values only, and only where the bytes are
+    not all ASCII letters, digits and marks. Args: what [`id_column`] returned.
     """
-    bad = pc.match_substring_regex(ids.dictionary, _BAD_ID).to_numpy(zero_copy_only=False).astype(bool)
-    codes = ids.indices.fill_null(len(bad)).to_numpy(zero_copy_only=False)
+    if _are_plain(ids):
+        return np.zeros(len(ids), dtype=bool)
+    encoded = ids.dictionary_encode()
+    bad = pc.match_substring_regex(encoded.dictionary, _BAD_ID).to_numpy(zero_copy_only=False).astype(bool)
+    codes = encoded.indices.fill_null(len(bad)).to_numpy(zero_copy_only=False)
     return np.append(bad, True)[codes]  # null reads the entry appended
+
+
+def _are_plain(ids: pa.LargeStringArray) -> bool:
+    """Whether no id is null or empty, and none has a character besides `!` to `~`, or the `<` of a special token."""
+    _, places, content = ids.buffers()
+    if ids.null_count or not len(ids) or content is None:
+        return False
+    ends = np.frombuffer(places, np.int64)[ids.offset :][: len(ids) + 1]  # the texts stand in a row in one buffer
+    codes = np.frombuffer(content, np.uint8)[ends[0] : ends[-1]]
+    return bool((ends[1:] > ends[:-1]).all() and codes.min() > 32 and codes.max() < 127 and not (codes == 60).any())
 
 
 def number_column(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """The column as float64; what is no finite number becomes NaN. Args: numbers or texts."""
     column = _plain(column)
+    if pa.types.is_integer(column.type) and not column.null_count:
+        return column.to_numpy().astype(np.float64)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
         texts = column.cast(pa.large_string())
         is_number = pc.match_substring_regex(texts, _NUMBER)
@@ -153,7 +168,7 @@ class TimeSurvey:
     def add(self, column: pa.ChunkedArray | pa.Array) -> None:
         """Looks at a part. Args: timestamps, dates, numbers or texts; other types are a `ValueError`."""
         column = _plain(column)
-        if _is_time(column, self.date_format):
+        if _is_time(column, self.date_format) or self._add_extremes(column):
             return
         numbers = number_column(column)
         found = numbers[~np.isnan(numbers)]
@@ -172,6 +187,22 @@ class TimeSurvey:
                 self._keep(self.smallest, unit, -sizes[~below].min())
         if pa.types.is_large_string(column.type) and len(found) <= len(numbers) / 2 and not self.date_format:
             self._add_texts(column)
+
+    def _add_extremes(self, column: pa.ChunkedArray) -> bool:
+        """Adds whole numbers of which the least and the largest say all, quickly; whether they do."""
+        low, high = _extremes(column)
+        borders = [bound for _, bound in UNITS.values()]
+        borders += [year * 10 ** (digits - 4) for digits in _COMPACT.values() for year in (1980, 2101)]
+        if low <= 0 or any(low < border <= high for border in borders):
+            return False
+        if any(1980 <= low // 10 ** (digits - 4) < 2101 for digits in _COMPACT.values()):
+            return False
+        self.counts.update(rows=len(column), numbers=len(column))
+        self._keep(self.largest, "all", high)
+        for unit, (_, bound) in UNITS.items():
+            self.counts[unit] += len(column) if high < bound else 0
+            self._keep(*((self.largest, unit, high) if high < bound else (self.smallest, unit, -low)))
+        return True
 
     @property
     def found(self) -> dict[str, dict[str, float]]:
@@ -259,7 +290,10 @@ def times_of(column: pa.ChunkedArray | pa.Array, form: TimeForm) -> Times:
             unreadable = f"does not have the form `date_format={form.detail!r}`"
         numbers = _dates(column, form.detail)
     else:
-        numbers, problems = _in_milliseconds(number_column(column), form)
+        numbers, problems = _in_milliseconds(number_column(column), form, _extremes(column))
+    if pa.types.is_integer(column.type) and form.kind == "numbers" and not problems and not column.null_count:
+        if np.abs(numbers).max(initial=0) < _LATEST:
+            return Times(pa.array(np.round(numbers).astype(np.int64)), [])
     missing = np.isnan(numbers)
     too_far = np.abs(np.where(missing, 0, numbers)) >= _LATEST
     problems = [(missing, unreadable), *problems, (too_far, "lies beyond the year 5138")]
@@ -279,15 +313,25 @@ def _is_time(column: pa.ChunkedArray, date_format: str | None) -> bool:
     return False
 
 
-def _in_milliseconds(numbers: np.ndarray, form: TimeForm) -> tuple[np.ndarray, list[tuple[np.ndarray, str]]]:
-    """Numbers of one form, and which of them are dates of our days in another unit."""
+def _extremes(column: pa.ChunkedArray) -> tuple[float, float]:
+    """The least and the largest of whole numbers without gaps; of other columns no bounds."""
+    if not pa.types.is_integer(column.type) or column.null_count or not len(column):
+        return -np.inf, np.inf
+    found = pc.min_max(column).as_py()
+    return found["min"], found["max"]
+
+
+def _in_milliseconds(
+    numbers: np.ndarray, form: TimeForm, extremes: tuple[float, float]
+) -> tuple[np.ndarray, list[tuple[np.ndarray, str]]]:
+    """Numbers of one form and their extremes, and which of them are dates of our days in another unit."""
     if form.kind == "compact":
         milliseconds = _compact_dates(numbers, _COMPACT[form.detail])
         is_other = np.isnan(milliseconds) & ~np.isnan(numbers)
         return milliseconds, [(is_other, f"is no date in the form {form.detail}, as the others of the column are")]
     problems = []
     for name, (factor, _) in UNITS.items():
-        if name != form.detail:
+        if name != form.detail and extremes[0] * factor < _NOW[1] and extremes[1] * factor > _NOW[0]:
             scaled = np.nan_to_num(numbers) * factor
             reason = f"looks like {name} where the column holds {form.detail}: write all times in one unit"
             problems.append(((scaled > _NOW[0]) & (scaled < _NOW[1]), reason))

@@ -66,6 +66,7 @@ class DuckDB:
 
     def __init__(self, folder: Path, *, memory_limit: str | None = None, threads: int | None = None) -> None:
         settings: dict[str, Any] = {"temp_directory": str(folder), "memory_limit": memory_limit, "threads": threads}
+        settings["preserve_insertion_order"] = False  # no table has an order, and keeping it takes memory
         try:
             self._connection = duckdb.connect(
                 config={name: value for name, value in settings.items() if value is not None}

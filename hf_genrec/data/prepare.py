@@ -315,7 +315,6 @@ def _filter(
     if min_rating is not None:
         steps.keep_rated(engine, min_rating)
         filtered.record(f"rated at least {min_rating:g}")
-    _warn_of_duplicates(engine, rules)
     if rules.deduplicate:
         steps.deduplicate(engine)
         filtered.record("repeated pairs dropped")
@@ -330,9 +329,8 @@ def _filter(
     return filtered
 
 
-def _warn_of_duplicates(engine: Engine, rules: Protocol) -> None:
+def _warn_of_copies(number: int) -> None:
     """A row that is there twice makes a target equal to the item before it."""
-    number = 0 if rules.deduplicate else steps.count_duplicates(engine)
     if number:
         logger.warning(
             "%d interactions are there before, with the same user, item and time. They are kept, so a target may be "
@@ -403,6 +401,7 @@ def _write_splits(folder: Path, filtered: _Filtered, cold_items: float, times: S
     is_cold = _hold_out(folder, engine, item_ids, cold_items)
     rows, users = steps.sorted_rows(engine), steps.sorted_users(engine)
     sizes = write_splits(folder, rows, user_ids=users, item_ids=item_ids, is_cold=is_cold, times=times)
+    _warn_of_copies(sizes.num_copies)
     num_trained, num_tested = sizes.num_rows["train"], sizes.num_rows["test"]
     if times is not None and not (num_trained and num_tested):
         raise ValueError(

@@ -71,8 +71,8 @@ class Log:
     def read(self) -> ReadTable:
         """All good rows in one table."""
         tables = [pa.Table.from_batches([batch]) for batch in self.batches]
-        whole = pa.concat_tables([table.filter(table["is_good"]).drop_columns("is_good") for table in tables])
-        return ReadTable(whole.unify_dictionaries(), self.skips)
+        tables = [table.filter(table["is_good"]).drop_columns("is_good") for table in tables]
+        return ReadTable(pa.concat_tables(tables), self.skips)
 
 
 def open_interactions(
@@ -113,7 +113,7 @@ def open_interactions(
             Whether a line may have more than 16 million characters, and a packed file more than 200 times its size.
 
     Returns:
-        [`Log`]: with columns `user_id`, `item_id` (dictionaries of strings), `timestamp` and, if asked for, `rating`
+        [`Log`]: with columns `user_id`, `item_id` (strings), `timestamp` and, if asked for, `rating`
         (double).
     """
     skips = Skips(on_error)
@@ -155,7 +155,9 @@ def open_sequences(path: str | os.PathLike[str], *, on_error: OnError = "raise",
     lists = pc.split_pattern(pc.utf8_trim_whitespace(table["items"]), " ")
     rows, items = pc.list_parent_indices(lists).to_numpy(), id_column(pc.list_flatten(lists))
     reasons: dict[int, str] = {}
-    for row in np.setdiff1d(np.arange(len(users)), np.unique(users.indices.to_numpy(), return_index=True)[1]):
+    for row in np.setdiff1d(
+        np.arange(len(users)), np.unique(users.dictionary_encode().indices.to_numpy(), return_index=True)[1]
+    ):
         reasons[int(row)] = f"user {users[int(row)].as_py()!r} has a line already"
     for index in np.flatnonzero(bad_ids(items)):
         reasons.setdefault(int(rows[index]), f"item id {items[int(index)].as_py()!r} {ID_RULE}")

@@ -141,7 +141,7 @@ def without_warnings() -> Iterator[None]:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.string() if pa.types.is_large_string(kind) else kind
 
 
 def _session(master: str | None) -> SparkSession:

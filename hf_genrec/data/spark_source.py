@@ -196,7 +196,7 @@ def _checked(frame: DataFrame, keys: Sequence[str], owner: str, form: TimeForm, 
 
 
 def _plain(column: Any) -> pa.Array:
-    return column.cast(pa.string()) if isinstance(column, pa.DictionaryArray) else pa.array(column)
+    return column.cast(pa.string()) if isinstance(column, pa.LargeStringArray) else pa.array(column)
 
 
 def _place_of(position: int, names: Mapping[int, str], source: _Source) -> str:

@@ -3,8 +3,9 @@ The steps between a log and its splits, as SQL: numbering, counting, filters, or
 
 Every step reads and replaces the table `log` of an engine (see `engines.py`): `user_number` and `item_number`
 (integers in order of first appearance; the tables `users` and `items` say what their ids are), `timestamp`
-(milliseconds since the epoch, or null throughout), `position` (the row's place in the source) and maybe `rating`. The
-order of a user's interactions is that of their times, and of their positions where these are equal or missing.
+(milliseconds since the epoch, or null throughout), `position` (the row's place in the source) and maybe `rating`; and
+beside it `user_counts` and `item_counts`, the interactions (`number`) of each user and item that has any. The order of
+a user's interactions is that of their times, and of their positions where these are equal or missing.
 
 The statements are standard SQL, so that every engine runs the same.
 """
@@ -37,8 +38,8 @@ def number_ids(engine: Engine) -> None:
             f"WHERE {name}_id IS NOT NULL",
         )
     rating = ", rating" if "rating" in engine.columns("source_rows") else ""
-    engine.create(
-        "log",
+    _set_log(
+        engine,
         f"SELECT user_number, item_number, timestamp, position{rating} FROM source_rows "
         "JOIN users ON users.user_id = source_rows.user_id JOIN items ON items.item_id = source_rows.item_id "
         "WHERE is_good",
@@ -52,8 +53,8 @@ def statistics_of(engine: Engine) -> dict[str, int | float]:
     """
     sizes = _row(
         engine,
-        "SELECT count(DISTINCT user_number) AS num_users, count(DISTINCT item_number) AS num_items, "
-        "count(*) AS num_interactions FROM log",
+        "SELECT (SELECT count(*) FROM user_counts) AS num_users, count(*) AS num_items, "
+        "CAST(coalesce(sum(number), 0) AS BIGINT) AS num_interactions FROM item_counts",
     )
     num_users, num_items, num_rows = sizes.values()
     return sizes | {"mean_length": num_rows / max(num_users, 1), "density": num_rows / max(num_users * num_items, 1)}
@@ -62,14 +63,14 @@ def statistics_of(engine: Engine) -> dict[str, int | float]:
 def keep_items(engine: Engine, item_ids: pa.Array) -> None:
     """Drops interactions with all other items. Args: the engine, and ids, each once."""
     _load_ids(engine, item_ids)
-    engine.create("log", "SELECT log.* FROM log JOIN chosen ON chosen.item_number = log.item_number")
+    _set_log(engine, "SELECT log.* FROM log JOIN chosen ON chosen.item_number = log.item_number")
     engine.drop("chosen")
 
 
 def keep_rated(engine: Engine, least: float) -> None:
     """Drops interactions rated lower; the ratings go. Args: the engine, and the least rating."""
     names = ", ".join(name for name in engine.columns("log") if name != "rating")
-    engine.create("log", f"SELECT {names} FROM log WHERE rating >= CAST('{float(least)!r}' AS DOUBLE)")
+    _set_log(engine, f"SELECT {names} FROM log WHERE rating >= CAST('{float(least)!r}' AS DOUBLE)")
 
 
 def has_times(engine: Engine) -> bool:
@@ -77,21 +78,11 @@ def has_times(engine: Engine) -> bool:
     return _row(engine, "SELECT count(timestamp) AS number FROM log")["number"] > 0
 
 
-def count_duplicates(engine: Engine) -> int:
-    """Rows that repeat another one in user, item and time; 0 for a log without times. Args: the engine."""
-    if not has_times(engine):
-        return 0
-    distinct = "SELECT DISTINCT user_number, item_number, timestamp FROM log"
-    return _row(engine, f"SELECT (SELECT count(*) FROM log) - (SELECT count(*) FROM ({distinct}) AS pairs) AS number")[
-        "number"
-    ]
-
-
 def deduplicate(engine: Engine) -> None:
     """Keeps the earliest row of every pair of user and item. Args: the engine."""
     names = ", ".join(engine.columns("log"))
-    engine.create(
-        "log",
+    _set_log(
+        engine,
         f"SELECT {names} FROM (SELECT {names}, row_number() OVER (PARTITION BY user_number, item_number "
         "ORDER BY timestamp, position) AS repetition FROM log) AS numbered WHERE repetition = 1",
     )
@@ -144,13 +135,8 @@ def newest_items(engine: Engine, share: float) -> pa.Array:
 
 def used_items(engine: Engine) -> pa.Array:
     """Ids of the items that have an interaction, in the order of their numbers. Args: the engine."""
-    used = "SELECT DISTINCT item_number FROM log"
-    return _ids(
-        engine.table(
-            f"SELECT item_id FROM items JOIN ({used}) AS used ON used.item_number = items.item_number "
-            "ORDER BY items.item_number"
-        )["item_id"]
-    )
+    query = "SELECT item_id FROM items JOIN item_counts ON item_counts.item_number = items.item_number "
+    return _ids(engine.table(f"{query}ORDER BY items.item_number")["item_id"])
 
 
 def in_order_of_appearance(engine: Engine, item_ids: pa.Array) -> pa.Array:
@@ -189,28 +175,31 @@ def sorted_rows(engine: Engine) -> Iterator[pa.RecordBatch]:
 
 def sorted_users(engine: Engine) -> Iterator[pa.RecordBatch]:
     """The users in the order of [`sorted_rows`], each once; the column is `user_id`. Args: the engine."""
-    used = "SELECT DISTINCT user_number FROM log"
-    return engine.batches(
-        f"SELECT user_id FROM users JOIN ({used}) AS used ON used.user_number = users.user_number "
-        "ORDER BY users.user_number"
-    )
+    query = "SELECT user_id FROM users JOIN user_counts ON user_counts.user_number = users.user_number "
+    return engine.batches(f"{query}ORDER BY users.user_number")
+
+
+def _set_log(engine: Engine, query: str) -> None:
+    """Replaces the log and what is counted of it."""
+    engine.create("log", query)
+    for name in ("user", "item"):
+        counts = f"SELECT {name}_number, count(*) AS number FROM log GROUP BY {name}_number"
+        engine.create(f"{name}_counts", counts)
 
 
 def _drop_rare(engine: Engine, least: int, names: tuple[str, ...] = ("user", "item")) -> bool:
     """Drops the users and items with fewer rows; whether there were any."""
-    for name in names:
-        counts = f"SELECT {name}_number FROM log GROUP BY {name}_number HAVING count(*) < {least}"
-        engine.create(f"rare_{name}s", counts)
-    number = sum(_row(engine, f"SELECT count(*) AS number FROM rare_{name}s")["number"] for name in names)
-    if number:
-        # The rare ones are few, so what is looked up in them is quick; rows are written only where some leave.
-        missing = (
-            f"NOT EXISTS (SELECT 1 FROM rare_{name}s WHERE rare_{name}s.{name}_number = log.{name}_number)"
-            for name in names
-        )
-        engine.create("log", f"SELECT * FROM log WHERE {' AND '.join(missing)}")
-    engine.drop(*(f"rare_{name}s" for name in names))
-    return number > 0
+    rare = [f"SELECT {name}_number FROM {name}_counts WHERE number < {least}" for name in names]
+    if not any(_row(engine, f"SELECT count(*) AS number FROM ({query}) AS rare")["number"] for query in rare):
+        return False
+    # The rare ones are few, so what is looked up in them is quick.
+    missing = (
+        f"NOT EXISTS (SELECT 1 FROM {name}_counts WHERE number < {least} "
+        f"AND {name}_counts.{name}_number = log.{name}_number)"
+        for name in names
+    )
+    _set_log(engine, f"SELECT * FROM log WHERE {' AND '.join(missing)}")
+    return True
 
 
 def _load_ids(engine: Engine, item_ids: pa.Array) -> None:

@@ -89,7 +89,6 @@ def test_an_empty_table_passes_through_every_step(engine):
     for step in (steps.deduplicate, lambda engine: steps.k_core(engine, 3), lambda _: None):
         assert after(engine, [], step) == []
     assert list(steps.statistics_of(engine).values()) == [0, 0, 0, 0.0, 0.0]
-    assert steps.count_duplicates(engine) == 0
 
 
 def test_a_row_that_does_not_count_still_says_when_its_user_came_first(engine):
