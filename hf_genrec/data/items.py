@@ -37,8 +37,8 @@ def clean_text(text: str, *, ascii_only: bool = False) -> str:
 
     Source: Hou et al. 2026, published preprocessing (https://huggingface.co/papers/2605.06331).
     """
-    plain = html.unescape(_LONG_REFERENCE.sub("\ufffd", text))
-    plain = _TAG.sub(" ", _without_comments(plain))
+    plain = html.unescape(_LONG_REFERENCE.sub("\ufffd", text)) if "&" in text else text
+    plain = _TAG.sub(" ", _without_comments(plain)) if "<" in plain else plain
     if ascii_only:
         plain = _NON_ASCII.sub(" ", plain)
     return " ".join(plain.split())
@@ -46,6 +46,8 @@ def clean_text(text: str, *, ascii_only: bool = False) -> str:
 
 def plain_text(value: Any, *, ascii_only: bool = False) -> str:
     """A string, a number or a collection of them, cleaned and joined with `", "`. Args: see [`clean_text`]."""
+    if isinstance(value, str):
+        return clean_text(value, ascii_only=ascii_only)
     cleaned = (clean_text(leaf, ascii_only=ascii_only) for leaf in leaves(value))
     return ", ".join(leaf for leaf in cleaned if leaf)
 
@@ -84,6 +86,8 @@ def _without_comments(text: str) -> str:
 
 def _field_text(value: Any, *, ascii_only: bool) -> str:
     """Text of one field; empty if there is nothing to say."""
+    if value is None:
+        return ""
     text = plain_text(value, ascii_only=ascii_only)
     return f"{text}." if text and _is_collection(value) else text
 
@@ -103,4 +107,8 @@ def leaves(value: Any) -> Iterator[str]:
 
 
 def _is_collection(value: Any) -> bool:
-    return isinstance(value, (list, tuple, Mapping)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+    return (
+        not isinstance(value, str)
+        and isinstance(value, (list, tuple, Mapping))
+        or (isinstance(value, np.ndarray) and value.ndim > 0)
+    )

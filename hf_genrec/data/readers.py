@@ -204,7 +204,7 @@ def open_source(
 def records_of(rows: Iterable[Any], owner: str = "") -> Iterator[Record]:
     """Rows of a table as records. Args: the rows, and the file that they are of, if any."""
     for number, values in enumerate(rows, start=1):
-        error = None if isinstance(values, Mapping) else f"no dictionary of fields but {type(values).__name__}"
+        error = None if isinstance(values, dict | Mapping) else f"no dictionary of fields but {type(values).__name__}"
         try:
             values = writable(values)
             if error is None and not all(isinstance(name, str) for name in values):

@@ -426,6 +426,8 @@ def writable(value: Any) -> Any:
 
     Args: what JSON can hold, or objects that have a `str`.
     """
+    if isinstance(value, dict) and all(type(x) is str and x.isascii() or x is None for x in (*value, *value.values())):
+        return value  # the usual case, quick
     level = [value]
     for _ in range(MAX_DEPTH):
         nested = (outer.values() if isinstance(outer, Mapping) else outer for outer in level)

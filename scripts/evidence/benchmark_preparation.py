@@ -7,10 +7,10 @@ How preparing a log grows with its length: seconds, CPU seconds and memory.
 
 The logs are invented: users and items follow power laws (there is a user for 10 rows and an item for 200), times are
 random, and a log of 10 times the rows has 10 times the users and items. Each is prepared by a process of its own, with
-a 5-core, from Parquet and, up to `--most-csv` rows, from CSV; `--before` names a checkout whose preparation runs on
-the same files, as far as `--most-before` rows. Seconds are those of `prepare()`, without imports; CPU seconds those
-of all its threads; memory is the peak of the whole process. The growth exponent is the slope of the CPU seconds
-between two sizes on logarithmic axes. Logs and folders are removed when they are measured.
+a 5-core, from Parquet and, up to `--most-csv` and `--most-jsonl` rows, from CSV and JSON Lines; `--before` names a
+checkout whose preparation runs on the same files, as far as `--most-before` rows. Seconds are those of `prepare()`,
+without imports; CPU seconds those of all its threads; memory is the peak of the whole process. The growth exponent is
+the slope of the CPU seconds between two sizes on logarithmic axes. Logs and folders are removed once measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hf_genrec.files import write_json
 
 
 DEFAULT_OUTPUT = Path("scripts/evidence/records/preparation_speed.json")
-QUICK = {"sizes": [2_000, 20_000], "most_csv": 2_000, "most_before": 2_000}
+QUICK = {"sizes": [2_000, 20_000], "most_csv": 2_000, "most_jsonl": 2_000, "most_before": 2_000}
 ROWS_PER_USER, ROWS_PER_ITEM = 10, 200
 WORKER = """
 import json, resource, sys, time
@@ -76,6 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--work", type=Path, required=True, help="folder for logs and prepared folders")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**5, 10**6, 10**7, 10**8], help="rows of the logs")
     parser.add_argument("--most-csv", type=int, default=10**7, help="rows of the longest log as CSV")
+    parser.add_argument("--most-jsonl", type=int, default=10**6, help="rows of the longest log as JSON Lines")
     parser.add_argument("--before", type=Path, help="a checkout of the code to compare with")
     parser.add_argument("--most-before", type=int, default=10**7, help="rows of the longest log for that code")
     parser.add_argument("--memory-limit", default="2GB", help="of the engine (default 2GB)")
@@ -91,8 +92,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def runs_of(size: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """All preparations of one log."""
     items, runs = write_items(options.work / "items.parquet", size), []
-    for form in ("parquet", "csv"):
-        if form == "csv" and size > options.most_csv:
+    for form in ("parquet", "csv", "jsonl"):
+        if size > {"csv": options.most_csv, "jsonl": options.most_jsonl}.get(form, size):
             continue
         log = write_log(options.work / f"log.{form}", size)
         found = measured(log, items, options.work / "prepared", {"memory_limit": options.memory_limit})
@@ -115,7 +116,7 @@ def write_log(path: Path, num_rows: int) -> Path:
         f"'i' || CAST({num_items - 1} * pow({item}, 3) AS BIGINT) AS item_id, "
         f"CAST(1.4e12 + 3e11 * {time} AS BIGINT) AS timestamp FROM range({num_rows})"
     )
-    form = "PARQUET" if path.suffix == ".parquet" else "CSV, HEADER"
+    form = {".parquet": "PARQUET", ".csv": "CSV, HEADER", ".jsonl": "JSON"}[path.suffix]
     with duckdb.connect() as connection:
         connection.execute(f"COPY ({query}) TO '{path}' (FORMAT {form})").fetchall()
     return path
