@@ -29,7 +29,7 @@ class RecurrentEncoder(nn.Module):
         if self.gaps is not None:
             read = read + self.gaps(torch.ones_like(histories.tokens) if histories.mask is None else histories.mask)
         states, _ = self.gru(histories.to_rows(self.drop(read)))  # padding stands behind the items: none reads it
-        states = histories.from_rows(states, histories.last if anchors is None else anchors)
+        states = histories.from_rows(states)[histories.last if anchors is None else anchors]
         return self.output(self.drop(states)).unsqueeze(1)
 
     @torch.no_grad()

@@ -9,6 +9,8 @@ from hf_genrec import (
     ACERecForItemGeneration,
     Recommender,
     RPGForItemGeneration,
+    VQRecConfig,
+    VQRecForItemGeneration,
 )
 from hf_genrec.modeling.configuration_item_to_item import ItemToItemConfig
 from hf_genrec.modeling.modeling_ensemble import EnsembleForItemGeneration
@@ -35,6 +37,9 @@ def model_of(kind):
         return model
     if kind == "rpg":
         return make_model(tiny_rpg_config(num_items=11, num_levels=3), model_class=RPGForItemGeneration)
+    if kind == "vqrec":
+        config = VQRecConfig(num_items=11, num_levels=3, codebook_size=5, **SHAPE)
+        return make_model(config, model_class=VQRecForItemGeneration)
     if kind == "acerec":
         from hf_genrec import ACERecConfig
 

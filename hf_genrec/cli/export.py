@@ -31,8 +31,9 @@ def _export(
     """
     Export a model to onnxruntime, or its catalog to another engine.
 
-    ONNX: sasrec, rpg, acerec and dense heads as one graph that ranks the whole catalog; latte as two, an encoder and a
-    step of the decoder, with the trie for the search between them. The folder's README says how they are run.
+    ONNX: sasrec, hstu, gru4rec, rpg, acerec and dense heads as one graph that ranks the whole catalog; latte as two,
+    an encoder and a step of the decoder, with the trie for the search between them. The folder's README says how they
+    are run.
 
     \b
     Examples:

@@ -22,12 +22,13 @@ from hf_genrec import (
     SASRecForItemGeneration,
     SemanticIds,
     VQRecConfig,
+    VQRecForItemGeneration,
     prepare,
 )
 from hf_genrec.modeling.configuration_ensemble import EnsembleConfig
 from hf_genrec.modeling.configuration_item_to_item import ItemToItemConfig
 from hf_genrec.training.arguments import training_arguments
-from hf_genrec.training.initial import start_fresh
+from hf_genrec.training.initial import Starting, start_fresh
 from hf_genrec.training.runs import train_run
 from invariants.model import random_codes
 
@@ -104,6 +105,29 @@ def test_new_architecture_trains_saves_recommends_and_describes_itself(circle, t
     assert "# A LastItem recommender" in card
     assert "scores items by the last one" in card
     assert "Markov 1913" in card
+
+
+@pytest.mark.parametrize("architecture", ["hstu", "vqrec", "gru4rec", "bert4rec"])
+def test_models_that_score_all_items_train_and_recommend_from_their_folders(circle, tmp_path, architecture):
+    shape = {"d_model": 16, "num_layers": 1}
+    if architecture == "vqrec":
+        ids = SemanticIds(ITEM_IDS, random_codes(NUM_ITEMS, 3, 5).numpy(), 5, "keep")
+        starting = Starting(VQRecForItemGeneration(VQRecConfig.for_ids(ids, **shape)), ids, None)
+        starting.model.set_catalog(ids.codes)
+    else:
+        starting = start_fresh(circle, None, shape=shape, seed=0, architecture=architecture)
+    schedule = {"num_train_epochs": 2, "learning_rate": 0.01, "per_device_train_batch_size": 64}
+    before = starting.model.token_embeddings.weight.clone()
+
+    train_run(circle, starting, tmp_path / "run", training_arguments(tmp_path / "run", settings=schedule))
+
+    recommender = Recommender.from_pretrained(tmp_path / "run", device="cpu")
+    histories, rules = [["i3", "i4"], ["i9"]], {"top_k": 3, "exclude_items": ["i5", "i0"], "exclude_seen": True}
+    assert type(recommender.model) is type(starting.model)
+    assert not torch.equal(starting.model.token_embeddings.weight, before)
+    found = recommender.recommend(histories, **rules)
+    assert found == Recommender(starting.model, circle.items).recommend(histories, **rules)
+    assert all(len(set(row)) == 3 and not set(row) & {"i5", "i0"} for row in found.item_ids)
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)

@@ -10,7 +10,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hf_genrec import Recommender
+from hf_genrec import (
+    GRU4RecConfig,
+    GRU4RecForItemGeneration,
+    HSTUConfig,
+    HSTUForItemGeneration,
+    Recommender,
+    SASRecConfig,
+    SASRecForItemGeneration,
+)
 from hf_genrec.serving.export.code_search import CodeSearch
 from hf_genrec.serving.export.onnx_graph import export_onnx, ranking_graph, search_settings
 from hf_genrec.serving.export.onnx_recommender import OnnxRecommender
@@ -26,10 +34,18 @@ def recommender_of(architecture, folder):
     if architecture == "dense head":
         model = make_model(tiny_config(num_latent_tokens=0, **DENSE))
         return Recommender(model, pa.table({"item_id": ITEM_IDS}), decoding="dense")
+    if architecture in ROWS:
+        model_class, config = ROWS[architecture]
+        return Recommender(make_model(config, model_class=model_class), pa.table({"item_id": ITEM_IDS}))
     return Recommender.from_pretrained(make_folder(folder, architecture), device="cpu")
 
 
-ARCHITECTURES = ["sasrec", "rpg", "acerec", "dense head"]
+ROWS = {
+    "texts": (SASRecForItemGeneration, SASRecConfig(num_items=29, d_model=16, text_dim=7)),
+    "hstu": (HSTUForItemGeneration, HSTUConfig(num_items=29, d_model=16, num_heads=2)),
+    "gru4rec": (GRU4RecForItemGeneration, GRU4RecConfig(num_items=29, d_model=16)),
+}
+ARCHITECTURES = ["sasrec", "rpg", "acerec", "dense head", *ROWS]
 EXPORTED = [ARCHITECTURES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES[1:])]
 
 

@@ -70,7 +70,7 @@ class RankingGraph(nn.Module):
     The network that is exported; it can be called in torch too.
 
     Args:
-        model: A SASRec, RPG or ACERec, or another model with a dense head, which alone ranks then.
+        model: A SASRec, HSTU, GRU4Rec, RPG or ACERec, or another model with a dense head, which alone ranks then.
         top_k (`int`): Items of a list.
         code_weight (`float`): Weight of the codes' log-probabilities, for models with heads for codes.
         dense_weight (`float`): Weight of the dense head's.
@@ -86,9 +86,8 @@ class RankingGraph(nn.Module):
         super().__init__()
         self.model, self.top_k, self.code_weight, self.dense_weight = model, top_k, code_weight, dense_weight
         config = model.config
-        self.kind = (
-            "sasrec" if config.model_type == "sasrec" else "codes" if hasattr(model, "code_log_probs") else "t5"
-        )
+        has_rows = hasattr(config, "text_dim")
+        self.kind = "rows" if has_rows else "codes" if hasattr(model, "code_log_probs") else "t5"
         order = model.item_order if config.has_codes else None
         self.register_buffer("order", torch.arange(config.num_items) if order is None else order)
         is_open = model.open_items  # `None` where all are
@@ -99,7 +98,7 @@ class RankingGraph(nn.Module):
                 starts = config.codebook_size * torch.arange(config.num_levels)
                 self.register_buffer("codes", (model.item_codes.long() + starts)[self.order])
             if dense_weight:
-                outputs = model.item_embeddings() if self.kind == "sasrec" else model.item_vectors()
+                outputs = model.item_embeddings() if self.kind == "rows" else model.item_vectors()
                 self.register_buffer("outputs", outputs.float()[self.order].t().contiguous())
 
     def _inputs(self) -> torch.Tensor:
@@ -107,9 +106,9 @@ class RankingGraph(nn.Module):
         model, config = self.model, self.model.config
         tokens = config.first_item_token + torch.arange(config.num_items)
         tokens = torch.cat([tokens, torch.tensor([config.user_token_id])])
-        if self.kind == "sasrec":
+        if self.kind == "rows":
             scale = config.d_model**0.5 if config.scale_embeddings else 1.0
-            return scale * model.token_embeddings(tokens).unsqueeze(1)
+            return scale * model._vectors_of(tokens).unsqueeze(1)
         if self.kind == "codes":
             return model._merge_items(tokens).tokens
         vectors = torch.cat(
@@ -158,7 +157,7 @@ class RankingGraph(nn.Module):
         """What the model's own encoder makes of rows; an empty history is the user token."""
         rows = torch.where(history < 0, self.inputs.shape[0] - 1, history).flatten()
         histories: Any = _Rows((history >= 0).sum(1).clamp(min=1), history.shape[1])
-        if self.kind == "sasrec":
+        if self.kind == "rows":
             return self.model.encoder(self.inputs[rows], histories).squeeze(1)
         return self.model._encode(MergedItems(tokens=self.inputs), rows, histories)
 
@@ -187,7 +186,7 @@ def export_onnx(
 
     | model | graphs |
     |---|---|
-    | SASRec, RPG, ACERec, or `decoding="dense"` | `model.onnx` ranks the whole catalog |
+    | SASRec, HSTU, GRU4Rec, RPG, ACERec, or `decoding="dense"` | `model.onnx` ranks the whole catalog |
     | Latte, PSID, TIGER | `encoder.onnx` and `decoder.onnx`, and the trie for the search between their calls |
     | one of these with a dense head | all three; `model.onnx` is the dense head alone |
 
@@ -243,7 +242,7 @@ def export_onnx(
 def _check(recommender: Recommender) -> None:
     """Whether there is a graph for the model and for what it is set to."""
     model, config = recommender.model, recommender.model.config
-    if config.model_type not in ("latte", "rpg", "acerec", "sasrec"):
+    if config.model_type not in ("latte", "rpg", "acerec", "sasrec", "hstu", "gru4rec"):
         remedy = "; its `members` can be, each as a `Recommender(member, items)`" if hasattr(model, "members") else ""
         raise ValueError(f"There is no ONNX graph for {type(model).__name__}{remedy}.")
     if has_times(config):
@@ -286,7 +285,7 @@ def ranking_graph(recommender: Recommender, *, top_k: int) -> RankingGraph:
             "code_weight": 0.0 if is_dense else 1.0,
             "dense_weight": 1.0 if is_dense else recommender.config.dense_weight if config.dense_head else 0.0,
         }
-    elif config.model_type == "sasrec" or getattr(config, "dense_head", False):
+    elif hasattr(config, "text_dim") or getattr(config, "dense_head", False):
         weights = {"code_weight": 0.0, "dense_weight": 1.0}
     else:
         raise ValueError(f"A {type(model).__name__} without a dense head is searched code by code: no single graph.")
