@@ -37,12 +37,13 @@ def _train(
     prepared_folder: Prepared,
     output: RunFolder,
     ids: Annotated[
-        str | None, typer.Option(help="Folder that `hf-genrec tokenize` wrote; sasrec and hstu need none.")
+        str | None,
+        typer.Option(help="Folder that `hf-genrec tokenize` wrote; sasrec, hstu, gru4rec and bert4rec need none."),
     ] = None,
     embeddings: Annotated[
         str | None,
         typer.Option(
-            help="What `hf-genrec embed` wrote: for ids where none are given, for a dense head, for sasrec.",
+            help="What `hf-genrec embed` wrote: for ids where none are given, a dense head, or a model without ids.",
             show_default="the behaviour in the log",
         ),
     ] = None,
@@ -64,8 +65,8 @@ def _train(
     architecture: Annotated[
         Architecture | None,
         typer.Option(
-            help="Kind of model: latte (also TIGER and PSID), decoder (history and target in one stream), rpg and "
-            "acerec for long ids, sasrec and hstu without ids, or llm over a `--backbone`.",
+            help="Kind of model: latte (also TIGER and PSID), decoder (history and target in one stream), rpg, "
+            "acerec and vqrec for long ids, sasrec, hstu, gru4rec and bert4rec without ids, llm over a `--backbone`.",
             show_default="latte",
         ),
     ] = None,
@@ -244,7 +245,8 @@ def _check_model(asked: SimpleNamespace) -> None:
     reads_texts = asked.dense_head or hasattr(kind, "text_dim")
     if asked.embeddings is not None and not (asked.chooses or (reads_texts and asked.origin is None)):
         raise ValueError(
-            "`--embeddings` are for a new model that makes its ids, for `--dense-head` or for sasrec: leave it out."
+            "`--embeddings` are for a new model that makes its ids, for `--dense-head` or for an architecture "
+            "without ids: leave it out."
         )
     if asked.ids is not None and not kind.has_codes:
         raise ValueError(f"{kind.display_name} has no semantic IDs: leave out `--ids`.")

@@ -51,10 +51,10 @@ def item_vectors(now: Snapshot, item_ids: Sequence[str] | None = None) -> NDArra
     with torch.no_grad():
         if getattr(model.config, "dense_head", False):
             vectors = model.item_vectors()
-        elif model.config.has_codes:
-            vectors = model.code_vectors()
         elif hasattr(model, "item_embeddings"):
             vectors = model.item_embeddings()
+        elif model.config.has_codes:
+            vectors = model.code_vectors()
     if vectors is None:
         raise ValueError(
             f"A {type(model).__name__} has no vectors of items: ask one of its members, or another model."

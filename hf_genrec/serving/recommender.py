@@ -431,8 +431,9 @@ class Recommender:
         """
         Vectors of items, `(num_items, dimension)`, for a downstream ranker.
 
-        Of a dense head or SASRec those that histories are compared with, so `encode_users(...) @ item_vectors().T` are
-        its scores up to a constant per user; of other models with semantic IDs the embeddings of their codes.
+        Of models that score items by vectors (a dense head, SASRec) those that histories are compared with, so
+        `encode_users(...) @ item_vectors().T` are its scores up to a constant per user; of other models with semantic
+        IDs the embeddings of their codes.
 
         Args:
             item_ids (`list[str]`, *optional*): Which items, in this order; `None` for all in the order of `item_ids`.

@@ -64,7 +64,7 @@ def test_second_head_is_trained_where_it_is_asked_for_and_its_weight_is_saved(sh
     assert "`--dense-head` needs `--history-unit item`" in error_of(
         *words[:-1], tmp_path / "other", "--dense-head", "--history-unit", "code"
     )
-    assert "for `--dense-head` or for sasrec: leave it out" in error_of(*words, "--embeddings", shop / "emb")
+    assert "for an architecture without ids: leave it out" in error_of(*words, "--embeddings", shop / "emb")
 
 
 def test_sasrec_reads_the_vectors_of_texts_that_it_is_given(shop, tmp_path):

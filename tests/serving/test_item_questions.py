@@ -6,7 +6,7 @@ import pytest
 from live_shops import rebuilt, shop_of
 
 
-KINDS = ["latte", "two heads", "rpg", "acerec", "sasrec"]
+KINDS = ["latte", "two heads", "rpg", "acerec", "vqrec", "sasrec"]
 
 
 @pytest.fixture(params=KINDS)
@@ -28,8 +28,9 @@ def test_similar_items_are_the_nearest_of_those_that_may_be_recommended(shop):
         shop.similar_items("gone")
 
 
-def test_vectors_of_users_do_not_depend_on_the_batch_and_give_the_scores_where_items_have_vectors():
-    shop, histories = shop_of("sasrec"), [["i1", "i2"], [], ["i3"] * 40]
+@pytest.mark.parametrize("kind", ["sasrec", "vqrec"])
+def test_vectors_of_users_do_not_depend_on_the_batch_and_give_the_scores_where_items_have_vectors(kind):
+    shop, histories = shop_of(kind), [["i1", "i2"], [], ["i3"] * 40]
 
     users = shop.encode_users(histories)
     shop.batch_size = 1

@@ -1,8 +1,9 @@
 """
 Rows for items that come after training, of models that have learned one of each item: by ridge regression on texts.
 
-A SASRec, a dense head without codes or vectors, and the text scorer know an item by a row. What rows items with such
-texts have is learned once from the vectors of all items (`catalog.learn`) and kept in `quantizer/rows.safetensors`.
+A SASRec or another model without codes, a dense head without codes or vectors, and the text scorer know an item by a
+row. What rows items with such texts have is learned once from the vectors of all items (`catalog.learn`) and kept in
+`quantizer/rows.safetensors`.
 """
 
 from __future__ import annotations
