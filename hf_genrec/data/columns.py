@@ -117,17 +117,36 @@ def bad_ids(ids: pa.LargeStringArray) -> np.ndarray:
 
 def _are_plain(ids: pa.LargeStringArray) -> bool:
     """Whether no id is null or empty, and none has a character besides `!` to `~`, or the `<` of a special token."""
-    _, places, content = ids.buffers()
-    if ids.null_count or not len(ids) or content is None:
-        return False
-    ends = np.frombuffer(places, np.int64)[ids.offset :][: len(ids) + 1]  # the texts stand in a row in one buffer
-    codes = np.frombuffer(content, np.uint8)[ends[0] : ends[-1]]
-    return bool((ends[1:] > ends[:-1]).all() and codes.min() > 32 and codes.max() < 127 and not (codes == 60).any())
+    codes, lengths = _bytes_of(ids)
+    return len(codes) > 0 and bool(
+        lengths.min() > 0 and codes.min() > 32 and codes.max() < 127 and not (codes == ord("<")).any()
+    )
+
+
+def _bytes_of(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of all texts, which stand in a row, and how many each has; nothing if one is null."""
+    _, places, content = texts.buffers()
+    if texts.null_count or not len(texts) or content is None:
+        return np.array([], np.uint8), np.array([], np.int64)
+    ends = np.frombuffer(places, np.int64)[texts.offset :][: len(texts) + 1]
+    return np.frombuffer(content, np.uint8)[ends[0] : ends[-1]], np.diff(ends)
+
+
+def _whole_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of which all texts are some digits as integers, any other as it is."""
+    if not pa.types.is_large_string(column.type):
+        return column
+    for chunk in column.chunks:
+        codes, lengths = _bytes_of(chunk)
+        is_whole = len(codes) and lengths.min() > 0 and lengths.max() < 19 and codes.min() > 47 and codes.max() < 58
+        if not is_whole:
+            return column
+    return column.cast(pa.int64())
 
 
 def number_column(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """The column as float64; what is no finite number becomes NaN. Args: numbers or texts."""
-    column = _plain(column)
+    column = _whole_numbers(_plain(column))
     if pa.types.is_integer(column.type) and not column.null_count:
         return column.to_numpy().astype(np.float64)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
@@ -167,7 +186,7 @@ class TimeSurvey:
 
     def add(self, column: pa.ChunkedArray | pa.Array) -> None:
         """Looks at a part. Args: timestamps, dates, numbers or texts; other types are a `ValueError`."""
-        column = _plain(column)
+        column = _plain(column) if self.date_format else _whole_numbers(_plain(column))
         if _is_time(column, self.date_format) or self._add_extremes(column):
             return
         numbers = number_column(column)
@@ -277,7 +296,7 @@ def time_column(column: pa.ChunkedArray | pa.Array, date_format: str | None = No
 
 def times_of(column: pa.ChunkedArray | pa.Array, form: TimeForm) -> Times:
     """A part of a column of times as milliseconds. Args: the part, and the form of the whole column."""
-    column = _plain(column)
+    column = _plain(column) if form.kind == "texts" else _whole_numbers(_plain(column))
     problems: list[tuple[np.ndarray, str]] = []
     unreadable = (
         "is neither a number nor an ISO 8601 time such as 2020-12-24 18:30:00; for another form pass `date_format`, "

@@ -146,7 +146,9 @@ class _Writer:
     def write(self, piece: _Piece, user_ids: pa.Array, item_ids: pa.Array, timestamps: pa.Array) -> None:
         """Writes and counts the rows of a piece. Args: the piece, its users' ids, and the interactions'."""
         kept, places, begins, ends = piece
-        items, moments = item_ids.take(pa.array(places)), timestamps.take(pa.array(places))
+        items, moments = item_ids, timestamps
+        if len(places) < len(item_ids):
+            items, moments = items.take(pa.array(places)), moments.take(pa.array(places))
         rows = split_rows(
             user_ids=user_ids.take(pa.array(kept)), item_ids=items, timestamps=moments, starts=begins, ends=ends
         )
