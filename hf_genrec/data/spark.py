@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 
 ROWS_AT_ONCE = 2**20  # that the driver hands over to the executors
+LOCAL_MEMORY = "4g"  # of a session on this machine; Spark's own 1 GB is for a driver that leaves rows to executors
 
 
 class Spark:
@@ -40,8 +41,12 @@ class Spark:
         with without_warnings():
             self.callers = session = _session(master)
         self._session = session.newSession()  # views and settings of its own: the caller's stay as they are
-        if str(session.sparkContext.master).startswith("local"):  # 200 pieces are for a cluster
+        if str(session.sparkContext.master).startswith("local"):
             self._session.conf.set("spark.sql.shuffle.partitions", 2 * session.sparkContext.defaultParallelism)
+            # Within one process a table that is broadcast is a copy of 8 to 32 MB, even of a few rows, which stays
+            # until Java collects its garbage: after a few dozen joins no memory is left for anything else.
+            self._session.conf.set("spark.sql.autoBroadcastJoinThreshold", -1)
+        self._session.conf.set("spark.sql.execution.arrow.localRelationThreshold", 0)  # else rows become Java objects
         self._session.conf.set("spark.sql.caseSensitive", "true")
         self._session.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")  # else Spark reads no nanoseconds
         self._tables: dict[str, list[DataFrame]] = {}
@@ -141,6 +146,7 @@ def without_warnings() -> Iterator[None]:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.string() if pa.types.is_large_string(kind) else kind
 
 
@@ -171,6 +177,8 @@ def _session(master: str | None) -> SparkSession:
         master = master or "local[*]"
         builder = builder.master(master)
         if master.startswith("local"):
+            if "SPARK_DRIVER_MEMORY" not in os.environ:
+                builder = builder.config("spark.driver.memory", LOCAL_MEMORY)
             os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the first `python3` of the path
     elif master is not None:
         builder = builder.master(master)

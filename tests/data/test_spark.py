@@ -83,6 +83,16 @@ class TestSession:
         engine.close()
         assert stored().size() == before
 
+    def test_joins_within_one_process_copy_no_tables_into_its_memory(self, session):
+        engine = Spark()
+        engine.load("rows", pa.table({"number": [1, 2, 3]}).to_reader())
+
+        plan = engine.table("EXPLAIN SELECT * FROM rows JOIN rows AS others ON others.number = rows.number")
+
+        assert "Join" in plan["plan"][0].as_py()
+        assert "Broadcast" not in plan["plan"][0].as_py()
+        engine.close()
+
     @pytest.mark.parametrize("name", GOLDEN)
     def test_a_log_gives_what_it_gives_on_the_embedded_engine(self, session, tmp_path, name):
         form = golden_cases.FORMS[list(GOLDEN).index(name) % len(golden_cases.FORMS)]
