@@ -1,10 +1,11 @@
 """
 Training rows of a data set that memory does not hold: Parquet files in, the batches of each step out.
 
-Row groups are read in random order; windows are made of about two million interactions at a time, shuffled, grouped by
-length and cut into steps as [`TargetBatchSampler`] does. What comes when depends on the seed and the epoch: every
-process reads the whole stream and takes its share of each step. So no row comes twice or is lost, whatever the number
-of files and processes, all have equally many steps, and an interrupted run goes on with another number of processes.
+`datasets` shuffles row groups and users; of about two million interactions at a time windows are made, shuffled,
+grouped by length and cut into steps as [`TargetBatchSampler`] does. What comes when depends on the seed and the epoch:
+every process reads the whole stream and takes its share of each step. So no row comes twice or is lost, whatever the
+number of files and processes, all have equally many steps, and an interrupted run goes on with another number of
+processes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.dataset import ParquetFragmentScanOptions
 from torch.utils.data import Dataset, Sampler
 
 from hf_genrec.data.prepared import PreparedDataset
@@ -59,21 +61,28 @@ class StreamedWindows(Dataset[dict[str, np.ndarray]]):
 
     def windows(self, epoch: int) -> Iterator[Windows]:
         """The windows of users one after the other, of about a buffer at a time. Args: the epoch."""
-        files = [pq.ParquetFile(path, page_checksum_verification=True) for path in self._files]
-        groups = [(file, group) for file in files for group in range(file.num_row_groups)]
-        columns = ["history", "target", *(("timestamps", "timestamp") if self.has_gaps else ())]
         tables: list[pa.Table] = []
         num_items = 0
-        for number in np.random.default_rng([self.seed, epoch, len(groups)]).permutation(len(groups)):
-            file, group = groups[number]
-            for batch in file.iter_batches(_USERS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
-                tables.append(pa.table(batch))
-                num_items += batch.num_rows + (pc.sum(pc.list_value_length(batch["history"])).as_py() or 0)
-                if num_items >= BUFFER_ITEMS:
-                    yield self._windows_of(tables)
-                    tables, num_items = [], 0
+        for table in self._users(epoch):
+            tables.append(table)
+            num_items += table.num_rows + (pc.sum(pc.list_value_length(table["history"])).as_py() or 0)
+            if num_items >= BUFFER_ITEMS:
+                yield self._windows_of(tables)
+                tables, num_items = [], 0
         if tables:
             yield self._windows_of(tables)
+
+    def _users(self, epoch: int) -> Iterator[pa.Table]:
+        """The rows of the files in random order: row groups, and the users of neighbouring ones."""
+        stream = datasets.IterableDataset.from_parquet(
+            [str(path) for path in self._files],
+            columns=["history", "target", *(("timestamps", "timestamp") if self.has_gaps else ())],
+            batch_size=_USERS_AT_ONCE,
+            fragment_scan_options=ParquetFragmentScanOptions(page_checksum_verification=True),
+        )
+        stream = stream.reshard().shuffle(seed=self.seed, buffer_size=_USERS_AT_ONCE, max_buffer_input_shards=1)
+        stream.set_epoch(epoch)
+        yield from stream.with_format("arrow").iter(batch_size=_USERS_AT_ONCE)
 
     @property
     def _files(self) -> list[Path]:

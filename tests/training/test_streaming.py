@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
 
 from hf_genrec import GenRecTrainingArguments, make_trainer
 from hf_genrec.data.prepare import prepare
@@ -101,6 +103,15 @@ def test_a_sample_of_users_is_that_of_the_whole_table(shards):
 
     assert sampled_rows(shards, "train", max_users=13, seed=5).to_list() == expected
     assert sampled_rows(shards, "train", max_users=None, seed=5).to_list() == shards.split("train").to_list()
+
+
+def test_shards_stream_into_datasets_without_a_row_twice_or_lost(shards):
+    rows = IterableDataset.from_parquet(str(shards.folder / "train" / "*.parquet"), batch_size=3).reshard()
+    rows = rows.shuffle(seed=5, buffer_size=4, max_buffer_input_shards=2)
+
+    parts = [[row["user_id"] for row in split_dataset_by_node(rows, rank, 3)] for rank in range(3)]
+
+    assert sorted(sum(parts, [])) == sorted(shards.split("train")["user_id"])
 
 
 def test_items_are_counted_over_all_files(shards):
