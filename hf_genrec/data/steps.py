@@ -27,19 +27,23 @@ def number_ids(engine: Engine) -> None:
     """
     Makes `users`, `items` and `log` of the table `source_rows`, which goes.
 
-    Its columns are `user_id`, `item_id` (strings), `timestamp`, `position`, `is_good` (whether the row counts; an id
-    appears in the others, too) and maybe `rating`. Args: the engine.
+    Its columns are `user_id`, `item_id` (strings), `timestamp`, `position`, `is_good` (whether the row counts, which
+    has both ids then; those of other rows are numbered, too) and maybe `rating`. Args: the engine.
     """
     for name in ("user", "item"):
+        seen = (
+            f"SELECT {name}_id, min(position) AS first_position, count(CASE WHEN is_good THEN 1 END) AS number "
+            f"FROM source_rows GROUP BY {name}_id"
+        )
         engine.create(
             f"{name}s",
-            f"SELECT {name}_id, CAST(row_number() OVER (ORDER BY first_position) - 1 AS INTEGER) AS {name}_number "
-            f"FROM (SELECT {name}_id, min(position) AS first_position FROM source_rows GROUP BY {name}_id) AS seen "
-            f"WHERE {name}_id IS NOT NULL",
+            f"SELECT {name}_id, CAST(row_number() OVER (ORDER BY first_position) - 1 AS INTEGER) AS {name}_number, "
+            f"number FROM ({seen}) AS seen WHERE {name}_id IS NOT NULL",
         )
+        engine.create(f"{name}_counts", f"SELECT {name}_number, number FROM {name}s WHERE number > 0")
     rating = ", rating" if "rating" in engine.columns("source_rows") else ""
-    _set_log(
-        engine,
+    engine.create(
+        "log",
         f"SELECT user_number, item_number, timestamp, position{rating} FROM source_rows "
         "JOIN users ON users.user_id = source_rows.user_id JOIN items ON items.item_id = source_rows.item_id "
         "WHERE is_good",
