@@ -4,7 +4,18 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from hf_genrec import RPGConfig, RPGForItemGeneration
+from hf_genrec import (
+    BERT4RecConfig,
+    BERT4RecForItemGeneration,
+    GRU4RecConfig,
+    GRU4RecForItemGeneration,
+    HSTUConfig,
+    HSTUForItemGeneration,
+    RPGConfig,
+    RPGForItemGeneration,
+    VQRecConfig,
+    VQRecForItemGeneration,
+)
 from hf_genrec.modeling.configuration_ensemble import EnsembleConfig
 from hf_genrec.modeling.modeling_ensemble import EnsembleForItemGeneration
 from invariants.model import (
@@ -162,6 +173,24 @@ def test_damaged_ids_of_a_member_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match="The semantic-ID table `item_codes`"):
         AutoModel.from_pretrained(tmp_path)
+
+
+def test_every_kind_of_model_that_scores_all_items_can_be_a_member(tmp_path):
+    shape = {"num_items": NUM_ITEMS, "d_model": 16, "num_layers": 1}
+    members = [
+        make_model(HSTUConfig(**shape), model_class=HSTUForItemGeneration),
+        make_model(VQRecConfig(**shape, num_levels=3, codebook_size=5), model_class=VQRecForItemGeneration),
+        make_model(GRU4RecConfig(**shape), model_class=GRU4RecForItemGeneration),
+        make_model(BERT4RecConfig(**shape), model_class=BERT4RecForItemGeneration),
+    ]
+    make_ensemble(members, combination="log_probability").save_pretrained(tmp_path)
+    model = AutoModel.from_pretrained(tmp_path)
+
+    found = list(model.member_scores(*histories_of(model.config)))
+
+    assert model.config.scores == ["HSTU", "VQ-Rec", "GRU4Rec", "BERT4Rec"]
+    for scores, member in zip(found, members, strict=True):
+        torch.testing.assert_close(scores, member.score_items(*histories_of(member.config)))
 
 
 @pytest.mark.parametrize(
