@@ -128,6 +128,11 @@ class ItemTableMixin:
             self._kept = versions, self.item_vectors().float()
         return self._kept[1]
 
+    @property
+    def keeps_item_vectors(self) -> bool:
+        """`bool`: whether a request has left the vectors of all items for the next one."""
+        return self._kept is not None
+
     def train(self, mode: bool = True):
         """See `nn.Module.train`."""
         self._kept = None if mode else self._kept

@@ -129,13 +129,17 @@ class PreparedDataset:
     def train_item_counts(self) -> np.ndarray:
         """Occurrences of each item in the training part, int64 of shape `(num_items,)`; 0 for cold items."""
         self._check_files()
-        counts = np.zeros(len(self.item_ids), dtype=np.int64)
+        catalog = self.items["item_id"].cast(pa.string())
+        counts = np.zeros(len(catalog), dtype=np.int64)
         for path in split_files(self.folder, "train"):
             with reading(path, "Parquet file of a prepared folder"):
                 file = pq.ParquetFile(path, page_checksum_verification=True)
                 for batch in file.iter_batches(columns=["history", "target"], batch_size=ROWS_AT_ONCE):
-                    items, _ = flat_sequences(pa.table(batch), self.item_ids)
-                    counts += np.bincount(items[items >= 0], minlength=len(counts))
+                    ids = pa.chunked_array([batch["history"].flatten(), batch["target"]])
+                    found = ids.value_counts()
+                    items = pc.index_in(found.field("values"), value_set=catalog)
+                    known = items.is_valid().to_numpy(zero_copy_only=False)
+                    counts[items.drop_null().to_numpy()] += found.field("counts").to_numpy()[known]
         return counts
 
     @cached_property
@@ -171,7 +175,7 @@ class PreparedDataset:
             item_ids (`Sequence[str]`, *optional*): All items, as columns; `None` is the order of the catalog.
         """
         table = self.split("train").with_format("arrow")[:]
-        item_ids = self.item_ids if item_ids is None else item_ids
+        item_ids = self.items["item_id"].cast(pa.string()) if item_ids is None else item_ids
         items, offsets = flat_sequences(table, item_ids)
         users = np.repeat(np.arange(len(table)), np.diff(offsets))
         matrix = sp.coo_array((np.ones(len(items)), (users, items)), shape=(len(table), len(item_ids))).tocsr()

@@ -51,14 +51,16 @@ def read_split(folder: str | os.PathLike[str], name: str, columns: Sequence[str]
     return pa.concat_tables([read_table(path, columns) for path in split_files(folder, name)])
 
 
-def flat_sequences(split: pa.Table, item_ids: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def flat_sequences(
+    split: pa.Table, item_ids: Sequence[str] | np.ndarray | pa.ChunkedArray
+) -> tuple[np.ndarray, np.ndarray]:
     """
     All sequences of a split in one array: item indices (int32, -1 for an item that is not in the catalog), and offsets
     of shape `(num_rows + 1,)`, int64. Row `i` is `indices[offsets[i]:offsets[i + 1]]`.
 
     Args: a table with `history` and `target`, and the catalog, in which the position of an item is its index.
     """
-    catalog = pa.array(item_ids, pa.string())
+    catalog = item_ids if isinstance(item_ids, pa.ChunkedArray) else pa.array(item_ids, pa.string())
     lengths = pc.list_value_length(split["history"]).to_numpy().astype(np.int64) + 1
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     indices = np.empty(offsets[-1], dtype=np.int32)

@@ -309,27 +309,40 @@ def _free_tuples(
     """
     result, failed = codes.copy(), []
     # The distances (rows, L, K) and the tuples (rows, width ** L) of all items at once may not fit into memory.
-    step = max(1, _CHUNK_ELEMENTS // max(codebooks[..., 0].size, width ** len(codebooks)) // 4)
+    step = max(1, _CHUNK_ELEMENTS // max(codebooks[..., 0].size, width ** len(codebooks)) // 16)
     for block in blocks(len(codes), step):
         own_codes, own_rows = codes[block], embeddings[block]
         distances = _level_distances(own_codes, embeddings=own_rows, codebooks=codebooks)
-        ranked = np.argsort(distances, axis=2, kind="stable")  # (B, L, K), the nearest centroid of each level first
-        nearest = ranked[:, :, :width]
-        best_first = np.argsort(_score_tuples(own_rows, nearest, codebooks), axis=1, kind="stable")
-        tuples = _tuples_at(best_first[:, :_TRIED_FIRST], nearest)  # (B, n, L)
+        nearest = _smallest(distances, width)  # (B, L, width), the nearest centroid of each level first
+        best_first = _smallest(_score_tuples(own_rows, nearest, codebooks), _TRIED_FIRST)
+        tuples = _tuples_at(best_first, nearest)  # (B, n, L)
         candidates, own_keys = used.keys(tuples).tolist(), used.keys(own_codes).tolist()
         for place, key in enumerate(own_keys):
             if key in used:
                 free = used.first_free(candidates[place])
                 found = None if free is None else tuples[place, free]
                 if found is None:
-                    found = _free_tuple(own_rows[place], ranked[place], codebooks, used, width, max_width)
+                    ranked = np.argsort(distances[place], axis=1, kind="stable")
+                    found = _free_tuple(own_rows[place], ranked, codebooks, used, width, max_width)
                 if found is None:
                     failed.append(block.start + place)
                     continue
                 result[block.start + place], key = found, used.keys(found[None]).tolist()[0]  # noqa: PLW2901
             used.add(key)
     return result, failed
+
+
+def _smallest(values: np.ndarray, number: int) -> np.ndarray:
+    """Places of the smallest values along the last axis `(..., number)`, smallest first; of equal ones the first."""
+    if number >= values.shape[-1]:
+        return np.argsort(values, axis=-1, kind="stable")
+    places = np.sort(np.argpartition(values, number - 1, axis=-1)[..., :number], axis=-1)
+    found = np.take_along_axis(values, places, axis=-1)
+    order = np.take_along_axis(places, np.argsort(found, axis=-1, kind="stable"), axis=-1)
+    # where values equal to the last one were left out, the partition took any of them
+    is_open = (values <= found.max(axis=-1, keepdims=True)).sum(axis=-1) > number
+    order[is_open] = np.argsort(values[is_open], axis=-1, kind="stable")[:, :number]
+    return order
 
 
 def _free_tuple(

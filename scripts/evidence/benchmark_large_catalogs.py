@@ -12,12 +12,15 @@ step is that of `seconds of computing ~ items ** e` between the two largest size
 
     tokenize   whitening, then per quantizer: learning from 65,536 rows at most (of the RQ-VAE two epochs), encoding
                all items, resolving collisions; `opq` is `pq` after a rotation, which takes as long for any catalog
-    save       `SemanticIds`, and the run folder of a generative model with a dense head and of a SASRec
+    save       `SemanticIds`, and the run folders of a generative model with a dense head, a SASRec, an RPG and an
+               item-to-item table of 20 weights for each item
     load       the folders, each with the first list after it; the tokenizer and the semantic-ID table alone
     change     1,000 items added to and removed from the loaded catalog, and the first list after each
-    evaluate   `evaluate` of all users with the baselines; with the two models of a sample, since these score the whole
-               catalog for each user: `--scores` numbers in all, at most as many users as there are
-    trie       the trie of a catalog alone, also of sizes that have no folder (`--trie-sizes`)
+    evaluate   `evaluate` of all users with the baselines; with the models of a sample, since these score the whole
+               catalog for each user: `--scores` numbers in all, of RPG, which adds up 32 codes for each, and of 20
+               beams with a dense head a tenth; at most as many users as there are. The users' file with all of them
+    live       a generative model without a dense head and without a folder: as `change`, with given codes
+    trie       the trie of a catalog alone; this and `live` also of sizes that have no folder (`--trie-sizes`)
 """
 
 from __future__ import annotations
@@ -50,14 +53,19 @@ from hf_genrec import (
     LatteForConditionalGeneration,
     PreparedDataset,
     Recommender,
+    RPGConfig,
+    RPGForItemGeneration,
     SASRecConfig,
     SASRecForItemGeneration,
 )
 from hf_genrec.data.prepared import fingerprint_of
 from hf_genrec.evaluation.baselines import BASELINES
 from hf_genrec.evaluation.evaluate import EvaluationSettings, evaluate
+from hf_genrec.evaluation.record import write_users
 from hf_genrec.files import write_json
+from hf_genrec.modeling.configuration_item_to_item import ItemToItemConfig
 from hf_genrec.modeling.genrec_catalog import Catalog
+from hf_genrec.modeling.modeling_item_to_item import ItemToItemForItemGeneration
 from hf_genrec.serving.catalog.grown_model import with_items
 from hf_genrec.tokenizers.base import Quantizer
 from hf_genrec.tokenizers.embeddings import Whitening, load_matrix
@@ -67,12 +75,19 @@ from hf_genrec.tokenizers.semantic_ids import SemanticIds
 
 
 DEFAULT_OUTPUT = Path("scripts/evidence/records/large_catalogs.json")
-PHASES = ("tokenize", "save", "load", "change", "evaluate", "trie")
+PHASES = ("tokenize", "save", "load", "change", "evaluate", "live", "trie")
 WORDS = ("red", "soft", "small", "old", "plain", "north", "oak", "steel", "paper", "lamp", "chair", "kettle", "brush",
          "garden", "book", "table", "shelf", "cup", "coat", "rope", "drum", "clock", "mirror", "basket")  # fmt: skip
 LATTE = {"history_attention": "causal", "history_unit": "item", "normalization": "catalog", "d_model": 64, "d_kv": 32,
          "d_ff": 256, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2, "num_latent_tokens": 0}  # fmt: skip
 NUM_CHANGED = 1_000
+# What `evaluate` reads: folder, options of the search, and by what the number of scores is divided.
+MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "SASRec": ("sasrec", {}, 1),
+    "generative": ("generative", {"num_beams": 20}, 10),
+    "RPG": ("rpg", {}, 10),
+    "item-to-item": ("item_to_item", {}, 1),
+}
 QUANTIZERS: dict[str, dict[str, Any]] = {"residual-kmeans": {}, "pq": {}, "rqvae": {"epochs": 2}}
 
 
@@ -91,11 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="numbers of items")
-    parser.add_argument("--trie-sizes", type=int, nargs="*", default=[10**7], help="further ones of the trie alone")
+    parser.add_argument("--trie-sizes", type=int, nargs="*", default=[10**7], help="further ones of `live` and `trie`")
     parser.add_argument("--users", type=int, default=10**5, help="users of the log")
     parser.add_argument("--scores", type=int, default=10**9, help="scores that each model computes in an evaluation")
     parser.add_argument("--dim", type=int, default=128, help="columns of the vectors")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
+    systems = [*MODELS, *BASELINES]
+    parser.add_argument("--systems", nargs="+", choices=systems, default=systems, help="those that are evaluated")
     parser.add_argument("--folder", type=Path, help="where data and runs are kept (default: a folder that goes)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that everything runs")
     parser.add_argument("--output", type=Path, help=f"JSON file (default {DEFAULT_OUTPUT}; none with --quick)")
@@ -238,9 +255,24 @@ def save(folder: Path, steps: Steps, options: argparse.Namespace) -> None:
     generative.set_catalog(ids.codes)
     with steps.step("generative: saving"):
         Recommender(generative, items).save_pretrained(folder / "generative", quantizer=bundle)
-    sasrec = SASRecForItemGeneration(SASRecConfig(num_items=steps.num_items, d_model=64, num_heads=2))
-    with steps.step("SASRec: saving"):
-        Recommender(sasrec, items).save_pretrained(folder / "sasrec")
+    for title, name, model in other_models(steps.num_items):
+        with steps.step(f"{title}: saving"):
+            Recommender(model, items).save_pretrained(folder / name)
+
+
+def other_models(num_items: int) -> Iterator[tuple[str, str, Any]]:
+    """Models without training, by their titles and folders."""
+    yield "SASRec", "sasrec", SASRecForItemGeneration(SASRecConfig(num_items=num_items, d_model=64, num_heads=2))
+    config = RPGConfig(num_items=num_items, num_levels=32, codebook_size=256, d_model=64, d_ff=256, num_heads=2)
+    rpg = RPGForItemGeneration(config)
+    rpg.set_catalog(random_codes(8 * num_items).reshape(num_items, 32))
+    yield "RPG", "rpg", rpg
+    width = min(20, num_items)
+    table = ItemToItemForItemGeneration(ItemToItemConfig(num_items=num_items, num_weights=width * num_items))
+    rows = torch.arange(num_items).repeat_interleave(width)
+    targets = (rows * 7919 + torch.arange(width).repeat(num_items) ** 3) % num_items
+    table.set_weights(rows, targets, torch.rand(len(rows)))
+    yield "item-to-item", "item_to_item", table
 
 
 def load(folder: Path, steps: Steps, options: argparse.Namespace) -> None:
@@ -286,17 +318,46 @@ def evaluation(folder: Path, steps: Steps, options: argparse.Namespace) -> None:
     users = options.users
     with steps.step("reading the data", num_users=users):
         data.train_item_counts()
-    fewer = min(users, max(1, options.scores // steps.num_items))
-    for title, name in (("SASRec", "sasrec"), ("generative", "generative")):
-        shop = Recommender.from_pretrained(folder / name, device="cpu")
+    for title, (name, search, share) in MODELS.items():
+        if title not in options.systems:
+            continue
+        fewer = min(users, max(1, options.scores // steps.num_items // share))
+        shop = Recommender.from_pretrained(folder / name, device="cpu", **search)
         with steps.step(f"{title}, without baselines", num_users=fewer):
             evaluate(shop, data, EvaluationSettings(max_users=fewer), baselines={})
         del shop
     for name, baseline in BASELINES.items():
+        if name not in options.systems:
+            continue
         with steps.step(f"{name}: learning and tuning", num_users=users):
             systems = baseline.for_columns(data)
         with steps.step(f"{name}: evaluating", num_users=users):
-            evaluate(systems[False], data, EvaluationSettings(batch_size=4096), baselines={})
+            record = evaluate(systems[False], data, EvaluationSettings(batch_size=4096), baselines={})
+        if name == "popularity":
+            with steps.step("writing the users", num_users=users):
+                write_users(record.users, folder / "users.parquet", keep_names=True)
+
+
+def live(folder: Path | None, steps: Steps, options: argparse.Namespace) -> None:
+    item_ids, codes = item_ids_of(steps.num_items), random_codes(steps.num_items + NUM_CHANGED)
+    model = LatteForConditionalGeneration(
+        LatteConfig(num_items=steps.num_items, num_levels=4, codebook_size=256, **LATTE)
+    )
+    model.set_catalog(codes[: steps.num_items])
+    with steps.step("recommender"):
+        shop = Recommender(model, pa.table({"item_id": item_ids}), num_beams=20)
+    history = [item_ids[:3].to_pylist()]
+    with steps.step("first list"):
+        shop.recommend(history)
+    fresh = [{"item_id": f"new {row}", "codes": own} for row, own in enumerate(codes[steps.num_items :].tolist())]
+    with steps.step("adding 1,000 items"):
+        shop.catalog.add(fresh)
+    with steps.step("first list with them"):
+        shop.recommend(history)
+    with steps.step("removing 1,000 items"):
+        shop.catalog.remove([item["item_id"] for item in fresh])
+    with steps.step("first list without them"):
+        shop.recommend(history)
 
 
 def trie(folder: Path | None, steps: Steps, options: argparse.Namespace) -> None:
@@ -316,7 +377,8 @@ def trie(folder: Path | None, steps: Steps, options: argparse.Namespace) -> None
 
 
 RUN: dict[str, Callable[..., None]] = {
-    "tokenize": tokenize, "save": save, "load": load, "change": change, "evaluate": evaluation, "trie": trie,
+    "tokenize": tokenize, "save": save, "load": load, "change": change, "evaluate": evaluation, "live": live,
+    "trie": trie,
 }  # fmt: skip
 
 
@@ -344,8 +406,9 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
                 write_data(folder, num_items, options.users, options.dim)
             for phase in options.phases:
                 steps += in_process(phase, num_items, folder, options)
-        for num_items in options.trie_sizes if "trie" in options.phases else ():
-            steps += in_process("trie", num_items, root, options)
+        for num_items in options.trie_sizes:
+            for phase in (own for own in ("live", "trie") if own in options.phases):
+                steps += in_process(phase, num_items, root, options)
     settings = {name: getattr(options, name) for name in ("sizes", "trie_sizes", "users", "scores", "dim")}
     return {"machine": machine, "settings": settings, "steps": steps, "exponents": exponents(steps)}
 
@@ -353,7 +416,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 def in_process(phase: str, num_items: int, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     command = [sys.executable, __file__, "--worker", phase, "--sizes", str(num_items), "--folder", str(folder)]
     for name in ("users", "scores", "dim"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+        command += [f"--{name}", str(getattr(options, name))]
+    command += ["--systems", *options.systems]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True).stdout
     return [{"phase": phase} | row for row in json.loads(answer.splitlines()[-1])]
 

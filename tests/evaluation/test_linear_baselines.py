@@ -48,6 +48,17 @@ def test_restricted_ridge_solves_for_each_target_with_the_items_before_it(make_p
     np.testing.assert_allclose(ridge.item_weights.toarray(), written_out(ridge, 1.5, 0.4, near=5), atol=1e-12)
 
 
+def test_targets_that_are_solved_many_at_a_time_get_the_weights_of_each_alone(make_prepared, monkeypatch):
+    draw = np.random.default_rng(0)
+    prepared = make_prepared({f"u{n}": [f"i{item}" for item in draw.integers(30, size=9)] for n in range(40)})
+    monkeypatch.setattr("hf_genrec.evaluation.baselines.ridge._ENTRIES_AT_ONCE", 100)
+    together = SequentialRidge.fit(prepared, num_neighbors=29)
+    monkeypatch.setattr("hf_genrec.evaluation.baselines.ridge._FEW_NEIGHBORS", 0)
+    alone = SequentialRidge.fit(prepared, num_neighbors=29)
+
+    np.testing.assert_allclose(together.item_weights.toarray(), alone.item_weights.toarray(), atol=1e-13)
+
+
 def test_restriction_keeps_the_neighbours_with_most_weight_before_the_target(make_prepared):
     log = {f"u{n}": ["a", "c", "y", "z"] for n in range(3)} | {"v": ["b", "c", "y", "z"]}
     ridge = SequentialRidge.fit(make_prepared(log), regularization=2, num_neighbors=1)

@@ -217,6 +217,23 @@ def test_models_that_know_items_by_learned_rows_refuse_new_ones_before_they_have
         shop.catalog.rollback(3)
 
 
+def test_a_changed_catalog_keeps_the_vectors_of_its_items_ready_for_the_first_request():
+    shop = shop_of("two heads")
+    shop.recommend(["i1"])
+    before = shop.model
+    assert before.keeps_item_vectors
+
+    shop.catalog.remove(["i3"])
+    assert shop.model.keeps_item_vectors
+    with torch.no_grad():
+        assert shop.model.all_item_vectors() is before.all_item_vectors()
+
+    add_one(shop, "new")
+    assert shop.model.keeps_item_vectors
+    with torch.no_grad():
+        assert torch.equal(shop.model.all_item_vectors(), shop.model.item_vectors())
+
+
 def test_rows_that_follow_from_texts_are_found_again_for_the_text_of_a_known_item():
     shop = shop_of("text")
     shop.catalog.learn(TEXTS)

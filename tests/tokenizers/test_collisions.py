@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hf_genrec.tokenizers.collisions import (
     UsedTuples,
+    _smallest,
     append_code,
     group_by_codes,
     reassign_by_candidates,
@@ -217,3 +218,10 @@ def test_used_tuples_are_known_however_many_there_may_be(num_levels, codebook_si
     assert used.first_free(used.keys(np.vstack([codes[:3], other])).tolist()) == 3
     used.add(used.keys(other[None]).tolist()[0])
     assert used.first_free(used.keys(other[None]).tolist()) is None
+
+
+@pytest.mark.parametrize("number", [1, 4, 9])
+def test_the_smallest_values_are_those_of_a_stable_sort_also_among_equal_ones(number):
+    values = np.random.default_rng(0).integers(5, size=(50, 3, 7)).astype(float)
+
+    assert (_smallest(values, number) == np.argsort(values, axis=2, kind="stable")[:, :, :number]).all()

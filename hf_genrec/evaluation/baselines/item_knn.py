@@ -112,12 +112,14 @@ class ItemKNN(SparseRanker):
         blocks = []
         for start, end in itertools.pairwise(starts):
             common = (self._users_of[start:end] @ self._taken).tocsr()
-            common.sort_indices()  # of equally similar items the more popular ones are kept
+            most = self.num_neighbors or len(self.item_ids)
+            longer = np.flatnonzero(np.diff(common.indptr) > most)
+            if len(longer):
+                common.sort_indices()  # of equally similar items the more popular ones are kept
             rows, columns = np.repeat(np.arange(start, end), np.diff(common.indptr)), common.indices
             common.data *= columns != rows
             common.data /= (num_users[rows] * num_users[columns]) ** alpha
-            most = self.num_neighbors or len(self.item_ids)
-            for row in np.flatnonzero(np.diff(common.indptr) > most):
+            for row in longer:
                 _keep_largest(common.data[common.indptr[row] : common.indptr[row + 1]], most)
             common.eliminate_zeros()
             blocks.append(common)

@@ -28,6 +28,7 @@ MAX_WHOLE = 5_000  # items up to which all weights are solved for together: seco
 NUM_NEIGHBORS = 200
 _LEAST_WEIGHT, _MOST_AGES = 1e-3, 100  # of a history item in `X`; what is older or weighs less is left out
 _ROWS_AT_ONCE = 1024
+_FEW_NEIGHBORS, _ENTRIES_AT_ONCE = 24, 2**22  # of a target that is solved with others, and of their systems
 
 
 class SequentialRidge(SparseRanker):
@@ -176,16 +177,27 @@ def _solve_whole(products: _Products, regularization: float, num_weights: int) -
 
 
 def _solve_neighbors(products: _Products, regularization: float, most: int) -> sp.coo_array:
-    """Each target with the `most` items before it that say most about it: a small dense problem each."""
+    """
+    Each target with the `most` items before it that say most about it: a small dense problem each. Those of rare
+    targets, which are nearly all of a large catalog, are solved many at a time.
+    """
     history, target = products.history, products.target
+    history.sort_indices()
     scale = np.sqrt(history.diagonal() + regularization)
-    place = np.full(len(scale), -1)  # of an item among the neighbours of the target at hand
+    sizes, few = np.diff(target.indptr), min(most, _FEW_NEIGHBORS)
     rows, columns, values = [], [], []
-    for item in range(len(scale)):
+    for size in range(1, few + 1):
+        items, step = np.flatnonzero(sizes == size), max(1, _ENTRIES_AT_ONCE // size**2)
+        for some in (items[start : start + step] for start in range(0, len(items), step)):
+            places = target.indptr[some][:, None] + np.arange(size)  # (n, size)
+            near, right = target.indices[places], target.data[places]
+            rows.append(near.ravel())
+            columns.append(np.repeat(some, size))
+            values.append(_solve_alike(history, near, right, regularization).ravel())
+    place = np.full(len(scale), -1)  # of an item among the neighbours of the target at hand
+    for item in np.flatnonzero(sizes > few):
         span = slice(target.indptr[item], target.indptr[item + 1])
         near, right = target.indices[span], target.data[span]
-        if not len(near):
-            continue
         if len(near) > most:
             kept = np.argpartition(-right / scale[near], most)[:most]
             near, right = near[kept], right[kept]
@@ -202,6 +214,17 @@ def _solve_neighbors(products: _Products, regularization: float, most: int) -> s
         columns.append(np.full(len(near), item))
     entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
     return sp.coo_array(entries, shape=history.shape)
+
+
+def _solve_alike(
+    history: sp.csr_array, near: NDArray[np.integer], right: NDArray[np.float64], regularization: float
+) -> NDArray[np.float64]:
+    """Weights `(n, size)` of targets with equally many neighbours `(n, size)`."""
+    size = near.shape[1]
+    pairs = np.repeat(near, size, axis=1).ravel(), np.tile(near, size).ravel()
+    systems = history[pairs].reshape(-1, size, size)
+    systems[:, np.arange(size), np.arange(size)] += regularization
+    return np.linalg.solve(systems, right[:, :, None])[:, :, 0]
 
 
 def _largest(weights: sp.coo_array, num_weights: int) -> sp.csr_array:

@@ -105,8 +105,9 @@ class Popularity(SparseRanker):
     def _lists(
         self, weights: sp.csr_array, top_k: int, exclude_seen: bool
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        total = max(1, self.item_counts.sum())
         for items, _ in super()._lists(weights, top_k, exclude_seen):
-            yield items, self.item_counts[items] / max(1, self.item_counts.sum())
+            yield items, self.item_counts[items] / total
 
 
 def _first_without(scores: sp.csr_array, seen: sp.csr_array | None, number: int) -> list[NDArray[np.int64]]:

@@ -376,7 +376,7 @@ class LiveCatalog:
         num_old = len(self._recommender._now.item_ids)
         opened = came & (np.arange(len(came)) < num_old)
         record = VersionRecord(version, len(closed), _ranges(left), _ranges(opened))
-        _warm(fresh.model)
+        _warm(fresh.model, self._recommender._now.model)
         if self.folder is not None:
             records = [*self._records, record]
             how: dict[str, Any] = {"closed": _ranges(closed), "rows": rows, "files": self._files}
@@ -419,8 +419,12 @@ def _ranges(rows: np.ndarray) -> str:
     return ranges_of(torch.from_numpy(rows))  # type: ignore[arg-type]
 
 
-def _warm(model: Any) -> None:
-    """Build what the first request would have to wait for."""
+def _warm(model: Any, before: Any) -> None:
+    """Build what the first request would have to wait for, as far as the model before had it."""
+    for (_, part), (_, old) in zip(parts_of(model), parts_of(before), strict=True):
+        if getattr(old, "keeps_item_vectors", False):
+            with torch.no_grad():
+                part.all_item_vectors()
     if model.config.has_codes and "beam" in model.decodings[:1]:
         _ = model.catalog
     if getattr(model, "_item_graph", None) is not None:
