@@ -17,7 +17,7 @@ import pyarrow as pa
 from hf_genrec.data.columns import ID_RULE, id_string, is_bad_id, text_of
 from hf_genrec.data.items import default_fields, item_text, plain_text
 from hf_genrec.data.readers import ReadTable, open_source, records_of
-from hf_genrec.data.tables import Source, owner_of, rows_of
+from hf_genrec.data.tables import Source, owner_of
 from hf_genrec.data.text_files import OnError, Record, Skips, TextFile, first_names
 
 
@@ -88,8 +88,7 @@ def _records(source: Source, item: str, delimiter: str | None, *, allow_huge: bo
     opened = open_source(source, delimiter, allow_huge=allow_huge)
     if isinstance(opened, TextFile):
         return opened.records(key=item)
-    owner = owner_of(source, "")
-    return records_of(opened if isinstance(opened, list) else rows_of(opened, owner or "the table"), owner)
+    return records_of(opened if isinstance(opened, list) else opened.rows(), owner_of(source, ""))
 
 
 def _problem_of(values: Mapping[str, Any], item: str, item_id: str | None, places: dict[str, str]) -> str | None:

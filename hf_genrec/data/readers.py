@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from hf_genrec.data.columns import (
     ID_RULE,
@@ -36,12 +35,10 @@ from hf_genrec.data.columns import (
 from hf_genrec.data.delimited import plain_rows
 from hf_genrec.data.json_lines import columns_of
 from hf_genrec.data.spools import Spool
-from hf_genrec.data.tables import Source, batches_of, columns_in, open_parquet, owner_of, parquet_files, table_of
+from hf_genrec.data.tables import Source, Table, parquet_table, table_of
 from hf_genrec.data.text_files import DELIMITERS, OnError, Record, Skips, TextFile, first_names, format_of, writable
-from hf_genrec.files import reading
 
 
-_ROWS_AT_ONCE = 2**19  # of a table
 _TEXTS_AT_ONCE = 2**16  # of a text file, as Python strings
 
 
@@ -175,13 +172,13 @@ def open_sequences(path: str | os.PathLike[str], *, on_error: OnError = "raise",
 
 def open_source(
     source: Source, delimiter: str | None = None, *, allow_huge: bool = False
-) -> pa.Table | list[Mapping[str, Any]] | pq.ParquetFile | TextFile:
+) -> Table | list[Any] | TextFile:
     """
-    Opens what a reader was given: a table or records in memory, or a file not read yet.
+    Opens what a reader was given: a table, records in memory, or a file of text.
 
     Args: see [`open_interactions`].
     """
-    table = table_of(source)
+    table = table_of(source, allow_huge=allow_huge)
     if table is not None:
         return table
     path = Path(source)
@@ -189,7 +186,7 @@ def open_source(
         raise FileNotFoundError(f"{path} is not a file.")
     kind = format_of(path, delimiter)
     if kind == "parquet":
-        return open_parquet(path, allow_huge=allow_huge)
+        return parquet_table([path], allow_huge=allow_huge)
     default = DELIMITERS[kind]
     if default is not None:
         header = next(TextFile(path, allow_huge=allow_huge).lines()).text
@@ -227,53 +224,14 @@ _LINE = "line"  # the column with the number of the line where rows and lines di
 
 def _open(source: Source, columns: dict[str, str], skips: Skips, delimiter: str | None, *, allow_huge: bool) -> _Raw:
     """Opens a source and checks that it has the columns."""
-    files = parquet_files(source)
-    if files is not None:
-        return _raw_of_parquet(files, columns, allow_huge=allow_huge)
-    owner = owner_of(source)
-    if isinstance(source, str | os.PathLike):
-        opened = open_source(source, delimiter, allow_huge=allow_huge)
-        if isinstance(opened, TextFile):
-            return _raw_of_text(opened, columns, skips)
-        return _raw_of_parquet([source], columns, allow_huge=allow_huge)
-    names = columns_in(source)
-    if names is None:
-        source = table_of(source)
-        if isinstance(source, list):
-            return _raw_of_records(records_of(source), columns, skips, "", None)
-        names = source.column_names
-    require_columns(names, columns, owner)
-
-    def scan(keys: Sequence[str]) -> Iterator[pa.Table]:
-        for table in batches_of(source, [columns[key] for key in keys]):
-            yield _picked(table, keys, columns, owner)
-
-    return _Raw(owner, scan, lambda row: f"{owner}: row {row + 1}")
-
-
-def _raw_of_parquet(files: Sequence[Any], columns: dict[str, str], *, allow_huge: bool) -> _Raw:
-    opened = [open_parquet(file, allow_huge=allow_huge) for file in files]
-    for path, file in zip(files, opened, strict=True):
-        require_columns(file.schema_arrow.names, columns, str(path))
-    ends = np.cumsum([file.metadata.num_rows for file in opened])
-
-    def scan(keys: Sequence[str]) -> Iterator[pa.Table]:
-        for path, file in zip(files, opened, strict=True):
-            with reading(str(path), "Parquet file"):
-                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[columns[key] for key in keys]):
-                    yield _picked(pa.Table.from_batches([batch]), keys, columns, str(path))
-
-    def place_of(row: int) -> str:
-        at = int(np.searchsorted(ends, row, side="right"))
-        return f"{files[at]}: row {row - int(ends[at]) + opened[at].metadata.num_rows + 1}"
-
-    return _Raw(str(files[0]) if len(files) == 1 else f"{files[0]} (the first of {len(files)} files)", scan, place_of)
-
-
-def _picked(table: pa.Table, keys: Sequence[str], columns: dict[str, str], owner: str) -> pa.Table:
-    with reading(owner, "table"):
-        table.validate(full=True)
-    return pa.table({key: table[columns[key]] for key in keys})
+    opened = open_source(source, delimiter, allow_huge=allow_huge)
+    if isinstance(opened, TextFile):
+        return _raw_of_text(opened, columns, skips)
+    if isinstance(opened, list):
+        return _raw_of_records(records_of(opened), columns, skips, "", None)
+    for part in opened.parts:
+        require_columns(part.names, columns, part.owner)
+    return _Raw(opened.owner, lambda keys: opened.scan({key: columns[key] for key in keys}), opened.place_of)
 
 
 def require_columns(found: list[str], columns: dict[str, str], owner: str) -> None:
@@ -326,15 +284,15 @@ def _raw_of_records(
     records: Iterator[Record | _Block], columns: dict[str, str], skips: Skips, owner: str, file: TextFile | None
 ) -> _Raw:
     """Collects the columns asked for as texts, and the line of every row; what is malformed is counted."""
-    spool, batch = Spool(), _Batch(columns)
+    spool, rows = Spool(), _no_rows(columns)
+    lines: list[int] = []
     last: Mapping[str, Any] = {}
-    absent, unit, num_rows = set(columns.values()), "line", 0
+    absent, unit = set(columns.values()), "line"
     for record in records:
         if isinstance(record, _Block):
-            spool.add(batch.taken())
-            lines = range(record.number, record.number + len(record.values["user_id"]))
-            spool.add(_Batch(columns, record.values, list(lines)).taken())
-            num_rows += len(lines)
+            spool.add(_texts(rows, lines))
+            rows, lines = _no_rows(columns), []
+            spool.add(_texts(record.values, range(record.number, record.number + len(record.values["user_id"]))))
             absent.clear()
             continue
         row, error = _texts_of(record, columns)
@@ -342,46 +300,33 @@ def _raw_of_records(
             skips.add(record.shown, error)
             continue
         last, unit = record.values or {}, record.unit
-        if absent:
-            absent -= last.keys()
-        batch.add(row, record.number)
-        num_rows += 1
-        if len(batch.lines) == _TEXTS_AT_ONCE:
-            spool.add(batch.taken())
-    spool.add(batch.taken())
-    if num_rows and absent:
+        absent -= last.keys()
+        lines.append(record.number)
+        for key, value in row.items():
+            rows[key].append(value)
+        if len(lines) == _TEXTS_AT_ONCE:
+            spool.add(_texts(rows, lines))
+            rows, lines = _no_rows(columns), []
+    spool.add(_texts(rows, lines))
+    if spool.num_rows and absent:
         present = [name for name in columns.values() if name not in absent]
         require_columns(list(dict.fromkeys([*present, *last])), columns, owner or "the table")
 
     def place_of(number: int) -> str:
         if file is not None and unit == "line":
             return file.place_of(number)
-        return Record(owner, number, None, unit=unit).place
+        return Record(owner, number, unit=unit).place
 
     return _Raw(owner or "the table", spool.scan, place_of)
 
 
-class _Batch:
-    """Rows of texts on their way into a table. Args: the columns, and values and line numbers to begin with."""
+def _no_rows(columns: Iterable[str]) -> dict[str, list[Any]]:
+    return {key: [] for key in columns}
 
-    def __init__(
-        self, columns: Iterable[str], values: dict[str, list[Any]] | None = None, lines: list[int] | None = None
-    ) -> None:
-        self.values, self.lines = values or {key: [] for key in columns}, lines or []
 
-    def add(self, row: Mapping[str, str | None], line: int) -> None:
-        """Adds a row."""
-        self.lines.append(line)
-        for key, value in row.items():
-            self.values[key].append(value)
-
-    def taken(self) -> pa.Table:
-        """The rows as a table; the batch is empty then."""
-        columns = {key: pa.array(column, pa.large_string()) for key, column in self.values.items()}
-        table = pa.table(columns | {_LINE: pa.array(self.lines, pa.int64())})
-        for column in (*self.values.values(), self.lines):
-            column.clear()
-        return table
+def _texts(rows: Mapping[str, list[Any]], lines: Sequence[int]) -> pa.Table:
+    columns = {key: pa.array(values, pa.large_string()) for key, values in rows.items()}
+    return pa.table(columns | {_LINE: pa.array(lines, pa.int64())})
 
 
 def _texts_of(record: Record, columns: dict[str, str]) -> tuple[dict[str, str | None], str | None]:

@@ -1,5 +1,5 @@
 """
-Tables in memory and in Parquet files: whatever holds columns becomes a `pyarrow.Table`.
+Tables in memory and in Parquet files: whatever holds columns becomes a [`Table`], read batch by batch.
 
 A damaged Parquet file is a `ValueError` that names it, whichever error the reader has for it.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import datasets
@@ -26,23 +27,75 @@ from hf_genrec.files import reading
 Source: TypeAlias = Any
 
 _HUB = "hf://"
-_ROWS_AT_ONCE = 2**19
+_ROWS_AT_ONCE, _RECORDS_AT_ONCE = 2**19, 10_000
 _VALUE_BYTES = 8  # of a value in memory; in a Parquet file a column that repeats one value takes nothing
 
 
-def table_of(source: Source) -> pa.Table | list[Mapping[str, Any]] | None:
-    """
-    A table in memory as `pyarrow.Table`, or as a list of records where its columns are mixtures; `None` for a path.
+@dataclass(frozen=True)
+class _Part:
+    """A table or a file of one: what messages call it, its columns, its rows, and how some columns are read."""
 
-    Args: a path, a table of pyarrow, pandas or polars, a `datasets.Dataset`, a list of dicts; else a `TypeError`.
+    owner: str
+    names: list[str]
+    num_rows: int
+    batches: Callable[[list[str], int], Iterable[pa.RecordBatch]]
+
+
+@dataclass(frozen=True)
+class Table:
     """
+    A table that is never held whole, read as often as needed.
+
+    Args: what messages call it, and its parts, one after the other.
+    """
+
+    owner: str
+    parts: list[_Part]
+
+    def scan(self, columns: Mapping[str, str]) -> Iterator[pa.Table]:
+        """Some columns, batch by batch. Args: their names by the names that they get."""
+        for part in self.parts:
+            with reading(part.owner, "table"):
+                for batch in part.batches(list(dict.fromkeys(columns.values())), _ROWS_AT_ONCE):
+                    batch.validate(full=True)
+                    yield pa.table({key: batch[name] for key, name in columns.items()})
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows one by one; never more than a few are in memory."""
+        for part in self.parts:
+            with reading(part.owner, "table"):
+                for batch in part.batches(part.names, _RECORDS_AT_ONCE):
+                    yield from batch.to_pylist()
+
+    def place_of(self, row: int) -> str:
+        """Where a row stands. Args: its number, from 0."""
+        for part in self.parts[:-1]:
+            if row < part.num_rows:
+                return f"{part.owner}: row {row + 1}"
+            row -= part.num_rows
+        return f"{self.parts[-1].owner}: row {row + 1}"
+
+
+def table_of(source: Source, *, allow_huge: bool = False) -> Table | list[Any] | None:
+    """
+    A source as a table, or as a list of records where its columns are mixtures; `None` for a path of one file.
+
+    Args: a path, a table of pyarrow, pandas or polars, a `datasets.Dataset` (with the rows that were selected, in
+        their order), a relation of DuckDB, several Parquet files (see [`parquet_files`]), a list of dicts, else a
+        `TypeError`; and what [`parquet_table`] has.
+    """
+    files = parquet_files(source)
+    if files is not None:
+        return parquet_table(files, allow_huge=allow_huge)
     if isinstance(source, str | os.PathLike):
         return None
     if isinstance(source, list | tuple):
         return list(source)
     if isinstance(source, datasets.Dataset):
-        source = source.with_format("arrow")[:]  # with the rows that were selected, in their order
-    elif isinstance(source, pd.DataFrame):
+        return _in_memory(source.column_names, lambda names, size: _batches_of_dataset(source, names, size))
+    if isinstance(source, duckdb.DuckDBPyRelation):
+        return _in_memory(source.columns, lambda names, size: _projected(source, names).to_arrow_reader(size))
+    if isinstance(source, pd.DataFrame):
         try:
             source = pa.Table.from_pandas(source, preserve_index=False)
         except (pa.ArrowException, UnicodeEncodeError):  # a column that holds 7 and "b"
@@ -54,40 +107,36 @@ def table_of(source: Source) -> pa.Table | list[Mapping[str, Any]] | None:
             f"{type(source).__module__}.{type(source).__name__} is no source: pass a path, a table of pyarrow, pandas "
             "or polars, one split of a datasets.Dataset, or a list of dicts."
         )
-    check_distinct(source.column_names, "the table")
-    return source
+    return _in_memory(source.column_names, lambda names, size: source.select(names).to_batches(size))
 
 
-def columns_in(source: Source) -> list[str] | None:
-    """
-    The columns of a table that [`batches_of`] reads without ever holding it whole; `None` for every other source.
-
-    Args: a table in memory or of an engine.
-    """
-    if isinstance(source, pa.Table | datasets.Dataset):
-        names = source.column_names
-    elif isinstance(source, duckdb.DuckDBPyRelation):
-        names = source.columns
-    else:
-        return None
+def _in_memory(names: list[str], batches: Callable[[list[str], int], Iterable[pa.RecordBatch]]) -> Table:
     check_distinct(names, "the table")
-    return names
+    return Table("the table", [_Part("the table", names, 0, batches)])
 
 
-def batches_of(source: Source, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """
-    Some columns of a table in memory, a `datasets.Dataset` (with the rows that were selected, in their order) or a
-    relation of DuckDB, batch by batch. Args: the table, and the columns, each once.
-    """
-    if isinstance(source, pa.Table):
-        for start in range(0, source.num_rows, _ROWS_AT_ONCE):
-            yield source.select(columns).slice(start, _ROWS_AT_ONCE)
-    elif isinstance(source, datasets.Dataset):
-        yield from source.select_columns(list(columns)).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE)
-    else:
-        names = ", ".join('"' + name.replace('"', '""') + '"' for name in columns)
-        for batch in source.project(names).to_arrow_reader(_ROWS_AT_ONCE):
-            yield pa.Table.from_batches([batch])
+def _batches_of_dataset(source: datasets.Dataset, names: list[str], size: int) -> Iterator[pa.RecordBatch]:
+    for table in source.select_columns(names).with_format("arrow").iter(batch_size=size):
+        yield from table.to_batches()
+
+
+def _projected(source: duckdb.DuckDBPyRelation, names: list[str]) -> duckdb.DuckDBPyRelation:
+    return source.project(", ".join('"' + name.replace('"', '""') + '"' for name in names))
+
+
+def parquet_table(files: Sequence[Any], *, allow_huge: bool = False) -> Table:
+    """Parquet files, one after the other. Args: the files, and whether they may unpack to more than 200 times."""
+    opened = [(str(path), open_parquet(path, allow_huge=allow_huge)) for path in files]
+    owner = opened[0][0] if len(opened) == 1 else f"{opened[0][0]} (the first of {len(opened)} files)"
+    return Table(owner, [_part_of(path, file) for path, file in opened])
+
+
+def _part_of(path: str, file: pq.ParquetFile) -> _Part:
+    def batches(names: list[str], size: int) -> Iterator[pa.RecordBatch]:
+        with reading(path, "Parquet file"):
+            yield from file.iter_batches(size, columns=names)
+
+    return _Part(path, file.schema_arrow.names, file.metadata.num_rows, batches)
 
 
 def owner_of(source: Source, unnamed: str = "the table") -> str:
@@ -146,11 +195,3 @@ def open_parquet(path: str | os.PathLike[str], *, allow_huge: bool = False) -> p
 
 def _hub() -> Any:
     return huggingface_hub.HfFileSystem()
-
-
-def rows_of(source: pa.Table | pq.ParquetFile, owner: str) -> Iterator[dict[str, Any]]:
-    """The rows one by one; of a file never more than a few are in memory. Args: the table, and its name for errors."""
-    with reading(owner, "table"):
-        batches = source.to_batches(10_000) if isinstance(source, pa.Table) else source.iter_batches(10_000)
-        for batch in batches:
-            yield from batch.to_pylist()
