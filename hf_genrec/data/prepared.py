@@ -4,7 +4,7 @@ The prepared folder: what every later stage reads.
     dataset.json       protocol, source, options, statistics, counts of what was skipped, fingerprint
     items.parquet      item_id, title, text, then all other metadata; the row number is the item index
     train.parquet      user_id, history, target, timestamp, timestamps; one row per user; likewise validation.parquet,
-                       test.parquet. Large ones may be shards: train/00000.parquet, train/00001.parquet, ... in order
+                       test.parquet. Large ones are shards: train/00000.parquet, train/00001.parquet, ... in order
     cold_items.parquet item_id of the items that were held out of training; only where that was asked for
 
 Histories are full (cutting them is a matter of `sequences.py`), oldest first; `timestamp` is the target's and

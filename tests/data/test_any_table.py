@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_genrec.data import spools, tables
+from hf_genrec.data.item_readers import read_items
 from hf_genrec.data.readers import open_interactions
 
 
@@ -55,6 +56,17 @@ def test_a_relation_of_duckdb_and_a_selection_of_a_dataset_are_read_batch_by_bat
 
         assert read_interactions(relation, **names).table["user_id"].to_pylist() == [f"u{at}" for at in range(5)]
     assert read_interactions(dataset, **names).table["user_id"].to_pylist() == ["y", "u", "w"]
+
+
+def test_items_come_from_what_logs_come_from(tmp_path):
+    for name in "ab":
+        pq.write_table(pa.table({"item_id": [name], "title": [name.upper()]}), tmp_path / f"{name}.parquet")
+    with duckdb.connect() as connection:
+        relation = connection.sql("SELECT chr(CAST(97 + range AS INTEGER)) AS item_id, 'T' AS title FROM range(3)")
+
+        assert read_items(tmp_path / "*.parquet").table["title"].to_pylist() == ["A", "B"]
+        assert read_items(relation).table["item_id"].to_pylist() == ["a", "b", "c"]
+    assert read_items(datasets.Dataset.from_list([{"item_id": "c"}])).table["item_id"].to_pylist() == ["c"]
 
 
 def test_the_unit_of_times_is_that_of_the_whole_column_however_it_comes(monkeypatch):

@@ -9,9 +9,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from hf_genrec.data import split_writer
 from hf_genrec.data.item_readers import read_items
 from hf_genrec.data.prepare import prepare
 from hf_genrec.data.protocols import PROTOCOLS
+from hf_genrec.data.splits import SPLITS, split_files
 
 
 LOG = pa.table(
@@ -54,6 +56,21 @@ def test_a_user_with_two_interactions_is_only_trained_on(tmp_path):
 
     assert rows_of(prepared, "train") == [("v", [], "c", None), ("u", ["c"], "b", None)]
     assert rows_of(prepared, "test") == []
+
+
+def test_long_splits_are_shards_of_the_same_content(tmp_path, monkeypatch):
+    whole = prepare(tmp_path / "whole", interactions=LOG, items=ITEMS)
+    monkeypatch.setattr(split_writer, "_INTERACTIONS_AT_ONCE", 2)
+    monkeypatch.setattr(split_writer, "INTERACTIONS_OF_A_SHARD", 2)
+
+    shards = prepare(tmp_path / "shards", interactions=LOG, items=ITEMS)
+
+    names = ["train/00000.parquet", "train/00001.parquet"]
+    assert [str(path.relative_to(shards.folder)) for path in split_files(shards.folder, "train")] == names
+    assert shards.metadata | {"source": ""} == whole.metadata | {"source": ""}
+    assert shards.compute_fingerprint() == whole.fingerprint
+    for name in SPLITS:
+        assert rows_of(shards, name) == rows_of(whole, name)
 
 
 def test_the_catalog_has_the_order_of_the_items_table(tmp_path):
