@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from hf_genrec.evaluation.baselines import CatalogRanker, ItemKNN, Popularity, SequentialRidge
+from hf_genrec.evaluation.baselines.base import Tuning
 from hf_genrec.evaluation.metrics import ndcg_at_k, ranks_of_targets, recall_at_k
 
 
@@ -125,6 +126,18 @@ def test_tuning_picks_the_decay_that_the_validation_split_asks_for(make_prepared
     knn = ItemKNN.tune(make_prepared(log), alphas=(0.0,), decays=(1.0, 0.01))
 
     assert (knn.alpha, knn.decay) == (0.0, 0.01)
+
+
+def test_few_settings_are_tried_on_a_large_catalog(prepared, monkeypatch):
+    tried = []
+    monkeypatch.setattr(Tuning, "consider", lambda self, knn, columns=None: tried.append((knn.alpha, knn.decay)))
+
+    ItemKNN.for_columns(prepared)
+    monkeypatch.setattr("hf_genrec.evaluation.baselines.item_knn._FEW_TRIED", 5)
+    ItemKNN.for_columns(prepared)
+
+    assert len(tried[:-6]) == 25
+    assert set(tried[-6:]) == {(alpha, decay) for alpha in (0.1, 0.3, 0.5) for decay in (0.35, 0.7)}
 
 
 def test_bad_arguments_are_named(prepared):

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ NUM_PUBLISHED = 50  # neighbours of each item in that file
 MAX_PAIRS = 2**25  # pairs of items that are held in memory: 400 MB
 NUM_NEIGHBORS = 200  # of each item, where there are more pairs than that
 _BLOCK_PAIRS = 2**22  # counted at a time
+_FEW_TRIED = 50_000  # items above which an evaluation tries 6 settings instead of 25: a minute of computing at 10**6
 
 
 class ItemKNN(SparseRanker):
@@ -82,6 +84,14 @@ class ItemKNN(SparseRanker):
             logger.info("item-kNN keeps the %d most similar items of each: there are too many pairs.", num_neighbors)
         self.num_neighbors = num_neighbors
         self.alpha, self.similarity = alpha, self._similarity_at(alpha)
+
+    @classmethod
+    def for_columns(cls, prepared: PreparedDataset, *, seed: int = 0) -> dict[bool, Self]:
+        """See [`CatalogRanker.for_columns`]."""
+        tuning = Tuning(prepared, columns=(False, True), max_users=20_000, seed=seed)
+        few = {"alphas": (0.1, 0.3, 0.5), "decays": (0.35, 0.7)}
+        cls._try_settings(tuning, prepared, **(few if len(prepared.item_ids) > _FEW_TRIED else {}))
+        return tuning.best
 
     @classmethod
     def _try_settings(
