@@ -44,8 +44,8 @@ def large_catalog_blocks(figures: Mapping[str, Any] | None) -> list[str]:
         before = _by_size(figures.get("before", ()), phase, name)
         exponent = exponents.get(f"{phase}: {name}")
         users = {row["num_users"] for row in own.values() if "num_users" in row}
-        label = name if not users else f"{name}, {max(users):,} users"
-        cells = [f"{own[size]['cpu_seconds']:.2f}" if size in own else "-" for size in sizes]
+        label = f"{name}, {max(users):,} users" if len(users) == 1 else name
+        cells = [_cell(own.get(size), with_users=len(users) > 1) for size in sizes]
         common = max(own.keys() & before.keys(), default=None)
         last = "-" if common is None else f"{before[common]['cpu_seconds']:.2f}"
         peak = f"{own[max(own)]['peak_mb']:,.0f}"
@@ -54,11 +54,18 @@ def large_catalog_blocks(figures: Mapping[str, Any] | None) -> list[str]:
         "## Large catalogs",
         "Seconds of computing (user and system, one thread) by number of items, and the most memory that a step held "
         "above what was there before it, at the largest size. The exponent `e` of `seconds ~ items ** e` lies between "
-        "the two largest sizes that take a tenth of a second; the last column is the version before large catalogs "
-        "were looked at, at the largest size that both were measured at. Loading checks all files: digests, ids, "
-        "codes, vocabulary. Made by `scripts/evidence/benchmark_large_catalogs.py`.",
+        "the two largest sizes that take a tenth of a second; where a sample of users was evaluated, their number is "
+        "in brackets and the exponent that per user. The last column is the version before large catalogs were looked "
+        "at, at the largest size that both were measured at. Loading checks all files: digests, ids, codes, "
+        "vocabulary. Made by `scripts/evidence/benchmark_large_catalogs.py`.",
         markdown_table(rows, num_left=2),
     ]
+
+
+def _cell(row: Mapping[str, Any] | None, *, with_users: bool) -> str:
+    if row is None:
+        return "-"
+    return f"{row['cpu_seconds']:.2f}" + (f" ({row['num_users']:,})" if with_users else "")
 
 
 def _by_size(steps: Sequence[Mapping[str, Any]], phase: str, name: str) -> dict[int, Mapping[str, Any]]:
