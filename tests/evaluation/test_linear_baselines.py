@@ -59,6 +59,14 @@ def test_targets_that_are_solved_many_at_a_time_get_the_weights_of_each_alone(ma
     np.testing.assert_allclose(together.item_weights.toarray(), alone.item_weights.toarray(), atol=1e-13)
 
 
+def test_a_dense_system_that_memory_would_not_hold_is_refused(make_prepared, monkeypatch):
+    monkeypatch.setattr("hf_genrec.evaluation.baselines.ridge.MOST_NEIGHBORS", 4)
+
+    assert SequentialRidge.fit(make_prepared(SEQUENCES), num_neighbors=4).item_weights.nnz
+    with pytest.raises(ValueError, match="`num_neighbors` is 9, and a dense system of 6 items .* at most 4"):
+        SequentialRidge.fit(make_prepared(SEQUENCES), num_neighbors=9)
+
+
 def test_restriction_keeps_the_neighbours_with_most_weight_before_the_target(make_prepared):
     log = {f"u{n}": ["a", "c", "y", "z"] for n in range(3)} | {"v": ["b", "c", "y", "z"]}
     ridge = SequentialRidge.fit(make_prepared(log), regularization=2, num_neighbors=1)

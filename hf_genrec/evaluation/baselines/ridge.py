@@ -26,6 +26,7 @@ from hf_genrec.evaluation.baselines.sparse import SparseRanker
 
 MAX_WHOLE = 5_000  # items up to which all weights are solved for together: seconds, and 100 MB
 NUM_NEIGHBORS = 200
+MOST_NEIGHBORS = 20_000  # a dense system of so many items takes 3 GB
 _LEAST_WEIGHT, _MOST_AGES = 1e-3, 100  # of a history item in `X`; what is older or weighs less is left out
 _ROWS_AT_ONCE = 1024
 _FEW_NEIGHBORS, _ENTRIES_AT_ONCE = 24, 2**22  # of a target that is solved with others, and of their systems
@@ -48,7 +49,11 @@ class SequentialRidge(SparseRanker):
             Weights that are kept of each history item, the largest in magnitude. `None` keeps all.
         num_neighbors (`int`, *optional*):
             History items that each target's problem is restricted to, those with the most weight before it; as many as
-            there are items is the whole problem. `None` for the whole problem up to 5,000 items and 200 above.
+            there are items is the whole problem. `None` for the whole problem up to 5,000 items and 200 above: memory
+            does not grow with the square of the catalog.
+
+    Raises:
+        ValueError: If an argument is out of range, or asks for a dense system of more than 20,000 items.
 
     Source: ours, in the family of EASE (Steck 2019, https://arxiv.org/abs/1905.03375) and SLIST (Choi et al. 2021,
     https://arxiv.org/abs/2103.16104); the restriction as in Steck 2019 (https://arxiv.org/abs/1910.09645). The
@@ -76,6 +81,12 @@ class SequentialRidge(SparseRanker):
         self.regularization = regularization
         self.num_weights = num_weights
         self.num_neighbors = num_neighbors
+        largest = min(num_neighbors or 0, len(self.item_ids))
+        if largest > MOST_NEIGHBORS:
+            raise ValueError(
+                f"`num_neighbors` is {num_neighbors}, and a dense system of {largest:,} items would take "
+                f"{largest**2 * 8 / 1e9:,.0f} GB. Give at most {MOST_NEIGHBORS:,}, or None for {NUM_NEIGHBORS}."
+            )
         sequences = flat_sequences(prepared.split("train").with_format("arrow")[:], self.item_ids)
         self._products = _Products.of(*sequences, decay=decay, num_items=len(self.item_ids))
         self.item_weights = self._solved()
