@@ -37,16 +37,19 @@ def preparation_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     exponents = {(each["form"], each["code"], each["to"]): f"{each['exponent']:.2f}" for each in figures["exponents"]}
     rows = [["form", "code", "rows", "seconds", "CPU seconds", "growth exponent", "peak memory, MB"]]
     for run in sorted(figures["runs"], key=lambda run: (run["form"], run["code"], run["num_rows"])):
-        form = {"csv": "CSV", "parquet": "Parquet"}[run["form"]]
+        form = {"csv": "CSV", "jsonl": "JSON Lines", "parquet": "Parquet"}[run["form"]]
         exponent = exponents.get((run["form"], run["code"], run["num_rows"]), "-")
         times = (f"{run['seconds']:.1f}", f"{run['cpu_seconds']:.1f}")
         rows.append([form, run["code"], f"{run['num_rows']:,}", *times, exponent, f"{run['peak_mb']:,}"])
+    has_earlier = any(run["code"] == "earlier" for run in figures["runs"])
+    earlier = ' "earlier" is the first version on DuckDB, slower than this one, on a machine with less to do.'
     return [
         "## Preparing long logs",
         "`hf-genrec prepare` with a 5-core on invented logs of a power law, a user for 10 rows and an item for 200, "
         f"each in a process of its own; DuckDB may take {figures['memory_limit']}. CPU seconds are those of all "
         f"threads on {figures['cores']} cores that other programs used too, so compare these; the exponent is their "
         'growth since the size before (1 is in proportion), and memory is the peak of the whole process. "before" '
-        "is the code that held the whole log in memory. Made by `scripts/evidence/benchmark_preparation.py`.",
+        f"is the code that held the whole log in memory.{earlier * has_earlier} Made by "
+        "`scripts/evidence/benchmark_preparation.py`.",
         markdown_table(rows, num_left=2),
     ]
