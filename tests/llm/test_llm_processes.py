@@ -20,12 +20,12 @@ QUIET = {
 }  # fmt: skip
 
 
-def trained(world, output, lora, batch_size, **changes):
+def trained(world, output, lora, batch_size, resume=False, **changes):
     """Loss, gradient norm and metrics by step."""
     data, folder = world
     args = training_arguments(output, settings=QUIET | changes | {"per_device_train_batch_size": batch_size})
     settings = SftSettings(lora=lora, first_stage=0.34, rows_learning_rate=0.05)
-    record = train_llm(data, folder / "ids", output, args, backbone=folder / "llama", settings=settings)
+    record = train_llm(data, folder / "ids", output, args, backbone=folder / "llama", settings=settings, resume=resume)
     kept = ("loss", "grad_norm", "eval_loss", "eval_ndcg@10")
     return [{name: line[name] for name in kept if name in line} for line in record["log_history"]]
 
@@ -67,6 +67,23 @@ def test_a_network_sharded_by_fsdp_is_trained_validated_and_saved_as_a_whole_one
         for mine, theirs in zip(alone, logs, strict=True):
             assert mine == pytest.approx(theirs, abs=1e-4, rel=1e-3)
     np.testing.assert_allclose(scores(world, tmp_path / "two"), scores(world, tmp_path / "one"), atol=1e-3)
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_a_sharded_training_that_was_interrupted_ends_as_one_that_was_not(lora, world, tmp_path):
+    changes = {"eval_steps": 2, "save_steps": 2, "save_total_limit": 4, "load_best_model_at_end": False}
+
+    def sharded():
+        shard_on_a_cpu()
+        whole = trained(world, tmp_path / "whole", lora, 12, **changes)
+        checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-4"
+        return whole, trained(world, tmp_path / "again", lora, 12, resume=str(checkpoint), **changes)
+
+    for whole, again in in_processes(sharded):
+        assert len(whole) == len(again) > 6
+        for mine, theirs in zip(whole, again, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-5, rel=1e-4)
+    np.testing.assert_allclose(scores(world, tmp_path / "again"), scores(world, tmp_path / "whole"), atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fsdp", "FSDP"), ("deepspeed_zero2", "DEEPSPEED")])
