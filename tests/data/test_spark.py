@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_golden import BAD, GOLDEN, OPTIONS, REAL, ROW, check_by_definition
 
 from hf_genrec.data.prepare import prepare
-from hf_genrec.data.spark import Spark
+from hf_genrec.data.spark import LOCAL_MEMORY, Spark
 
 
 has_spark = importlib.util.find_spec("pyspark") is not None and shutil.which("java") is not None
@@ -29,6 +29,7 @@ def session(tmp_path_factory):
     quick = {
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         "spark.driver.host": "127.0.0.1",
+        "spark.driver.memory": LOCAL_MEMORY,
         "spark.log.level": "ERROR",
         "spark.pyspark.python": sys.executable,
         "spark.sql.adaptive.enabled": "false",
@@ -138,6 +139,19 @@ class TestSession:
         prepared = prepare(tmp_path / "data", interactions=source, engine="spark", **options)
 
         assert golden_cases.summary_of(prepared) == GOLDEN["plain, plain"]
+
+    def test_a_million_rows_give_the_same_on_both_engines(self, session, tmp_path):
+        draw, number = np.random.default_rng(0), 10**6
+        columns = {"user_id": draw.zipf(1.5, number) % 100_003, "item_id": draw.zipf(1.3, number) % 20_011}
+        table = pa.table(columns | {"timestamp": 1_600_000_000 + draw.integers(0, 10**6, number)})
+        pq.write_table(table, tmp_path / "log.parquet")
+        options = {"items": [{"item_id": "0", "title": "Most taken"}], "missing_text": "keep"}
+        options |= {"interactions": tmp_path / "log.parquet", "deduplicate": True, "k_core": 5}
+
+        ours, theirs = (prepare(tmp_path / engine, engine=engine, **options) for engine in ("duckdb", "spark"))
+
+        assert theirs.metadata == ours.metadata
+        assert ours.metadata["steps"][-1]["num_interactions"] > 80_000
 
     def test_bad_rows_of_files_are_counted_by_executors(self, session, tmp_path):
         table = golden_cases.write_bad_log("table", tmp_path)
