@@ -71,7 +71,8 @@ def main(words: Sequence[str] | None = None) -> None:
     record = {"rows": rows, "settings": {"batch_size": arguments.batch_size, "more": arguments.more}}
     record["machine"] = {"python": platform.python_version(), "torch": torch.__version__}
     if arguments.output:
-        write_json(record | {"data": Path(arguments.prepared).name}, arguments.output)
+        source = read_json(Path(arguments.prepared) / "dataset.json")["source"]
+        write_json(record | {"data": source}, arguments.output)
     if arguments.plot:
         plot_lines(panels, arguments.plot, x_label="step", y_label="training loss", num_columns=2)
 

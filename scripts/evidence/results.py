@@ -32,6 +32,7 @@ from overview import overview_blocks
 from paired_results import baselines_of, difference_blocks, evidence_blocks
 from parallel_results import parallel_blocks, training_blocks
 from preparation_results import preparation_blocks
+from process_results import process_blocks
 from server_results import onnx_blocks, server_blocks
 from space_results import space_blocks
 from tree_results import synthetic_blocks, tree_blocks
@@ -129,6 +130,7 @@ def results_page(
     cold_start: Mapping[str, Any] | None = None,
     months: Mapping[str, Any] | None = None,
     preparation_speed: Mapping[str, Any] | None = None,
+    processes: Mapping[str, Any] | None = None,
     trees: Mapping[str, Mapping[str, Any]] | None = None,
     synthetic: Mapping[str, Any] | None = None,
 ) -> str:
@@ -168,6 +170,7 @@ def results_page(
         cold_start (`dict`, *optional*): Likewise of [`cold_start_blocks`].
         months (`dict`, *optional*): Likewise of [`month_blocks`].
         preparation_speed (`dict`, *optional*): Likewise of [`preparation_blocks`].
+        processes (`dict`, *optional*): Likewise of [`process_blocks`].
         server_speed (`dict`, *optional*):
             Figures of `scripts/evidence/benchmark_server.py`; `None` if there are none.
         onnx_speed (`dict`, *optional*):
@@ -209,7 +212,7 @@ def results_page(
     blocks += space_blocks(space_speed)
     blocks += server_blocks(server_speed)
     blocks += onnx_blocks(onnx_speed)
-    blocks += preparation_blocks(preparation_speed)
+    blocks += preparation_blocks(preparation_speed) + process_blocks(processes)
     blocks += live_catalog_blocks(live_catalog) + cold_start_blocks(cold_start) + month_blocks(months)
     blocks += large_catalog_blocks(large_catalogs)
     if ordered:

@@ -53,6 +53,7 @@ def main() -> None:
         cold_start=read_figures(arguments.records / "cold_start.json"),
         months=read_figures(arguments.records / "month_by_month.json"),
         preparation_speed=read_figures(arguments.records / "preparation_speed.json"),
+        processes=read_figures(arguments.records / "processes.json"),
         trees={path.stem: json.loads(path.read_text("utf-8")) for path in arguments.records.glob("trees/*.json")},
         synthetic=read_figures(arguments.records / "synthetic_siblings.json"),
     )
