@@ -20,8 +20,10 @@ from tqdm.auto import tqdm
 from hf_genrec.data.prepared import PreparedDataset
 from hf_genrec.data.sequences import SequenceCollator, WindowDataset, make_examples
 from hf_genrec.evaluation.baselines.base import sampled_users
+from hf_genrec.evaluation.lists import item_indices
+from hf_genrec.evaluation.prefixes import popular_prefixes, shared_codes_of_pairs, shared_codes_per_user
 from hf_genrec.evaluation.record import evaluation_run, named_path
-from hf_genrec.evaluation.tables import TextTable, number
+from hf_genrec.evaluation.tables import NONE, TextTable, number
 from hf_genrec.evaluation.tree import (
     best_latent_differs,
     kendall_tau,
@@ -38,6 +40,7 @@ from hf_genrec.serving.times import has_times
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+LIST_LENGTH = 10
 USERS_AT_A_TIME = 32
 
 
@@ -55,7 +58,8 @@ def diagnose(
     """
     How the probabilities of models depend on the distance of items in the tree of semantic IDs.
 
-    Scores are exact, those of a sample of users of the test split for the items of the sampled pairs.
+    Scores are exact, those of a sample of users of the test split for the items of the sampled pairs. The same users
+    get lists of ten items by the options of each model, whose popular prefixes are counted (see `prefixes.py`).
 
     Args: loaded models by name, of which the first must decode along a tree; their data set; users, and pairs of items
     per distance, as in the paper, with the seed of both; the aggregation over the latents of an item, `"sum"` or
@@ -63,8 +67,8 @@ def diagnose(
 
     Returns:
         `dict`: what was measured, and by name in `models`: `tree_of` (whose tree), `tree`, `kendall_tau` with its
-        `interval` (see [`~tree.KendallTau`]), `by_distance` and, where there are latents, `latents`. Intervals are
-        spreads over pairs of items, users fixed.
+        `interval` (see [`~tree.KendallTau`]), `by_distance`, `lists` and, where there are latents, `latents`.
+        Intervals are spreads over pairs of items, users fixed.
 
     Source: Hou et al. 2026, sections 3 and 5.3 (https://huggingface.co/papers/2605.06331).
     """
@@ -77,6 +81,7 @@ def diagnose(
     test = prepared.split("test")
     split = sampled_users(test, max_users=num_users, seed=seed)
     targets = np.asarray(make_examples(test, prepared.item_ids, targets="last").targets)
+    counts = prepared.train_item_counts()
     trees: dict[str, dict[str, Any]] = {}
     models = {}
     for name, recommender in systems.items():
@@ -90,6 +95,7 @@ def diagnose(
         with bar, torch.no_grad():
             users = _Users(recommender.model, split, prepared.item_ids, progress=bar.update)
             measured = _measure(users, trees[tree_of]["pairs"], latent_aggregation, num_latent_users, seed)
+        measured["lists"] = _lists(recommender, split, prepared.item_ids, systems[tree_of], counts)
         tree = {key: value for key, value in trees[tree_of].items() if key != "pairs"}
         models[name] = {"model_type": recommender.model.config.model_type, "tree_of": tree_of, "tree": tree} | measured
     return {
@@ -141,6 +147,7 @@ def diagnosis_tables(report: Mapping[str, Any]) -> list[TextTable]:
             share = model["tree"]["targets_with_sibling"]
             rows.append([name, *near, number(None if share is None else 100 * share, ".1f")])
     tables.append(TextTable("the trees", rows))
+    tables += _list_tables(models)
     rows = [["model", "latents", "entropy", "nats on item", "differs at 2", "at most"]]
     for name, model in models.items():
         if "latents" in model:
@@ -150,6 +157,29 @@ def diagnosis_tables(report: Mapping[str, Any]) -> list[TextTable]:
             most = [number(value, ".3f") for value in (differs.get(2), max(differs.values()))]
             rows.append([name, str(latents["num_latents"]), entropy, nats, *most])
     return [*tables, *([TextTable("the latents", rows)] if len(rows) > 1 else [])]
+
+
+def _list_tables(models: Mapping[str, Any]) -> list[TextTable]:
+    """What lists begin with, level by level, and how much of their IDs they share."""
+    depths = [row["num_codes"] for row in next(iter(models.values()))["lists"]["by_prefix"]]
+    rows = [
+        ["model", *(f"first {depth}" if depth > 1 else "first code" for depth in depths), "codes shared", "by targets"]
+    ]
+    for name, model in models.items():
+        lists = model["lists"]
+        cells = {row["num_codes"]: _percent_of(row) for row in lists["by_prefix"]}
+        shared = [number(lists[key], ".3f") for key in ("shared_codes", "shared_by_targets")]
+        rows.append([name, *(cells.get(depth, NONE) for depth in depths), *shared])
+    note = (
+        "Share of the targets, and of all places of lists, that begin with a popular prefix: one of the fewest that "
+        "hold half of the training interactions. Codes shared: by two items of a list, and by two targets."
+    )
+    return [TextTable("popular prefixes, % of targets → of lists", rows, note)]
+
+
+def _percent_of(row: Mapping[str, Any]) -> str:
+    shares = [number(None if row[key] is None else 100 * row[key], ".0f") for key in ("in_targets", "in_lists")]
+    return f"{shares[0]} → {shares[1]} ({number(row['amplification'], '.2f')}x)"
 
 
 class _Users:
@@ -250,6 +280,26 @@ def _measure(
         sample = np.random.default_rng([seed, 1]).choice(len(users), size, replace=False)
         measured["latents"] = _latents(users, np.sort(sample))
     return measured
+
+
+def _lists(
+    recommender: Recommender, split: Any, item_ids: list[str], owner: Recommender, counts: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Popular prefixes of the lists of a model, and how alike the items of a list are, by the tree of `owner`."""
+    codes = owner.model.item_codes.cpu().numpy()
+    histories = list(split["history"])
+    has_values = recommender.reads_times and "timestamps" in split.column_names
+    times = {"times": list(split["timestamps"])} if has_values else {}
+    found = recommender.recommend(histories, top_k=min(LIST_LENGTH, len(item_ids)), show_progress=False, **times)
+    lists = item_indices(found.item_ids, item_ids=item_ids)
+    targets = item_indices([[target] for target in split["target"]], item_ids=item_ids)
+    shared = shared_codes_per_user(lists, codes=codes)
+    return {
+        "length": lists.shape[1],
+        "by_prefix": popular_prefixes(lists, targets, codes=codes, counts=counts),
+        "shared_codes": float(np.nanmean(shared)) if not np.isnan(shared).all() else None,
+        "shared_by_targets": shared_codes_of_pairs(targets, codes=codes),
+    }
 
 
 def _latents(users: _Users, sample: NDArray[np.integer]) -> dict[str, Any]:

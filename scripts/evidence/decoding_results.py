@@ -2,7 +2,7 @@
 Records of sweeps and of decoding benchmarks in, sections of the page `RESULTS.md` out.
 
 A sweep record describes one trained run: a row per split, number of beams and treatment of latents, made by
-`sweep_beams.py`; `sweep_popularity.py` adds what corrections of popularity do. The benchmarks are those of
+`sweep_beams.py`; `sweep_popularity.py` adds what remedies against popular prefixes do. The benchmarks are those of
 `benchmark_decoding.py` and `benchmark_catalog.py`.
 """
 
@@ -177,17 +177,28 @@ def popularity_blocks(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     blocks = [_POPULARITY_INTRODUCTION] if records else []
     for record in sorted(records, key=lambda record: (record["dataset"], record["name"])):
-        rows: list[Sequence[str]] = [["temperature", "prior correction", "ndcg@10", "recall@10", "coverage@10"]]
+        lengths = [row["num_codes"] for row in record["rows"][0]["by_prefix"]]
+        names = ["first code" if length == 1 else f"first {length}" for length in lengths]
+        rows: list[Sequence[str]] = [["remedy", "options", "recall@10", "coverage@10", *names, "codes shared"]]
         for row in record["rows"]:
-            settings = [f"{row['temperature']:g}", f"{row['correction']:g}"]
-            rows.append([*settings, _share(row, "ndcg@10"), _share(row, "recall@10"), f"{row['coverage@10']:.3f}"])
+            options = ", ".join(f"{name} {value:g}" for name, value in _changed(row, record["rows"][0]).items())
+            growth = [f"{prefix['amplification']:.2f}" for prefix in row["by_prefix"]]
+            figures = [_share(row, "recall@10"), f"{row['coverage@10']:.3f}", *growth, f"{row['shared_codes']:.2f}"]
+            rows.append([row["remedy"], options, *figures])
+        in_targets = ", ".join(f"{100 * prefix['in_targets']:.0f} %" for prefix in record["rows"][0]["by_prefix"])
         blocks.append(f"### {record['dataset']}, {record['system']}: popular prefixes")
         blocks.append(
             f"{record['num_users']:,} users of the validation split, {record['num_items']:,} items, "
-            f"{record['num_beams']} beams."
+            f"{record['num_beams']} beams, seen items left out. {in_targets} of the targets begin with a popular "
+            f"prefix of 1 to {lengths[-1]} codes; two targets share {record['shared_by_targets']:.2f} codes."
         )
-        blocks.append(markdown_table(rows, num_left=0))
+        blocks.append(markdown_table(rows, num_left=2))
+        blocks.append(f"![Amplification by recall](scripts/evidence/records/popularity/{record['name']}.png)")
     return blocks
+
+
+def _changed(row: Row, plain: Row) -> dict[str, float]:
+    return {name: value for name, value in row["options"].items() if plain["options"].get(name) != value}
 
 
 def speed_blocks(decoding: Mapping[str, Any] | None, catalog: Mapping[str, Any] | None) -> list[str]:
@@ -225,10 +236,13 @@ ndcg@10 on them, and how much of it differs from that of the exact scores, with 
 difference user by user."""
 _POPULARITY_INTRODUCTION = """## Popular prefixes
 
-A model puts much probability on the prefixes of popular items. What two corrections do about it: a temperature of the
-first level (1 leaves it alone) and the share of a prefix's log-prior that is subtracted in ranking. `coverage` is the
-share of the catalog that stands in the list of at least one user. Made by `scripts/evidence/sweep_popularity.py`,
-recorded in `scripts/evidence/records/popularity/`; both corrections are off by default."""
+A beam search keeps what is likely at every level, so prefixes that many users are drawn to stand in more lists than
+targets begin with them. The columns of prefixes say how much more: the share of all places of lists that begin with a
+popular prefix over the share of the targets that do. Popular are the fewest prefixes that hold half of the training
+interactions; 1 would be as popular as what users take. `codes shared` by two items of a list says how alike they are,
+`coverage` is the share of the catalog that stands in any list. In the figure a remedy pays where its line falls
+without going left. Made by `scripts/evidence/sweep_popularity.py`, recorded in
+`scripts/evidence/records/popularity/`."""
 _SPEED_INTRODUCTION = """## Decoding speed
 
 Random weights of the paper's shape, medians of interleaved repetitions in one run. `stock` is transformers' own T5

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -98,13 +99,37 @@ def test_report_holds_what_a_naive_computation_gives(prepared, psid, latte, aggr
     assert "latents" not in report["models"]["PSID"]
 
 
+def test_popular_prefixes_are_those_of_the_lists_that_the_model_gives(prepared, psid, sasrec):
+    report = diagnose({"PSID": psid, "SASRec": sasrec}, prepared)
+
+    codes, counts = random_codes().numpy(), prepared.train_item_counts()
+    first_codes = Counter({code: counts[codes[:, 0] == code].sum() for code in np.unique(codes[:, 0])})
+    held, popular = 0, set()
+    for code, count in first_codes.most_common():
+        if held < counts.sum() / 2:
+            popular.add(code)
+            held += count
+    index_of = {item: number for number, item in enumerate(ITEM_IDS)}
+    for name, recommender in (("PSID", psid), ("SASRec", sasrec)):
+        lists = recommender.recommend(list(prepared.split("test")["history"]), top_k=10).item_ids
+        shown = [codes[index_of[item], 0] in popular for row in lists for item in row]
+        row = report["models"][name]["lists"]["by_prefix"][0]
+        assert (row["num_codes"], row["num_popular"]) == (1, len(popular))
+        assert row["in_lists"] == pytest.approx(np.mean(shown))
+        wanted = [codes[index_of[item], 0] in popular for item in prepared.split("test")["target"]]
+        assert row["amplification"] == pytest.approx(np.mean(shown) / np.mean(wanted))
+    table = next(table for table in diagnosis_tables(report) if table.title.startswith("popular prefixes"))
+    assert [row[0] for row in table.rows] == ["model", "PSID", "SASRec"]
+
+
 def test_latents_without_siblings_leave_their_place_empty():
     latents = {"num_latents": 3, "normalized_entropy": 1.0, "mutual_information": 0.0}
     model = {"tree_of": "", "kendall_tau": None, "latents": latents}
     rows = [
         {"distance": 4, "best_latent_differs": 0.25, "correlation": {"mean": 0.5}, "reversal_rate": {"mean": 0.5}},
     ]
-    report = {"num_users": 5, "num_pairs": 7, "models": {"Latte": model | {"by_distance": rows}}}
+    lists = {"by_prefix": [], "shared_codes": None, "shared_by_targets": None}
+    report = {"num_users": 5, "num_pairs": 7, "models": {"Latte": model | {"by_distance": rows, "lists": lists}}}
 
     table = diagnosis_tables(report)[-1]
 

@@ -1,4 +1,4 @@
-"""The sweep over corrections of popularity on a tiny run."""
+"""The sweep over remedies against popular prefixes on a tiny run."""
 
 import json
 import sys
@@ -36,23 +36,24 @@ def run(make_prepared, tmp_path, load_script, monkeypatch):
 
 def test_rows_are_those_of_the_recommender_and_finished_ones_are_kept(run):
     folder, prepared, start = run
-    record = start("--corrections", 0.5)
-    (tuple_of_settings, corrected) = [(row["temperature"], row["correction"]) for row in record["rows"]]
+    record = start()
 
     recommender = Recommender.from_pretrained(folder, num_beams=29)
-    expected = evaluate(recommender, prepared, EvaluationSettings(split="validation"), baselines={})["model"]
-    again = start("--corrections", 0.5, 0.2)
+    settings = EvaluationSettings(split="validation", exclude_seen=True)
+    expected = evaluate(recommender, prepared, settings, baselines={})["model"]
+    again = start("--others", f"Twin={folder}")
 
-    assert (tuple_of_settings, corrected) == ((1.0, 0.0), (1.0, 0.5))
-    assert record["rows"][0]["ndcg@10"] == pytest.approx(expected["ndcg@10"])
+    assert record["rows"][0]["recall@10"] == pytest.approx(expected["recall@10"])
     assert record["num_users"] == 12
-    assert again["rows"][:2] == record["rows"]
-    assert again["rows"][2]["correction"] == 0.2
+    assert again["rows"][: len(record["rows"])] == record["rows"]
+    assert [row["remedy"] for row in again["rows"]][-2:] == ["five groups", "Twin"]
+    assert (folder.parent / "records" / "tiny.png").stat().st_size > 1000
 
 
-def test_page_shows_a_line_per_correction():
-    intervals = {"ndcg@10": [0.0, 0.2], "recall@10": [0.1, 0.3]}
-    figures = {"ndcg@10": 0.1, "recall@10": 0.2, "coverage@10": 0.5, "intervals": intervals}
+def test_page_shows_a_line_per_setting():
+    prefix = {"num_codes": 1, "in_targets": 0.5, "in_lists": 0.75, "amplification": 1.5}
+    figures = {"recall@10": 0.2, "coverage@10": 0.5, "intervals": {"recall@10": [0.1, 0.3]}, "shared_codes": 0.25}
+    row = {"remedy": "beams alone", "options": {"num_beams": 7}, "by_prefix": [prefix]} | figures
     record = {
         "name": "tiny",
         "dataset": "Tiny",
@@ -60,11 +61,13 @@ def test_page_shows_a_line_per_correction():
         "num_items": 29,
         "num_users": 12,
         "num_beams": 7,
-        "rows": [{"temperature": 1.0, "correction": 0.25} | figures],
+        "shared_by_targets": 0.125,
+        "rows": [row, row | {"remedy": "diversity", "options": {"num_beams": 7, "diversity": 0.3}}],
     }
 
     page = "\n".join(popularity_blocks([record]))
 
     assert "### Tiny, PSID: popular prefixes" in page
-    assert "| 1 | 0.25 | 0.1000 [0.0000, 0.2000] | 0.2000 [0.1000, 0.3000] | 0.500 |" in page
+    assert "| beams alone |  | 0.2000 [0.1000, 0.3000] | 0.500 | 1.50 | 0.25 |" in page
+    assert "| diversity | diversity 0.3 | 0.2000 [0.1000, 0.3000] | 0.500 | 1.50 | 0.25 |" in page
     assert popularity_blocks([]) == []
