@@ -19,6 +19,7 @@ from .genrec_recommend import Ranking, RankRequest, UserBatch, evaluation_mode
 from .genrec_recommend_config import RecommendConfig
 
 
+ROUNDING = 1e-4  # nats by which sums of the same probabilities may differ
 SCORE_BYTES = 32  # per item and user: the two scores, what is ranked, and its place while the best are found
 
 
@@ -206,6 +207,11 @@ class DenseHeadMixin(ItemTableMixin):
     (https://huggingface.co/papers/2411.18814).
     """
 
+    @property
+    def decodings(self) -> tuple[str, ...]:
+        """See [`ItemTableMixin`]; with both heads also `"exact"`, without beams."""
+        return (*super().decodings, "exact") if self.config.dense_head else super().decodings
+
     # --- scores --------------------------------------------------------------------------------------------------
 
     def _last_states(self, input_ids, attention_mask) -> torch.Tensor:
@@ -298,6 +304,67 @@ class DenseHeadMixin(ItemTableMixin):
         )
         scores = both.generated + request.options.dense_weight * both.dense
         return self._best_listed(scores, request, top_k=request.num_pooled(num_beams))
+
+    def rank_drafted(self, users: UserBatch, request: RankRequest) -> Ranking:
+        """
+        The best items of the whole catalog by both heads, of which few are read by the decoder: the dense head drafts,
+        the decoder verifies a draft in one pass.
+
+        No item is more likely than its first code, so the dense head and the codes of the first level bound the sum
+        of every item. Items are drafted in the order of their bounds, twice the list at first, then twice as many as
+        before, until the last place of the list is above all bounds of what is left: it is that of all exact scores.
+        """
+        if request.return_paths:
+            raise ValueError("`return_paths` is of beams, which `decoding='exact'` does without: use 'beam'.")
+        infinity, options, num_items = float("inf"), request.options, self.config.num_items
+        device = users.input_ids.device
+        if not len(users.input_ids):
+            return Ranking(*self._best_listed(torch.zeros(0, num_items, device=device), request))
+        history = self.encode_history(users.input_ids, users.attention_mask)
+        dense = options.dense_weight * self.log_probs_of_items(_states_behind(history))
+        first_codes = self._first_code_log_probs(history, options.latent_aggregation)
+        penalty = None if request.penalty is None else request.penalty[-1][self.catalog.id_of_items()]
+        most = dense + first_codes[:, self.item_codes[:, 0].long()] + ROUNDING  # (B, N): what an item may reach
+        most = most if penalty is None else most - penalty
+        most = most if users.allowed is None else most.masked_fill(~users.allowed, -infinity)
+        scores, top_k = torch.full_like(most, -infinity), request.num_pooled()
+        num_visited = torch.zeros(len(most), dtype=torch.long, device=device)
+        rows, start, size = torch.arange(len(most), device=device), 0, min(2 * top_k, num_items)
+        while len(rows):
+            bounds = most[rows]
+            drafted = first_of_the_best(bounds, size)[:, start:]
+            is_drafted = bounds.gather(1, drafted) > -infinity
+            generated = self.score_candidates(
+                history if len(rows) == len(most) else history.of_users(rows),
+                drafted,
+                latent_aggregation=options.latent_aggregation,
+                chunk_size=request.paths_at_a_time(len(rows)),
+            )
+            both = (generated + dense[rows].gather(1, drafted)).masked_fill(~is_drafted, -infinity)
+            scores[rows.unsqueeze(1), drafted] = both
+            num_visited[rows] += is_drafted.sum(1)
+            if size == num_items:
+                break
+            ranked = scores[rows] if penalty is None else scores[rows] - penalty
+            last, outside = ranked.topk(top_k).values[:, -1], bounds.topk(size + 1).values[:, -1]
+            rows = rows[(last <= outside) & (outside > -infinity)]
+            start, size = size, min(2 * size, num_items)
+        return Ranking(*self._best_listed(scores, request, top_k=top_k), num_visited=num_visited)
+
+    def _first_code_log_probs(self, history: HistoryOutput, latent_aggregation: str) -> torch.FloatTensor:
+        """Log-probability of each code of the first level, over all latents: `(batch_size, codebook_size)`."""
+        num_users, num_latents = len(history.last_hidden_state), self.config.num_latent_tokens
+        root = torch.zeros(num_users, max(1, num_latents), dtype=torch.long, device=history.last_hidden_state.device)
+        is_legal = self.catalog.child_mask(0, root) if self.config.normalization == "catalog" else None
+        if not num_latents:
+            states = self.path_states(root.unsqueeze(-1), history)[:, :, 0]
+            return self.token_log_probs(states, 0, is_legal=is_legal)[:, 0]
+        latents = self.config.first_latent_token + torch.arange(num_latents, device=root.device)
+        states = self.path_states(nn.functional.pad((root + latents).unsqueeze(-1), (0, 1)), history)
+        of_latents = self.token_log_probs(states[:, 0, 0], 0).unsqueeze(-1)  # (B, num_latents, 1)
+        of_codes = self.token_log_probs(states[:, :, 1], 1, is_legal=is_legal)
+        paths = of_latents + of_codes
+        return paths.amax(1) if latent_aggregation == "max" else paths.logsumexp(1)
 
     def rank_dense(self, users: UserBatch, request: RankRequest) -> Ranking:
         """The dense head alone: every item is scored, so nothing is searched for."""

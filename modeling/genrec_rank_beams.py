@@ -59,6 +59,8 @@ class BeamRankingMixin(RecommendMixin):
         batch_size, device = len(users.input_ids), users.input_ids.device
         if request.options.decoding == "dense":
             return self.rank_dense(users, request)
+        if request.options.decoding == "exact":
+            return self.rank_drafted(users, request)
         output = _empty_ranking(batch_size, request, device=device)
         if not batch_size:
             return output

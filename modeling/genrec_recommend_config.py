@@ -74,9 +74,10 @@ class RecommendConfig:
             Score of an item reached through several latents: that of its best path, or the `"sum"` of the
             probabilities of its paths among the beams. Without latents both are the same.
         decoding (`str`, *optional*):
-            How items are found; `None` for the default of the model. `"exact"` scores all items, `"beam"` searches
-            the trie of semantic IDs, `"graph"` walks along a graph of similar items that
-            `hf_genrec.serving.item_graph` builds after training, `"dense"` scores all items by the dense head alone.
+            How items are found; `None` for the default of the model. `"exact"` finds the best of all items: it scores
+            them all, or, with a dense head beside a generator, drafts lists by that head until no item that is left
+            can come in. `"beam"` searches the trie of semantic IDs, `"graph"` walks along a graph of similar items
+            that `hf_genrec.serving.item_graph` builds after training, `"dense"` is the dense head alone.
         dense_weight (`float`, defaults to 0.0):
             Weight of the dense head's log-probability beside that of the generator, for models with both: the beams'
             items are united with as many of the dense head's best, whose semantic IDs are scored exactly, and ranked
@@ -177,7 +178,7 @@ class RecommendConfig:
         self._check_lists()
         self._check_graph(self.decoding or decodings[0])
         self._check_dense(self.decoding or decodings[0], decodings)
-        if self.sample_seed is not None and (self.decoding or "exact") != "exact" and "exact" in decodings:
+        if self.sample_seed is not None and (self.decoding or "exact") != "exact" and decodings[0] == "exact":
             raise ValueError(
                 f"`sample_seed` is for `decoding='exact'`; this is `decoding={self.decoding!r}`, whose search would "
                 "decide what can be drawn."
@@ -228,14 +229,17 @@ class RecommendConfig:
     def _check_dense(self, decoding: str, decodings: tuple[str, ...]) -> None:
         if not 0 <= self.dense_weight < math.inf:
             raise ValueError(f"`dense_weight` must be a finite number of at least 0, got {self.dense_weight}.")
-        if self.dense_weight and "exact" in decodings and decoding not in ("exact", "dense"):
+        if self.dense_weight and decodings[0] == "exact" and decoding not in ("exact", "dense"):
             raise ValueError(
                 f"`dense_weight` is for `decoding='exact'`; this is `decoding={decoding!r}`. `dense_weight=0` is the "
                 "first head alone."
             )
+        is_drafted = decoding == "exact" and decodings[0] == "beam"
+        if is_drafted and not self.dense_weight:
+            raise ValueError("`decoding='exact'` needs a `dense_weight` above 0: the dense head drafts the lists.")
         for name in BEAM_OPTIONS:
-            if self.decoding == "dense" and name in self.changed():
-                raise ValueError(f"`{name}` is about beams, which `decoding='dense'` does without.")
+            if (decoding == "dense" or is_drafted) and name in self.changed():
+                raise ValueError(f"`{name}` is about beams, which `decoding={decoding!r}` does without.")
 
     def _check_graph(self, decoding: str) -> None:
         for name in GRAPH_OPTIONS:

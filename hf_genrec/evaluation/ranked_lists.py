@@ -156,9 +156,11 @@ def length_for_shared_ids(recommender: Any, top_k: int) -> int:
 
 def _is_exact(recommender: Any) -> bool:
     """Whether the first items of a longer list are the shorter list, and left-out items change nothing else."""
-    config = getattr(getattr(recommender, "model", None), "config", None)
-    if getattr(config, "weights_with_seen", None) is not None:  # an ensemble that weighs by what is left out
-        return False
+    model = getattr(recommender, "model", None)
+    if getattr(getattr(model, "config", None), "weights_with_seen", None) is not None:
+        return False  # an ensemble that weighs by what is left out
+    if getattr(model, "default_decoding", None) == "beam" and recommender.decoding == "exact":
+        return False  # a drafted list, which costs in proportion to its length
     return getattr(recommender, "decoding", None) in ("exact", "dense") and not _set_of(_BY_LENGTH, recommender)
 
 

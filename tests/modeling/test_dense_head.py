@@ -98,6 +98,18 @@ class TestListsOfTheDenseHead(RecommendInvariants):
         return model
 
 
+class TestDraftedLists(RecommendInvariants):
+    MODEL_CLASS = LatteForConditionalGeneration
+    CONFIGS = {"latte": CONFIGS["latte"]}
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls, config):
+        model = two_headed(config)
+        model.recommend_config.dense_weight, model.recommend_config.decoding = 0.7, "exact"
+        return model
+
+
 @pytest.mark.parametrize("name", ["psid", "latte", "texts"])
 @pytest.mark.parametrize("latent_aggregation", ["max", "sum"])
 def test_the_best_by_both_heads_are_those_of_the_whole_catalog(name, latent_aggregation):
@@ -119,6 +131,65 @@ def test_the_best_by_both_heads_are_those_of_the_whole_catalog(name, latent_aggr
     scores, items = both.masked_fill(excluded, -torch.inf).sort(descending=True, stable=True)
     assert items_of(model, output) == items[:, :13].tolist()
     torch.testing.assert_close(output.scores, scores[:, :13])
+
+
+@pytest.mark.parametrize("name", ["psid", "latte", "texts"])
+@pytest.mark.parametrize("latent_aggregation", ["max", "sum"])
+def test_drafted_lists_are_the_best_of_all_exact_scores(name, latent_aggregation):
+    model = two_headed(CONFIGS[name])
+    history = histories_of(model.config)
+    excluded = torch.zeros(3, NUM_ITEMS, dtype=torch.bool)
+    excluded[1, 4:17] = True
+    excluded[2, 3:] = True  # three items are left
+    alike = {"latent_aggregation": latent_aggregation}
+
+    output = model.recommend(*history, top_k=5, dense_weight=0.6, decoding="exact", exclude_items=excluded, **alike)
+
+    both = model.score_items(*history, **alike) + 0.6 * model.dense_scores(*history)
+    scores, items = both.masked_fill(excluded, -torch.inf).sort(descending=True, stable=True)
+    items = items.masked_fill(scores == -torch.inf, model.config.pad_token_id - model.config.first_item_token)
+    assert items_of(model, output) == items[:, :5].tolist()
+    torch.testing.assert_close(output.scores, scores[:, :5])
+
+
+def test_a_draft_is_as_long_as_it_must_be():
+    model = two_headed(CONFIGS["latte"])
+    with torch.no_grad():
+        model.item_table.rows.weight.mul_(40)  # the dense head is sure
+    history = histories_of(model.config)
+
+    sure = model.recommend(*history, top_k=2, dense_weight=8.0, decoding="exact")
+    unsure = model.recommend(*history, top_k=2, dense_weight=1e-3, decoding="exact")
+
+    assert (sure.num_visited < 6).all()
+    assert (unsure.num_visited > 6).all()
+
+
+def test_drafts_obey_corrections_and_diversity_as_beams_do():
+    model = two_headed(CONFIGS["psid"])
+    history = histories_of(model.config)
+    prior = torch.arange(1.0, NUM_ITEMS + 1)
+    options = {"top_k": 4, "num_beams": EVERY_BEAM, "dense_weight": 0.6}
+    for more in ({"prior_correction": 0.5, "item_prior": prior}, {"diversity": 0.4}):
+        drafted = model.recommend(*history, decoding="exact", **options, **more)
+        searched = model.recommend(*history, decoding="beam", **options, **more)
+        assert items_of(model, drafted) == items_of(model, searched)
+        torch.testing.assert_close(drafted.scores, searched.scores)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dense_weight": 0.0}, "needs a `dense_weight` above 0"),
+        ({"sample_seed": 3, "dense_weight": 0.0}, "`decoding='exact'` needs"),
+        ({"return_paths": True}, "does without: use 'beam'"),
+    ],
+)
+def test_what_a_draft_cannot_do_is_refused(options, message):
+    model = two_headed(CONFIGS["psid"])
+
+    with pytest.raises(ValueError, match=message):
+        model.recommend(*histories_of(model.config), decoding="exact", **({"dense_weight": 1.0} | options))
 
 
 def test_items_that_the_beams_miss_come_in_by_the_dense_head_with_their_exact_score():
