@@ -289,7 +289,7 @@ def _lists(
     codes = owner.model.item_codes.cpu().numpy()
     histories = list(split["history"])
     has_values = recommender.reads_times and "timestamps" in split.column_names
-    times = {"times": list(split["timestamps"])} if has_values else {}
+    times: dict[str, Any] = {"times": list(split["timestamps"])} if has_values else {}
     found = recommender.recommend(histories, top_k=min(LIST_LENGTH, len(item_ids)), show_progress=False, **times)
     lists = item_indices(found.item_ids, item_ids=item_ids)
     targets = item_indices([[target] for target in split["target"]], item_ids=item_ids)
