@@ -133,10 +133,11 @@ def table_of(record: dict[str, Any]) -> Table:
     table = Table(title=f"{record['system']}, {record['dataset']}: popular prefixes")
     for name in ("remedy", "options", "ndcg@10", "recall@10", "coverage@10", "first code", "item", "codes shared"):
         table.add_column(name, justify="left" if name in ("remedy", "options") else "right")
+    plain = record["rows"][0]["options"]
     for row in record["rows"]:
         figures = [f"{row[name]:.4f}" for name in ("ndcg@10", "recall@10", "coverage@10")]
         growth = [f"{row['by_prefix'][place]['amplification']:.2f}x" for place in (0, -1)]
-        options = " ".join(f"{name}={value:g}" for name, value in row["options"].items())
+        options = " ".join(f"{name}={value:g}" for name, value in row["options"].items() if value != plain.get(name))
         table.add_row(row["remedy"], options, *figures, *growth, f"{row['shared_codes']:.3f}")
     return table
 
