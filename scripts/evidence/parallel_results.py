@@ -20,6 +20,14 @@ walks. Times are those of a whole call in a batch, with the history; memory is h
 process. `visited` is the mean number of items scored, `overlap` the share of the exact top 10 that is found. Made by
 `scripts/evidence/benchmark_parallel.py`."""
 
+_DRAFT_INTRODUCTION = """## Lists drafted by the dense head
+
+Lists of both heads without beams (`decoding="exact"`): the dense head and the codes of the first level bound the score
+of every item; items are drafted in that order, and the decoder verifies a draft in one pass until nothing that is left
+can come into the list. So a list is the best of the whole catalog for certain, which a list by beams need not be;
+`same lists` is the share of users for whom it is. `verified` items pass through the decoder, the fewer the heavier the
+dense head weighs. Milliseconds per user, `generator's beams` without the dense head. Made by
+`scripts/evidence/benchmark_drafts.py`."""
 _COLUMNS = {
     "num_items": ("items", ","),
     "variant": ("decoding", ""),
@@ -37,6 +45,31 @@ _GRAPH_COLUMNS = {
     "peak_growth_mb": ("memory, MB", ",.0f"),
     "neighbor_overlap": ("of the exact neighbours", ".3f"),
 }
+
+
+def draft_blocks(figures: Mapping[str, Any] | None) -> list[str]:
+    """
+    The section "Lists drafted by the dense head".
+
+    Args: the content of `draft_speed.json`, or `None`. Returns blocks of Markdown; none without figures.
+    """
+    if figures is None:
+        return []
+    machine, names = figures["machine"], ("drafted", "beams", "generator")
+    header = ["users at a time", "weight", "drafted, ms", "beams, ms", "generator's beams, ms", "beams / drafted"]
+    rows: list[Sequence[str]] = [[*header, "verified", "same lists"]]
+    for row in figures["rows"]:
+        times = row["milliseconds_per_user"]
+        ratio = f"{times['beams'] / times['drafted']:.1f}"
+        counts = [f"{row['num_verified']:.0f}", f"{100 * row['same_lists']:.0f} %"]
+        shown = [f"{times[name]:.1f}" for name in names]
+        rows.append([str(row["users_at_a_time"]), f"{row['weight']:g}", *shown, ratio, *counts])
+    measured = (
+        f"{figures['dataset']}, {figures['num_items']:,} items, PSID with two heads (weight chosen on validation: "
+        f"{figures['own_weight']:g}), {figures['num_users']} users, {figures['num_beams']} beams, threads: "
+        f"{machine['threads']} ({machine['device']}), load {machine['load_average']} before."
+    )
+    return [_DRAFT_INTRODUCTION, measured, markdown_table(rows, num_left=0)]
 
 
 def parallel_blocks(figures: Mapping[str, Any] | None) -> list[str]:
@@ -153,4 +186,4 @@ def _profile_table(profiles: Mapping[str, Mapping[str, float]]) -> str:
     return markdown_table([["operation", *profiles], *rows], num_left=1)
 
 
-__all__ = ["parallel_blocks", "training_blocks"]
+__all__ = ["draft_blocks", "parallel_blocks", "training_blocks"]

@@ -30,7 +30,7 @@ from live_catalog_results import cold_start_blocks, live_catalog_blocks, month_b
 from llm_results import llm_blocks
 from overview import overview_blocks
 from paired_results import baselines_of, difference_blocks, evidence_blocks
-from parallel_results import parallel_blocks, training_blocks
+from parallel_results import draft_blocks, parallel_blocks, training_blocks
 from preparation_results import preparation_blocks
 from process_results import process_blocks
 from server_results import onnx_blocks, server_blocks
@@ -119,6 +119,7 @@ def results_page(
     popularity: Sequence[Mapping[str, Any]] = (),
     decoding_speed: Mapping[str, Any] | None = None,
     catalog_speed: Mapping[str, Any] | None = None,
+    draft_speed: Mapping[str, Any] | None = None,
     parallel_speed: Mapping[str, Any] | None = None,
     training_speed: Mapping[str, Any] | None = None,
     space_speed: Mapping[str, Any] | None = None,
@@ -159,6 +160,7 @@ def results_page(
             Figures of `scripts/evidence/benchmark_decoding.py`; `None` if there are none.
         catalog_speed (`dict`, *optional*):
             Figures of `scripts/evidence/benchmark_catalog.py`; `None` if there are none.
+        draft_speed (`dict`, *optional*): Figures of [`draft_blocks`].
         parallel_speed (`dict`, *optional*):
             Figures of `scripts/evidence/benchmark_parallel.py`; `None` if there are none.
         training_speed (`dict`, *optional*):
@@ -206,6 +208,7 @@ def results_page(
     blocks += sweep_blocks(sweeps)
     blocks += popularity_blocks(popularity)
     blocks += speed_blocks(decoding_speed, catalog_speed)
+    blocks += draft_blocks(draft_speed)
     blocks += llm_blocks(llm_speed)
     blocks += parallel_blocks(parallel_speed)
     blocks += training_blocks(training_speed)

@@ -42,6 +42,7 @@ def main() -> None:
         ],
         decoding_speed=read_figures(arguments.records / "decoding_speed.json"),
         catalog_speed=read_figures(arguments.records / "catalog_speed.json"),
+        draft_speed=read_figures(arguments.records / "draft_speed.json"),
         parallel_speed=read_figures(arguments.records / "parallel_speed.json"),
         training_speed=read_figures(arguments.records / "parallel_training_speed.json"),
         space_speed=read_figures(arguments.records / "space_speed.json"),
