@@ -3,6 +3,9 @@ Delimited text the quick way: DuckDB reads large files of which no line leaves a
 
 What a line means is decided in `text_files.py`, which reads what is not plain: another encoding, a quotation mark out
 of place, a row of the wrong length. Then nothing comes out here, and the file is read line by line.
+
+DuckDB's own list of bad lines (`store_rejects`) is no way around that: a quotation mark that nothing closes takes the
+good rows behind it along, unseen (11 of the 170 of a log of the tests, on 2.0.1).
 """
 
 from __future__ import annotations
