@@ -97,6 +97,18 @@ def test_two_processes_train_like_one_with_twice_the_targets_per_batch(kind, cir
     assert len(targets_of(two)) == 3 * circle.metadata["num_train_targets"]
 
 
+def test_two_processes_train_streamed_rows_like_one_and_none_comes_twice(circle, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_genrec.training.streaming.BUFFER_ITEMS", 60)
+    streamed = {"streaming": True}
+    alone = trained("sasrec", {}, circle, tmp_path / "one", streamed | {"per_device_train_batch_size": 48})
+
+    two = in_processes(trained, "sasrec", {}, circle, tmp_path / "two", streamed)
+
+    assert_same_training(alone, two)
+    assert targets_of(two) == targets_of([alone])
+    assert len(targets_of(two)) == 3 * circle.metadata["num_train_targets"]
+
+
 def test_dropout_and_latents_of_two_processes_are_those_of_one_that_accumulates_two_batches(circle, tmp_path):
     random = {"num_latent_tokens": 3, "dropout_rate": 0.4}
     alone = trained("psid", random, circle, tmp_path / "one", {"gradient_accumulation_steps": 2})
