@@ -41,15 +41,13 @@ def preparation_blocks(figures: Mapping[str, Any] | None) -> list[str]:
         exponent = exponents.get((run["form"], run["code"], run["num_rows"]), "-")
         times = (f"{run['seconds']:.1f}", f"{run['cpu_seconds']:.1f}")
         rows.append([form, run["code"], f"{run['num_rows']:,}", *times, exponent, f"{run['peak_mb']:,}"])
-    has_earlier = any(run["code"] == "earlier" for run in figures["runs"])
-    earlier = ' "earlier" is the first version on DuckDB, slower than this one, on a machine with less to do.'
     return [
         "## Preparing long logs",
         "`hf-genrec prepare` with a 5-core on invented logs of a power law, a user for 10 rows and an item for 200, "
         f"each in a process of its own; DuckDB may take {figures['memory_limit']}. CPU seconds are those of all "
         f"threads on {figures['cores']} cores that other programs used too, so compare these; the exponent is their "
         'growth since the size before (1 is in proportion), and memory is the peak of the whole process. "before" '
-        f"is the code that held the whole log in memory.{earlier * has_earlier} Made by "
+        "is the code that held the whole log in memory. Made by "
         "`scripts/evidence/benchmark_preparation.py`.",
         markdown_table(rows, num_left=2),
     ]
