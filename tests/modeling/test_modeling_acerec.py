@@ -114,9 +114,10 @@ def test_states_behind_the_last_item_are_the_same_however_they_are_read(first_re
 
 
 def test_dropout_on_attention_weights_keeps_the_mean_and_the_mask():
-    encoder = make_encoder(tiny_acerec_config(num_layers=1, attention_dropout=0.5))
+    config = tiny_acerec_config(num_layers=1, attention_dropout=0.5)
+    encoder, (_, histories) = make_encoder(config), random_blocks(config)
     queries, keys_values = torch.randn(2, 4, 3, 18), torch.randn(2, 4, 3, 36)
-    mask = encoder._mask(4, queries.device)
+    mask = encoder._mask(histories, queries.device)
     expected = encoder._attend(encoder.h[0], queries, keys_values, mask)
 
     encoder.train()
