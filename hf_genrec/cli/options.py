@@ -47,7 +47,10 @@ Beams = Annotated[
 ]
 Decoding = Annotated[
     Literal["exact", "graph", "beam"] | None,
-    typer.Option(help="How rpg and acerec find items.", show_default="exact"),
+    typer.Option(
+        help="How items are found: exact or graph by rpg and acerec, exact or beam by two heads.",
+        show_default="the model's own",
+    ),
 ]
 SearchOptions = Annotated[
     list[str] | None,
