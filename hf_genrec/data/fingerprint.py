@@ -78,6 +78,9 @@ class _ColumnDigest:
 
     def add(self, array: pa.Array) -> None:
         """The next rows."""
+        values = array.flatten() if pa.types.is_list(array.type) else array
+        if pa.types.is_string(values.type) and values.null_count:  # here, where the reader knows the file
+            raise ValueError(f"{values.null_count} ids in the column {self._name} are null")
         number = sum(map(len, self._waiting))
         while number + len(array) >= ROWS_AT_ONCE:
             self._update([*self._waiting, array.slice(0, ROWS_AT_ONCE - number)])
@@ -99,8 +102,6 @@ class _ColumnDigest:
         arrays = [array.dictionary_decode() if pa.types.is_dictionary(array.type) else array for array in arrays]
         is_text = pa.types.is_string(arrays[0].type)
         for array in arrays:
-            if is_text and array.null_count:
-                raise ValueError(f"{array.null_count} ids in the column {self._name} of a prepared folder are null.")
             self._lengths.update(_lengths_of(array) if is_text else array.is_null().to_numpy(zero_copy_only=False))
             self._content.update(_values_of(array) if is_text else _bytes_of(array.fill_null(0)))
 

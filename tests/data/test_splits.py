@@ -2,10 +2,11 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hf_genrec.data import split_writer
-from hf_genrec.data.fingerprint import read_digests
+from hf_genrec.data.fingerprint import fingerprint_of, read_digests
 from hf_genrec.data.split_writer import split_rows, write_splits
 from hf_genrec.data.splits import SPLIT_SCHEMA, SPLITS, flat_sequences, read_split, split_files
 from hf_genrec.files import first_five
@@ -78,3 +79,12 @@ def test_repeats_are_counted_within_one_sequence():
     items, starts, ends = np.array([5, 5, 7, 5, 7, 5]), np.array([0, 3]), np.array([2, 5])
 
     assert split_writer._count_repeats(items, starts, ends) == 2
+
+
+def test_a_null_id_is_named_with_its_file_and_column(make_prepared):
+    folder = make_prepared({"user": ["a", "b", "c", "d"], "other": ["b", "c", "d"]}).folder
+    rows = pq.read_table(folder / "train.parquet")
+    pq.write_table(rows.set_column(2, "target", pa.array([None, "c"], pa.string())), folder / "train.parquet")
+
+    with pytest.raises(ValueError, match=r"train\.parquet is no readable .*: 1 ids in the column target are null"):
+        fingerprint_of(folder)
