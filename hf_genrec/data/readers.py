@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hf_genrec.data.columns import (
     ID_RULE,
@@ -28,18 +27,18 @@ from hf_genrec.data.columns import (
     bad_ids,
     id_column,
     id_string,
+    is_bad_id,
     number_column,
     text_of,
     times_of,
 )
-from hf_genrec.data.delimited import plain_rows
-from hf_genrec.data.json_lines import columns_of
+from hf_genrec.data.native import plain_rows
 from hf_genrec.data.spools import Spool
-from hf_genrec.data.tables import Source, Table, parquet_table, table_of
+from hf_genrec.data.tables import Part, Source, Table, parquet_table, table_of
 from hf_genrec.data.text_files import DELIMITERS, OnError, Record, Skips, TextFile, first_names, format_of, writable
 
 
-_TEXTS_AT_ONCE = 2**16  # of a text file, as Python strings
+_ROWS_AT_ONCE = 2**16  # of a text file, as Python strings
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,8 @@ def open_interactions(
     """
     skips = Skips(on_error)
     columns = columns_by_key(user, item, timestamp, rating)
-    raw = _open(source, columns, skips, delimiter, allow_huge=allow_huge)
-    return Log(_checked(raw, tuple(columns), skips, date_format), skips)
+    table = _open(source, columns, skips, delimiter, allow_huge=allow_huge)
+    return Log(_checked(table, columns, skips, date_format), skips)
 
 
 def columns_by_key(user: str, item: str, timestamp: str | None, rating: str | None) -> dict[str, str]:
@@ -140,34 +139,30 @@ def open_sequences(path: str | os.PathLike[str], *, on_error: OnError = "raise",
     Args: a text file without a header, plain or gzipped; for the others see [`open_interactions`]. Malformed are lines
     without a tab or an item, a user seen before, and impossible ids.
     """
-    skips = Skips(on_error)
-    file = TextFile(path, delimiter="\t", header=["user", "items"], allow_huge=allow_huge)
-    columns = {"user_id": "user", "items": "items"}
-    raw = _raw_of_text(file, columns, skips)
-    tables = [*raw.scan(tuple(columns))]
-    if not any(table.num_rows for table in tables):
+    skips, users = Skips(on_error), set[str]()
+    rows: dict[str, list[Any]] = {"user_id": [], "item_id": [], "is_good": []}
+    is_bad: dict[str, bool] = {}  # of every id, which is kept once
+    for record in TextFile(path, delimiter="\t", header=["user", "items"], allow_huge=allow_huge).records():
+        if record.values is None:
+            skips.add(record.shown, str(record.error))
+            continue
+        user, items = record.values["user"], record.values["items"].strip().split(" ")
+        is_bad |= {name: is_bad_id(name) for name in (user, *items) if name not in is_bad}
+        wrong = [("item", name) for name in items if is_bad[name]] or [("user", user)] * is_bad[user]
+        problem = f"{wrong[0][0]} id {wrong[0][1]!r} {ID_RULE}" if wrong else None
+        if user in users:
+            problem = f"user {user!r} has a line already"
+        if problem is not None:
+            skips.add(record.shown, problem)
+        users.add(user)
+        rows["user_id"] += [user] * len(items)
+        rows["item_id"] += items
+        rows["is_good"] += [problem is None] * len(items)
+    if not any(rows["is_good"]):
         raise skips.nothing_left(str(path), "sequences")
-    table = pa.concat_tables(tables)
-    users = id_column(table["user_id"])
-    lists = pc.split_pattern(pc.utf8_trim_whitespace(table["items"]), " ")
-    rows, items = pc.list_parent_indices(lists).to_numpy(), id_column(pc.list_flatten(lists))
-    reasons: dict[int, str] = {}
-    for row in np.setdiff1d(
-        np.arange(len(users)), np.unique(users.dictionary_encode().indices.to_numpy(), return_index=True)[1]
-    ):
-        reasons[int(row)] = f"user {users[int(row)].as_py()!r} has a line already"
-    for index in np.flatnonzero(bad_ids(items)):
-        reasons.setdefault(int(rows[index]), f"item id {items[int(index)].as_py()!r} {ID_RULE}")
-    for row in np.flatnonzero(bad_ids(users)):
-        reasons.setdefault(int(row), f"user id {users[int(row)].as_py()!r} {ID_RULE}")
-    if reasons:
-        first = min(reasons)
-        skips.add(raw.place_of(_number_in(table, first, first)), reasons[first], number=len(reasons))
-    is_good = ~np.isin(rows, np.fromiter(reasons, dtype=np.int64))
-    if not is_good.any():
-        raise skips.nothing_left(str(path), "sequences")
-    read = {"user_id": users.take(pa.array(rows)), "item_id": items, "timestamp": pa.nulls(len(rows), pa.int64())}
-    return Log(iter(pa.table(read | {"is_good": is_good}).to_batches()), skips)
+    texts = {key: pa.array(rows[key], pa.large_string()) for key in ("user_id", "item_id")}
+    times = pa.nulls(len(rows["is_good"]), pa.int64())
+    return Log(iter(pa.table(texts | {"timestamp": times, "is_good": rows["is_good"]}).to_batches()), skips)
 
 
 def open_source(
@@ -211,27 +206,25 @@ def records_of(rows: Iterable[Any], owner: str = "") -> Iterator[Record]:
         yield Record(owner, number, values if error is None else None, error, unit="row")
 
 
-class _Raw(NamedTuple):
-    """Columns as the source has them, under our names, as often as needed, and how to find the place of a row."""
-
-    owner: str
-    scan: Callable[[Sequence[str]], Iterator[pa.Table]]
-    place_of: Callable[[int], str]
-
-
-_LINE = "line"  # the column with the number of the line where rows and lines differ
-
-
-def _open(source: Source, columns: dict[str, str], skips: Skips, delimiter: str | None, *, allow_huge: bool) -> _Raw:
-    """Opens a source and checks that it has the columns."""
+def _open(source: Source, columns: dict[str, str], skips: Skips, delimiter: str | None, *, allow_huge: bool) -> Table:
+    """Opens a source as a table that has the columns; what is malformed in a text is counted."""
     opened = open_source(source, delimiter, allow_huge=allow_huge)
+    if isinstance(opened, Table):
+        for part in opened.parts:
+            require_columns(part.names, columns, part.owner)
+        return opened
+    spool, owner, records = None, "the table", lambda: records_of(cast(list[Any], opened))
     if isinstance(opened, TextFile):
-        return _raw_of_text(opened, columns, skips)
-    if isinstance(opened, list):
-        return _raw_of_records(records_of(opened), columns, skips, "", None)
-    for part in opened.parts:
-        require_columns(part.names, columns, part.owner)
-    return _Raw(opened.owner, lambda keys: opened.scan({key: columns[key] for key in keys}), opened.place_of)
+        owner, records = str(opened.path), opened.records
+        if opened.delimiter is not None:
+            require_columns(opened.header, columns, owner)
+        spool = plain_rows(opened, columns)
+    spool = spool or _spooled(records, columns, skips, owner)
+
+    def place_of(row: int) -> str:
+        return next(itertools.islice(_readable(records(), columns), row, None))[0].shown
+
+    return Table(owner, [Part(owner, list(columns.values()), spool.num_rows, spool.batches)], place_of)
 
 
 def require_columns(found: list[str], columns: dict[str, str], owner: str) -> None:
@@ -246,125 +239,65 @@ def require_columns(found: list[str], columns: dict[str, str], owner: str) -> No
         )
 
 
-def _raw_of_text(file: TextFile, columns: dict[str, str], skips: Skips) -> _Raw:
-    """Delimited files the quick way where no line leaves a doubt, all others line by line."""
-    owner = str(file.path)
-    if file.delimiter is not None:
-        require_columns(file.header, columns, owner)
-        spool = plain_rows(file, columns)
-        if spool is not None:
-            return _Raw(owner, spool.scan, lambda row: next(itertools.islice(file.records(), row, None)).shown)
-    return _raw_of_records(_parts(file, columns), columns, skips, owner, file)
+def _spooled(records: Callable[[], Iterator[Record]], columns: dict[str, str], skips: Skips, owner: str) -> Spool:
+    """Collects the columns asked for as texts, row by row; what is malformed is counted."""
+    spool, filled = Spool(), set[str]()
+    schema = pa.schema([(name, pa.large_string()) for name in columns.values()])
+    rows = (texts for _, texts in _readable(records(), columns, skips))
+    while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+        table = pa.table([list(texts) for texts in zip(*some, strict=True)], schema=schema)
+        filled |= {name for name in schema.names if table[name].null_count < len(table)}
+        spool.add(table)
+    if spool.num_rows and len(filled) < len(schema):  # without values, or no record has such a field
+        found = dict.fromkeys(name for record in records() for name in record.values or ())
+        require_columns(list(found), columns, owner)
+    return spool
 
 
-class _Block(NamedTuple):
-    """Lines of one layout: the number of the first, and the values of each column."""
-
-    number: int
-    values: dict[str, list[str]]
-
-
-def _parts(file: TextFile, columns: dict[str, str]) -> Iterator[Record | _Block]:
-    """The records of a file; where many lines of JSON have one layout, blocks of them."""
-    if file.delimiter is not None:
-        yield from file.records()
-        return
-    for number, block, is_sound in file.blocks():
-        values = columns_of(block, columns) if is_sound else None
-        if values is not None:
-            yield _Block(number, values)
-        elif number == 1 and columns_of(block.partition("\n")[0], columns) is None:
-            yield from file.records()  # it may be one array, or one object of objects
-            return
-        else:
-            yield from file.records_in(number, block)
-
-
-def _raw_of_records(
-    records: Iterator[Record | _Block], columns: dict[str, str], skips: Skips, owner: str, file: TextFile | None
-) -> _Raw:
-    """Collects the columns asked for as texts, and the line of every row; what is malformed is counted."""
-    spool, rows = Spool(), _no_rows(columns)
-    lines: list[int] = []
-    last: Mapping[str, Any] = {}
-    absent, unit = set(columns.values()), "line"
+def _readable(
+    records: Iterator[Record], columns: dict[str, str], skips: Skips | None = None
+) -> Iterator[tuple[Record, tuple[str | None, ...]]]:
+    """The records that could be read, each with the columns asked for as texts; the others are counted."""
+    fields = [(key, name, id_string if key in ("user_id", "item_id") else text_of) for key, name in columns.items()]
     for record in records:
-        if isinstance(record, _Block):
-            spool.add(_texts(rows, lines))
-            rows, lines = _no_rows(columns), []
-            spool.add(_texts(record.values, range(record.number, record.number + len(record.values["user_id"]))))
-            absent.clear()
-            continue
-        row, error = _texts_of(record, columns)
-        if error is not None:
-            skips.add(record.shown, error)
-            continue
-        last, unit = record.values or {}, record.unit
-        absent -= last.keys()
-        lines.append(record.number)
-        for key, value in row.items():
-            rows[key].append(value)
-        if len(lines) == _TEXTS_AT_ONCE:
-            spool.add(_texts(rows, lines))
-            rows, lines = _no_rows(columns), []
-    spool.add(_texts(rows, lines))
-    if spool.num_rows and absent:
-        present = [name for name in columns.values() if name not in absent]
-        require_columns(list(dict.fromkeys([*present, *last])), columns, owner or "the table")
-
-    def place_of(number: int) -> str:
-        if file is not None and unit == "line":
-            return file.place_of(number)
-        return Record(owner, number, unit=unit).place
-
-    return _Raw(owner or "the table", spool.scan, place_of)
-
-
-def _no_rows(columns: Iterable[str]) -> dict[str, list[Any]]:
-    return {key: [] for key in columns}
-
-
-def _texts(rows: Mapping[str, list[Any]], lines: Sequence[int]) -> pa.Table:
-    columns = {key: pa.array(values, pa.large_string()) for key, values in rows.items()}
-    return pa.table(columns | {_LINE: pa.array(lines, pa.int64())})
-
-
-def _texts_of(record: Record, columns: dict[str, str]) -> tuple[dict[str, str | None], str | None]:
-    """The columns asked for of one record, and what is wrong with it."""
-    error = record.error
-    row = {} if record.values is None else {key: record.values.get(name) for key, name in columns.items()}
-    for key, value in row.items():
-        if not isinstance(value, str):
-            text = id_string(value) if key in ("user_id", "item_id") else text_of(value)
-            if text is None and value is not None:
+        error, values = record.error, record.values or {}
+        texts = []
+        for key, name, convert in fields:
+            value = values.get(name)
+            texts.append(convert(value))
+            if texts[-1] is None and value is not None:
                 error = f"{in_words(key)} {value!r} is no string and no number"
-            row[key] = text
-    return row, error
+        if error is None:
+            yield record, tuple(texts)
+        elif skips is not None:
+            skips.add(record.shown, error)
 
 
-def _checked(raw: _Raw, keys: Sequence[str], skips: Skips, date_format: str | None) -> Iterator[pa.RecordBatch]:
+def _checked(
+    source: Table, columns: dict[str, str], skips: Skips, date_format: str | None
+) -> Iterator[pa.RecordBatch]:
     """The rows in the types of a [`Log`]; those whose values cannot be used are counted and marked."""
     form, num_rows, num_good = TimeForm("numbers", "seconds"), 0, 0
-    if "timestamp" in keys:
-        with naming_the_column(raw.owner, "timestamp"):
+    if "timestamp" in columns:
+        with naming_the_column(source.owner, "timestamp"):
             survey = TimeSurvey(date_format)
-            for table in raw.scan(("timestamp",)):
+            for table in source.scan({"timestamp": columns["timestamp"]}):
                 survey.add(table["timestamp"])
             form = survey.form()
-    for table in raw.scan(keys):
-        columns, problems = converted(table, keys, raw.owner, form)
+    for table in source.scan(columns):
+        found, problems = converted(table, tuple(columns), source.owner, form)
         bad = np.logical_or.reduce([mask for _, mask, _ in problems])
         if bad.any():
             row = int(bad.argmax())
             key, reason = next((key, reason) for key, mask, reason in problems if mask[row])
-            place = raw.place_of(_number_in(table, row, num_rows + row))
+            place = "" if skips.first else source.place_of(num_rows + row)
             value = table[key][row].as_py()
             skips.add(place, f"{in_words(key)} {value!r} {reason}", number=int(bad.sum()))
         num_rows += len(bad)
         num_good += len(bad) - int(bad.sum())
-        yield from pa.table(columns | {"is_good": ~bad}).to_batches()
+        yield from pa.table(found | {"is_good": ~bad}).to_batches()
     if not num_good:
-        raise skips.nothing_left(raw.owner, "interactions")
+        raise skips.nothing_left(source.owner, "interactions")
 
 
 def converted(
@@ -399,11 +332,6 @@ def naming_the_column(owner: str, key: str) -> Iterator[None]:
         yield
     except (ValueError, pa.ArrowException) as error:
         raise ValueError(f"{owner}: the column for `{key.removesuffix('_id')}` {error}.") from error
-
-
-def _number_in(table: pa.Table, row: int, number: int) -> int:
-    """The number by which a source finds a row again: of its line, or its own."""
-    return table[_LINE][row].as_py() if _LINE in table.column_names else number
 
 
 def in_words(key: str) -> str:

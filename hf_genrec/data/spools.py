@@ -19,7 +19,6 @@ class Spool:
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 (closed with the object)
         self._writer: pa.ipc.RecordBatchStreamWriter | None = None
-        self._is_closed = False
         self.num_rows = 0
 
     def add(self, table: pa.Table) -> None:
@@ -29,12 +28,10 @@ class Spool:
         self._writer.write_table(table)
         self.num_rows += table.num_rows
 
-    def scan(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The rows, in batches of any size: some columns, and the line numbers where there are any. Args: names."""
-        if self._writer is None:
-            return
-        self._writer.close()
-        self._file.seek(0)
-        for batch in pa.ipc.open_stream(self._file):
-            kept = [name for name in batch.schema.names if name in columns or name == "line"]
-            yield pa.Table.from_batches([batch]).select(kept)
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        """Some columns of the rows. Args: their names, and a number of rows, which batches do not obey."""
+        if self._writer is not None:
+            self._writer.close()
+            self._file.seek(0)
+            for batch in pa.ipc.open_stream(self._file):
+                yield batch.select(columns)

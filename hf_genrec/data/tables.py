@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_genrec.data.text_files import ALWAYS_ALLOWED, MAX_EXPANSION, check_distinct
+from hf_genrec.data.text_files import check_distinct, check_expansion
 from hf_genrec.files import reading
 
 
@@ -32,7 +32,7 @@ _VALUE_BYTES = 8  # of a value in memory; in a Parquet file a column that repeat
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A table or a file of one: what messages call it, its columns, its rows, and how some columns are read."""
 
     owner: str
@@ -46,11 +46,12 @@ class Table:
     """
     A table that is never held whole, read as often as needed.
 
-    Args: what messages call it, and its parts, one after the other.
+    Args: what messages call it, its parts, one after the other, and where a row stands (`None` is the row of a part).
     """
 
     owner: str
-    parts: list[_Part]
+    parts: list[Part]
+    find: Callable[[int], str] | None = None
 
     def scan(self, columns: Mapping[str, str]) -> Iterator[pa.Table]:
         """Some columns, batch by batch. Args: their names by the names that they get."""
@@ -68,7 +69,9 @@ class Table:
                     yield from batch.to_pylist()
 
     def place_of(self, row: int) -> str:
-        """Where a row stands. Args: its number, from 0."""
+        """Where a row stands; slow, for messages. Args: its number, from 0."""
+        if self.find is not None:
+            return self.find(row)
         for part in self.parts[:-1]:
             if row < part.num_rows:
                 return f"{part.owner}: row {row + 1}"
@@ -112,7 +115,7 @@ def table_of(source: Source, *, allow_huge: bool = False) -> Table | list[Any] |
 
 def _in_memory(names: list[str], batches: Callable[[list[str], int], Iterable[pa.RecordBatch]]) -> Table:
     check_distinct(names, "the table")
-    return Table("the table", [_Part("the table", names, 0, batches)])
+    return Table("the table", [Part("the table", names, 0, batches)])
 
 
 def _batches_of_dataset(source: datasets.Dataset, names: list[str], size: int) -> Iterator[pa.RecordBatch]:
@@ -131,12 +134,12 @@ def parquet_table(files: Sequence[Any], *, allow_huge: bool = False) -> Table:
     return Table(owner, [_part_of(path, file) for path, file in opened])
 
 
-def _part_of(path: str, file: pq.ParquetFile) -> _Part:
+def _part_of(path: str, file: pq.ParquetFile) -> Part:
     def batches(names: list[str], size: int) -> Iterator[pa.RecordBatch]:
         with reading(path, "Parquet file"):
             yield from file.iter_batches(size, columns=names)
 
-    return _Part(path, file.schema_arrow.names, file.metadata.num_rows, batches)
+    return Part(path, file.schema_arrow.names, file.metadata.num_rows, batches)
 
 
 def owner_of(source: Source, unnamed: str = "the table") -> str:
@@ -184,11 +187,7 @@ def open_parquet(path: str | os.PathLike[str], *, allow_huge: bool = False) -> p
         groups = range(file.metadata.num_row_groups)
         size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
         size = max(size, file.metadata.num_rows * file.metadata.num_columns * _VALUE_BYTES)
-    if size > max(ALWAYS_ALLOWED, MAX_EXPANSION * packed) and not allow_huge:
-        raise ValueError(
-            f"{path} unpacks to {size:,} bytes, more than {MAX_EXPANSION} times its size. If that is right, pass "
-            "`allow_huge=True`."
-        )
+    check_expansion(path, size, packed, allow_huge=allow_huge)
     check_distinct(file.schema_arrow.names, str(path))
     return file
 

@@ -12,7 +12,6 @@ import codecs
 import csv
 import gzip
 import io
-import itertools
 import json
 import logging
 import os
@@ -36,6 +35,8 @@ MAX_DOCUMENT = 2**28  # characters of a file that is one JSON array or object
 MAX_EXPANSION, ALWAYS_ALLOWED = 200, 2**28  # text packs to a third or a tenth; only bombs to less than 1 / 200
 DELIMITERS = {"csv": ",", "tsv": "\t", "jsonl": None}  # of each text format
 MAX_DEPTH = 100  # lists in lists
+MAX_DIGITS = 4_300  # of an integer, as in Python
+_TOO_MANY_DIGITS = f"an integer of more than {MAX_DIGITS:,} digits"
 _SHOWN, _SHOWN_NAME, _REASON = 200, 60, 500  # characters of a line, a name, a reason in a message
 _BLOCK = 2**22  # characters that are given to a parser at a time
 _LOOK_AHEAD = 10_000  # lines that may be read in vain for the end of a quoted field, beside one for each line read
@@ -151,23 +152,17 @@ class TextFile:
 
     def lines(self) -> Iterator[Record]:
         """Every line, blank ones too; one that is too long or no text has an error."""
-        longest = -2 if self.allow_huge else MAX_LINE
-        size, number, owner = 0, 0, str(self.path)
+        longest, owner = -2 if self.allow_huge else MAX_LINE, str(self.path)
         with self._decoded() as file:
-            while part := file.readline(longest + 1):
-                number += 1
-                text, error = part.rstrip("\n"), None
-                if len(part) > longest >= 0 and not part.endswith("\n"):
+            for number, text in enumerate(iter(lambda: file.readline(longest + 1), ""), start=1):
+                error = None
+                if len(text) > longest >= 0 and not text.endswith("\n"):
                     error = f"longer than {longest:,} characters; pass `allow_huge=True` to read it"
-                    while part and not part.endswith("\n"):
-                        size += len(part)
-                        self._check_size(size, file)
-                        part = file.readline(longest)
+                    while (rest := file.readline(longest)) and not rest.endswith("\n"):
+                        pass
                 elif not text.isascii():
                     error = _undecoded(text)
-                size += len(part)
-                self._check_size(size, file)
-                yield Record(owner, number, None, error, text)
+                yield Record(owner, number, None, error, text.rstrip("\n"))
 
     def records(self, *, key: str | None = None) -> Iterator[Record]:
         """
@@ -187,52 +182,13 @@ class TextFile:
                 error = f"malformed, expected {len(self.header)} fields, found {len(fields or [])}"
                 yield line._replace(error=line.error or error)
 
-    def blocks(self) -> Iterator[tuple[int, str, bool]]:
-        """
-        The text in pieces of whole lines: the number of the first, the piece, and whether it is sound (all of it is
-        decoded). A line that may be too long ends them with an empty piece: from there on, [`records_in`] reads on.
-        """
-        number, size = 1, 0
-        with self._decoded() as file:
-            while block := file.read(_BLOCK):
-                rest = file.readline(MAX_LINE)
-                block += rest
-                size += len(block)
-                self._check_size(size, file)
-                if len(rest) >= MAX_LINE - _BLOCK:
-                    yield number, "", False
-                    return
-                yield number, block, block.isascii() or _undecoded(block) is None
-                number += block.count("\n")
-
-    def records_in(self, number: int, block: str) -> Iterator[Record]:
-        """
-        The records of a piece of JSON Lines that [`blocks`] gave; of an empty piece those of all lines from there on.
-
-        Args: the number of its first line, and the piece.
-        """
-        if not block:
-            return self._parsed(itertools.islice(self.lines(), number - 1, None))
-        lines = enumerate(block.split("\n"), start=number)
-        return self._parsed(Record(str(self.path), at, None, _undecoded(text), text) for at, text in lines)
-
-    def is_plain(self) -> bool:
-        """Whether all of the file is UTF-8 and, if it is packed, not far more than its size; quick."""
-        decoder, size = codecs.getincrementaldecoder("utf-8")(), 0
+    def blocks(self) -> Iterator[bytes]:
+        """Whole lines as they are, without a byte order mark, about four million bytes at a time."""
         with self._opened() as file:
+            mark = codecs.BOM_UTF8 if file.peek(3).startswith(codecs.BOM_UTF8) else b""
+            file.read(len(mark))
             while block := file.read(_BLOCK):
-                size += len(block)
-                try:
-                    decoder.decode(block)
-                except UnicodeDecodeError:
-                    return False
-                if self._is_huge(size, file):
-                    return False
-        return not decoder.getstate()[0]
-
-    def place_of(self, number: int) -> str:
-        """The place of a line, with its beginning; slow, for messages."""
-        return next(line for line in self.lines() if line.number == number).shown
+                yield block + file.readline(MAX_LINE)
 
     def _read_header(self, delimiter: str) -> list[str]:
         line, fields = next(self._rows(delimiter))
@@ -255,19 +211,16 @@ class TextFile:
         if document is not None:
             for number, values in enumerate(document, start=1):
                 yield Record(owner, number, unit="record").holding(values)
-        else:
-            yield from self._parsed(self.lines())
-
-    def _parsed(self, lines: Iterable[Record]) -> Iterator[Record]:
-        """Lines of JSON as records; blank ones are left out."""
-        for line in lines:
-            if line.error is None and line.text.strip():
+            return
+        for line in self.lines():
+            if line.error is None:
+                if not line.text.strip():
+                    continue
                 try:
                     line = line.holding(self.parse(line.text))
                 except ValueError as reason:
                     line = line._replace(error=str(reason))
-            if line.error is not None or line.values is not None:
-                yield line
+            yield line
 
     def _document(self) -> list[Any] | dict[str, Any] | None:
         """The content of a file that is one array, or one object of objects or over several lines, in one piece."""
@@ -307,9 +260,10 @@ class TextFile:
             return ahead.popleft() if ahead else next(lines, None)
 
         while (line := following()) is not None:
-            if line.error is not None or not line.text.strip():
-                if line.error is not None:
-                    yield line, None
+            if line.error is not None:
+                yield line, None
+            elif not line.text.strip():
+                continue
             elif delimiter == "\t" or '"' not in line.text:
                 yield line, line.text.split(delimiter)
             else:
@@ -330,26 +284,14 @@ class TextFile:
         rows = (_quoted([line], lambda: None, delimiter, 0)[0] for line in even)
         return all(len(row or []) != len(self.header) for row in rows)
 
-    def _is_huge(self, size: int, file: Any) -> bool:
-        """Whether a packed file has unpacked to far more than its size."""
-        if size <= ALWAYS_ALLOWED or self.allow_huge or not isinstance(file, gzip.GzipFile):
-            return False
-        return size > MAX_EXPANSION * self.path.stat().st_size
-
-    def _check_size(self, size: int, file: io.TextIOWrapper) -> None:
-        if self._is_huge(size, file.buffer):
-            raise ValueError(
-                f"{self.path} unpacks to more than {size:,} characters, {MAX_EXPANSION} times its size. If that is "
-                "right, pass `allow_huge=True`."
-            )
-
     @contextmanager
     def _opened(self) -> Iterator[io.BufferedReader]:
         """The bytes, unpacked; they must be text."""
         try:
             with open(self.path, "rb") as plain:
-                is_gzip = plain.peek(2)[:2] == b"\x1f\x8b"
-                file = cast(io.BufferedReader, gzip.GzipFile(fileobj=plain) if is_gzip else plain)
+                file = plain
+                if plain.peek(2)[:2] == b"\x1f\x8b":
+                    file = io.BufferedReader(cast(io.RawIOBase, _Unpacked(self, plain)), 2**17)
                 start = file.peek(8)[:8]
                 kind = next((kind for mark, kind in _NO_TEXT.items() if start.startswith(mark)), None)
                 if kind is not None:
@@ -369,6 +311,19 @@ class TextFile:
                 yield text
 
 
+class _Unpacked(gzip.GzipFile):
+    """What a packed file holds; the packed bytes come in."""
+
+    def __init__(self, file: TextFile, packed: io.BufferedReader) -> None:
+        super().__init__(fileobj=packed)
+        self._file, self._size = file, file.path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        check_expansion(self._file.path, self.tell(), self._size, allow_huge=self._file.allow_huge)
+        return content
+
+
 _OPEN_QUOTE = "a quotation mark opens a field and nothing closes it"
 
 
@@ -382,6 +337,15 @@ def format_of(path: Path, delimiter: str | None = None) -> str:
     if suffix not in _FORMATS and delimiter is None:
         raise ValueError(f"{path}: the name must end in one of {', '.join(_FORMATS)} (text also followed by .gz).")
     return _FORMATS.get(suffix, "csv")
+
+
+def check_expansion(path: str | os.PathLike[str], size: int, packed: int, *, allow_huge: bool) -> None:
+    """Refuses a bomb. Args: the file, the bytes that it holds unpacked and packed, and whether they may be many."""
+    if size > max(ALWAYS_ALLOWED, MAX_EXPANSION * packed) and not allow_huge:
+        raise ValueError(
+            f"{path} unpacks to {size:,} bytes, more than {MAX_EXPANSION} times its size. If that is right, pass "
+            "`allow_huge=True`."
+        )
 
 
 def first_names(names: Iterable[Any]) -> str:
@@ -413,7 +377,7 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from error
     except ValueError as error:
         reason = str(error)
-        raise ValueError("an integer of more than 4,300 digits" if "digits" in reason else reason) from error
+        raise ValueError(_TOO_MANY_DIGITS if "digits" in reason else reason) from error
     if _SURROGATE.search(text) or text.count("[") + text.count("{") > MAX_DEPTH:
         value = writable(value)
     return value
@@ -442,7 +406,7 @@ def writable(value: Any) -> Any:
     except UnicodeEncodeError:
         return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     except ValueError as error:
-        raise ValueError("an integer of more than 4,300 digits") from error
+        raise ValueError(_TOO_MANY_DIGITS) from error
     return value
 
 

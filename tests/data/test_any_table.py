@@ -85,10 +85,10 @@ def test_rows_of_text_are_read_again_from_the_disk(monkeypatch):
     spool = spools.Spool()
     for start in range(0, 300, 100):
         numbers = pa.array(range(start, start + 100))
-        spool.add(pa.table({"user_id": numbers.cast(pa.string()), "line": numbers}))
+        spool.add(pa.table({"user_id": numbers.cast(pa.string()), "time": numbers}))
 
-    for _ in range(2):
-        found = pa.concat_tables(spool.scan(["user_id"]))
+    for names in (["user_id"], ["time", "user_id"]):
+        found = pa.Table.from_batches(spool.batches(names, 7))
+        assert found.column_names == names
         assert found["user_id"].to_pylist() == [str(number) for number in range(300)]
-        assert found["line"].to_pylist() == list(range(300))
-    assert [*spools.Spool().scan(["user_id"])] == []
+    assert [*spools.Spool().batches(["user_id"], 7)] == []

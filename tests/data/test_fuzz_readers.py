@@ -22,8 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hf_genrec.data import delimited as native
-from hf_genrec.data import readers, text_files
+from hf_genrec.data import native, readers, text_files
 from hf_genrec.data.item_readers import read_items
 from hf_genrec.data.prepare import prepare
 from hf_genrec.data.prepared import PreparedDataset
@@ -226,18 +225,16 @@ def check_the_quick_way(path, delimiter):
             readers.require_columns(file.header or list(columns), columns, "log")
         except ValueError:
             return
-        for read in (
-            readers._raw_of_text,
-            lambda *a: readers._raw_of_records(file.records(), columns, a[2], "log", file),
-        ):
+        for read in (native.plain_rows, lambda *_: None):
+            small.setattr(readers, "plain_rows", read)
             skips = Skips("skip")
             try:
-                raw = read(file, columns, skips)
+                opened = readers._open(path, columns, skips, delimiter, allow_huge=False)
             except ValueError as error:
                 found.append(str(error).replace(str(path), "log"))
                 continue
-            table = pa.concat_tables([*raw.scan(tuple(columns))] or [pa.table({name: [] for name in columns})])
-            places = [raw.place_of(readers._number_in(table, row, row)) for row in range(min(table.num_rows, 2))]
+            table = pa.concat_tables([*opened.scan(columns)] or [pa.table({name: [] for name in columns})])
+            places = [opened.place_of(row) for row in range(min(table.num_rows, 2))]
             found.append(
                 (
                     table.select(list(columns)).cast(pa.schema({n: pa.string() for n in columns})).to_pylist(),

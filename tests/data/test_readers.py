@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_genrec.data import delimited, tables, text_files
+from hf_genrec.data import native, text_files
 from hf_genrec.data.readers import open_interactions, open_sequences
 
 
@@ -158,7 +158,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path, damage):
 
 
 def test_a_parquet_file_that_unpacks_to_far_more_than_its_size_is_refused_unless_it_is_wanted(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "ALWAYS_ALLOWED", 100_000)
+    monkeypatch.setattr(text_files, "ALWAYS_ALLOWED", 100_000)
     path = tmp_path / "log.parquet"
     pq.write_table(pa.table({name: ["a"] * 100_000 for name in ("user_id", "item_id")}), path)
 
@@ -178,7 +178,7 @@ def test_columns_that_come_twice_are_refused():
     "doubt", ["", "\n", 'v,"b",4\n', "broken\n", "v,,4\n", "v,b,soon\n", "v,\u82b1,4\n", "v,\r", "\ufeff\n"]
 )
 def test_a_large_file_is_read_alike_with_and_without_a_doubt_at_its_end(tmp_path, monkeypatch, doubt):
-    monkeypatch.setattr(delimited, "_LEAST", 0)
+    monkeypatch.setattr(native, "_LEAST", 0)
     monkeypatch.setattr(text_files, "_BLOCK", 100)
     path = tmp_path / "log.csv"
     rows = [(f"u{row}", f"i{row % 7}", row) for row in range(300)]

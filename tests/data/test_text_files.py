@@ -106,7 +106,7 @@ def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused_unless_it_is_w
     monkeypatch.setattr(text_files, "ALWAYS_ALLOWED", 1000)
     path = write(tmp_path, gzip.compress(b"a,b\n" + b"1,x\n" * 20_000))
 
-    with pytest.raises(ValueError, match=r"log.csv unpacks to more than .* characters, 200 times .*`allow_huge=True`"):
+    with pytest.raises(ValueError, match=r"log.csv unpacks to .* bytes, more than 200 times .*`allow_huge=True`"):
         rows_of(path)
     assert len(rows_of(path, allow_huge=True)) == 20_000
 
