@@ -106,7 +106,7 @@ def evaluation_run(
     run: dict[str, Any] = {"model": Path(folder).name if weights.is_file() else os.fspath(folder)}
     run |= {"num_beams": num_beams} if decoding != "exact" else {}
     run |= {"latent_aggregation": latent_aggregation, "decoding": decoding}
-    kept = ("command", "minutes", "cpu_minutes", "num_threads", "num_parameters")
+    kept = ("command", "minutes", "cpu_minutes", "num_threads", "device", "num_parameters")
     run |= {name: training[name] for name in kept if name in training}
     if training:
         run["seed"] = training["settings"]["seed"]

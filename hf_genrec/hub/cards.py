@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData, RepoCard
 
+from hf_genrec import __version__
 from hf_genrec.data.protocols import PROTOCOLS
 from hf_genrec.data.split_times import SUFFIX
 from hf_genrec.evaluation.record import record_table, shown_cut
@@ -316,7 +317,8 @@ def _facts_of(card: str) -> dict[str, str]:
 
 
 def _versions() -> str:
-    return ", ".join(f"{name} {version(name)}" for name in ("hf-genrec", "transformers", "torch"))
+    others = (f"{name} {version(name)}" for name in ("transformers", "torch"))
+    return ", ".join([f"hf-genrec {__version__}", *others])  # of a checkout nothing is installed to look up
 
 
 def _model_index(config: Any, evaluation: Mapping[str, Any] | None, repo_id: str | None) -> dict[str, Any]:

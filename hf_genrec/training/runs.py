@@ -108,6 +108,7 @@ def train_run(
             "semantic_ids": _shape_of_ids(starting),
             **stopwatch.read(of_all=True),
             "num_threads": trainer.num_threads,
+            "device": trainer.device_name,
             "resumed_from": checkpoint and Path(checkpoint).name,
             "num_parameters": sum(parameter.numel() for parameter in starting.model.parameters()),
             "num_train_targets": _num_targets(trainer.train_dataset),

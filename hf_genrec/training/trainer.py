@@ -108,6 +108,12 @@ class GenRecTrainer(Trainer):
         targets = self.args.per_device_train_batch_size
         return num_threads_for(config, targets_per_step=targets, available=available)
 
+    @property
+    def device_name(self) -> str:
+        """The GPU that trains, such as `"NVIDIA H100 80GB HBM3"`, or the kind of device."""
+        device = self.args.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """
         As in transformers; a loss that is no number ends the training (fp16 skips such steps by itself), and where

@@ -66,14 +66,15 @@ _WHAT = """# Results
 Next-item recommendation on public logs: each model ranks every item of the catalog for every user, and the one item
 that the user took next is the target. The best system of each kind by ndcg@10, the mean over its seeds:"""
 _BEST_NOTE = """The best of several systems is picked by the numbers that stand here, which therefore overestimate a
-little; the tables below have all systems, with intervals. These are small trainings on a CPU: they compare systems
-with each other and do not repeat published trainings."""
+little; the tables below have all systems, with intervals. These are small trainings, most on a CPU: they compare
+systems with each other and do not repeat published trainings."""
 _HOW = """**How to read the page.** Recall, ndcg and mrr are shares in [0, 1], and users without a hit count. In
 brackets stand bootstrap intervals over users. Items of the history may be listed, as in the papers' protocol; columns
 named `seen excluded` are of lists without them, with settings of the baselines that were chosen for such lists.
 `invalid` is the share of users whose list is short, repeats an item or holds a foreign id. `ids` is the collision
 policy of the semantic IDs, their levels and the codes per level. CPU minutes are the processor time of the training,
-so that a run that had to share its cores counts no more than it used.
+so that a run that had to share its cores counts no more than it used; a GPU is named beside them, its time
+is not counted.
 A dash stands where a record has no value.
 
 Items are counted, not ids. Where several items share an id (policy `keep`), the main table counts them in the order

@@ -393,7 +393,8 @@ def _model_row(record: Mapping[str, Any]) -> tuple[str, ...]:
 def _model_columns(run: Mapping[str, Any]) -> dict[str, str]:
     columns = {"seed": str(run["seed"]), "run": f"[{run['name']}](#{run['name']})"}
     if run["cpu_minutes"] is not None:
-        columns["CPU minutes"] = f"{run['cpu_minutes']:.1f}"
+        device = run.get("device", "cpu")
+        columns["CPU minutes"] = f"{run['cpu_minutes']:.1f}" + ("" if device == "cpu" else f" beside {device}")
     if run["encoder"] is not None:
         columns["encoder"] = run["encoder"].rpartition("/")[2]
     if run["policy"] is not None:

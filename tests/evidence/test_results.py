@@ -60,6 +60,12 @@ def table_rows(page):
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
+def test_a_run_of_a_gpu_names_it_beside_its_cpu_minutes():
+    page = results_page([make_record(run={"device": "NVIDIA H100"})])
+
+    assert "118.5 beside NVIDIA H100" in table_rows(page)[-1]
+
+
 def test_row_of_a_run_tells_metrics_settings_and_where_its_command_is():
     page = results_page([make_record()])
 

@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_genrec import LatteConfig, SemanticIds
+from hf_genrec import LatteConfig, SemanticIds, __version__
 from hf_genrec.hub.cards import (
     MAX_TEXT,
     code_of_ids,
@@ -117,6 +117,13 @@ def test_category_of_the_data_goes_from_training_into_the_card(make_prepared, tm
 
     assert record["data"] == {"category": "Toys"}
     assert "- data: a log of its own, Toys; protocol `custom`" in folder_card(tmp_path)
+
+
+def test_card_is_written_from_a_checkout_that_is_not_installed(tmp_path, monkeypatch):
+    make_folder(tmp_path, "sasrec")
+    monkeypatch.setattr("hf_genrec.hub.cards.version", {"transformers": "5.3", "torch": "2.7"}.__getitem__)
+
+    assert f"hf-genrec {__version__}, transformers 5.3, torch 2.7" in folder_card(tmp_path)
 
 
 def test_licence_space_and_data_set_are_named_where_they_are_known_and_never_made_up():

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_genrec import __version__
 from hf_genrec.serving.recommender import Recommender
 from hf_genrec.serving.server.settings import TOKEN_VARIABLE, ServerSettings
 
@@ -142,7 +143,7 @@ def create_app(recommender: Source, settings: ServerSettings | None = None) -> F
     state = ServerState(settings)
     app = FastAPI(
         title="hf_genrec",
-        version=version("hf-genrec"),
+        version=__version__,
         description="Histories of item ids in, ranked items out.",
         lifespan=_lifespan(recommender, state),
     )
@@ -264,7 +265,8 @@ def _add_operation(app: FastAPI, state: ServerState) -> None:
 
 def _info_of(recommender: Recommender, settings: ServerSettings) -> Info:
     config, catalog = recommender.model.config, recommender.catalog.version
-    packages = {name: version(name) for name in ("hf-genrec", "torch", "transformers", "fastapi")}
+    packages = {"hf-genrec": __version__}
+    packages |= {name: version(name) for name in ("torch", "transformers", "fastapi")}
     return Info(
         model=str(config.name_or_path),
         revision=getattr(config, "_commit_hash", None),
