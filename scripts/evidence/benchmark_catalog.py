@@ -21,6 +21,7 @@ The dictionary is left out above `--dictionary-items` items and `--dictionary-ro
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -68,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7], help="numbers of items")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7, 10**8], help="numbers of items"
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[50, 800, 8000], help="users x beams, multiples of 50")
     parser.add_argument("--turns", type=int, default=25, help="turns that count (default 25)")
     parser.add_argument("--warmup", type=int, default=3, help="turns that do not (default 3)")
@@ -110,18 +113,27 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def held_memory(catalog: Catalog) -> float:
+    """Of all tensors of a catalog, in MB."""
+    values = [value if isinstance(value, list) else [value] for value in vars(catalog).values()]
+    tensors = [value for value in itertools.chain(*values) if isinstance(value, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
+
+
 class Measurement:
     """One catalog and what is timed on it."""
 
     def __init__(self, num_items: int, options: argparse.Namespace):
         self.options = options
         self.codes = random_codes(num_items, options.seed)
-        before, start = peak_memory(), time.perf_counter()
+        before, start, start_cpu = peak_memory(), time.perf_counter(), time.process_time()
         self.catalog = Catalog(self.codes, CODEBOOK_SIZE)
         self.build = {
             "num_items": num_items,
             "seconds": round(time.perf_counter() - start, 3),
+            "cpu_seconds": round(time.process_time() - start_cpu, 3),
             "peak_growth_mb": round(peak_memory() - before, 1),
+            "held_mb": round(held_memory(self.catalog), 1),
             "num_nodes": self.catalog.num_nodes,
             "max_children": self.catalog.max_children,
         }
@@ -267,12 +279,14 @@ def mean_over_depths(steps: list[dict]) -> list[dict]:
 
 
 def print_tables(report: dict) -> None:
-    builds = Table("items", "seconds", "peak growth, MB", "most children by depth", title="Build")
+    builds = Table(
+        "items", "seconds", "of computing", "peak growth, MB", "held, MB", "most children by depth", title="Build"
+    )
     for build in report["builds"]:
         children = ", ".join(map(str, build["max_children"]))
-        builds.add_row(
-            f"{build['num_items']:,}", f"{build['seconds']:.2f}", f"{build['peak_growth_mb']:,.0f}", children
-        )
+        seconds = [f"{build[name]:.2f}" for name in ("seconds", "cpu_seconds")]
+        memory = [f"{build[name]:,.0f}" for name in ("peak_growth_mb", "held_mb")]
+        builds.add_row(f"{build['num_items']:,}", *seconds, *memory, children)
     steps = Table("rows", "items", *VARIANTS, title="Milliseconds per step, mean over depths (times cheaper)")
     for mean in sorted(report["mean_over_depths"], key=lambda mean: (mean["rows"], mean["num_items"])):
         cells = []

@@ -6,6 +6,8 @@ import runpy
 import pytest
 import torch
 
+from hf_genrec.modeling.genrec_catalog import Catalog
+
 
 @pytest.fixture(scope="module")
 def script(repository):
@@ -40,6 +42,13 @@ def test_builds_tell_what_was_built(report):
     assert [build["num_items"] for build in report["builds"]] == [300, 700]
     assert all(build["num_nodes"][-1] == build["num_items"] for build in report["builds"])
     assert all(build["seconds"] >= 0 and build["peak_growth_mb"] >= 0 for build in report["builds"])
+
+
+def test_what_a_trie_holds_are_its_tables_to_the_byte(script):
+    catalog = Catalog(torch.tensor([[0, 2], [1, 0], [1, 1]]), codebook_size=3)
+    of_the_root, of_both_below = 2 + 4 * 2 + 4 * 2 + 6 + 4 * 6, 3 + 4 * 3 + 4 * 3 + 9 + 4 * 9
+
+    assert script["held_memory"](catalog) * 2**20 == 8 * 3 + of_the_root + of_both_below
 
 
 def test_both_processors_that_are_compared_do_the_same(script):

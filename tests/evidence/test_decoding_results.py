@@ -224,10 +224,11 @@ def test_memory_and_sizes_that_vary_have_tables():
 def test_catalog_figures_tell_the_build_and_the_steps():
     steps = {"mask": 0.0123, "mask and child": 0.02, "children": 0.03, "CatalogLogitsProcessor": 0.5}
     stock, ratios = {"prefix_allowed_tokens_fn": 17.0}, {"mask": 1382.1, "CatalogLogitsProcessor": 34.0}
+    costs = {"cpu_seconds": 11.5, "held_mb": 250.25}
     catalog = {
         "machine": {"threads": 2, "torch": "2.13.0"},
         "settings": {"num_levels": 4, "codebook_size": 256},
-        "builds": [{"num_items": 10**7, "seconds": 12.345, "peak_growth_mb": 1234.5}],
+        "builds": [{"num_items": 10**7, "seconds": 12.345, "peak_growth_mb": 1234.5, **costs}],
         "mean_over_depths": [
             {"num_items": 10**7, "rows": 800, **steps, "prefix_allowed_tokens_fn": None, "times_cheaper": {}},
             {"num_items": 10**4, "rows": 800, **steps, **stock, "times_cheaper": ratios},
@@ -237,7 +238,7 @@ def test_catalog_figures_tell_the_build_and_the_steps():
     page = page_of(catalog_speed=catalog)
 
     assert "Random items, 4 levels of 256 codes; 2 threads, torch 2.13.0." in page
-    assert "| 10,000,000 | 12.35 | 1,234 |" in page
+    assert "| 10,000,000 | 12.35 | 11.50 | 1,234 | 250 |" in page
     assert "| 800 | 10,000 | 0.012 (1382×) | 0.020 | 0.030 | 0.500 (34×) | 17.000 |\n| 800 | 10,000,000 |" in page
     assert "| 800 | 10,000,000 | 0.012 | 0.020 | 0.030 | 0.500 | – |" in page
 

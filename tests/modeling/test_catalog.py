@@ -25,7 +25,7 @@ def catalogs(draw):
 
 def build(example):
     codes, codebook_size, max_dense_entries, max_key_bits = example
-    with mock.patch.object(genrec_catalog, "MAX_KEY_BITS", max_key_bits):
+    with mock.patch.multiple(genrec_catalog, MAX_KEY_BITS=max_key_bits, ROWS_AT_A_TIME=5):
         return Catalog(torch.tensor(codes), codebook_size, max_dense_entries=max_dense_entries)
 
 
