@@ -14,6 +14,7 @@ from transformers import initialization as init
 
 from .genrec_beams import HistoryOutput, beam_search, list_items, rank_ids
 from .genrec_encoder import item_loss, sampled_item_loss
+from .genrec_kept import KeptVectorsMixin
 from .genrec_lists import first_of_the_best
 from .genrec_recommend import Ranking, RankRequest, UserBatch, evaluation_mode
 from .genrec_recommend_config import RecommendConfig
@@ -76,7 +77,7 @@ class ItemTable(nn.Module):
         return sum(parts[1:], parts[0])
 
 
-class ItemTableMixin:
+class ItemTableMixin(KeptVectorsMixin):
     """
     The items' vectors and the loss of a model with a second head, where `config.dense_head` is set.
 
@@ -86,7 +87,6 @@ class ItemTableMixin:
     """
 
     item_table: ItemTable | None
-    _kept: tuple[list[tuple[torch.Tensor, torch.Tensor, int]], torch.Tensor] | None = None
 
     def register_item_table(self) -> None:
         """Make the table, or none; before `post_init()`. With it, lists are by both heads until a weight is chosen."""
@@ -111,37 +111,6 @@ class ItemTableMixin:
         if self.item_table is None:
             raise ValueError(f"This {type(self).__name__} has no dense head: its config says `dense_head=False`.")
         return self.item_table(items, self.code_vectors(items) if self.config.dense_codes else None)
-
-    def all_item_vectors(self) -> torch.Tensor:
-        """
-        `item_vectors()` of all items, float32: computed once for many requests where nothing changes between them.
-
-        They are kept in evaluation mode and without gradients, until a parameter or buffer of the model is another
-        tensor, has been written to (`Tensor._version`), or the model is moved or trained. A write through `.data`,
-        which leaves no trace, is seen after `train()`.
-        """
-        tensors = [*self.parameters(), *self.buffers()]
-        # aliases keep the storages alive, so no other tensor can come to lie at their addresses
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or not _have_versions(tensors):
-            return self.item_vectors().float()
-        if self._kept is None or not _are_unchanged(tensors, self._kept[0]):
-            versions = [(tensor, tensor.detach(), tensor._version) for tensor in tensors]
-            self._kept = versions, self.item_vectors().float()
-        return self._kept[1]
-
-    @property
-    def keeps_item_vectors(self) -> bool:
-        """`bool`: whether a request has left the vectors of all items for the next one."""
-        return self._kept is not None
-
-    def train(self, mode: bool = True):
-        """See `nn.Module.train`."""
-        self._kept = None if mode else self._kept
-        return super().train(mode)
-
-    def _apply(self, *args, **kwargs):
-        self._kept = None
-        return super()._apply(*args, **kwargs)
 
     def set_text_vectors(self, vectors) -> None:
         """
@@ -382,19 +351,6 @@ class DenseHeadMixin(ItemTableMixin):
         penalty = None if request.penalty is None else request.penalty[-1][self.catalog.id_of_items()]
         found = request.best_of_all(scores, allowed=allowed, penalty=penalty, top_k=top_k)
         return request.picked(*found, item_codes=self.item_codes)
-
-
-def _have_versions(tensors: list[torch.Tensor]) -> bool:
-    """Whether each is a plain tensor that counts what is written to it."""
-    return all(type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_inference() for tensor in tensors)
-
-
-def _are_unchanged(tensors: list[torch.Tensor], known: list[tuple[torch.Tensor, torch.Tensor, int]]) -> bool:
-    """Whether they are the known ones, at the same addresses and versions."""
-    return len(tensors) == len(known) and all(
-        tensor is old and tensor.data_ptr() == alias.data_ptr() and tensor._version == version
-        for tensor, (old, alias, version) in zip(tensors, known, strict=True)
-    )
 
 
 def _states_behind(history: HistoryOutput) -> torch.Tensor:

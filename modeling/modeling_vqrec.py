@@ -7,16 +7,17 @@ from .configuration_vqrec import VQRecConfig
 from .genrec_catalog import CatalogMixin
 from .genrec_encoder import PackedHistories
 from .genrec_item_rows import ItemVectorsModel
+from .genrec_kept import KeptVectorsMixin
 
 
-class VQRecForItemGeneration(CatalogMixin, ItemVectorsModel):
+class VQRecForItemGeneration(CatalogMixin, KeptVectorsMixin, ItemVectorsModel):
     """
     Item tokens in, the next item out, by the cosine of a state and the vectors of all items, which are made of codes.
 
     It reads what [`RPGForItemGeneration`] reads, with the same encoder, and is asked for an item as
     [`SASRecForItemGeneration`] is: so it says what a softmax over items gains or loses against one for each code.
-    Pooling the codes of the whole catalog is part of each training step and of each call. Items with the same codes
-    have the same score and stand in the order of the catalog.
+    Pooling the codes of the whole catalog is part of each training step, and of the first request. Items with the same
+    codes have the same score and stand in the order of the catalog.
 
     Args:
         config ([`VQRecConfig`]): Sizes, token layout and options.
@@ -53,7 +54,11 @@ class VQRecForItemGeneration(CatalogMixin, ItemVectorsModel):
         return self._pooled(self.code_tokens(items))
 
     def item_embeddings(self) -> torch.Tensor:
-        """What states are compared with, `(num_items, d_model)`: the items' directions over the temperature."""
+        """What states are compared with, `(num_items, d_model)`; kept between requests, see [`KeptVectorsMixin`]."""
+        return self.all_item_vectors()
+
+    def item_vectors(self) -> torch.Tensor:
+        """The items' directions over the temperature, `(num_items, d_model)`."""
         return nn.functional.normalize(self.code_vectors(), dim=-1) / self.config.temperature
 
     def _pooled(self, code_tokens: torch.LongTensor) -> torch.Tensor:

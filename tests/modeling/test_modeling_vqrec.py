@@ -96,3 +96,19 @@ def test_world_of_one_rule_is_solved():
 def test_options_of_the_config_are_checked(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_vqrec_config(**changes)
+
+
+def test_codes_of_the_whole_catalog_are_pooled_once_until_the_model_changes():
+    model = make_vqrec().eval()
+    history = torch.tensor([[FIRST + 3, FIRST + 8]])
+    before = model.recommend(history, top_k=5)
+    kept = model._kept[1]
+    model.recommend(history, top_k=5)
+    assert model._kept[1] is kept
+
+    with torch.no_grad():
+        model.token_embeddings.weight[4:] = model.token_embeddings.weight[4:].flip(0)
+        after = model.recommend(history, top_k=5)
+
+    assert model._kept[1] is not kept
+    assert not torch.equal(after.scores, before.scores)

@@ -41,7 +41,7 @@ SHARED = {
     "configuration_genrec.py", "genrec_encoder.py", "genrec_folder.py", "genrec_gaps.py", "genrec_lists.py",
     "genrec_recommend.py", "genrec_recommend_config.py", "pipeline_genrec.py",
 }  # fmt: skip
-CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_dense.py"}
+CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_dense.py", "genrec_kept.py"}
 PARALLEL = {"genrec_item_graph.py", "genrec_rank_codes.py"} | CODES
 UPLOADS = {
     "latte": SHARED | CODES | {"genrec_generate.py", "genrec_rank_beams.py"},
@@ -50,7 +50,7 @@ UPLOADS = {
     "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
     "sasrec": SHARED | {"genrec_item_rows.py"},
     "hstu": SHARED | {"genrec_item_rows.py"},
-    "vqrec": SHARED | {"genrec_catalog.py", "genrec_item_rows.py"},
+    "vqrec": SHARED | {"genrec_catalog.py", "genrec_item_rows.py", "genrec_kept.py"},
     "gru4rec": SHARED | {"genrec_item_rows.py"},
     "bert4rec": SHARED | {"genrec_item_rows.py"},
     "item_to_item": SHARED - {"genrec_encoder.py", "genrec_gaps.py"},

@@ -1,0 +1,59 @@
+"""
+The vectors of all items, computed once for many requests and anew where the model has changed.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+class KeptVectorsMixin:
+    """What a model keeps between requests; it supplies `item_vectors`, which computes them from weights and codes."""
+
+    item_vectors: Callable[[], torch.Tensor]  # (num_items, d_model)
+    _kept: tuple[list[tuple[torch.Tensor, torch.Tensor, int]], torch.Tensor] | None = None
+
+    def all_item_vectors(self) -> torch.Tensor:
+        """
+        `item_vectors()` of all items, float32: computed once for many requests where nothing changes between them.
+
+        They are kept in evaluation mode and without gradients, until a parameter or buffer of the model is another
+        tensor, has been written to (`Tensor._version`), or the model is moved or trained. A write through `.data`,
+        which leaves no trace, is seen after `train()`.
+        """
+        tensors = [*self.parameters(), *self.buffers()]
+        # aliases keep the storages alive, so no other tensor can come to lie at their addresses
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or not _have_versions(tensors):
+            return self.item_vectors().float()
+        if self._kept is None or not _are_unchanged(tensors, self._kept[0]):
+            versions = [(tensor, tensor.detach(), tensor._version) for tensor in tensors]
+            self._kept = versions, self.item_vectors().float()
+        return self._kept[1]
+
+    @property
+    def keeps_item_vectors(self) -> bool:
+        """`bool`: whether a request has left the vectors of all items for the next one."""
+        return self._kept is not None
+
+    def train(self, mode: bool = True):
+        """See `nn.Module.train`."""
+        self._kept = None if mode else self._kept
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs):
+        self._kept = None
+        return super()._apply(*args, **kwargs)
+
+
+def _have_versions(tensors: list[torch.Tensor]) -> bool:
+    """Whether each is a plain tensor that counts what is written to it."""
+    return all(type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_inference() for tensor in tensors)
+
+
+def _are_unchanged(tensors: list[torch.Tensor], known: list[tuple[torch.Tensor, torch.Tensor, int]]) -> bool:
+    """Whether they are the known ones, at the same addresses and versions."""
+    return len(tensors) == len(known) and all(
+        tensor is old and tensor.data_ptr() == alias.data_ptr() and tensor._version == version
+        for tensor, (old, alias, version) in zip(tensors, known, strict=True)
+    )
