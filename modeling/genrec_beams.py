@@ -7,6 +7,7 @@ log-probabilities, exact sums in float32 over the generated tokens, not divided 
 what is recommended are the items that have it.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,6 +72,7 @@ class Beams:
     scores: torch.FloatTensor  # (B, W), log-probabilities; -inf where a beam is dead
     trace: list[TraceStep]
     pruned: list[TraceStep]  # the best continuations at each step that were not kept; empty unless asked for
+    num_alive: torch.LongTensor | None = None  # (B,), with those that were not computed; `None` where all were
 
     def paths(
         self, last: TraceStep | None = None, *, num_steps: int | None = None
@@ -89,6 +91,9 @@ class Beams:
         return torch.stack(tokens[::-1], dim=-1), torch.stack(scores[::-1], dim=-1)
 
 
+ROUNDING = 1e-4  # by which a log-probability may be above 0, or a sum of them off
+
+
 def token_range(config, step: int) -> tuple[int, int, int]:
     """
     What may be written at a decoding step, counted from 0: first token, number of tokens, and depth in the trie before
@@ -104,6 +109,21 @@ def best_candidates(candidates: torch.FloatTensor, num_beams: int, step: SearchS
     """The plain [`Selection`]: the best candidates of a user, best first."""
     flat = candidates.flatten(1)
     return flat.topk(min(num_beams, flat.shape[1])).indices
+
+
+class BeamCache(EncoderDecoderCache):
+    """Keys and values of a search: those of written tokens have a row per beam, those of histories one per user."""
+
+    def __init__(self):
+        super().__init__(DynamicCache(), DynamicCache())
+
+    def of_beams(self, rows: torch.LongTensor) -> "BeamCache":
+        """What these beams go on with; what they write is not seen by this cache."""
+        part = copy.copy(self)
+        part.self_attention_cache = copy.copy(self.self_attention_cache)
+        part.self_attention_cache.layers = [copy.copy(layer) for layer in self.self_attention_cache.layers]
+        part.self_attention_cache.reorder_cache(rows)
+        return part
 
 
 class _Continuations:
@@ -136,6 +156,16 @@ class _Continuations:
         if penalties is not None:
             self.penalty = penalties[self.depth + 1][self.child_nodes.clamp_min(0)]
 
+    def of_beams(self, beams: torch.LongTensor) -> "_Continuations":
+        """Those of some beams `(B, n)` of each user."""
+        part = copy.copy(self)
+        part.nodes = self.nodes.gather(1, beams)
+        for name in ("codes", "is_legal", "is_open"):
+            table = getattr(self, name)
+            if table is not None:
+                setattr(part, name, table.gather(1, beams.unsqueeze(-1).expand(-1, -1, table.shape[-1])))
+        return part
+
     def candidates(self, model, states, scores) -> torch.FloatTensor:
         """Cumulative log-probabilities `(B, W, width)`."""
         log_probs = model.token_log_probs(states, self.step, codes=self.codes, is_legal=self.is_legal)
@@ -167,6 +197,7 @@ def beam_search(
     allowed_items: torch.BoolTensor | None = None,
     penalties: list[torch.Tensor] | None = None,
     num_pruned: int = 0,
+    num_wanted: int | None = None,
 ) -> Beams:
     """
     Beam search over the trie; the first step runs with one beam per user, keys and values of the history are shared.
@@ -177,6 +208,8 @@ def beam_search(
     - `penalties`: for each depth from 0 to `num_levels` what the selection subtracts from the score of a node,
       `(num_nodes[depth],)`. Scores that come out are free of it.
     - `num_pruned`: how many of the best discarded continuations to remember per step.
+    - `num_wanted`: how many of the best leaves are read; the last step then computes only beams that may hold one of
+      them, see `_last_candidates`, and the others come out dead. For the plain selection without penalties.
     """
     config, device = model.config, history.last_hidden_state.device
     batch_size = len(history.last_hidden_state)
@@ -184,12 +217,15 @@ def beam_search(
     nodes = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
     first_row = torch.arange(batch_size, device=device).unsqueeze(-1)  # of each user in the decoder's batch, over W
     tokens, scores, latents = torch.full_like(nodes, config.decoder_start_token_id), nodes.float(), None
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    cache, num_alive = BeamCache(), None
     trace, pruned = [], []
     for step in range(config.num_decoding_steps):
-        states = model.decode_states(tokens, history, cache)
         options = _Continuations(model, step, nodes, allowed_nodes=allowed_nodes, penalties=penalties)
-        candidates = options.candidates(model, states, scores)
+        if num_wanted is not None and 0 < step == config.num_decoding_steps - 1:
+            candidates = _last_candidates(model, history, cache, options, tokens, scores, num_wanted)
+            num_alive = options.is_open.flatten(1).sum(1).clamp_max(num_beams)
+        else:
+            candidates = options.candidates(model, model.decode_states(tokens, history, cache), scores)
         ranked = candidates if options.penalty is None else candidates - options.penalty
         index = selection(ranked, num_beams, SearchStep(step, options.depth, nodes, latents, options.children))
         kept = options.traced(candidates, index)
@@ -207,7 +243,42 @@ def beam_search(
             cache.self_attention_cache.reorder_cache((first_row * nodes.shape[1] + kept.parents).flatten())
         tokens, scores = kept.tokens, kept.scores
         nodes = options.children(index).masked_fill(scores == -float("inf"), -1)
-    return Beams(leaves=nodes, scores=scores, trace=trace, pruned=pruned)
+    return Beams(leaves=nodes, scores=scores, trace=trace, pruned=pruned, num_alive=num_alive)
+
+
+def _last_candidates(model, history, cache, options, tokens, scores, num_wanted: int) -> torch.FloatTensor:
+    """
+    Cumulative log-probabilities of the last step as from `_Continuations.candidates`, but `-inf` where they cannot be
+    among the `num_wanted` best of a user.
+
+    No continuation is better than its beam. So a beam that is worse than `num_wanted` known leaves is not computed;
+    nor is the only child of a beam where the softmax runs over legal tokens: it is as good as the beam. Wide searches
+    first compute the best beams, which sort most of the others out.
+    """
+    is_known = (options.is_legal.sum(-1) == 1) & (model.config.normalization == "catalog")
+    is_left = (scores != -float("inf")) & ~is_known & options.is_open.any(-1)
+    is_known = is_known.unsqueeze(-1) & options.is_open
+    candidates = scores.unsqueeze(-1).masked_fill(~is_known, -float("inf"))
+    for most in (2 * num_wanted, scores.shape[1]):
+        best = candidates.flatten(1).topk(min(num_wanted, candidates.shape[1] * candidates.shape[2])).values
+        if best.shape[1] == num_wanted:
+            is_left &= ~(scores < best[:, -1:] - ROUNDING)
+        num_left = int(is_left.sum(1).max())
+        if num_left == 0:
+            break
+        if num_left == scores.shape[1]:
+            return options.candidates(model, model.decode_states(tokens, history, cache), scores)
+        if num_left > 4 * most:  # what two passes cost more is little, what the first one saves is much
+            num_left = most
+        beams = is_left.int().argsort(dim=1, descending=True, stable=True)[:, :num_left]
+        rows = torch.arange(len(beams), device=beams.device).unsqueeze(1) * scores.shape[1] + beams
+        states = model.decode_states(tokens.gather(1, beams), history, cache.of_beams(rows.flatten()))
+        part = options.of_beams(beams).candidates(model, states, scores.gather(1, beams))
+        places = beams.unsqueeze(-1).expand_as(part)
+        is_new = is_left.gather(1, beams).unsqueeze(-1)  # others fill the rows of users with fewer
+        candidates.scatter_(1, places, torch.where(is_new, part, candidates.gather(1, places)))
+        is_left.scatter_(1, beams, False)
+    return candidates
 
 
 # --- from beams to ids, items and words --------------------------------------------------------------------------
@@ -347,6 +418,8 @@ def num_distinct_items(catalog, beams: Beams) -> torch.LongTensor:
     How many items the living beams of each user end at, also those that a rule keeps off the lists: several latents
     may lead to the same id, and an id to several items.
     """
+    if beams.num_alive is not None:
+        return beams.num_alive
     leaves = beams.leaves.masked_fill(beams.scores == -float("inf"), -1).sort(dim=1).values
     is_first = torch.nn.functional.pad(leaves[:, 1:] != leaves[:, :-1], (1, 0), value=True)
     return catalog.id_sizes(leaves.masked_fill(~is_first, -1)).sum(1)

@@ -93,6 +93,10 @@ class BeamRankingMixin(RecommendMixin):
     def _search_once(self, history, allowed, request, num_beams) -> tuple[torch.Tensor, torch.Tensor, Beams]:
         """Items and scores `(B, top_k)` by one search of this width, short where it found too few; and its beams."""
         config, options, selection = self.config, request.options, _selection(request)
+        is_fused = options.dense_weight > 0
+        # nothing is read of the beams but the best ones, and how many items they hold is known without scores
+        is_short = selection is best_candidates and request.penalty is None and not request.return_paths
+        is_short &= not (is_fused or options.diversity or config.num_latent_tokens) and self.catalog.is_unique
         beams = beam_search(
             self,
             history,
@@ -101,6 +105,7 @@ class BeamRankingMixin(RecommendMixin):
             allowed_items=allowed,
             penalties=request.penalty,
             num_pruned=num_beams if request.return_paths else 0,
+            num_wanted=options.top_k if is_short else None,
         )
         check_scores(beams.scores, type(self).__name__)  # NaN would look like lists that are too short
         if isinstance(selection, DiverseGroups):
@@ -116,7 +121,6 @@ class BeamRankingMixin(RecommendMixin):
                 allowed=allowed,
             )
             return items, scores, beams
-        is_fused = options.dense_weight > 0
         leaves, scores = rank_ids(
             beams,
             top_k=num_beams if is_fused else request.num_pooled(num_beams),
