@@ -49,26 +49,27 @@ def read_items(
     """
     skips, num_lost, has_id = Skips(on_error), 0, False
     fields = default_fields(title) if fields is None else fields
-    places: dict[str, str] = {}
-    names = dict.fromkeys(["item_id", "title", "text"])
-    rows: list[dict[str, Any]] = []
+    seen: dict[str, Record] = {}  # the first record of every item, without its values
+    columns: dict[str, list[Any]] = {"item_id": [], "title": [], "text": []}
     for record in _records(source, item, delimiter, allow_huge=allow_huge):
         values = record.values or {}
         has_id = has_id or item in values
         item_id = id_string(values.get(item))
-        problem = record.error or _problem_of(values, item, item_id, places)
+        problem = record.error or _problem_of(values, item, item_id, seen)
         if problem is not None:
             skips.add(record.shown, problem)
         elif item_id is not None and (only is None or item_id in only):
-            places[item_id] = record.place
             text = item_text(values, fields=fields, ascii_only=ascii_only)
             num_lost += ascii_only and 2 * len(text) < len(item_text(values, fields=fields, ascii_only=False))
             shown = values.get(title)
-            row = {"item_id": item_id, "title": plain_text(text_of(shown) or shown), "text": text}
-            rows.append({name: value for name, value in values.items() if name != item} | row)
-            names |= dict.fromkeys(rows[-1])
-            if len(names) > MAX_FIELDS:
+            own = {"item_id": item_id, "title": plain_text(text_of(shown) or shown), "text": text}
+            for name, value in ({name: value for name, value in values.items() if name != item} | own).items():
+                column = columns.setdefault(name, [])
+                column += [None] * (len(seen) - len(column))  # items before it without such a field
+                column.append(value)
+            if len(columns) > MAX_FIELDS:
                 raise ValueError(f"{record.place}: the items have more than {MAX_FIELDS:,} fields: leave some out.")
+            seen[item_id] = record._replace(values=None, text="")
     if not has_id:
         skipped = f" {skips.count} were skipped, the first: {skips.first}" if skips.count else ""
         raise ValueError(
@@ -80,7 +81,8 @@ def read_items(
             "The texts of %d items lost most of their characters, which are not ASCII: pass `ascii_only=False` to "
             "keep them.", num_lost
         )  # fmt: skip
-    return ReadTable(pa.table({name: _column([row.get(name) for row in rows]) for name in names}), skips)
+    arrays = {name: _column([*values, *[None] * (len(seen) - len(values))]) for name, values in columns.items()}
+    return ReadTable(pa.table(arrays), skips)
 
 
 def _records(source: Source, item: str, delimiter: str | None, *, allow_huge: bool) -> Iterator[Record]:
@@ -88,18 +90,21 @@ def _records(source: Source, item: str, delimiter: str | None, *, allow_huge: bo
     opened = open_source(source, delimiter, allow_huge=allow_huge)
     if isinstance(opened, TextFile):
         return opened.records(key=item)
-    return records_of(opened if isinstance(opened, list) else opened.rows(), owner_of(source, ""))
+    if isinstance(opened, list):
+        return records_of(opened)
+    owner = owner_of(source, "")
+    return (Record(owner, number, row, unit="row") for number, row in enumerate(opened.rows(), start=1))
 
 
-def _problem_of(values: Mapping[str, Any], item: str, item_id: str | None, places: dict[str, str]) -> str | None:
+def _problem_of(values: Mapping[str, Any], item: str, item_id: str | None, seen: Mapping[str, Record]) -> str | None:
     """What keeps a record out of the table, or `None`."""
     if item_id is None:
         if values.get(item) is not None:
             return f"the field {item!r} holds {str(values[item])[:200]!r}; ids are strings or whole numbers"
         other = "" if item in values else "; name the field of the ids with `items_id`"
         return f"no id in the field {item!r}; the fields are {first_names(values)}{other}"
-    if item_id in places:
-        return f"item id {item_id!r} has a record already ({places[item_id]})"
+    if item_id in seen:
+        return f"item id {item_id!r} has a record already ({seen[item_id].place})"
     return f"item id {item_id!r} {ID_RULE}" if is_bad_id(item_id) else None
 
 

@@ -94,7 +94,9 @@ def _field_text(value: Any, *, ascii_only: bool) -> str:
 
 def leaves(value: Any) -> Iterator[str]:
     """All scalars inside a value, depth first, as strings; what is missing is left out. Args: content of a field."""
-    if isinstance(value, Mapping):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
         for key, inner in value.items():
             text = ", ".join(leaves(inner))
             if text:

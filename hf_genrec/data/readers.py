@@ -193,8 +193,8 @@ def open_source(
     return TextFile(path, delimiter=default, allow_huge=allow_huge)
 
 
-def records_of(rows: Iterable[Any], owner: str = "") -> Iterator[Record]:
-    """Rows of a table as records. Args: the rows, and the file that they are of, if any."""
+def records_of(rows: Iterable[Any]) -> Iterator[Record]:
+    """What a list holds as records. Args: the rows, maybe no dictionaries."""
     for number, values in enumerate(rows, start=1):
         error = None if isinstance(values, dict | Mapping) else f"no dictionary of fields but {type(values).__name__}"
         try:
@@ -203,7 +203,7 @@ def records_of(rows: Iterable[Any], owner: str = "") -> Iterator[Record]:
                 values = {str(name): value for name, value in values.items()}
         except ValueError as reason:
             error = str(reason)
-        yield Record(owner, number, values if error is None else None, error, unit="row")
+        yield Record("", number, values if error is None else None, error, unit="row")
 
 
 def _open(source: Source, columns: dict[str, str], skips: Skips, delimiter: str | None, *, allow_huge: bool) -> Table:

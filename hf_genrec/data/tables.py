@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_genrec.data.text_files import check_distinct, check_expansion
+from hf_genrec.data.text_files import MAX_DEPTH, check_distinct, check_expansion, writable
 from hf_genrec.files import reading
 
 
@@ -66,7 +66,8 @@ class Table:
         for part in self.parts:
             with reading(part.owner, "table"):
                 for batch in part.batches(part.names, _RECORDS_AT_ONCE):
-                    yield from batch.to_pylist()
+                    may_be_deep = any(str(kind).count("<") > MAX_DEPTH for kind in batch.schema.types)
+                    yield from map(writable, batch.to_pylist()) if may_be_deep else batch.to_pylist()
 
     def place_of(self, row: int) -> str:
         """Where a row stands; slow, for messages. Args: its number, from 0."""

@@ -158,6 +158,15 @@ def test_integers_of_thousands_of_digits_and_deep_lists_are_named():
     assert read.skips.first == "row 1: an integer of more than 4,300 digits."
 
 
+def test_a_table_of_deep_lists_is_refused():
+    deep = pa.array(["x"])
+    for _ in range(101):
+        deep = pa.ListArray.from_arrays([0, 1], deep)
+
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_items(pa.table({"item_id": ["a"], "tags": deep}))
+
+
 def test_fields_without_end_are_an_error(tmp_path):
     records = [{"item_id": row, f"field {row}": 1} for row in range(5000)]
 
