@@ -29,7 +29,7 @@ def plot_lines(
     y_label: str,
     log_x: bool = False,
     log_y: bool = False,
-    x_ticks: Sequence[float] | None = None,
+    x_ticks: Sequence[float] | Mapping[float, str] | None = None,
     num_columns: int | None = None,
     share_axes: bool = False,
 ) -> Path:
@@ -37,8 +37,8 @@ def plot_lines(
     Draw panels side by side; a line of the same name looks the same in each, and panels of the same lines share a
     legend.
 
-    Args: `path` is the PNG file; `x_ticks` are labelled with these very numbers; `num_columns` is `None` for one row;
-    `share_axes` gives all panels the same limits, which suits curves of many points.
+    Args: `path` is the PNG file; `x_ticks` are labelled with these very numbers, or with the words of a dict;
+    `num_columns` is `None` for one row; `share_axes` gives all panels the same limits, for curves of many points.
     """
     if not panels:
         raise ValueError("`panels` must hold at least one panel.")
@@ -68,7 +68,8 @@ def plot_lines(
         axes.set_xscale("log" if log_x else "linear")
         axes.set_yscale("log" if log_y else "linear")
         if x_ticks is not None:
-            axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
+            labels = [*x_ticks.values()] if isinstance(x_ticks, Mapping) else [f"{tick:g}" for tick in x_ticks]
+            axes.set_xticks([*x_ticks], labels)
             axes.set_xticks([], minor=True)
         axes.grid(visible=True, which="both", alpha=0.25)
         if not one_legend or place + 1 == len(panels):

@@ -28,6 +28,7 @@ from hf_genrec.files import write_json
 from large_catalog_results import large_catalog_blocks
 from live_catalog_results import cold_start_blocks, live_catalog_blocks, month_blocks
 from llm_results import llm_blocks
+from long_id_results import length_blocks, pool_blocks, rare_blocks
 from overview import overview_blocks
 from paired_results import baselines_of, difference_blocks, evidence_blocks
 from parallel_results import draft_blocks, parallel_blocks, training_blocks
@@ -121,6 +122,7 @@ def results_page(
     catalog_speed: Mapping[str, Any] | None = None,
     draft_speed: Mapping[str, Any] | None = None,
     parallel_speed: Mapping[str, Any] | None = None,
+    pool_speed: Mapping[str, Any] | None = None,
     training_speed: Mapping[str, Any] | None = None,
     space_speed: Mapping[str, Any] | None = None,
     server_speed: Mapping[str, Any] | None = None,
@@ -163,6 +165,7 @@ def results_page(
         draft_speed (`dict`, *optional*): Figures of [`draft_blocks`].
         parallel_speed (`dict`, *optional*):
             Figures of `scripts/evidence/benchmark_parallel.py`; `None` if there are none.
+        pool_speed (`dict`, *optional*): Figures of [`pool_blocks`].
         training_speed (`dict`, *optional*):
             Figures of `scripts/evidence/benchmark_training.py --models parallel`; `None` if there are none.
         space_speed (`dict`, *optional*):
@@ -210,6 +213,7 @@ def results_page(
     blocks += speed_blocks(decoding_speed, catalog_speed)
     blocks += draft_blocks(draft_speed)
     blocks += llm_blocks(llm_speed)
+    blocks += length_blocks(ordered) + rare_blocks(users or {}) + pool_blocks(pool_speed)
     blocks += parallel_blocks(parallel_speed)
     blocks += training_blocks(training_speed)
     blocks += space_blocks(space_speed)

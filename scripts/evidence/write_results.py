@@ -44,6 +44,7 @@ def main() -> None:
         catalog_speed=read_figures(arguments.records / "catalog_speed.json"),
         draft_speed=read_figures(arguments.records / "draft_speed.json"),
         parallel_speed=read_figures(arguments.records / "parallel_speed.json"),
+        pool_speed=read_figures(arguments.records / "pool_speed.json"),
         training_speed=read_figures(arguments.records / "parallel_training_speed.json"),
         space_speed=read_figures(arguments.records / "space_speed.json"),
         server_speed=read_figures(arguments.records / "server_speed.json"),
