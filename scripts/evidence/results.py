@@ -13,7 +13,7 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -118,24 +118,8 @@ def results_page(
     pairs: Sequence[Mapping[str, Any]] = (),
     sweeps: Sequence[Mapping[str, Any]] = (),
     popularity: Sequence[Mapping[str, Any]] = (),
-    decoding_speed: Mapping[str, Any] | None = None,
-    catalog_speed: Mapping[str, Any] | None = None,
-    draft_speed: Mapping[str, Any] | None = None,
-    parallel_speed: Mapping[str, Any] | None = None,
-    pool_speed: Mapping[str, Any] | None = None,
-    training_speed: Mapping[str, Any] | None = None,
-    space_speed: Mapping[str, Any] | None = None,
-    server_speed: Mapping[str, Any] | None = None,
-    onnx_speed: Mapping[str, Any] | None = None,
-    llm_speed: Mapping[str, Any] | None = None,
-    live_catalog: Mapping[str, Any] | None = None,
-    large_catalogs: Mapping[str, Any] | None = None,
-    cold_start: Mapping[str, Any] | None = None,
-    months: Mapping[str, Any] | None = None,
-    preparation_speed: Mapping[str, Any] | None = None,
-    processes: Mapping[str, Any] | None = None,
     trees: Mapping[str, Mapping[str, Any]] | None = None,
-    synthetic: Mapping[str, Any] | None = None,
+    figures: Mapping[str, Any] | None = None,
 ) -> str:
     """
     All results as one page: a table per data set, protocol and split, paired differences, decoding, and the command of
@@ -158,34 +142,10 @@ def results_page(
             What [`~decoding_results.load_sweeps`] returned.
         popularity (`list[dict]`, *optional*):
             What `scripts/evidence/sweep_popularity.py` wrote.
-        decoding_speed (`dict`, *optional*):
-            Figures of `scripts/evidence/benchmark_decoding.py`; `None` if there are none.
-        catalog_speed (`dict`, *optional*):
-            Figures of `scripts/evidence/benchmark_catalog.py`; `None` if there are none.
-        draft_speed (`dict`, *optional*): Figures of [`draft_blocks`].
-        parallel_speed (`dict`, *optional*):
-            Figures of `scripts/evidence/benchmark_parallel.py`; `None` if there are none.
-        pool_speed (`dict`, *optional*): Figures of [`pool_blocks`].
-        training_speed (`dict`, *optional*):
-            Figures of `scripts/evidence/benchmark_training.py --models parallel`; `None` if there are none.
-        space_speed (`dict`, *optional*):
-            Figures of `scripts/evidence/benchmark_space.py`; `None` if there are none.
-        live_catalog (`dict`, *optional*): Figures of [`live_catalog_blocks`].
-        large_catalogs (`dict`, *optional*): Figures of [`large_catalog_blocks`].
-        cold_start (`dict`, *optional*): Likewise of [`cold_start_blocks`].
-        months (`dict`, *optional*): Likewise of [`month_blocks`].
-        preparation_speed (`dict`, *optional*): Likewise of [`preparation_blocks`].
-        processes (`dict`, *optional*): Likewise of [`process_blocks`].
-        server_speed (`dict`, *optional*):
-            Figures of `scripts/evidence/benchmark_server.py`; `None` if there are none.
-        onnx_speed (`dict`, *optional*):
-            Figures of `scripts/evidence/benchmark_onnx.py`; `None` if there are none.
-        llm_speed (`dict`, *optional*):
-            Figures of `scripts/evidence/benchmark_llm_decoding.py`; `None` if there are none.
         trees (`dict[str, dict]`, *optional*):
             Reports of `hf-genrec diagnose` by name.
-        synthetic (`dict`, *optional*):
-            What `scripts/evidence/synthetic_siblings.py` wrote; `None` if there is none.
+        figures (`dict[str, dict]`, *optional*):
+            What the benchmarks wrote, by the names of their files without `.json`; see `_SECTIONS`.
 
     Returns:
         `str`: Markdown, the same for the same records in any order.
@@ -207,21 +167,14 @@ def results_page(
         blocks += _section(records_there, [one for one in baselines if _group_of(one) == _group_of(records_there[0])])
     blocks += difference_blocks(pairs, ordered, users or {})
     blocks += tree_blocks(trees or {})
-    blocks += synthetic_blocks(synthetic)
+    figure = (figures or {}).get
+    blocks += synthetic_blocks(figure("synthetic_siblings"))
     blocks += sweep_blocks(sweeps)
     blocks += popularity_blocks(popularity)
-    blocks += speed_blocks(decoding_speed, catalog_speed)
-    blocks += draft_blocks(draft_speed)
-    blocks += llm_blocks(llm_speed)
-    blocks += length_blocks(ordered) + rare_blocks(users or {}) + pool_blocks(pool_speed)
-    blocks += parallel_blocks(parallel_speed)
-    blocks += training_blocks(training_speed)
-    blocks += space_blocks(space_speed)
-    blocks += server_blocks(server_speed)
-    blocks += onnx_blocks(onnx_speed)
-    blocks += preparation_blocks(preparation_speed) + process_blocks(processes)
-    blocks += live_catalog_blocks(live_catalog) + cold_start_blocks(cold_start) + month_blocks(months)
-    blocks += large_catalog_blocks(large_catalogs)
+    blocks += length_blocks(ordered) + rare_blocks(users or {})
+    blocks += speed_blocks(figure("decoding_speed"), figure("catalog_speed"))
+    for name, make in _SECTIONS.items():
+        blocks += make(figure(name))
     if ordered:
         blocks.append("## Runs")
         blocks += [_run_block(record["run"]) for record in sorted(ordered, key=_order_of)]
@@ -230,6 +183,23 @@ def results_page(
     return "\n\n".join([*overview_blocks(ordered, blocks, baselines), *blocks]) + "\n"
 
 
+# Sections of one file of figures each, in the order of the page.
+_SECTIONS: dict[str, Callable[[Mapping[str, Any] | None], list[str]]] = {
+    "draft_speed": draft_blocks,
+    "llm_decoding_speed": llm_blocks,
+    "pool_speed": pool_blocks,
+    "parallel_speed": parallel_blocks,
+    "parallel_training_speed": training_blocks,
+    "space_speed": space_blocks,
+    "server_speed": server_blocks,
+    "onnx_speed": onnx_blocks,
+    "preparation_speed": preparation_blocks,
+    "processes": process_blocks,
+    "live_catalog": live_catalog_blocks,
+    "cold_start": cold_start_blocks,
+    "month_by_month": month_blocks,
+    "large_catalogs": large_catalog_blocks,
+}
 _METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 _WITH_INTERVAL = ("recall@10", "ndcg@10")
 _SHOWN = (*_METRICS, "mrr@10")

@@ -51,7 +51,7 @@ def make_sweep(name="beauty-psid", *rows, system="PSID", num_latent_tokens=0, **
 
 
 def page_of(*sweeps, **figures):
-    return results_page([], sweeps=sweeps, **figures)
+    return results_page([], sweeps=sweeps, figures=figures)
 
 
 def test_row_of_a_sweep_joins_both_splits_time_and_the_difference_to_exact_scores():
@@ -261,7 +261,7 @@ def test_script_joins_all_records_to_one_page(repository, tmp_path, monkeypatch,
     run_script(repository, monkeypatch, "--records", tmp_path / "records", "--output", tmp_path / "page.md")
 
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert page == results_page([], sweeps=[make_sweep("a", make_row())], decoding_speed=speed)
+    assert page == results_page([], sweeps=[make_sweep("a", make_row())], figures={"decoding_speed": speed})
     assert [line for line in page.splitlines() if line.startswith("## ")] == [
         "## Beams, exact scoring and time",
         "## Decoding speed",
