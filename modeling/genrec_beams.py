@@ -202,7 +202,7 @@ def beam_search(
     """
     Beam search over the trie; the first step runs with one beam per user, keys and values of the history are shared.
 
-    `model` has `config`, `catalog`, `decode_states` and `token_log_probs`, see [`BeamRankingMixin`].
+    `model` has `config`, `catalog`, `search_cache`, `decode_states` and `token_log_probs`, see [`BeamRankingMixin`].
     - `allowed_items` `(batch_size or 1, num_items)`: items that may be reached; prefixes without any are closed. One
       row serves all users.
     - `penalties`: for each depth from 0 to `num_levels` what the selection subtracts from the score of a node,
@@ -217,7 +217,7 @@ def beam_search(
     nodes = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
     first_row = torch.arange(batch_size, device=device).unsqueeze(-1)  # of each user in the decoder's batch, over W
     tokens, scores, latents = torch.full_like(nodes, config.decoder_start_token_id), nodes.float(), None
-    cache, num_alive = BeamCache(), None
+    cache, num_alive = model.search_cache(), None
     trace, pruned = [], []
     for step in range(config.num_decoding_steps):
         options = _Continuations(model, step, nodes, allowed_nodes=allowed_nodes, penalties=penalties)
@@ -240,7 +240,7 @@ def beam_search(
             latents = latents.gather(1, kept.parents)
         if step + 1 < config.num_decoding_steps:
             # rows of the decoder are user * W + beam; `kept.parents` counts within a user
-            cache.self_attention_cache.reorder_cache((first_row * nodes.shape[1] + kept.parents).flatten())
+            cache = cache.of_beams((first_row * nodes.shape[1] + kept.parents).flatten())
         tokens, scores = kept.tokens, kept.scores
         nodes = options.children(index).masked_fill(scores == -float("inf"), -1)
     return Beams(leaves=nodes, scores=scores, trace=trace, pruned=pruned, num_alive=num_alive)

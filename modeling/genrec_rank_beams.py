@@ -15,6 +15,7 @@ import math
 import torch
 
 from .genrec_beams import (
+    BeamCache,
     Beams,
     HistoryOutput,
     SearchStep,
@@ -47,6 +48,7 @@ class BeamRankingMixin(RecommendMixin):
     decodings = ("beam",)
     search_options = ("num_rescored", "num_groups", "group_penalty")
     has_paths = True
+    search_cache: type = BeamCache  # of what `decode_states` keeps between the steps of a search
 
     def _ranking_bytes(self, request: RankRequest, history_length: int) -> tuple[int, int]:
         return self.decoding_bytes(min(history_length, self.config.max_history_length))
@@ -93,10 +95,9 @@ class BeamRankingMixin(RecommendMixin):
     def _search_once(self, history, allowed, request, num_beams) -> tuple[torch.Tensor, torch.Tensor, Beams]:
         """Items and scores `(B, top_k)` by one search of this width, short where it found too few; and its beams."""
         config, options, selection = self.config, request.options, _selection(request)
-        is_fused = options.dense_weight > 0
         # nothing is read of the beams but the best ones, and how many items they hold is known without scores
-        is_short = selection is best_candidates and request.penalty is None and not request.return_paths
-        is_short &= not (is_fused or options.diversity or config.num_latent_tokens) and self.catalog.is_unique
+        is_plain = selection is best_candidates and request.penalty is None and not request.return_paths
+        is_last = not (options.dense_weight or options.diversity or config.num_latent_tokens)
         beams = beam_search(
             self,
             history,
@@ -105,7 +106,7 @@ class BeamRankingMixin(RecommendMixin):
             allowed_items=allowed,
             penalties=request.penalty,
             num_pruned=num_beams if request.return_paths else 0,
-            num_wanted=options.top_k if is_short else None,
+            num_wanted=options.top_k if is_plain and is_last and self.catalog.is_unique else None,
         )
         check_scores(beams.scores, type(self).__name__)  # NaN would look like lists that are too short
         if isinstance(selection, DiverseGroups):
@@ -123,12 +124,12 @@ class BeamRankingMixin(RecommendMixin):
             return items, scores, beams
         leaves, scores = rank_ids(
             beams,
-            top_k=num_beams if is_fused else request.num_pooled(num_beams),
+            top_k=num_beams if options.dense_weight > 0 else request.num_pooled(num_beams),
             latent_aggregation=options.latent_aggregation,
             penalty=None if request.penalty is None else request.penalty[-1],
             by_place=isinstance(selection, DiverseGroups | GumbelTopK),
         )
-        if is_fused:
+        if options.dense_weight > 0:
             return *self.rank_both(history, leaves, scores, allowed, request, num_beams), beams
         if options.num_rescored and config.num_latent_tokens:
             leaves, scores = self._rescored(history, leaves, scores, request)

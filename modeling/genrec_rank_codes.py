@@ -244,6 +244,14 @@ class _GivenLevels:
     def __init__(self, model, log_probs: torch.FloatTensor):
         self.config, self.catalog, self.log_probs = model.config, model.catalog, log_probs
 
+    def search_cache(self) -> "_GivenLevels":
+        """There are no keys and values."""
+        return self
+
+    def of_beams(self, rows) -> "_GivenLevels":
+        """All beams of a user go on with the same."""
+        return self
+
     def decode_states(self, tokens, history, cache) -> None:
         """A code is as likely after any prefix."""
 

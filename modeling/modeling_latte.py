@@ -21,6 +21,7 @@ from .genrec_encoder import use_byte_dropout
 from .genrec_gaps import GapEmbedding, gap_embedding
 from .genrec_generate import SHARED_HISTORY_ATTENTION, CatalogGenerationMixin
 from .genrec_rank_beams import BeamRankingMixin
+from .genrec_t5_search import T5SearchCache, t5_step
 
 
 class LatteForConditionalGeneration(
@@ -55,6 +56,7 @@ class LatteForConditionalGeneration(
     config: LatteConfig
     config_class = LatteConfig
     base_model_prefix = "transformer"
+    search_cache = T5SearchCache
     _auto_class = "AutoModelForSeq2SeqLM"  # saving takes the code along
     _tied_weights_keys = {
         "encoder.embed_tokens.weight": "shared.weight",
@@ -203,14 +205,8 @@ class LatteForConditionalGeneration(
         Decoder states of `num_users * group` rows, a user's rows adjacent. `num_visible` `(num_users, group)` is how
         many history tokens each row may read; `None` for all.
         """
-        embeddings = self.shared(decoder_input_ids)
         num_seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        num_marked = (2 if self.config.num_latent_tokens else 1) - num_seen
-        if self.config.marked_tokens == "all":
-            num_marked = embeddings.shape[1]
-        if self.config.history_attention == "causal" and num_marked > 0:
-            last = history.attention_mask.sum(1, keepdim=True) if num_visible is None else num_visible
-            embeddings = self._start_at(embeddings, history.last_hidden_state, last - 1, num_marked)
+        embeddings = self._embed_rows(decoder_input_ids, history, num_visible, num_seen=num_seen)
         mask = history.attention_mask[:, None, None, :]
         if num_visible is not None:
             num_visible = num_visible.repeat_interleave(decoder_input_ids.shape[1], dim=1)
@@ -224,6 +220,17 @@ class LatteForConditionalGeneration(
             use_cache=use_cache,
         )
         return outputs.last_hidden_state, outputs.past_key_values
+
+    def _embed_rows(self, tokens, history, num_visible=None, *, num_seen: int) -> torch.FloatTensor:
+        """What the decoder reads of `tokens` `(num_users * group, length)`, which come after `num_seen` others."""
+        embeddings = self.shared(tokens)
+        num_marked = (2 if self.config.num_latent_tokens else 1) - num_seen
+        if self.config.marked_tokens == "all":
+            num_marked = embeddings.shape[1]
+        if self.config.history_attention == "causal" and num_marked > 0:
+            last = history.attention_mask.sum(1, keepdim=True) if num_visible is None else num_visible
+            embeddings = self._start_at(embeddings, history.last_hidden_state, last - 1, num_marked)
+        return embeddings
 
     def _start_at(
         self, embeddings: torch.FloatTensor, states: torch.FloatTensor, last: torch.LongTensor, num_marked: int
@@ -242,13 +249,14 @@ class LatteForConditionalGeneration(
         states = states.repeat_interleave(group, dim=1).flatten(0, 1)
         return torch.cat([embeddings[:, :num_marked] + states.unsqueeze(1), embeddings[:, num_marked:]], dim=1)
 
-    def decode_states(self, tokens: torch.LongTensor, history: HistoryOutput, cache: Cache) -> torch.FloatTensor:
-        """
-        One step of a search: decoder states `(batch_size, num_beams, d_model)` after the last token of each beam. The
-        self-attention part of `cache` has a row per beam, its cross-attention part per user.
-        """
-        states, _ = self._decode(tokens.reshape(-1, 1), history, past_key_values=cache, use_cache=True)
-        return states.reshape(*tokens.shape, -1)
+    def decode_states(
+        self, tokens: torch.LongTensor, history: HistoryOutput, cache: T5SearchCache
+    ) -> torch.FloatTensor:
+        """One step of a search: states `(batch_size, num_beams, d_model)` after the last token of each beam."""
+        if not cache.history:
+            cache.read(self.decoder, history.last_hidden_state, history.attention_mask)
+        embeddings = self._embed_rows(tokens.reshape(-1, 1), history, num_seen=len(cache.steps))
+        return t5_step(self.decoder, embeddings.view(*tokens.shape, -1), cache)
 
     def path_states(self, tokens: torch.LongTensor, history: HistoryOutput) -> torch.FloatTensor:
         """Decoder states before each token of given paths `(batch_size, num_paths, num_decoding_steps)`."""
@@ -270,7 +278,7 @@ class LatteForConditionalGeneration(
 
         Per user: the states, keys and values of one encoder layer and its feed-forward layer, its attention scores,
         and the cross-attention keys and values of all decoder layers. Per beam: its own keys and values of all
-        steps (twice while beams are re-ordered), one decoder layer with its cross-attention scores, and float32
+        steps (twice while they are read), one decoder layer with its cross-attention scores, and float32
         candidates (logits, log-probabilities, what is ranked) beside the codes and nodes of its children.
         """
         config, size = self.config, self.shared.weight.dtype.itemsize

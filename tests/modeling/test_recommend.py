@@ -391,8 +391,8 @@ def test_history_keys_have_a_row_per_user_and_own_keys_a_row_per_beam(monkeypatc
 
     def watched(tokens, history, cache):
         states = plain(tokens, history, cache)
-        layers = cache.cross_attention_cache.layers[0], cache.self_attention_cache.layers[0]
-        seen.append([layer.keys.shape[0] for layer in layers])
+        (history_keys, _), (own_keys, _) = cache.history[0], cache.steps[-1][0]
+        seen.append([len(history_keys) // model.config.num_heads, len(own_keys)])
         return states
 
     monkeypatch.setattr(model, "decode_states", watched)

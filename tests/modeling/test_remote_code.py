@@ -44,7 +44,7 @@ SHARED = {
 CODES = {"genrec_beams.py", "genrec_catalog.py", "genrec_dense.py", "genrec_kept.py"}
 PARALLEL = {"genrec_item_graph.py", "genrec_rank_codes.py"} | CODES
 UPLOADS = {
-    "latte": SHARED | CODES | {"genrec_generate.py", "genrec_rank_beams.py"},
+    "latte": SHARED | CODES | {"genrec_generate.py", "genrec_rank_beams.py", "genrec_t5_search.py"},
     "decoder": SHARED | CODES | {"genrec_generate.py", "genrec_prompt_attention.py", "genrec_rank_beams.py"},
     "rpg": SHARED | PARALLEL,
     "acerec": SHARED | PARALLEL | {"configuration_rpg.py", "modeling_rpg.py"},
