@@ -46,8 +46,8 @@ _PROPERTIES_NOTE = (
     "the lists are than those of the histories."
 )
 _SEARCH_NOTE = (
-    "Means per user. Items: distinct ones among the beams. Scored: all items, or those that a graph search visited. "
-    "The rest: a sample of the users."
+    "Means per user. Items: distinct ones among the beams. Scored: all items, or those that a graph search visited or "
+    "that a dense head drafted. The rest: a sample of the users."
 )
 
 
