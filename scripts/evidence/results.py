@@ -32,6 +32,7 @@ from long_id_results import length_blocks, pool_blocks, rare_blocks
 from overview import overview_blocks
 from paired_results import baselines_of, difference_blocks, evidence_blocks
 from parallel_results import draft_blocks, parallel_blocks, training_blocks
+from peer_results import peer_blocks
 from preparation_results import preparation_blocks
 from process_results import process_blocks
 from server_results import onnx_blocks, server_blocks
@@ -193,6 +194,7 @@ _SECTIONS: dict[str, Callable[[Mapping[str, Any] | None], list[str]]] = {
     "space_speed": space_blocks,
     "server_speed": server_blocks,
     "onnx_speed": onnx_blocks,
+    "peer_speed": peer_blocks,
     "preparation_speed": preparation_blocks,
     "processes": process_blocks,
     "live_catalog": live_catalog_blocks,
