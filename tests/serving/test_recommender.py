@@ -57,6 +57,16 @@ def test_a_device_that_is_not_there_is_named(folder, device):
         Recommender.from_pretrained(folder, device=device)
 
 
+def test_weights_rounded_to_bfloat16_give_nearly_the_same_scores_in_float32(folder, recommender):
+    rounded = Recommender.from_pretrained(folder, device="cpu", dtype=torch.bfloat16, num_beams=7)
+
+    found, expected = (some.recommend(["item 4", "item 2"], top_k=3) for some in (rounded, recommender))
+
+    assert rounded.model.shared.weight.dtype == torch.bfloat16
+    assert found.scores != expected.scores
+    assert found.scores == pytest.approx(expected.scores, abs=0.1)
+
+
 def test_lists_are_those_of_the_model(recommender):
     history = ["item 3", "item 28", "item 0"]
 
