@@ -38,16 +38,10 @@ MAX_DEPTH = 100  # lists in lists
 MAX_DIGITS = 4_300  # of an integer, as in Python
 _TOO_MANY_DIGITS = f"an integer of more than {MAX_DIGITS:,} digits"
 _SHOWN, _SHOWN_NAME, _REASON = 200, 60, 500  # characters of a line, a name, a reason in a message
-_BLOCK = 2**22  # characters that are given to a parser at a time
+_BLOCK = 2**22  # bytes that are given to a parser at a time
 _LOOK_AHEAD = 10_000  # lines that may be read in vain for the end of a quoted field, beside one for each line read
-_FORMATS = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".json": "jsonl",
-    ".ndjson": "jsonl",
-}
+_JSON = dict.fromkeys((".jsonl", ".json", ".ndjson"), "jsonl")
+_FORMATS = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"} | _JSON
 _NO_TEXT = {
     b"PK\x03\x04": "a zip archive or an Excel table",
     b"\xd0\xcf\x11\xe0": "an Excel table",

@@ -11,7 +11,7 @@ threads, user and system) and by the most memory that it held above what was the
 step is that of `seconds of computing ~ items ** e` between the two largest sizes, per user where they differ in users.
 
     tokenize   whitening, then per quantizer: learning from 65,536 rows at most (of the RQ-VAE two epochs), encoding
-               all items, resolving collisions; `opq` is `pq` after a rotation, which takes as long for any catalog
+               all items, resolving collisions; `opq` is `pq` after a rotation, learned from the same rows
     save       `SemanticIds`, and the run folders of a generative model with a dense head, a SASRec, an RPG and an
                item-to-item table of 20 weights for each item
     load       the folders, each with the first list after it; the tokenizer and the semantic-ID table alone
@@ -88,7 +88,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "RPG": ("rpg", {}, 10),
     "item-to-item": ("item_to_item", {}, 1),
 }
-QUANTIZERS: dict[str, dict[str, Any]] = {"residual-kmeans": {}, "pq": {}, "rqvae": {"epochs": 2}}
+QUANTIZERS: dict[str, dict[str, Any]] = {"residual-kmeans": {}, "pq": {}, "opq": {}, "rqvae": {"epochs": 2}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -214,7 +214,7 @@ def tokenize(folder: Path, steps: Steps, options: argparse.Namespace) -> None:
     for name, settings in QUANTIZERS.items():
         learner = Quantizer.named(name, num_items=len(vectors), num_rows=len(rows), options=settings)
         wanted, points = min(learner.default_whitened, options.dim), vectors
-        if wanted % learner.num_levels and name == "pq":
+        if wanted % learner.num_levels and name in ("pq", "opq"):
             learner = Quantizer.named(name, num_items=len(vectors), num_rows=len(rows), num_levels=8)
         fitted = rows[learner.rows_to_learn(len(rows), most=2**16)]
         if wanted:

@@ -76,7 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--work", type=Path, required=True, help="folder for logs and prepared folders")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**5, 10**6, 10**7, 10**8], help="rows of the logs")
     parser.add_argument("--most-csv", type=int, default=10**7, help="rows of the longest log as CSV")
-    parser.add_argument("--most-jsonl", type=int, default=10**6, help="rows of the longest log as JSON Lines")
+    parser.add_argument("--most-jsonl", type=int, default=10**7, help="rows of the longest log as JSON Lines")
     parser.add_argument("--before", type=Path, help="a checkout of the code to compare with")
     parser.add_argument("--most-before", type=int, default=10**7, help="rows of the longest log for that code")
     parser.add_argument("--memory-limit", default="2GB", help="of the engine (default 2GB)")
