@@ -20,11 +20,12 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from hf_genrec.data.spools import Spool
-from hf_genrec.data.text_files import MAX_DEPTH, MAX_DIGITS, TextFile, parse_json
+from hf_genrec.data.text_files import MAX_DIGITS, TextFile, parse_json
 
 
 _LEAST = 2**20  # bytes; smaller files take no time either way
 _ROWS_AT_ONCE = 2**18
+_SURVEYED, _MOST_FIELDS = 100, 200  # lines that say which fields there are, and these with those inside of others
 _KINDS = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 _DIGITS = bytes(b"0"[0] if byte in b"0123456789" else 0 for byte in range(256))  # what becomes of a byte
 
@@ -75,16 +76,22 @@ def _delimited(file: TextFile, fields: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _json_lines(file: TextFile, columns: Mapping[str, str]) -> Iterator[pa.Table]:
-    """Fields have the types of the first record. The others are parsed, too: what they hold may be malformed."""
+    """
+    The first lines say which fields there are, and of which types. Arrow parses those that are not wanted, too, since
+    they may be malformed; a field that came later would take room for each row of a block.
+    """
     options: pj.ParseOptions | None = None
     for block in file.blocks():
         block.decode()
-        options = options or pj.ParseOptions(explicit_schema=_schema_of(block.partition(b"\n")[0], columns))
+        if options is None:
+            schema = _schema_of([line for line in block.split(b"\n", _SURVEYED)[:_SURVEYED] if line], columns)
+            options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
         num_lines = block.count(b"\n") + (not block.endswith(b"\n"))
         # Each line is an object: of two on a line Arrow would make two rows, of one on two lines a row.
-        num_borders = block.count(b"}\n{") + block.count(b"}\r\n{")
-        is_odd = num_borders != num_lines - 1 or block.count(b"\r") != block.count(b"\r\n")
-        if is_odd or b"0" * MAX_DIGITS in block.translate(_DIGITS) or _may_be_deep(block, num_lines):
+        border = b"}\r\n{" if b"\r" in block else b"}\n{"
+        are_objects = block.startswith(b"{") and block.endswith((b"}", b"}\n", b"}\r\n"))
+        are_lines = block.count(border) == num_lines - 1 and block.count(b"\r") == block.count(b"\r\n")
+        if not (are_objects and are_lines) or b"0" * MAX_DIGITS in block.translate(_DIGITS):
             raise _Doubt
         found = pj.read_json(pa.BufferReader(block), parse_options=options)
         if found.num_rows != num_lines:
@@ -92,23 +99,29 @@ def _json_lines(file: TextFile, columns: Mapping[str, str]) -> Iterator[pa.Table
         yield pa.table({field: _texts_of(found[field]) for field in columns.values()}).combine_chunks()
 
 
-def _schema_of(line: bytes, columns: Mapping[str, str]) -> pa.Schema:
-    """The types of the fields in a line: texts and integers, and floats for what is no id."""
+def _schema_of(lines: Sequence[bytes], columns: Mapping[str, str]) -> pa.Schema:
+    """The types of the fields in some lines; of those wanted, which hold no nested values, the types in the first."""
     try:
-        record = parse_json(line.decode())
-        kinds = {key: type(record[field]) for key, field in columns.items()}
-        if any(kind is float and key in ("user_id", "item_id") for key, kind in kinds.items()):
-            raise _Doubt
-        return pa.schema([(columns[key], _KINDS[kind]) for key, kind in kinds.items()])
-    except (ValueError, TypeError, KeyError) as error:
+        records = [parse_json(line.decode()) for line in lines]
+        found = pa.array(records).type if all(isinstance(record, dict) for record in records) else None
+    except (ValueError, OverflowError) as error:
         raise _Doubt from error
+    if found is None or str(found).count(": ") > _MOST_FIELDS:
+        raise _Doubt
+    kinds = {key: type(records[0].get(field)) for key, field in columns.items()}
+    if any(kind not in _KINDS or (kind is float and key in ("user_id", "item_id")) for key, kind in kinds.items()):
+        raise _Doubt
+    wanted = {columns[key]: _KINDS[kind] for key, kind in kinds.items()}
+    return pa.schema([(field.name, wanted.get(field.name) or _lenient(field.type)) for field in found])
 
 
-def _may_be_deep(block: bytes, num_lines: int) -> bool:
-    """Whether a line has so many brackets that lists may be nested too deeply; quick where there are few."""
-    if block.count(b"{") + block.count(b"[") < num_lines + MAX_DEPTH:
-        return False
-    return any(line.count(b"{") + line.count(b"[") > MAX_DEPTH for line in block.split(b"\n"))
+def _lenient(kind: pa.DataType) -> pa.DataType:
+    """A type for what later lines may hold: any number."""
+    if pa.types.is_list(kind):
+        return pa.list_(_lenient(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _lenient(field.type)) for field in kind])
+    return pa.float64() if pa.types.is_integer(kind) else kind
 
 
 def _texts_of(column: pa.ChunkedArray) -> pa.ChunkedArray:

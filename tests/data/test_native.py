@@ -111,6 +111,31 @@ def test_a_hostile_line_takes_no_time(quick):
         assert time.process_time() - start < 0.5
 
 
+def test_keys_without_end_take_no_time_and_no_memory(quick):
+    start = time.process_time()
+    for key in ('"k%d"', '"k%d" ', '"k%d\\"t"'):
+        assert quick("".join(f'{{"u": "a", "i": 1, "t": 7, {key % n}: 1}}\n' for n in range(20_000))) is None
+    wide = "{" + ", ".join(f'"k{n}": [{n}]' for n in range(20_000)) + "}"
+    assert quick(lines(ROW) + wide) is quick(wide) is None
+    assert len(quick("".join(f'{{"u": "a", "i": 1, "t": 7, "k{n % 9}" : 1}}\n' for n in range(20_000)))["u"]) == 20_000
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("line", ["null", "[]", "7", "{", "}", '{"u": "a"} 1'])
+def test_a_block_of_one_odd_line_leaves_a_doubt(quick, monkeypatch, line):
+    monkeypatch.setattr(text_files, "_BLOCK", 10)
+
+    assert quick(f"{lines(ROW, ROW)}{line}\n{lines(ROW)}") is quick(f"{lines(ROW, ROW)}{line}") is None
+
+
+def test_other_fields_may_hold_more_later_than_in_the_first_lines(quick):
+    first = [ROW | {"x": 1, "y": "2020-01-01", "z": [{"a": 2, "b": "2020-01-01 12:00:00"}]}] * 100
+
+    assert len(quick(lines(*first, ROW | {"x": 1.5, "y": "b", "z": [{"a": 1e9}, {"b": "c"}]}))["u"]) == 101
+    assert quick(lines(*first, ROW | {"x": "1"})) is None
+    assert quick(lines(*first, ROW | {"w": 1})) is None
+
+
 def test_a_file_of_several_blocks_is_one_table_with_and_without_a_doubt_in_one_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "_LEAST", 0)
     monkeypatch.setattr(text_files, "_BLOCK", 200)
