@@ -29,6 +29,7 @@ from large_catalog_results import large_catalog_blocks
 from live_catalog_results import cold_start_blocks, live_catalog_blocks, month_blocks
 from llm_results import llm_blocks
 from long_id_results import length_blocks, pool_blocks, rare_blocks
+from one_thread_results import one_thread_blocks
 from overview import overview_blocks
 from paired_results import baselines_of, difference_blocks, evidence_blocks
 from parallel_results import draft_blocks, parallel_blocks, training_blocks
@@ -186,6 +187,7 @@ def results_page(
 
 # Sections of one file of figures each, in the order of the page.
 _SECTIONS: dict[str, Callable[[Mapping[str, Any] | None], list[str]]] = {
+    "one_thread": one_thread_blocks,
     "draft_speed": draft_blocks,
     "llm_decoding_speed": llm_blocks,
     "pool_speed": pool_blocks,
