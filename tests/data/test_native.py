@@ -156,6 +156,18 @@ def test_a_file_of_several_blocks_is_one_table_with_and_without_a_doubt_in_one_o
         read_interactions(path, user="u", item="i", timestamp="t")
 
 
+@pytest.mark.parametrize("field", [' "x"', '"x" ', '"x"  ', '"x" "y"', '"x""" ', ' """x"'])
+@pytest.mark.parametrize("row", ["{},1", "1,{}"])
+def test_blanks_beside_a_quoted_field_leave_a_doubt(tmp_path, monkeypatch, field, row):
+    monkeypatch.setattr(native, "_LEAST", 0)
+    columns, path = {"user_id": "u", "item_id": "i"}, tmp_path / "log.csv"
+
+    for text, is_read in ((row.format(field), False), ('"say, ""hi"" , x",1', True)):
+        for end in ("", "\n2,3\n"):
+            path.write_text(f"u,i\n{text}{end}", encoding="utf-8")
+            assert (plain_rows(TextFile(path, delimiter=","), columns) is not None) == is_read
+
+
 def test_blank_lines_before_a_header_make_no_row_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "_LEAST", 0)
     (tmp_path / "log.csv").write_text("\n \nu,i\na,x\nb,y\n", encoding="utf-8")
