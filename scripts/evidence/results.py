@@ -38,6 +38,7 @@ from preparation_results import preparation_blocks
 from process_results import process_blocks
 from server_results import onnx_blocks, server_blocks
 from space_results import space_blocks
+from step_results import step_blocks
 from tree_results import synthetic_blocks, tree_blocks
 
 
@@ -193,6 +194,7 @@ _SECTIONS: dict[str, Callable[[Mapping[str, Any] | None], list[str]]] = {
     "pool_speed": pool_blocks,
     "parallel_speed": parallel_blocks,
     "parallel_training_speed": training_blocks,
+    "step_shares": step_blocks,
     "space_speed": space_blocks,
     "server_speed": server_blocks,
     "onnx_speed": onnx_blocks,

@@ -2,7 +2,7 @@
 Where the time of a training step goes: the share of matrix products and of everything else.
 
     OMP_NUM_THREADS=1 python scripts/evidence/step_shares.py RUN PREPARED
-    OMP_NUM_THREADS=1 python scripts/evidence/step_shares.py RUN PREPARED --batch-size 512 --precision bf16
+    OMP_NUM_THREADS=1 python scripts/evidence/step_shares.py RUN PREPARED --batch-size 256 --precisions fp32
 
 RUN is a folder that `hf-genrec train` wrote; its model is trained for some steps on batches of PREPARED, as
 `GenRecTrainer` does: packed rows, autocast, clipped gradients, fused AdamW. Operators are put into groups by their
@@ -16,21 +16,23 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from benchmark_decoding import machine
 from benchmark_training import Step, batches, counted, training_step
 from hf_genrec import PreparedDataset, Recommender
-from hf_genrec.evaluation.tables import markdown_table
-from hf_genrec.training.arguments import has_bfloat16
+from hf_genrec.files import write_json
 from hf_genrec.training.trainer import keep_freed_memory
+from step_results import step_blocks
 
 
 # The first group whose words a name contains, after a space; names are those of the dispatcher, without `aten::`.
 GROUPS: dict[str, tuple[str, ...]] = {
     "optimizer and clipping": ("fused_adam", "_foreach", "vector_norm", "linalg"),
-    "attention": ("scaled_dot_product", "flash_attention", "flash_attn"),
+    "fused attention": ("scaled_dot_product", "flash_attention", "flash_attn"),
     "matrix products": ("mm", "linear", "matmul", "einsum", "onednn"),
     "softmax and loss": ("softmax", "nll_loss", "cross_entropy", "logsumexp"),
     "rows taken and written": ("embedding", "index", "gather", "scatter", "take", "nonzero", "masked_select"),
@@ -47,22 +49,23 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("run", help="folder that `hf-genrec train` wrote")
     parser.add_argument("prepared", help="folder that `hf-genrec prepare` wrote")
     parser.add_argument("--batch-size", type=int, default=512, help="targets per step (default 512)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 where the CPU has it")
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--steps", type=int, default=8, help="steps that count, after as many that do not (default 8)")
+    parser.add_argument("--output", type=Path, default=Path("scripts/evidence/records/step_shares.json"))
     options = parser.parse_args(words)
     keep_freed_memory()
-    torch.manual_seed(0)
-    precision = options.precision or ("bf16" if has_bfloat16() else "fp32")
     prepared = PreparedDataset.load(options.prepared)
-    model = Recommender.from_pretrained(options.run, device="cpu").model.train()
-    step = training_step(model, precision, counted(batches(prepared, model, options.batch_size)))
-    milliseconds, shares = shares_of(step, options.steps)
-    rows = [["part of a step", "share"], *([name, f"{share:.1%}"] for name, share in shares.items())]
-    Console().print(
-        f"{model.config.model_type}, {options.batch_size} targets, {precision}, {torch.get_num_threads()} threads: "
-        f"{milliseconds:.1f} ms of computing per step"
-    )
-    Console().print(markdown_table(rows))
+    report = {"machine": machine(torch.device("cpu")), "batch_size": options.batch_size, "cells": []}
+    for precision in options.precisions:
+        torch.manual_seed(0)
+        model = Recommender.from_pretrained(options.run, device="cpu").model.train()
+        step = training_step(model, precision, counted(batches(prepared, model, options.batch_size)))
+        milliseconds, shares = shares_of(step, options.steps)
+        shares = {name: round(share, 4) for name, share in shares.items()}
+        report["cells"].append({"precision": precision, "milliseconds": round(milliseconds, 1), "shares": shares})
+    report |= {"model": model.config.display_name, "num_items": model.config.num_items}
+    write_json(report, options.output)
+    Console().print("\n\n".join(step_blocks(report)))
 
 
 def shares_of(step: Step, num_steps: int) -> tuple[float, dict[str, float]]:

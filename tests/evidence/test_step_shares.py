@@ -14,7 +14,7 @@ def script(load_script):
     [
         ("aten::addmm", "matrix products"),
         ("aten::bmm", "matrix products"),
-        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "fused attention"),
         ("aten::_embedding_bag_dense_backward", "rows taken and written"),
         ("aten::_log_softmax", "softmax and loss"),
         ("aten::_fused_adamw_", "optimizer and clipping"),
