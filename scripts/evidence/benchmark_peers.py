@@ -90,6 +90,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--beams", type=int, nargs="+", default=[20, 50], help="beams of `tiger` (default 20 50)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7], help="items of `tries`")
     parser.add_argument("--searches", type=int, default=25, help="searches of each trie that count (default 25)")
+    parser.add_argument("--note", default="", help="a sentence about the tries, for the page")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     parser.add_argument("--worker", choices=TRIES, help=argparse.SUPPRESS)
     options = parser.parse_args(words)
@@ -229,7 +230,13 @@ def tries(options: argparse.Namespace) -> dict[str, Any]:
             found = cell.pop("found")
             first = first or found
             cells.append(cell | {"is_equal": found == first})
-    return {"cells": cells, "users": NUM_USERS, "beams": NUM_BEAMS, "searches": options.searches}
+    return {
+        "cells": cells,
+        "users": NUM_USERS,
+        "beams": NUM_BEAMS,
+        "searches": options.searches,
+        "note": options.note,
+    }
 
 
 def in_a_process(name: str, num_items: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -125,7 +125,8 @@ def _tries(part: Mapping[str, Any], version: str) -> list[str]:
         "and the nodes behind them are found by each trie. Both others want sorted ids: sorting counts as building. "
         "rectokens' functions but for `vtnk_pytorch` need CUDA; its table is padded here, since it reads beyond its "
         "end on a CPU. `hf_genrec` masks rows of the codebook, `lists` takes the children of a node where they are "
-        f"few, as STATIC does; `recommend()` chooses between these. Medians of {part['searches']} searches.",
+        f"few, as STATIC does; `recommend()` chooses between these. Medians of {part['searches']} searches. "
+        f"{part.get('note', '')}".strip(),
         markdown_table(rows, num_left=2),
     ]
 
