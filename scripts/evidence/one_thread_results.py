@@ -48,7 +48,8 @@ def one_thread_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     )
     return [
         _INTRODUCTION,
-        f"{machine['device']}, {machine['capability']}, torch {machine['torch']}.",
+        f"CPU milliseconds; {machine['device']}, {machine['capability']}, torch {machine['torch']}, load average "
+        f"{machine['load_average']:.1f} at the start.",
         markdown_table(stock, num_left=0),
         f"{figures['dataset']}, {figures['num_items']:,} items:",
         markdown_table(wide, num_left=0),
