@@ -16,11 +16,12 @@ in the third digit; otherwise all lists of a table are the same. `whole search` 
 `recommend` leaves out those that no listed item can come from: no continuation is better than its beam, and where the
 softmax runs over legal codes an only child is as good as its parent. Made by
 `scripts/evidence/benchmark_one_thread.py`."""
-_TRIED = """Tried without gain: autocast around the encoder alone (0 to 3 %); `torch.compile` of each block of the
-encoder (70 seconds for one shape of a batch; 73 to 67 ms at 16 users, slower at one), of the decoder's attention (73
-seconds, no change), and of encoder and decoder as a whole (not compiled after eight minutes); parts of the decoder's
-rows that fit the second-level cache (128 to 512 rows, slower than 2,048). Products of matrices are most of what is
-left: 0.8 GFLOP a user at 50 beams, 8.4 ms at the 97 GFLOP/s that a core reached in float32 (215 in bfloat16)."""
+_TRIED = """Tried, each once on a busy machine, and not built: autocast around the encoder alone (0 to 3 %);
+`torch.compile` of each block of the encoder (about 70 seconds per shape of a batch; 73 to 67 ms at 16 users, slower at
+one), of the decoder's attention (one user: no change, but the limit of recompilations was reached, so it ran partly as
+before), and of encoder and decoder as a whole (not compiled after eight minutes). Parts of 128 to 512 decoder rows
+instead of 2,048 were slower at 500 beams and in bfloat16, no different at 50 beams in float32. Products of matrices
+are most of what is left: 0.8 GFLOP a user at 50 beams, 8.4 ms at the 97 GFLOP/s that a core reached in float32."""
 
 
 def one_thread_blocks(figures: Mapping[str, Any] | None) -> list[str]:
