@@ -7,8 +7,7 @@ What a list costs as the catalog grows: models that write codes by beams, that s
 
 Weights and codes are random, shapes are those that `hf-genrec train` takes for each architecture. Each cell has a
 process of its own. Milliseconds are CPU time per user, the median of `--turns` calls for one batch of users after a
-first call; `memory` is how far a call raises the peak of the process, `held` are parameters, codes, trie and vectors
-that lie there between calls.
+first call; `weights` are parameters and codes.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from benchmark_decoding import forget_peak, machine, memory_status
+from benchmark_decoding import machine
 from hf_genrec import (
     LatteConfig,
     LatteForConditionalGeneration,
@@ -44,7 +43,7 @@ from line_plots import Panel, plot_lines
 
 OUTPUT = Path("scripts/evidence/records/pool_speed.json")
 TOP_K, HISTORY, CODEBOOK = 10, 20, 256
-TITLES = {"milliseconds_per_user": "CPU milliseconds per user", "memory_mb": "MB that a call needs"}
+TITLES = {"milliseconds_per_user": "CPU milliseconds per user", "weights_mb": "MB of weights and codes"}
 
 
 def psid(num_items: int) -> Any:
@@ -78,7 +77,7 @@ MODELS: dict[str, Callable[[int], Any]] = {
 def main() -> None:
     arguments = parse_arguments()
     cells = [(name, number) for name in arguments.models for number in arguments.items]
-    # a process that is not forked has a peak of its own
+    # a process that is not forked begins without the memory of others
     alone = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=alone, max_tasks_per_child=1) as pool:
         running = (pool.submit(measure, *cell, arguments.users, arguments.turns).result() for cell in cells)
@@ -121,17 +120,14 @@ def measure(name: str, num_items: int, num_users: int, turns: int) -> dict[str, 
         model.recommend(histories, top_k=TOP_K, **options)
         return time.process_time() - begin
 
-    empty = memory_status()["VmRSS"]
     call()
-    before = forget_peak()
     seconds = [call() for _ in range(turns)]
     weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     return {
         "model": name,
         "num_items": num_items,
         "milliseconds_per_user": round(1000 * statistics.median(seconds) / num_users, 3),
-        "memory_mb": round((memory_status()["VmHWM"] - before) / 1e6, 1),
-        "held_mb": round((weights + max(0, before - empty)) / 1e6, 1),
+        "weights_mb": round(weights / 1e6, 1),
     }
 
 
@@ -144,15 +140,15 @@ def distinct_codes(num_items: int, num_levels: int) -> torch.Tensor:
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
-    table = Table("model", "items", "CPU ms per user", "memory, MB", "held, MB", title="Lists as the catalog grows")
+    table = Table("model", "items", "CPU ms per user", "weights, MB", title="Lists as the catalog grows")
     for row in rows:
-        numbers = (f"{row[name]:,}" for name in ("milliseconds_per_user", "memory_mb", "held_mb"))
+        numbers = (f"{row[name]:,}" for name in ("milliseconds_per_user", "weights_mb"))
         table.add_row(row["model"], f"{row['num_items']:,}", *numbers)
     return table
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time and memory of a call by the number of items."""
+    """Time of a list and size of the weights by the number of items."""
     names = list(dict.fromkeys(row["model"] for row in rows))
     panels = [
         Panel(title, {name: [(row["num_items"], row[key]) for row in rows if row["model"] == name] for name in names})

@@ -49,10 +49,10 @@ _POOL_INTRODUCTION = """## What a list costs as the catalog grows
 
 Models with random weights in the shapes that `train` takes, and catalogs of random ids. PSID writes 4 codes by 50
 beams, whose cost depends on the codes and not on the items; RPG adds up 32 looked-up scores for each item, SASRec and
-VQ-Rec one product. `held` is what lies in memory between calls, `memory` what a call needs beside it. Made by
+VQ-Rec one product. `weights` are parameters and codes; VQ-Rec keeps the vectors of all items beside them. Made by
 `scripts/evidence/benchmark_pools.py`.
 
-![time and memory by items](scripts/evidence/records/pool_speed.png)"""
+![time and weights by items](scripts/evidence/records/pool_speed.png)"""
 
 
 def lengths_of(records: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
@@ -119,9 +119,9 @@ def pool_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     Returns:
         `list[str]`: blocks of Markdown; none without figures.
 
-    >>> row = {"model": "SASRec", "num_items": 1000, "milliseconds_per_user": 0.25, "memory_mb": 3.5, "held_mb": 1.0}
+    >>> row = {"model": "SASRec", "num_items": 1000, "milliseconds_per_user": 0.25, "weights_mb": 1.0}
     >>> print(pool_blocks({"users": 64, "machine": {"torch": "2.13.0"}, "rows": [row]})[-1].splitlines()[-1])
-    | SASRec | 1,000 | 0.25 | 4 | 1 |
+    | SASRec | 1,000 | 0.25 | 1 |
 
     """
     if figures is None:
@@ -131,11 +131,10 @@ def pool_blocks(figures: Mapping[str, Any] | None) -> list[str]:
             row["model"],
             f"{row['num_items']:,}",
             f"{row['milliseconds_per_user']:.2f}",
-            f"{row['memory_mb']:,.0f}",
-            f"{row['held_mb']:,.0f}",
+            f"{row['weights_mb']:,.0f}",
         )
         for row in figures["rows"]
     ]
-    header = ("model", "items", "CPU ms per user", "memory, MB", "held, MB")
+    header = ("model", "items", "CPU ms per user", "weights, MB")
     note = f"Batches of {figures['users']} users, one thread, torch {figures['machine']['torch']}."
     return [_POOL_INTRODUCTION, note, markdown_table([header, *rows], num_left=1)]
