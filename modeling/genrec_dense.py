@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .genrec_beams import HistoryOutput, beam_search, list_items, rank_ids
+from .genrec_beams import ROUNDING, HistoryOutput, beam_search, list_items, rank_ids
 from .genrec_encoder import item_loss, sampled_item_loss
 from .genrec_kept import KeptVectorsMixin
 from .genrec_lists import first_of_the_best
@@ -20,7 +20,6 @@ from .genrec_recommend import Ranking, RankRequest, UserBatch, evaluation_mode
 from .genrec_recommend_config import RecommendConfig
 
 
-ROUNDING = 1e-4  # nats by which sums of the same probabilities may differ
 SCORE_BYTES = 32  # per item and user: the two scores, what is ranked, and its place while the best are found
 
 

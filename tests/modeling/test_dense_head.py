@@ -74,7 +74,9 @@ class TestTwoHeads(ModelInvariants):
         return two_headed(config)
 
 
-class TestListsByBothHeads(RecommendInvariants):
+class ListsOfTwoHeads(RecommendInvariants):
+    """The invariants with the `OPTIONS` that a model was saved with."""
+
     MODEL_CLASS = LatteForConditionalGeneration
     CONFIGS = {"latte": CONFIGS["latte"]}
 
@@ -82,32 +84,21 @@ class TestListsByBothHeads(RecommendInvariants):
     @classmethod
     def model(cls, config):
         model = two_headed(config)
-        model.recommend_config.dense_weight = 0.7
+        for name, value in cls.OPTIONS.items():
+            setattr(model.recommend_config, name, value)
         return model
 
 
-class TestListsOfTheDenseHead(RecommendInvariants):
-    MODEL_CLASS = LatteForConditionalGeneration
-    CONFIGS = {"latte": CONFIGS["latte"]}
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def model(cls, config):
-        model = two_headed(config)
-        model.recommend_config.decoding = "dense"
-        return model
+class TestListsByBothHeads(ListsOfTwoHeads):
+    OPTIONS = {"dense_weight": 0.7}
 
 
-class TestDraftedLists(RecommendInvariants):
-    MODEL_CLASS = LatteForConditionalGeneration
-    CONFIGS = {"latte": CONFIGS["latte"]}
+class TestListsOfTheDenseHead(ListsOfTwoHeads):
+    OPTIONS = {"decoding": "dense"}
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def model(cls, config):
-        model = two_headed(config)
-        model.recommend_config.dense_weight, model.recommend_config.decoding = 0.7, "exact"
-        return model
+
+class TestDraftedLists(ListsOfTwoHeads):
+    OPTIONS = {"dense_weight": 0.7, "decoding": "exact"}
 
 
 @pytest.mark.parametrize("name", ["psid", "latte", "texts"])
