@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hf_genrec.cli.command_line import app, given, name_values, output_on
-from hf_genrec.cli.options import Aggregation, AsJson, Beams, Decoding, Device, Model, Prepared, SearchOptions
+from hf_genrec.cli.options import (
+    Aggregation,
+    AsJson,
+    Beams,
+    Decoding,
+    Device,
+    Dtype,
+    Model,
+    Prepared,
+    SearchOptions,
+    torch_dtype,
+)
 
 
 if TYPE_CHECKING:
@@ -45,6 +56,7 @@ def _evaluate(
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples and the bootstrap.")] = 0,
     device: Device = None,
+    dtype: Dtype = None,
     output: Annotated[
         str | None, typer.Option(help="Write the record to this JSON file too, and ranks per user beside it.")
     ] = None,
@@ -54,8 +66,8 @@ def _evaluate(
     Measure a model beside baselines, on held-out items.
 
     The whole catalog is ranked for every user; recall, ndcg and what the lists are like are shown. An evaluation of
-    all users on the test split is also written into the run folder, as evaluation.json and, one row per user,
-    evaluation_users.parquet.
+    all users on the test split with the weights as saved is also written into the run folder, as evaluation.json and,
+    one row per user, evaluation_users.parquet.
 
     \b
     Examples:
@@ -80,7 +92,9 @@ def _evaluate(
         beams = given({"num_beams": num_beams, "latent_aggregation": latent_aggregation})
         processes = _processes(device)
         device = device or (None if processes is None else str(processes.device))
-        recommender = Recommender.from_pretrained(model, batch_size=batch_size, device=device, **(beams | options))
+        recommender = Recommender.from_pretrained(
+            model, batch_size=batch_size, device=device, dtype=torch_dtype(dtype), **(beams | options)
+        )
         prepared = PreparedDataset.load(prepared_folder)
         check_same_catalog(recommender.item_ids, prepared, owner=f"The checkpoint {model}")
         check_trained_on(read_training(model), prepared.metadata, owner=f"The run {model}")
@@ -89,9 +103,11 @@ def _evaluate(
             exclude_seen=_SEEN["excluded" if exclude_seen else seen],
         )  # fmt: skip
         asked = {name: getattr(recommender.config, name) for name in ("num_beams", "latent_aggregation")}
-        run = evaluation_run(model, **asked, decoding=recommender.decoding) | {"search_options": options}
+        run = evaluation_run(model, **asked, decoding=recommender.decoding, dtype=recommender.model.dtype)
+        run |= {"search_options": options}
         baselines: dict[str, Any] | None = {} if no_baselines else None
-        is_kept = split == "test" and max_users is None and not settings.exclude_seen and Path(model).is_dir()
+        is_whole = split == "test" and max_users is None and not settings.exclude_seen
+        is_kept = is_whole and dtype is None and Path(model).is_dir()
         write = partial(_write, output=output, run=Path(model) if is_kept else None, config=recommender.model.config)
         with single_writer(model) if is_kept else nullcontext():
             record = evaluate(

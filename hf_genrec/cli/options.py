@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,13 @@ def ending_in(*endings: str) -> Callable[[typer.CallbackParam, str | None], str 
     return check
 
 
+def torch_dtype(name: str | None) -> Any:
+    """What `Recommender.from_pretrained` takes for a value of `--dtype`. Args: the value, `None` for none."""
+    import torch
+
+    return None if name is None else getattr(torch, name)
+
+
 PlotFile = Annotated[
     str | None, typer.Option("--plot", metavar="FILE.png", callback=ending_in(".png"), help="Draw the result here.")
 ]
@@ -34,6 +41,10 @@ Prepared = Annotated[
 RunFolder = Annotated[str, typer.Option("--output", help="The run folder to write.", show_default=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample of validation users.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; chosen if not given.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    typer.Option("--dtype", help="What the weights are rounded to.", show_default="as saved"),
+]
 ExcludeSeen = Annotated[
     bool | None,
     typer.Option(

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from hf_genrec.cli.command_line import app, name_values, output_on
-from hf_genrec.cli.options import Aggregation, AsJson, Beams, Decoding, Device, SearchOptions
+from hf_genrec.cli.options import Aggregation, AsJson, Beams, Decoding, Device, Dtype, SearchOptions, torch_dtype
 
 
 class _ManyItems(TyperCommand):
@@ -79,6 +79,7 @@ def _recommend(
         int | None, typer.Option(min=0, help="Draw items at random, by their probabilities, with this seed.")
     ] = None,
     device: Device = None,
+    dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
     """
@@ -105,7 +106,7 @@ def _recommend(
         from hf_genrec.cli.tables import recommendation_entries, recommendations_table
         from hf_genrec.serving.recommender import Recommender
 
-        recommender = Recommender.from_pretrained(model, device=device)
+        recommender = Recommender.from_pretrained(model, device=device, dtype=torch_dtype(dtype))
         asked = {name: ctx.params[name] for name in _PASSED_ON if ctx.params[name] not in (None, ())}
         options = asked | name_values("--search", search_options or [])
         entries = recommendation_entries(recommender, batch, options=options)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_genrec.cli.command_line import app, arguments_for, given, output_on
-from hf_genrec.cli.options import Device, Model
+from hf_genrec.cli.options import Device, Dtype, Model, torch_dtype
 from hf_genrec.serving.server.settings import TOKEN_VARIABLE, ServerSettings
 
 
@@ -41,6 +41,7 @@ def _serve(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a repository.")] = None,
     device: Device = None,
+    dtype: Dtype = None,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="A line on stderr per request.")] = False,
 ) -> None:
     """
@@ -55,6 +56,7 @@ def _serve(
     Examples:
       hf-genrec serve run
       hf-genrec serve user/repository --port 9000 --max-batch 128 --window-ms 2
+      hf-genrec serve run --dtype bfloat16
       HF_GENREC_TOKEN=secret hf-genrec serve run --host 0.0.0.0
       curl -X POST http://127.0.0.1:8000/recommend -H 'Content-Type: application/json' -d '{"history": ["50", "181"]}'
     """
@@ -63,7 +65,7 @@ def _serve(
         from hf_genrec.serving.recommender import Recommender
         from hf_genrec.serving.server.app import serve
 
-        options: dict[str, Any] = given({"revision": revision, "device": device})
+        options: dict[str, Any] = given({"revision": revision, "device": device, "dtype": torch_dtype(dtype)})
 
         serve(
             lambda: Recommender.from_pretrained(model, **options),

@@ -236,6 +236,9 @@ def comparison_note(comparison: Comparison) -> str:
     lacking = [name for name, found in comparison.differences.items() if found.users is None]
     if lacking:
         notes.append(f"No intervals of the difference without results per user: {', '.join(lacking)}.")
+    dtypes = {system.name: system.dtype for system in comparison.systems if system.dtype is not None}
+    if set(dtypes.values()) - {"float32"}:
+        notes.append(f"Weights as measured: {', '.join(f'{name} in {dtype}' for name, dtype in dtypes.items())}.")
     if encoders:
         notes.append(f"Text encoder behind the ids: {', '.join(encoders)}; {PUBLISHED_ENCODERS}.")
     return " ".join(notes)

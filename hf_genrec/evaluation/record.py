@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +19,9 @@ from hf_genrec.data.checks import trained_on
 from hf_genrec.files import replaced
 from hf_genrec.tokenizers.folder import QUANTIZER_NAME
 
+
+if TYPE_CHECKING:
+    import torch
 
 TRAINING_NAME = "training.json"
 # Names of what is measured in the other column of a record, by whether seen items are excluded there.
@@ -98,14 +101,24 @@ def read_training(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def evaluation_run(
-    folder: str | os.PathLike[str], *, num_beams: int, latent_aggregation: str, decoding: str = "beam"
+    folder: str | os.PathLike[str],
+    *,
+    num_beams: int,
+    latent_aggregation: str,
+    decoding: str = "beam",
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """What a record says about its run. Args: its folder or Hub repository, and options of [`RecommendConfig`]."""
+    """
+    What a record says about its run.
+
+    Args: its folder or Hub repository, options of [`RecommendConfig`], and the dtype of the measured weights.
+    """
     training = read_training(folder)
     weights = Path(folder) / "model.safetensors"
     run: dict[str, Any] = {"model": Path(folder).name if weights.is_file() else os.fspath(folder)}
     run |= {"num_beams": num_beams} if decoding != "exact" else {}
     run |= {"latent_aggregation": latent_aggregation, "decoding": decoding}
+    run |= {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
     kept = ("command", "minutes", "cpu_minutes", "num_threads", "device", "num_parameters")
     run |= {name: training[name] for name in kept if name in training}
     if training:

@@ -65,6 +65,7 @@ class System:
     sources: Sequence[str] = ()
     encoder: str | None = None
     ids: str | None = None  # collision policy and shape of the semantic IDs
+    dtype: str | None = None  # that of the weights when they were measured
     is_baseline: bool = False
     runs: Sequence[Mapping[str, Any]] = ()  # the metrics of each run
     ranks: Sequence[NDArray[np.int64]] = ()  # of all users, per run; empty where they were not kept
@@ -206,11 +207,23 @@ def seedless_key(record: Mapping[str, Any], source: str) -> str:
     for part in ("training", "model"):
         if isinstance(settings.get(part), Mapping):
             settings[part] = {name: value for name, value in settings[part].items() if name not in _NO_SETTINGS}
-    return json.dumps([settings, {name: run.get(name) for name in _KINDS}], sort_keys=True)
+    kind = {name: run.get(name) for name in _KINDS} | {"dtype": _dtype_of(run)}
+    return json.dumps([settings, kind], sort_keys=True)
 
 
 def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
-    """One system from the evaluations of its runs. Args: what it is called, and comparable evaluations."""
+    """
+    One system from the evaluations of its runs.
+
+    Args: what it is called, and comparable evaluations, which a `ValueError` refuses where their dtypes differ.
+    """
+    dtypes = {_dtype_of(evaluation.record.get("run", {})): evaluation.source for evaluation in group}
+    if len(dtypes) > 1:
+        (dtype, source), (other_dtype, other_source) = list(dtypes.items())[:2]
+        raise ValueError(
+            f"Runs of {name} were measured with weights in {dtype} ({source}) and in {other_dtype} ({other_source}): "
+            "evaluate all with one `--dtype`, or give these another name."
+        )
     runs = [evaluation.record["model"] for evaluation in group]
     seeds = [evaluation.record.get("run", {}).get("seed") for evaluation in group]
     users = [evaluation.users for evaluation in group if evaluation.users is not None]
@@ -223,6 +236,7 @@ def system_of(name: str, group: Sequence[StoredEvaluation]) -> System:
         sources=[evaluation.source for evaluation in group],
         encoder=_encoder_of(group[0]),
         ids=_ids_of(group[0]),
+        dtype=next(iter(dtypes)),
         is_baseline=_system_name(group[0]).partition(",")[0] in BASELINES.values(),
         runs=runs,
         ranks=[table["rank"].to_numpy(np.int64) for table in users],
@@ -313,6 +327,7 @@ def _names_of(firsts: Sequence[StoredEvaluation]) -> list[str]:
         for differs in (
             _ids_of,
             _encoder_of,
+            lambda evaluation: _dtype_of(evaluation.record.get("run", {})),
             lambda evaluation: re.sub(r"_seed\d+$", "", _file_of(evaluation.source)),
         ):
             words = [differs(firsts[index]) for index in members]
@@ -336,6 +351,11 @@ def _ids_of(evaluation: StoredEvaluation) -> str | None:
 def _encoder_of(evaluation: StoredEvaluation) -> str | None:
     encoder = evaluation.record.get("run", {}).get("encoder")
     return None if encoder is None else encoder.rpartition("/")[2]
+
+
+def _dtype_of(run: Mapping[str, Any]) -> str:
+    """Records that do not say it are of weights as training saves them."""
+    return run.get("dtype", "float32")
 
 
 def _file_of(source: str) -> str:

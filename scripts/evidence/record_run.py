@@ -32,7 +32,7 @@ def main() -> None:
     decoding = {"num_beams": arguments.beams, "latent_aggregation": arguments.latent_aggregation}
     recommender = Recommender.from_pretrained(arguments.run, **decoding)
     check_ids(arguments, recommender)
-    run = evaluation_run(arguments.run, decoding=recommender.decoding, **decoding)
+    run = evaluation_run(arguments.run, decoding=recommender.decoding, dtype=recommender.model.dtype, **decoding)
     settings = EvaluationSettings(show_progress=True, exact_sample=arguments.exact_sample)
     record = evaluate(recommender, prepared, settings, run=run)
     if not arguments.keep_evaluation:

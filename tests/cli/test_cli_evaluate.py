@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -66,6 +67,18 @@ def test_sample_of_users_does_not_replace_the_evaluation(shop, tmp_path):
         "history_length",
         "seen_excluded_rank",
     ]  # nothing that names a user
+
+
+def test_rounded_weights_are_recorded_and_leave_the_evaluation_of_the_run(shop, tmp_path):
+    shutil.copytree(shop / "run", tmp_path / "run", ignore=shutil.ignore_patterns("evaluation*"))
+    words = ["evaluate", tmp_path / "run", shop / "data", "--beams", 20, "--no-baselines"]
+
+    rounded = result_of(*words, "--dtype", "bfloat16")
+
+    assert rounded["run"]["dtype"] == "bfloat16"
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    assert result_of(*words)["run"]["dtype"] == "float32"
+    assert (tmp_path / "run" / "evaluation.json").exists()
 
 
 def test_fewer_beams_than_the_lists_have_items_are_an_error(shop):

@@ -50,6 +50,7 @@ from cli_shop import error_of, run
         (["recommend", "--model", "./x", "--history", "a"], "no run folder ./x"),
         (["evaluate", "a/b/c", "x"], "no run folder a/b/c"),
         (["serve", "./x"], "no run folder ./x"),
+        (["serve", "x", "--dtype", "float16"], "'--dtype': 'float16' is not one of 'float32', 'bfloat16'"),
         (["serve", "x", "--max-queue", "9"], "`--max-queue` must be at least `max_histories` (256), got 9"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,

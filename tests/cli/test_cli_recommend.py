@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from cli_shop import SASREC, error_of, result_of, run
 
 from hf_genrec.data.prepare import prepare
@@ -18,6 +19,26 @@ def test_recommend_names_titles_scores_and_unknown_ids(shop):
     expected = Recommender.from_pretrained(shop / "run").recommend(["i3", "i4"], top_k=5)
     assert [item["item_id"] for item in found["recommendations"]] == expected.item_ids
     assert [item["score"] for item in found["recommendations"]] == pytest.approx(list(expected.scores))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_are_rounded_as_asked(shop, dtype):
+    words = ["--dtype", str(dtype).removeprefix("torch.")]
+
+    found = result_of("recommend", "--model", shop / "run", "--history", "i3", "i4", "--top-k", 5, *words)
+
+    expected = Recommender.from_pretrained(shop / "run", dtype=dtype).recommend(["i3", "i4"], top_k=5)
+    assert [item["score"] for item in found["recommendations"]] == expected.scores
+
+
+def test_server_gets_a_model_whose_weights_are_rounded_as_asked(shop, monkeypatch):
+    loaded = []
+    monkeypatch.setattr("hf_genrec.serving.server.app.serve", lambda load, *_, **options: loaded.append(load()))
+
+    run("serve", shop / "run", "--dtype", "bfloat16")
+    run("serve", shop / "run")
+
+    assert [recommender.model.dtype for recommender in loaded] == [torch.bfloat16, torch.float32]
 
 
 def test_options_saved_with_a_model_hold_unless_the_command_line_names_others(shop, tmp_path):

@@ -300,6 +300,32 @@ def test_records_that_differ_in_the_seed_only_are_one_system():
     assert [system.seeds for system in model_systems([*runs, *others])] == [[1, 2], [3], [4]]
 
 
+def test_weights_of_another_dtype_are_another_system_and_the_note_says_so():
+    runs = [
+        trained("PSID", seed=1),
+        trained("PSID", seed=2, dtype="float32"),
+        trained("PSID", seed=3, dtype="bfloat16"),
+    ]
+
+    rounded, saved = sorted((s for s in compared(*runs).systems if not s.is_baseline), key=lambda system: system.name)
+
+    assert (rounded.name, rounded.dtype, rounded.seeds) == ("PSID (bfloat16)", "bfloat16", [3])
+    assert (saved.name, saved.dtype, saved.seeds) == ("PSID (float32)", "float32", [1, 2])
+    assert "Weights as measured: PSID (float32) in float32, PSID (bfloat16) in bfloat16." in comparison_page(
+        [compared(*runs)]
+    )
+    assert "Weights as measured" not in comparison_page([compared(*runs[:2])])
+
+
+def test_runs_of_one_name_with_weights_of_two_dtypes_are_refused():
+    runs = [
+        make_evaluation(name="A", seed=seed, run={"dtype": dtype}) for seed, dtype in ((1, "float32"), (2, "bfloat16"))
+    ]
+
+    with pytest.raises(ValueError, match=r"Runs of A were .* in float32 \(A_1.json\) and in bfloat16 \(A_2.json\)"):
+        compared(*runs)
+
+
 def test_systems_of_the_same_name_are_told_apart_by_ids_encoder_or_file():
     widen = {"policy": "widen", "num_levels": 3, "codebook_size": 256}
     keep = widen | {"policy": "keep"}

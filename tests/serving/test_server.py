@@ -308,7 +308,7 @@ def test_catalog_is_for_those_with_the_token_or_without_one_for_this_machine(rec
 def test_info_says_what_runs(recommender):
     info = get(recommender, "/info", max_top_k=20).json()
 
-    assert info["architecture"] == "LatteForConditionalGeneration"
+    assert (info["architecture"], info["dtype"]) == ("LatteForConditionalGeneration", "float32")
     assert (info["num_items"], info["limits"]["max_top_k"]) == (29, 20)
     assert (info["catalog_version"], info["fingerprint"]) == (1, recommender.catalog.version.fingerprint)
 

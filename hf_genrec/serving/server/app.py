@@ -271,6 +271,7 @@ def _info_of(recommender: Recommender, settings: ServerSettings) -> Info:
         model=str(config.name_or_path),
         revision=getattr(config, "_commit_hash", None),
         architecture=type(recommender.model).__name__,
+        dtype=str(recommender.model.dtype).removeprefix("torch."),
         decoding=recommender.decoding,
         num_items=catalog.num_items,
         catalog_version=catalog.number,

@@ -124,6 +124,7 @@ class Info(BaseModel):
     model: str
     revision: str | None
     architecture: str
+    dtype: str
     decoding: str
     num_items: int
     catalog_version: int
