@@ -301,28 +301,22 @@ def test_records_that_differ_in_the_seed_only_are_one_system():
 
 
 def test_weights_of_another_dtype_are_another_system_and_the_note_says_so():
-    runs = [
-        trained("PSID", seed=1),
-        trained("PSID", seed=2, dtype="float32"),
-        trained("PSID", seed=3, dtype="bfloat16"),
+    saved, rounded = trained("PSID", seed=1), trained("PSID", seed=3, dtype="bfloat16")
+    runs = [saved, trained("PSID", seed=2, dtype="float32"), rounded]
+
+    assert [(own.name, own.seeds) for own in model_systems(runs)] == [
+        ("PSID (float32)", [1, 2]),
+        ("PSID (bfloat16)", [3]),
     ]
-
-    rounded, saved = sorted((s for s in compared(*runs).systems if not s.is_baseline), key=lambda system: system.name)
-
-    assert (rounded.name, rounded.dtype, rounded.seeds) == ("PSID (bfloat16)", "bfloat16", [3])
-    assert (saved.name, saved.dtype, saved.seeds) == ("PSID (float32)", "float32", [1, 2])
-    assert "Weights as measured: PSID (float32) in float32, PSID (bfloat16) in bfloat16." in comparison_page(
-        [compared(*runs)]
-    )
-    assert "Weights as measured" not in comparison_page([compared(*runs[:2])])
+    note = "Weights as measured: PSID (float32) in float32, PSID (bfloat16) in bfloat16."
+    assert note in comparison_page([compared(*runs)])
+    assert "Weights as measured" not in comparison_page([compared(saved)])
 
 
 def test_runs_of_one_name_with_weights_of_two_dtypes_are_refused():
-    runs = [
-        make_evaluation(name="A", seed=seed, run={"dtype": dtype}) for seed, dtype in ((1, "float32"), (2, "bfloat16"))
-    ]
+    runs = [make_evaluation(name="A", seed=len(dtype), run={"dtype": dtype}) for dtype in ("float32", "bfloat16")]
 
-    with pytest.raises(ValueError, match=r"Runs of A were .* in float32 \(A_1.json\) and in bfloat16 \(A_2.json\)"):
+    with pytest.raises(ValueError, match=r"Runs of A were .* in float32 \(A_7.json\) and in bfloat16 \(A_8.json\)"):
         compared(*runs)
 
 
