@@ -339,13 +339,15 @@ def _run_chosen(prepared: PreparedDataset, asked: SimpleNamespace) -> dict[str, 
     linear: dict[str, Any] = {"ridge": None, "item-knn": None} | ({} if texts is None else {"text": texts})
     members = {name: folder / name for name in (*networks, *linear)}
     own = [network | {"output": str(members[name]), "chooses": False} for name, network in networks.items()]
-    if None in _train_networks(prepared, own):  # not the main process
+    trained, *_ = _train_networks(prepared, own)
+    if trained is None:  # not the main process
         return None
     if is_there:
         return read_training(asked.output)
     for method, vectors in linear.items():
         fit_run(prepared, members[method], method=method, embeddings=vectors, command=command_line())
-    record = ensemble_run(prepared, members, asked.output, command=command_line())
+    seed = trained["settings"]["seed"]
+    record = ensemble_run(prepared, members, asked.output, seed=seed, command=command_line())
     typer.echo(weights_line(record["ensemble"]), err=True)
     return record
 

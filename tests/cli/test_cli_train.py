@@ -78,7 +78,8 @@ def test_sasrec_reads_the_vectors_of_texts_that_it_is_given(shop, tmp_path):
 
 
 def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(shop, tmp_path):
-    words = ["train", shop / "data", "--output", tmp_path / "run", "--epochs", 1, "--d-model", 16, "--d-ff", 24]
+    seeded = ["train", shop / "data", "--output", tmp_path / "run", "--seed", 7]
+    words = [*seeded, "--epochs", 1, "--d-model", 16, "--d-ff", 24]
 
     told = run(*words, "--precision", "fp32").stderr
     record = result_of(*words, "--resume")
@@ -86,6 +87,7 @@ def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(
 
     assert f"{NUM_ITEMS} items, " in told
     assert "ids of 2 x 8 codes; PSID with two heads" in told
+    assert (record["settings"]["seed"], network["settings"]["seed"]) == (7, 7)
     assert "weights, chosen on validation users: psid " in told
     assert network["semantic_ids"] == {"policy": "widen", "num_levels": 2, "codebook_size": 8}
     assert (network["settings"]["model"]["d_model"], network["settings"]["model"]["dense_head"]) == (16, True)
