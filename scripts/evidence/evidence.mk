@@ -22,8 +22,10 @@ BEAUTY := $(DATA)/amazon2014_beauty
 SCIENTIFIC := $(DATA)/amazon2018_scientific
 IMPORTED := beauty_letter beauty_opq4 beauty_rkmeans_native beauty_rkmeans_append beauty_rkmeans_zcr beauty_screc
 EVIDENCE_IDS := $(filter-out beauty_screc,$(IMPORTED)) beauty_minilm beauty_minilm_append
-IDS := $(addprefix $(WORK)/,$(IMPORTED) beauty_minilm beauty_minilm_append beauty_opq32 scientific_rkmeans scientific_opq32)
-TABLES := beauty_evidence scientific_latents beauty_parallel acerec_ablation
+LENGTH_IDS := beauty_minilm_opq4 beauty_minilm_opq8 beauty_minilm_opq16 beauty_minilm_opq64
+OWN := beauty_minilm beauty_minilm_append beauty_opq32 $(LENGTH_IDS) scientific_rkmeans scientific_opq32
+IDS := $(addprefix $(WORK)/,$(IMPORTED) $(OWN))
+TABLES := beauty_evidence beauty_items scientific_latents beauty_parallel beauty_lengths acerec_ablation
 TREE := amazon_2014_beauty
 
 .NOTPARALLEL:
@@ -39,13 +41,15 @@ ids: $(IDS)
 tables: $(TABLES)
 
 beauty_evidence: $(addprefix $(WORK)/,$(EVIDENCE_IDS))
+beauty_items: $(WORK)/beauty_opq32 $(WORK)/beauty_embeddings
 scientific_latents: $(WORK)/scientific_rkmeans
+beauty_lengths: $(addprefix $(WORK)/,beauty_opq32 $(LENGTH_IDS))
 beauty_parallel: $(WORK)/beauty_screc $(WORK)/beauty_opq32
 acerec_ablation: $(WORK)/scientific_opq32
 $(TABLES):
 	$(PYTHON) scripts/evidence/run_table.py scripts/evidence/tables/$@.json --work $(WORK) --jobs $(JOBS) --records $(RECORDS)
 
-# Three runs of the first table, which therefore comes before.
+# Three runs of the first two tables, which therefore come before.
 trees: $(CARDS)/trees/$(TREE).json
 
 $(CARDS)/trees/$(TREE).json:
@@ -60,6 +64,7 @@ synthetic:
 
 page:
 	$(PYTHON) scripts/evidence/plot_curves.py --records $(RECORDS) --output $(CARDS)/curves
+	$(PYTHON) scripts/evidence/plot_long_ids.py --records $(RECORDS) --output $(CARDS)/curves
 	$(PYTHON) scripts/evidence/write_results.py --records $(CARDS)
 
 $(WORK)/beauty:
@@ -81,7 +86,7 @@ $(WORK)/beauty_screc: SOURCE := rpg_opq32_screc.json --policy keep --codebook-si
 $(addprefix $(WORK)/,$(IMPORTED)): | $(WORK)/beauty
 	$(GENREC) tokenize $(WORK)/beauty --ids $(BEAUTY)/sids/$(SOURCE) --output $@
 
-# Our own: residual k-means, three levels of 256 codes; optimized product quantization, 32 levels of 256.
+# Our own: residual k-means, three levels of 256 codes; optimized product quantization, 32 levels of 256 or as many as named.
 $(WORK)/beauty_minilm: | $(WORK)/beauty_embeddings
 	$(GENREC) tokenize $(WORK)/beauty --embeddings $(WORK)/beauty_embeddings --policy widen --output $@
 
@@ -93,6 +98,9 @@ $(WORK)/scientific_rkmeans: | $(WORK)/scientific_embeddings
 
 $(WORK)/beauty_opq32: | $(WORK)/beauty_embeddings
 	$(GENREC) tokenize $(WORK)/beauty --embeddings $(WORK)/beauty_embeddings --quantizer opq --levels 32 --output $@
+
+$(WORK)/beauty_minilm_opq%: | $(WORK)/beauty_embeddings
+	$(GENREC) tokenize $(WORK)/beauty --embeddings $(WORK)/beauty_embeddings --quantizer opq --levels $* --policy keep --output $@
 
 $(WORK)/scientific_opq32: | $(WORK)/scientific_embeddings
 	$(GENREC) tokenize $(WORK)/scientific --embeddings $(WORK)/scientific_embeddings --quantizer opq --levels 32 --output $@

@@ -20,12 +20,16 @@ def main() -> None:
     parser.add_argument(
         "--records", type=Path, default=Path("scripts/evidence/records/results"), help="folder of records"
     )
+    parser.add_argument(
+        "--output", type=Path, default=Path("scripts/evidence/records/curves"), help="folder of the plots"
+    )
     arguments = parser.parse_args()
+    lengths_plot, rare_plot = (arguments.output / Path(plot).name for plot in (LENGTHS_PLOT, RARE_PLOT))
     records = load_records(arguments.records)
     measured = {number: record["model"]["ndcg@10"] for number, record in lengths_of(records).items()}
     lines = {"ours, 15 epochs": measured, "published": PUBLISHED, "reproduced": REPRODUCED}
     panel = Panel("RPG on Beauty", {name: [*points.items()] for name, points in lines.items()})
-    plot_lines([panel], LENGTHS_PLOT, x_label="codes per item", y_label="ndcg@10", log_x=True, x_ticks=[*PUBLISHED])
+    plot_lines([panel], lengths_plot, x_label="codes per item", y_label="ndcg@10", log_x=True, x_ticks=[*PUBLISHED])
     buckets = [*BUCKETS]
     found = rare_values(read_users(records, arguments.records))
     rare = {
@@ -33,8 +37,8 @@ def main() -> None:
     }
     ticks: dict[float, str] = dict(enumerate(buckets))
     label = "how often the target was taken in training"
-    plot_lines([Panel("Beauty", rare)], RARE_PLOT, x_label=label, y_label="ndcg@10", x_ticks=ticks)
-    print(f"{len(measured)} lengths and {len(found)} systems, written to {LENGTHS_PLOT} and {RARE_PLOT}")
+    plot_lines([Panel("Beauty", rare)], rare_plot, x_label=label, y_label="ndcg@10", x_ticks=ticks)
+    print(f"{len(measured)} lengths and {len(found)} systems, written to {lengths_plot} and {rare_plot}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ Train and evaluate every run of a table, several at a time, and leave one record
 
 A table is a JSON file: `dataset` (its name on the results page), `prepared` (folder), `seeds`, and `rows`, each with
 `name`, `system`, `ids` (folder; null for a model without ids), `encoder` (null likewise), `train` (further words for
-`hf-genrec train`) and, where wanted, `record` (further words for `record_run.py`). A row with `name`, `system`,
-`record` and `run_of`, the name of another row, trains nothing: it evaluates that row's runs another way. Folders are
-relative to WORK, where `runs/` and `logs/` are made too. A run whose record exists is skipped, an unfinished one is
-resumed, so a table of many hours can be filled bit by bit. `write_results.py` makes the page from the records.
+`hf-genrec train`, such as `--embeddings` and a folder of vectors) and, where wanted, `seeds` (instead of the table's)
+and `record` (further words for `record_run.py`). A row with `name`, `system`, `record` and `run_of`, the name of
+another row, trains nothing: it evaluates that row's runs another way. Folders are relative to WORK, where `runs/` and
+`logs/` are made too. A run whose record exists is skipped, an unfinished one is resumed, so a table of many hours can
+be filled bit by bit. `write_results.py` makes the page from the records.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,22 +95,20 @@ def read_table(path: Path) -> list[Run]:
     rows = {row.get("name"): row for row in table["rows"]}
     for row in table["rows"]:
         wanted = FIELDS_OF_ANOTHER_READING if "run_of" in row else FIELDS
-        if set(row) - {"record"} != wanted - {"record"} or not wanted <= set(row):
+        optional = {"record"} if "run_of" in row else {"record", "seeds"}
+        if set(row) - optional != wanted - optional or not wanted <= set(row):
             raise SystemExit(f"{path}: a row must have {', '.join(sorted(wanted))}; got {', '.join(sorted(row))}.")
         if "run_of" in row and "train" not in rows.get(row["run_of"], {}):
             raise SystemExit(f"{path}: `run_of` must name a row that is trained, got {row['run_of']!r}.")
     if len(rows) < len(table["rows"]):
         raise SystemExit(f"{path}: two rows have the same name.")
+    whole = [rows.get(row.get("run_of"), {}) | row for row in table["rows"]]
+    seeds_of = [row.get("seeds", table["seeds"]) for row in whole]
     return [
-        Run(
-            f"{row['name']}_seed{seed}",
-            seed,
-            table["prepared"],
-            table["dataset"],
-            rows.get(row.get("run_of"), {}) | row,
-        )
-        for seed in table["seeds"]
-        for row in table["rows"]
+        Run(f"{row['name']}_seed{seed}", seed, table["prepared"], table["dataset"], row)
+        for seed in dict.fromkeys(chain.from_iterable(seeds_of))
+        for row, seeds in zip(whole, seeds_of, strict=True)
+        if seed in seeds
     ]
 
 

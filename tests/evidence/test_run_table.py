@@ -110,6 +110,21 @@ def test_a_run_that_fails_is_told_and_leaves_no_record(work, fill_table):
     assert not (work / "records").exists()
 
 
+@pytest.mark.slow
+def test_a_row_with_vectors_and_without_ids_trains_what_fits_the_data(work, fill_table):
+    vectors = np.random.default_rng(0).normal(size=(13, 7)).astype(np.float32)
+    np.save(work / "vectors.npy", vectors)
+    row = {"name": "sum", "system": "Sum", "ids": None, "encoder": None, "train": ["--embeddings", "vectors.npy"]}
+    table = {"dataset": "Toy data", "prepared": "data", "seeds": [3], "rows": [row]}
+    (work / "table.json").write_text(json.dumps(table), encoding="utf-8")
+
+    fill_table(work / "table.json", "--work", work, "--records", work / "records")
+
+    (record,) = load_records(work / "records")
+    assert (record["run"]["name"], record["run"]["seed"], record["run"]["policy"]) == ("sum_seed3", 3, None)
+    assert "--embeddings vectors.npy --seed 3 --resume" in record["run"]["command"]
+
+
 def test_a_row_with_a_missing_field_is_refused(script, tmp_path):
     table = write_rows(tmp_path / "table.json", {"name": "toy"})
 
@@ -139,6 +154,16 @@ def test_a_row_without_ids_names_none(script, tmp_path):
 
     assert train == "train data --output runs/toy_seed3 --architecture sasrec --seed 3 --resume"
     assert record == (f"runs/toy_seed3 data --name toy_seed3 --dataset Toy --system SASRec --records {tmp_path}")
+
+
+def test_a_row_may_have_seeds_of_its_own_which_are_trained_in_their_turn(script, tmp_path):
+    more = TRAINED | {"name": "more", "seeds": [5, 3, 4]}
+    other = {"name": "sum", "system": "Summed", "run_of": "more", "record": []}
+
+    runs = script.read_table(write_rows(tmp_path / "table.json", TRAINED, more, other))
+
+    names = "toy_seed3 more_seed3 sum_seed3 more_seed5 sum_seed5 more_seed4 sum_seed4"
+    assert [run.name for run in runs] == names.split()
 
 
 def test_a_row_that_reads_the_run_of_another_trains_that_one_and_keeps_its_evaluation(script, tmp_path):
@@ -173,6 +198,7 @@ def test_runs_are_read_another_way_after_all_are_trained(script, tmp_path, monke
         ({"name": "sum", "system": "Summed", "run_of": "absent", "record": []}, "a row that is trained, got 'absent'"),
         ({"name": "sum", "system": "Summed", "run_of": "toy"}, "must have name, record, run_of, system; got name"),
         (TRAINED | {"run_of": "toy"}, "must have name, record, run_of, system"),
+        ({"name": "sum", "system": "Summed", "run_of": "toy", "record": [], "seeds": [3]}, "run_of, seeds, system"),
         (TRAINED | {"epochs": 3}, "must have encoder, ids, name, system, train; got encoder, epochs"),
         (TRAINED, "two rows have the same name"),
     ],
@@ -180,15 +206,6 @@ def test_runs_are_read_another_way_after_all_are_trained(script, tmp_path, monke
 def test_rows_that_make_no_sense_are_refused(script, tmp_path, row, match):
     with pytest.raises(SystemExit, match=match):
         script.read_table(write_rows(tmp_path / "table.json", TRAINED, row))
-
-
-def test_tables_of_the_repository_have_distinct_names_and_known_settings(repository, script):
-    tables = sorted((repository / "scripts/evidence/tables").glob("*.json"))
-
-    names = [run.name for table in tables for run in script.read_table(table)]
-
-    assert tables
-    assert len(names) == len(set(names))
 
 
 @pytest.fixture
@@ -222,16 +239,25 @@ def test_one_command_makes_all_ids_tables_and_plots_and_last_the_page(repository
     status, lines = evidence()
 
     tables = sorted((repository / "scripts/evidence/tables").glob("*.json"))
-    ids = {run.row["ids"] for table in tables for run in script.read_table(table)} - {None}
-    made = [line.rsplit("/", 1)[-1] for line in lines if line.startswith("tokenize")]
+    rows = [run.row for table in tables for run in script.read_table(table)]
+    made = {
+        verb: [line.rsplit("/", 1)[-1] for line in lines if line.startswith(verb)] for verb in ("tokenize", "embed")
+    }
+    vectors = {row["train"][row["train"].index("--embeddings") + 1] for row in rows if "--embeddings" in row["train"]}
     assert status == 0
-    assert sorted(made) == sorted(ids)
+    assert sorted(made["tokenize"]) == sorted({row["ids"] for row in rows} - {None})
+    assert sorted(made["embed"]) == ["beauty_embeddings", "scientific_embeddings"]
+    assert vectors == {"beauty_embeddings"}
+    assert [line.split("--quantizer ")[1] for line in lines if "_opq16" in line] == [
+        f"opq --levels 16 --policy keep --output {tmp_path}/work/beauty_minilm_opq16"
+    ]
     for table in tables:
         assert sum(f"run_table.py scripts/evidence/tables/{table.name} " in line for line in lines) == 1
     assert sum(line.startswith("diagnose PSID=runs/beauty_psid_own_seed1 ") for line in lines) == 1
     assert (tmp_path / "cards" / "trees" / "amazon_2014_beauty.png").is_file()
-    assert [line.split()[0] for line in lines[-3:]] == [
-        f"scripts/evidence/{name}.py" for name in ("synthetic_siblings", "plot_curves", "write_results")
+    assert [line.split()[0] for line in lines[-4:]] == [
+        f"scripts/evidence/{name}.py"
+        for name in ("synthetic_siblings", "plot_curves", "plot_long_ids", "write_results")
     ]
 
 
