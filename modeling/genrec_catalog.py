@@ -17,8 +17,9 @@ from .genrec_folder import CheckpointMixin, ItemTokensMixin, catalog_fingerprint
 from .genrec_lists import LiveItemsMixin, numbered
 
 
-# a dense (nodes x codes) table of legal codes is kept for levels up to this many entries (bytes); those above, and
-# `child` above an eighth of it (its table holds int32), read the children of a node where they stand in the order
+# a dense (nodes x codes) table of legal codes is kept for levels up to this many entries (bytes), and up to 8 times as
+# many where one in 8 is legal: to mark a thousand children one by one takes many times as long as to copy a row. Other
+# levels, and `child` above an eighth of it (its table holds int32), read the children where they stand in the order
 MAX_DENSE_ENTRIES = 1 << 25
 MAX_KEY_BITS = 62  # of the int64 keys that items are sorted by: one sort where a semantic ID fits into one key
 ROWS_AT_A_TIME = 1 << 20  # keys that are packed or read at a time: what is int64 in between stays small
@@ -45,7 +46,8 @@ class Catalog:
         item_order (`torch.LongTensor` of shape `(num_items,)`, *optional*):
             Items in the order in which those of one id stand; `None` for all in ascending order. The trie is that of
             these items: the others keep their numbers and have no node.
-        max_dense_entries (`int`, defaults to 2**25): Levels with at most so many entries are kept dense too.
+        max_dense_entries (`int`, defaults to 2**25):
+            Levels with at most so many entries, or 8 times as many if one in 8 is a legal code, are kept dense too.
 
     Raises:
         ValueError: If a code is out of range.
@@ -116,7 +118,7 @@ class Catalog:
         shape = (self.num_nodes[level] + 1, self.codebook_size)
         num_entries = self.num_nodes[level] * self.codebook_size
         legal, child = None, None
-        if num_entries <= max_dense_entries:
+        if num_entries <= max_dense_entries * (8 if 8 * len(child_starts) >= num_entries else 1):
             places = node.index_select(0, child_starts).long().mul_(self.codebook_size).add_(self._codes[level])
             legal = torch.zeros(shape, dtype=torch.bool, device=self.device)
             legal.view(-1).index_fill_(0, places, True)
@@ -190,9 +192,10 @@ class Catalog:
         if width is None:
             width = max(1, int((end - start).max())) if nodes.numel() else 1
         places = start.unsqueeze(-1) + torch.arange(width, device=nodes.device)
-        is_child = places < end.unsqueeze(-1)
-        codes = self._codes[depth][places.clamp_max(self.num_nodes[depth + 1] - 1)].long()
-        return codes.masked_fill(~is_child, 0), places.masked_fill(~is_child, -1), is_child
+        is_none = places >= end.unsqueeze(-1)
+        places.masked_fill_(is_none, -1)
+        codes = self._codes[depth].index_select(0, places.clamp_min(0).flatten()).view_as(places).long()
+        return codes.masked_fill_(is_none, 0), places, ~is_none
 
     def _children_range(self, depth: int, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """First child of each node and the one behind the last; the same twice for -1."""

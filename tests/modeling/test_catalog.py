@@ -222,8 +222,9 @@ def test_forms_above_the_bound_take_no_dense_memory():
             [0 if table is None else len(table) for table in tables] for tables in (catalog._legal, catalog._child)
         ]
 
-    assert num_dense_rows(8) == [[0, 0], [0, 0]]
-    assert num_dense_rows(9) == [[2, 0], [0, 0]]
+    assert num_dense_rows(1) == [[0, 0], [0, 0]]
+    assert num_dense_rows(2) == [[2, 0], [0, 0]]  # all 9 codes of the root are legal: 8 times the bound
+    assert num_dense_rows(80) == [[2, 0], [2, 0]]  # only 9 of the 81 at the next depth
     assert num_dense_rows(81) == [[2, 10], [2, 0]]
     assert num_dense_rows(8 * 81) == [[2, 10], [2, 10]]
 
