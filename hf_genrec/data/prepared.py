@@ -124,7 +124,8 @@ class PreparedDataset:
         if name not in SPLITS:
             raise ValueError(f"`name` must be one of {', '.join(SPLITS)}, got {name!r}.")
         self._check_files()
-        return datasets.Dataset(read_split(self.folder, name), split=datasets.NamedSplit(name))
+        rows, fingerprint = read_split(self.folder, name), f"{self.fingerprint}_{name}"  # else all rows are hashed
+        return datasets.Dataset(rows, split=datasets.NamedSplit(name), fingerprint=fingerprint)
 
     def train_item_counts(self) -> np.ndarray:
         """Occurrences of each item in the training part, int64 of shape `(num_items,)`; 0 for cold items."""

@@ -66,6 +66,12 @@ def test_the_fingerprint_follows_the_content_and_nothing_else(prepared, tmp_path
     assert len({prepared.fingerprint, swapped.fingerprint, shorter.fingerprint}) == 3
 
 
+def test_a_split_is_named_by_the_fingerprint_of_the_folder_without_a_pass_over_its_rows(prepared, monkeypatch):
+    monkeypatch.setattr("datasets.arrow_dataset.generate_fingerprint", None)
+
+    assert prepared.split("test")._fingerprint == f"{prepared.fingerprint}_test"
+
+
 def test_changed_files_have_another_fingerprint(prepared):
     path = prepared.folder / "test.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
