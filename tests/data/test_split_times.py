@@ -63,7 +63,7 @@ def test_two_times_validate_the_first_item_between_them(tmp_path):
 day_numbers = st.integers(1, 9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(
         st.lists(st.tuples(st.sampled_from("abcd"), day_numbers), min_size=1, max_size=6), min_size=1, max_size=5

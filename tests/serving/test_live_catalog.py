@@ -89,7 +89,7 @@ def machine_of(name):
     case = type(f"{name.title()}Machine", (CatalogMachine,), {"kind": name}).TestCase
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     case.settings = settings(
-        max_examples=3, stateful_step_count=6, deadline=None, derandomize=True, suppress_health_check=checks
+        max_examples=2, stateful_step_count=6, deadline=None, derandomize=True, suppress_health_check=checks
     )
     return case
 

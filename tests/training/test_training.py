@@ -156,12 +156,15 @@ def test_evaluation_ranks_as_the_recommender_does(circle, tmp_path):
     split = circle.split("validation")
     rows = [[*history, target] for history, target in zip(split["history"], split["target"], strict=True)]
     first, ranks, losses = model.config.first_item_token, [], []
-    for row in rows:
-        tokens = torch.tensor([[first + circle.item_ids.index(item) for item in row]])
+    for length in {len(row) for row in rows}:
+        tokens = torch.tensor(
+            [[first + circle.item_ids.index(item) for item in row] for row in rows if len(row) == length]
+        )
+        targets = tokens[:, -1:] - first
         exact = model.eval().score_items(tokens[:, :-1])
-        ranks.append(int((exact[0] > exact[0, tokens[0, -1] - first]).sum()))
+        ranks += (exact > exact.gather(1, targets)).sum(1).tolist()
         total = model.score_items(tokens[:, :-1], latent_aggregation="sum")
-        losses.append(-total[0, tokens[0, -1] - first].item() / 2)
+        losses += (-total.gather(1, targets)[:, 0] / 2).tolist()
     assert metrics["eval_recall@10"] == pytest.approx(np.mean(np.array(ranks) < 10))
     gains = [1 / np.log2(rank + 2) if rank < 10 else 0 for rank in ranks]
     assert metrics["eval_ndcg@10"] == pytest.approx(np.mean(gains))
