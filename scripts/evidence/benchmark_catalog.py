@@ -92,20 +92,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 # --- one catalog, in a process of its own ----------------------------------------------------------------------------
 
 
-def random_codes(num_items: int, seed: int) -> torch.Tensor:
-    """
-    Distinct pseudo-random rows, int16. A mix of 32 bits that can be undone (xor-shifts, odd factors) keeps numbers
-    apart, so nothing has to be sorted, and in pieces it takes no memory that would hide what the build takes.
-    """
-    shifts = CODEBOOK_SIZE.bit_length() - 1
-    codes = torch.empty(num_items, NUM_LEVELS, dtype=torch.int16)
+def random_codes(
+    num_items: int, seed: int, *, num_levels: int = NUM_LEVELS, codebook_size: int = CODEBOOK_SIZE
+) -> torch.Tensor:
+    """Distinct pseudo-random rows, int16, made in pieces: no memory hides what the build takes. Sizes: powers of 2."""
+    num_bits = codebook_size.bit_length() - 1
+    codes = torch.empty(num_items, num_levels, dtype=torch.int16)
     for piece, first in zip(codes.split(1 << 16), range(0, num_items, 1 << 16), strict=True):
-        numbers = torch.arange(first, first + len(piece)) + 7919 * seed
-        for shift, factor in ((16, 0x9E3779B1), (13, 0x7FEB352D), (16, 1)):
-            numbers = ((numbers ^ numbers >> shift) * factor) & 0xFFFFFFFF
-        for level in range(NUM_LEVELS):
-            piece[:, level] = (numbers >> shifts * (NUM_LEVELS - 1 - level)) % CODEBOOK_SIZE
+        numbers = mixed(torch.arange(first, first + len(piece)) + 7919 * seed, num_bits * num_levels)
+        for level in range(num_levels):
+            piece[:, level] = (numbers >> num_bits * (num_levels - 1 - level)) % codebook_size
     return codes
+
+
+def mixed(numbers: torch.Tensor, num_bits: int) -> torch.Tensor:
+    """A mix that can be undone (xor-shifts, odd factors), so distinct numbers of so many bits stay distinct."""
+    for shift, factor in ((num_bits // 2, 0x9E3779B1), (13, 0x7FEB352D), (num_bits // 2, 1)):
+        numbers = ((numbers ^ numbers >> shift) * factor) & ((1 << num_bits) - 1)
+    return numbers
 
 
 def peak_memory() -> float:

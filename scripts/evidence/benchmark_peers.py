@@ -41,6 +41,7 @@ from benchmark_decoding import machine
 from hf_genrec import PreparedDataset, SemanticIds
 from hf_genrec.files import write_json
 from hf_genrec.serving.item_graph import build_item_graph
+from hf_genrec.tokenizers.folder import load_tokenized
 from peer_models import (
     Cornac,
     Ours,
@@ -70,9 +71,11 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     report = json.loads(options.output.read_text("utf-8")) if options.output.exists() else {}
     versions = {name: version(name) for name in ("cornac", "rectokens", "transformers")}
-    report |= {"machine": machine(torch.device("cpu")), "versions": versions}
     for part in options.parts:
-        report[part] = {"tiger": tiger, "rpg": rpg, "tries": tries}[part](options)
+        here = machine(torch.device("cpu"))
+        load = here.pop("load_average")  # before the part: what else the machine was doing
+        figures = {"tiger": tiger, "rpg": rpg, "tries": tries}[part](options)
+        report |= {"machine": here, "versions": versions, part: {"load_average": load} | figures}
         write_json(report, options.output)
     Console().print("\n\n".join(peer_blocks(report)))
 
@@ -106,7 +109,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def tiger(options: argparse.Namespace) -> dict[str, Any]:
-    prepared, ids = PreparedDataset.load(options.prepared), SemanticIds.load(options.ids / "semantic_ids.parquet")
+    prepared, (ids, made) = PreparedDataset.load(options.prepared), load_tokenized(options.ids)
     codes, size = ids.codes_before, ids.codebook_size
     tuples = tuples_of_cornac(codes, size)
     theirs = Cornac(
@@ -126,7 +129,10 @@ def tiger(options: argparse.Namespace) -> dict[str, Any]:
         for name, side in sides.items():
             words = {"n_beams": beams} if side is theirs else {"num_beams": beams}
             lists.append({"name": name, "beams": beams} | users_per_second(side, histories, words))
-    return {"training": training, "lists": lists, "settings": settings(options), "num_items": len(codes)}
+    about = {"quantizer": made["settings"]["quantizer"], "levels": codes.shape[1], "codebook_size": size}
+    about |= {"fingerprint": ids.fingerprint}
+    figures = {"training": training, "lists": lists, "ids": about}
+    return figures | {"settings": settings(options), "num_items": len(codes)}
 
 
 def rpg(options: argparse.Namespace) -> dict[str, Any]:

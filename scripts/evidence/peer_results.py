@@ -53,11 +53,13 @@ def peer_blocks(figures: Mapping[str, Any] | None) -> list[str]:
 
 def _tiger(part: Mapping[str, Any], version: str) -> list[str]:
     beams = sorted({cell["beams"] for cell in part["lists"]})
+    ids, load = part["ids"], part["load_average"]
     return [
         f"### TIGER, cornac {version}",
         f"{part['num_items']:,} items, a T5 of 4 + 4 layers of width 128 (6 heads of 64, inner width 1,024), "
-        f"histories of 20 items, {part['settings']['batch_size']} targets per step. Tuples are the same, three codes "
-        "and a number among the items that share them. cornac pads every history to 20 items, has an output matrix "
+        f"histories of 20 items, {part['settings']['batch_size']} targets per step; load average {load:.1f} before "
+        f"it. Tuples are the same, {ids['levels']} codes of {ids['codebook_size']} by {ids['quantizer']} and a number "
+        "among the items that share them. cornac pads every history to 20 items, has an output matrix "
         "for each level and searches with the whole prefix at each level, user by user; ours has one matrix of tokens "
         "for input and output, a user token, rows of similar length beside each other. With a causal history all "
         "targets of a row are trained in one pass, which cornac has not. Users per second are for 10 items.",

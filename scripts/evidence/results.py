@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 
+from catalog_shape_results import shape_blocks
 from decoding_results import popularity_blocks, speed_blocks, sweep_blocks
 from hf_genrec.evaluation.record import interval_text
 from hf_genrec.evaluation.systems import GROUP_FIELDS, group_of, seedless_key
@@ -176,6 +177,7 @@ def results_page(
     blocks += popularity_blocks(popularity)
     blocks += length_blocks(ordered) + rare_blocks(users or {})
     blocks += speed_blocks(figure("decoding_speed"), figure("catalog_speed"))
+    blocks += shape_blocks(figure("catalog_shapes"))
     for name, make in _SECTIONS.items():
         blocks += make(figure(name))
     if ordered:

@@ -86,6 +86,8 @@ def test_parts_ask_for_the_files_they_need(script, capsys):
 def test_the_page_shows_ratios_to_the_peer_and_a_dash_for_what_it_cannot(load_script):
     part = {
         "num_items": 7,
+        "load_average": 1.26,
+        "ids": {"quantizer": "residual-kmeans", "levels": 3, "codebook_size": 256},
         "settings": {"batch_size": 256, "together": 64},
         "training": [
             {"name": "cornac", "targets_per_step": 256, "targets_per_cpu_second": 20.0},
@@ -96,13 +98,14 @@ def test_the_page_shows_ratios_to_the_peer_and_a_dash_for_what_it_cannot(load_sc
             {"name": "hf_genrec", "beams": 20, "users_per_second": 10.0, "together": 50.0},
         ],
     }
-    machine = {"device": "x86_64", "threads": 1, "torch": "2.13.0", "load_average": 0.2}
+    machine = {"device": "x86_64", "threads": 1, "torch": "2.13.0"}
     versions = {"cornac": "3.0.1", "rectokens": "0.2.2", "transformers": "5.23.0"}
 
     page = "\n\n".join(
         load_script("peer_results").peer_blocks({"tiger": part, "machine": machine, "versions": versions})
     )
 
+    assert "load average 1.3 before it. Tuples are the same, 3 codes of 256 by residual-kmeans and a number" in page
     assert "| hf_genrec | 255 | 90.0 | 4.5 |" in page
     assert "| cornac | 4.0 | – |" in page
     assert "| hf_genrec | 10.0 (2.5×) | 50.0 (12.5×) |" in page
