@@ -14,8 +14,9 @@ before them warms up and is checked: all three must return the same best items w
     history   `recommend()` by the length of the histories
     memory    growth of the peak memory during one call, each in a fresh process
 
-A part replaces its own figures in the JSON file and leaves those of the other parts. The plot stands beside it. What
-exact scores and the item graph take is measured by `benchmark_parallel.py`.
+A part replaces its own figures in the JSON file, cell by cell, and leaves those of the other parts; with `--resume` it
+goes on behind the cells that a run which was stopped has left there. The plot stands beside it. What exact scores and
+the item graph take is measured by `benchmark_parallel.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,7 @@ BASELINE = "stock"
 TOLERANCE = 1e-4  # scores that differ by less are equal, items with such scores are ties
 DEFAULT_OUTPUT = Path("scripts/evidence/records/decoding_speed.json")
 MAX_TURNS = 30
+Rows = Iterator[dict]  # one for each cell, as soon as it is measured
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,16 @@ def main() -> None:
     console = Console()
     for part in arguments.parts:
         begin = machine(device)  # the load before the part: what else the machine was doing
-        rows = PARTS[part](sizes, device, arguments.latents, arguments.seed)
-        report[part] = {"machine": begin, "sizes": vars(sizes), "seed": arguments.seed, "rows": rows}
-        console.print(table_of(part, rows))
-        if output:
-            write_json(report, output)
+        found = {"machine": begin, "sizes": json.loads(json.dumps(vars(sizes))), "seed": arguments.seed}
+        found |= {"latents": arguments.latents, "rows": []}
+        if arguments.resume and part in report and is_of_the_same_run(report[part], found):
+            found = report[part]
+        report[part] = found
+        for row in PARTS[part](sizes, device, arguments.latents, arguments.seed, found["rows"]):
+            found["rows"].append(row)
+            if output:
+                write_json(report, output)
+        console.print(table_of(part, found["rows"]))
     if output and "grid" in report:
         draw(report["grid"]["rows"], output.with_suffix(".png"))
 
@@ -119,6 +126,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--latents", type=int, nargs="+", default=[0], help="latent tokens (default 0); all for the grid, first else"
     )
+    parser.add_argument("--resume", action="store_true", help="keep the cells that OUTPUT has of the same settings")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one turn: shows that everything runs")
     parser.add_argument("--output", type=Path, help=f"JSON file (default {DEFAULT_OUTPUT}; none with --quick)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
@@ -136,6 +144,16 @@ def machine(device: torch.device) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def is_of_the_same_run(old: dict, new: dict) -> bool:
+    """Whether two parts have the same settings and machine, whatever else that was doing."""
+    machines = [part["machine"] | {"load_average": None} for part in (old, new)]
+    return machines[0] == machines[1] and all(old.get(name) == new[name] for name in ("sizes", "seed", "latents"))
+
+
+def has_cell(rows: list[dict], facts: dict) -> bool:
+    return any(facts.items() <= row.items() for row in rows)
 
 
 # --- what is compared ------------------------------------------------------------------------------------------------
@@ -266,10 +284,12 @@ def same_lists(first: Lists, second: Lists, *, tolerance: float = TOLERANCE) -> 
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """A GPU has ended what came before when the clock starts, and the call when it stops."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
+    wait(device)
     start = time.perf_counter()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     return time.perf_counter() - start
 
 
@@ -300,11 +320,13 @@ def timing(seconds: list[float], num_users: int) -> dict:
 # --- the parts -------------------------------------------------------------------------------------------------------
 
 
-def measure_grid(sizes: Sizes, device: torch.device, latents: list[int], seed: int) -> list[dict]:
+def measure_grid(sizes: Sizes, device: torch.device, latents: list[int], seed: int, done: list[dict]) -> Rows:
     cells = [(number, users, beams) for number in latents for users in sizes.users for beams in sizes.beams]
     models = {number: build_model(sizes.num_items, number, sizes, device, seed) for number in latents}
-    rows = []
     for number, num_users, num_beams in tqdm(cells, desc="Users x beams"):
+        facts = {"num_latent_tokens": number, "num_users": num_users, "num_beams": num_beams}
+        if has_cell(done, facts):
+            continue
         model = models[number]
         histories = random_histories(model, num_users, sizes.history_length, seed)
         has_stock = num_users * num_beams <= sizes.max_stock_rows
@@ -314,10 +336,7 @@ def measure_grid(sizes: Sizes, device: torch.device, latents: list[int], seed: i
         checks = {name: same_lists(lists[names[0]], lists[name]) for name in names[1:]}
         seconds = time_in_turns(calls, sizes, device)
         medians = {name: statistics.median(values) for name, values in seconds.items()}
-        row = {
-            "num_latent_tokens": number,
-            "num_users": num_users,
-            "num_beams": num_beams,
+        row = facts | {
             "variants": {name: timing(values, num_users) for name, values in seconds.items()},
             "ratio_to_stock": {name: round(medians[BASELINE] / medians[name], 2) for name in names[1:] if has_stock},
             "compared_with": names[0],
@@ -326,8 +345,7 @@ def measure_grid(sizes: Sizes, device: torch.device, latents: list[int], seed: i
         }
         if not has_stock:
             row["without_stock"] = why_without_stock(model, num_users * num_beams, sizes)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def why_without_stock(model: LatteForConditionalGeneration, num_rows: int, sizes: Sizes) -> str:
@@ -340,52 +358,50 @@ def why_without_stock(model: LatteForConditionalGeneration, num_rows: int, sizes
     )
 
 
-def measure_catalogs(sizes: Sizes, device: torch.device, latents: list[int], seed: int) -> list[dict]:
+def measure_catalogs(sizes: Sizes, device: torch.device, latents: list[int], seed: int, done: list[dict]) -> Rows:
     users, beams = sizes.usual
-    calls, rows = {}, []
-    for num_items in tqdm(sizes.catalog_sizes, desc="Catalogs"):
+    calls, missing = {}, [size for size in sizes.catalog_sizes if not has_cell(done, {"num_items": size})]
+    for num_items in tqdm(missing, desc="Catalogs"):
         model = build_model(num_items, latents[0], sizes, device, seed)
         histories = random_histories(model, users, sizes.history_length, seed)
         calls[str(num_items)] = make_variants(model, histories, beams, ["recommend"])["recommend"]
         calls[str(num_items)]()
-    seconds = time_in_turns(calls, sizes, device)
-    for num_items in sizes.catalog_sizes:
+    seconds = time_in_turns(calls, sizes, device) if calls else {}
+    for num_items in missing:
         facts = {
             "num_items": num_items,
             "num_users": users,
             "num_beams": beams,
             "history_length": sizes.history_length,
         }
-        rows.append(facts | {"variants": {"recommend": timing(seconds[str(num_items)], users)}})
-    return rows
+        yield facts | {"variants": {"recommend": timing(seconds[str(num_items)], users)}}
 
 
-def measure_histories(sizes: Sizes, device: torch.device, latents: list[int], seed: int) -> list[dict]:
+def measure_histories(sizes: Sizes, device: torch.device, latents: list[int], seed: int, done: list[dict]) -> Rows:
     users, beams = sizes.usual
     model = build_model(sizes.num_items, latents[0], sizes, device, seed)
-    rows = []
     for length in tqdm(sizes.history_lengths, desc="Histories"):
+        facts = {"num_items": sizes.num_items, "num_users": users, "num_beams": beams, "history_length": length}
+        if has_cell(done, facts):
+            continue
         calls = make_variants(model, random_histories(model, users, length, seed), beams, VARIANTS)
         for call in calls.values():
             call()
         seconds = time_in_turns(calls, sizes, device)
-        facts = {"num_items": sizes.num_items, "num_users": users, "num_beams": beams, "history_length": length}
-        rows.append(facts | {"variants": {name: timing(values, users) for name, values in seconds.items()}})
-    return rows
+        yield facts | {"variants": {name: timing(values, users) for name, values in seconds.items()}}
 
 
-def measure_memory(sizes: Sizes, device: torch.device, latents: list[int], seed: int) -> list[dict]:
+def measure_memory(sizes: Sizes, device: torch.device, latents: list[int], seed: int, done: list[dict]) -> Rows:
     """Each cell in a process of its own: freed memory of an earlier call would hide what a later one needs."""
-    rows = []
     cells = [(name, users, beams) for users, beams in sizes.memory_cells for name in VARIANTS]
     for name, users, beams in tqdm(cells, desc="Memory"):
-        if name == BASELINE and users * beams > sizes.max_stock_rows:
+        facts = {"variant": name, "num_users": users, "num_beams": beams}
+        if has_cell(done, facts) or (name == BASELINE and users * beams > sizes.max_stock_rows):
             continue
         command = [sys.executable, __file__, "--cell", name, str(users), str(beams), "--device", str(device)]
         command += ["--latents", str(latents[0]), "--seed", str(seed), *(["--quick"] if sizes == QUICK else [])]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        rows.append({"variant": name, "num_users": users, "num_beams": beams} | json.loads(output.splitlines()[-1]))
-    return rows
+        yield facts | json.loads(output.splitlines()[-1])
 
 
 def peak_growth(
@@ -422,7 +438,7 @@ def forget_peak() -> int:
     return memory_status()["VmRSS"]
 
 
-PARTS: dict[str, Callable[[Sizes, torch.device, list[int], int], list[dict]]] = {
+PARTS: dict[str, Callable[[Sizes, torch.device, list[int], int, list[dict]], Rows]] = {
     "grid": measure_grid,
     "catalog": measure_catalogs,
     "history": measure_histories,
@@ -444,11 +460,7 @@ def table_of(part: str, rows: list[dict]) -> Table:
     names = [name for name in VARIANTS if any(name in row["variants"] for row in rows)]
     ratios = names[1:] if part == "grid" else []
     checked = ["same"] if part == "grid" else []
-    columns = [
-        *(FACTS[name] for name in facts),
-        *(f"{name}, ms" for name in names),
-        *(f"{name}, x" for name in ratios),
-    ]
+    columns = [FACTS[name] for name in facts] + [f"{name}, ms" for name in names] + [f"{name}, x" for name in ratios]
     table = Table(
         *columns, *checked, title=f"Decoding, {part}: milliseconds per user" + ", times stock" * bool(ratios)
     )
@@ -462,12 +474,9 @@ def table_of(part: str, rows: list[dict]) -> Table:
 
 
 FACTS = {
-    "num_latent_tokens": "latents",
-    "num_items": "items",
-    "history_length": "history",
-    "num_users": "users",
+    "num_latent_tokens": "latents", "num_items": "items", "history_length": "history", "num_users": "users",
     "num_beams": "beams",
-}
+}  # fmt: skip
 
 
 def draw(rows: list[dict], path: Path) -> None:

@@ -97,6 +97,43 @@ def test_three_ways_to_decode_agree_and_the_figures_are_written(run, tmp_path, c
     assert "times stock" in capsys.readouterr().out
 
 
+def test_a_run_that_was_stopped_leaves_its_cells_and_the_next_one_goes_on_behind_them(
+    run, script, tmp_path, monkeypatch
+):
+    output, measured = tmp_path / "speed.json", []
+    words = ["--quick", "--parts", "history", "--output", output]
+
+    def timed(calls, sizes, device):
+        measured.append(sorted(calls))
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return {name: [float(len(measured))] for name in calls}
+
+    monkeypatch.setattr(script, "time_in_turns", timed)
+    with pytest.raises(KeyboardInterrupt):
+        run(*words)
+    left = json.loads(output.read_text(encoding="utf-8"))["history"]["rows"]
+    run(*words, "--resume")
+    resumed = json.loads(output.read_text(encoding="utf-8"))["history"]["rows"]
+    run(*words, "--resume", "--seed", 1)  # other settings: none of the cells are kept
+
+    assert [row["history_length"] for row in left] == [2]
+    assert [row["history_length"] for row in resumed] == [2, 7]
+    assert resumed[0] == left[0]
+    assert resumed[1]["variants"]["recommend"]["milliseconds"] == 3000
+    assert len(measured) == 5
+
+
+def test_clock_starts_and_stops_when_a_gpu_has_nothing_left_to_do(script, monkeypatch):
+    events = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
+    monkeypatch.setattr(script.time, "perf_counter", lambda: events.append("clock") or len(events))
+
+    script.seconds_of(lambda: events.append("call"), torch.device("cuda"))
+
+    assert events == ["wait", "clock", "call", "wait", "clock"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_memory_of_a_call_is_printed_for_the_process_that_asked(run, capsys):
     run("--quick", "--cell", "recommend", 2, 10)
