@@ -31,8 +31,8 @@ class Catalog:
     Trie over the semantic IDs of all items; vectorised, stateless, on the device of the codes.
 
     It is built by sorting the items once and comparing neighbours. The children of all nodes of a depth stand in one
-    table (CSR); where it is small a dense table of the legal codes stands beside it. A step of a search costs about
-    the same with ten thousand items as with a hundred million, which take about 1 GB.
+    table (CSR); where it is small a dense table of the legal codes stands beside it. What a step of a search
+    costs depends on how many children its prefixes have, not on the number of items; 10^8 of them take 1 to 2 GB.
 
     Attributes: `num_items`, `num_levels`, `codebook_size`, `device`; `num_ids` (number of distinct semantic IDs) and
     `is_unique` (whether each item has its own); `num_nodes` (per depth from 0 to `num_levels`); `max_children` (per

@@ -145,8 +145,8 @@ def timed(
     catalog: Catalog, codes: torch.Tensor, depth: int, rows: int, turns: int, generator: torch.Generator
 ) -> dict[str, Any]:
     """
-    Milliseconds of a step for nodes of random items, and of the same step again: of each the fastest tenth, since other
-    work on the machine only adds.
+    Milliseconds of a step for nodes of random items, and of the same step again: of each the fastest tenth, since
+    other work on the machine only adds.
     """
     first, again = [], []
     form, step = step_of(catalog, depth)
