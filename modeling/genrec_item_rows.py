@@ -22,6 +22,7 @@ class ItemVectorsModel(ItemScoresMixin, HistoryPreTrainedModel):
     """
 
     _vectors_of: Callable[[torch.LongTensor], torch.Tensor]  # item or user tokens (n,): vectors (n, d_model)
+    compiled_parts = ("encoder",)
     _predicts = "the next item with a score for each"
 
     def item_logits(

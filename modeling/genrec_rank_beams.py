@@ -259,13 +259,11 @@ class BeamRankingMixin(RecommendMixin):
         `codes` `(..., n)`: the tokens wanted, counted from the first of the step; `is_legal` (same shape).
         """
         start, width, _ = token_range(self.config, step)
-        is_catalog = self.config.normalization == "catalog"
-        logits = self.score_tokens(states, start, width) if is_catalog else self.score_tokens(states, 0, None)
-        block = logits if is_catalog else logits[..., start : start + width]
-        if codes is not None:
-            block = block.gather(-1, codes)
-        if not is_catalog:
-            return block - logits.logsumexp(-1, keepdim=True)
+        if self.config.normalization == "vocabulary":
+            block = self.score_tokens(states, 0, None).log_softmax(-1)[..., start : start + width]
+            return block if codes is None else block.gather(-1, codes)
+        block = self.score_tokens(states, start, width)
+        block = block if codes is None else block.gather(-1, codes)
         return (block if is_legal is None else block.masked_fill(~is_legal, -float("inf"))).log_softmax(-1)
 
     def _path_scores(self, history, items) -> torch.FloatTensor:

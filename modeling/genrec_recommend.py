@@ -230,6 +230,7 @@ class RecommendMixin(LiveItemsMixin):
     decodings: ClassVar[tuple[str, ...]] = ("exact",)
     search_options: ClassVar[tuple[str, ...]] = ()
     has_paths: ClassVar[bool] = False
+    compiled_parts: ClassVar[tuple[str, ...]] = ()  # attributes, modules or functions, that gain from `torch.compile`
     _recommend_config: RecommendConfig | None = None
 
     @property

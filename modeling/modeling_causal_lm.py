@@ -101,6 +101,11 @@ class CausalLMForItemGeneration(BeamRankingMixin, CatalogMixin, nn.Module):
         return self.item_codes.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """`torch.dtype`: what the language model computes in."""
+        return self.causal_lm.dtype
+
+    @property
     def name_or_path(self) -> str:
         """`str`: the folder or repository that it was loaded from."""
         return self.config.name_or_path

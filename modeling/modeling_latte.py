@@ -57,6 +57,8 @@ class LatteForConditionalGeneration(
     config_class = LatteConfig
     base_model_prefix = "transformer"
     search_cache = T5SearchCache
+    search_step = staticmethod(t5_step)
+    compiled_parts = ("encoder", "search_step")
     _auto_class = "AutoModelForSeq2SeqLM"  # saving takes the code along
     _tied_weights_keys = {
         "encoder.embed_tokens.weight": "shared.weight",
@@ -256,7 +258,7 @@ class LatteForConditionalGeneration(
         if not cache.history:
             cache.read(self.decoder, history.last_hidden_state, history.attention_mask)
         embeddings = self._embed_rows(tokens.reshape(-1, 1), history, num_seen=len(cache.steps))
-        return t5_step(self.decoder, embeddings.view(*tokens.shape, -1), cache)
+        return self.search_step(self.decoder, embeddings.view(*tokens.shape, -1), cache)
 
     def path_states(self, tokens: torch.LongTensor, history: HistoryOutput) -> torch.FloatTensor:
         """Decoder states before each token of given paths `(batch_size, num_paths, num_decoding_steps)`."""

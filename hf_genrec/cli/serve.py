@@ -42,6 +42,9 @@ def _serve(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a repository.")] = None,
     device: Device = None,
     dtype: Dtype = None,
+    compile_networks: Annotated[
+        bool, typer.Option("--compile", help="torch.compile before the first request: a minute, then shorter answers.")
+    ] = False,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="A line on stderr per request.")] = False,
 ) -> None:
     """
@@ -57,6 +60,7 @@ def _serve(
       hf-genrec serve run
       hf-genrec serve user/repository --port 9000 --max-batch 128 --window-ms 2
       hf-genrec serve run --dtype bfloat16
+      hf-genrec serve run --compile
       HF_GENREC_TOKEN=secret hf-genrec serve run --host 0.0.0.0
       curl -X POST http://127.0.0.1:8000/recommend -H 'Content-Type: application/json' -d '{"history": ["50", "181"]}'
     """
@@ -67,8 +71,12 @@ def _serve(
 
         options: dict[str, Any] = given({"revision": revision, "device": device, "dtype": torch_dtype(dtype)})
 
+        def load() -> Recommender:
+            recommender = Recommender.from_pretrained(model, **options)
+            return recommender.compile() if compile_networks else recommender
+
         serve(
-            lambda: Recommender.from_pretrained(model, **options),
+            load,
             settings,
             log_requests=log_requests,
             when_listening=lambda address: typer.echo(

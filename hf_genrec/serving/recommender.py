@@ -11,7 +11,6 @@ import inspect
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -30,6 +29,7 @@ from hf_genrec.modeling.genrec_folder import batch_of, check_manifest, write_man
 from hf_genrec.modeling.genrec_recommend_config import RecommendConfig, check_names
 from hf_genrec.serving.catalog.live_catalog import LiveCatalog
 from hf_genrec.serving.catalog.snapshot import ItemRule, Snapshot
+from hf_genrec.serving.compiled import answer_made_up_requests, compile_networks
 from hf_genrec.serving.folder import ITEMS_NAME, check_items, check_unchanged, item_table, whole_folder, write_parts
 from hf_genrec.serving.item_questions import Reason, item_vectors, reasons, similar_items, user_vectors
 from hf_genrec.serving.language_model import load_model
@@ -57,7 +57,6 @@ class Recommender:
         batch_size (`int`, *optional*, defaults to 64): Users computed at a time.
         config ([`RecommendConfig`], *optional*):
             Options for every call; `None` for `model.recommend_config`, which was read from `recommend_config.json`.
-        search_options (`Mapping[str, Any]`, *optional*): Deprecated: the same as `**options`.
         **options:
             Fields of [`RecommendConfig`] for every call, such as `num_beams=100`, and `item_prior` or
             `item_embeddings`; those of a call come on top.
@@ -73,7 +72,6 @@ class Recommender:
         *,
         batch_size: int = 64,
         config: RecommendConfig | None = None,
-        search_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         check_items(model, items)
@@ -81,7 +79,7 @@ class Recommender:
         self.batch_size = batch_size
         self.config = config or model.recommend_config
         self._tensors: dict[str, Any] = {}  # options that are no fields of the config
-        self.config, self._tensors = self._asked(None, options | _deprecated(search_options))
+        self.config, self._tensors = self._asked(None, options)
         self._origin: tuple[str, dict[str, Any]] | None = None  # the folder or repository, and how it was loaded
         self.catalog = LiveCatalog(self)
 
@@ -100,7 +98,6 @@ class Recommender:
         check_files: bool = True,
         catalog_version: int | None = None,
         config: RecommendConfig | None = None,
-        search_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Recommender:
         """
@@ -122,7 +119,6 @@ class Recommender:
             catalog_version (`int`, *optional*):
                 An earlier version of the catalog, see [`LiveCatalog`]; `None` for the current one.
             config ([`RecommendConfig`], *optional*): See [`Recommender`].
-            search_options (`Mapping[str, Any]`, *optional*): See [`Recommender`].
             **options: See [`Recommender`].
 
         Returns:
@@ -149,7 +145,6 @@ class Recommender:
         with reading(path, "folder of a recommender", keeps=ValueError):
             model = load_model(path, where, check_files=check_files)
         items = read_table(str(table))
-        options |= _deprecated(search_options)
         recommender = cls(model.to(device=device, dtype=dtype), items, batch_size=batch_size, config=config, **options)
         if not hasattr(model, "tokenizer"):  # a language model has its own, which holds no items
             tokenizer = cached_file(path, "tokenizer.json", **where)
@@ -157,6 +152,24 @@ class Recommender:
         recommender._origin = (path, where)
         recommender.catalog.open_folder(path, where, catalog_version)
         return recommender
+
+    def compile(self) -> Recommender:
+        """
+        Run the networks behind `recommend()` through `torch.compile`, for many requests of few users.
+
+        It takes a minute or two of a core, since requests are made up until all common shapes are compiled; one that
+        is met first later, such as a single beam that is left, is compiled then. Lists stay the same but for rounding.
+        Linear models and decoder-only networks have nothing to compile.
+
+        Returns:
+            [`Recommender`]: itself.
+
+        Raises:
+            RuntimeError: If torch cannot compile, as without a C++ compiler; the recommender is to be loaded again.
+        """
+        if compile_networks(self.model):
+            answer_made_up_requests(self)
+        return self
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, quantizer: str | os.PathLike[str] | None = None
@@ -267,7 +280,6 @@ class Recommender:
         allow_items: ItemRule = None,
         show_progress: bool | None = None,
         config: RecommendConfig | None = None,
-        search_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Recommendations:
         """
@@ -294,7 +306,6 @@ class Recommender:
             show_progress (`bool`, *optional*):
                 Whether a long call shows a bar; `None` for on terminals. Users are computed `batch_size` at a time.
             config ([`RecommendConfig`], *optional*): Options of this call; `None` for those of the recommender.
-            search_options (`Mapping[str, Any]`, *optional*): Deprecated: the same as `**options`.
             **options:
                 Fields of [`RecommendConfig`] for this call, such as `top_k=20`; lists are shorter only where the
                 catalog has no more items to offer. A `sample_seed` is that of the first batch of users; those of the
@@ -320,7 +331,7 @@ class Recommender:
 
         ```
         """
-        asked, tensors = self._asked(config, options | _deprecated(search_options))
+        asked, tensors = self._asked(config, options)
         if isinstance(asked.top_k, bool) or not isinstance(asked.top_k, Integral) or asked.top_k < 1:
             raise ValueError(f"`top_k` must be a whole number of at least 1, got {asked.top_k!r}.")
         now = self._now
@@ -462,21 +473,6 @@ class Recommender:
             item_id (`str`): An item that may be recommended.
         """
         return reasons(self._now, history, item_id, dense_weight=self.config.dense_weight)
-
-
-def _deprecated(search_options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What `search_options=` held; it stood for keywords until these were taken directly."""
-    if search_options is None:
-        return {}
-    warnings.warn(
-        "`search_options` is deprecated: give its entries as keywords, `num_rescored=20` for "
-        '`search_options={"num_rescored": 20}`.',
-        DeprecationWarning,
-        stacklevel=3,
-    )
-    if "top_k" in search_options:
-        raise ValueError("`search_options` must not hold `top_k`: give it as a keyword.")
-    return dict(search_options)
 
 
 def _of_batch(config: RecommendConfig, number: int) -> RecommendConfig:

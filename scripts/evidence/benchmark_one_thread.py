@@ -3,8 +3,9 @@ What a list costs on one thread: against stock T5, in bfloat16, and in a trained
 
     OMP_NUM_THREADS=1 python scripts/evidence/benchmark_one_thread.py RUN PREPARED --dataset "Amazon 2014 Beauty"
 
-    stock  random weights of the paper's shape as in `benchmark_decoding.py`: stock, `recommend()` and the same with
-           weights rounded to bfloat16; one cell once more with memory kept by glibc, in a process of its own
+    stock  random weights of the paper's shape as in `benchmark_decoding.py`: stock, `recommend()`, the same through
+           `torch.compile` and with weights rounded to bfloat16; what the matrix products alone would take at the rate
+           of large ones; one cell once more with memory kept by glibc, in a process of its own
     wide   validation users of a trained run, 16 at a time, beams alone, ten items: the whole search, `recommend()`,
            which leaves out beams of the last step that no listed item can come from, and that in bfloat16
     bound  the same users: prefixes of each level that are no worse than the tenth best item of the catalog. Any exact
@@ -27,6 +28,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark_decoding import (
     BASELINE,
@@ -41,6 +43,7 @@ from benchmark_decoding import (
 from hf_genrec import PreparedDataset, Recommender
 from hf_genrec.files import write_json
 from hf_genrec.modeling.genrec_beams import beam_search, rank_ids
+from hf_genrec.serving.compiled import compile_networks
 from sweep_beams import Users
 
 
@@ -60,6 +63,9 @@ def main() -> None:
         print(json.dumps(against_stock(*arguments.cell, sizes)))
         return
     record: dict[str, Any] = {"machine": machine(torch.device("cpu")), "dataset": arguments.dataset}
+    record["gflops"] = {
+        dtype: round(products_per_second(getattr(torch, dtype)), 1) for dtype in ("float32", "bfloat16")
+    }
     record["stock"] = [against_stock(users, beams, sizes) for users, beams in cells]
     if not arguments.quick:
         record["stock"].append(with_kept_memory(16, 50))
@@ -93,11 +99,28 @@ def against_stock(num_users: int, num_beams: int, sizes: Sizes) -> dict[str, Any
     calls: dict[str, Callable[[], Any]] = dict(make_variants(model, histories, num_beams, [BASELINE, "recommend"]))
     rounded = copy.deepcopy(model).to(torch.bfloat16)
     calls["bfloat16"] = make_variants(rounded, histories, num_beams, ["recommend"])["recommend"]
+    with FlopCounterMode(display=False) as counter:
+        calls["recommend"]()
+    if sizes is not QUICK:
+        compiled = copy.deepcopy(model)
+        compile_networks(compiled)
+        calls["compiled"] = make_variants(compiled, histories, num_beams, ["recommend"])["recommend"]
     lists = {name: call() for name, call in calls.items()}
-    if not same_lists(lists[BASELINE], lists["recommend"])[0]:
+    if not all(same_lists(lists[BASELINE], found)[0] for name, found in lists.items() if name != "bfloat16"):
         raise SystemExit(f"With {num_users} users and {num_beams} beams stock lists other items.")
-    times = milliseconds(calls, num_users, sizes)
-    return {"num_users": num_users, "num_beams": num_beams, "kept_memory": "MALLOC_MMAP_MAX_" in os.environ} | times
+    cell = {"num_users": num_users, "num_beams": num_beams, "kept_memory": "MALLOC_MMAP_MAX_" in os.environ}
+    cell["gflop_per_user"] = round(counter.get_total_flops() / num_users / 1e9, 4)
+    return cell | milliseconds(calls, num_users, sizes)
+
+
+def products_per_second(dtype: torch.dtype, size: int = 1024, turns: int = 10) -> float:
+    """The best rate in 10^9 operations per second of CPU time that products of square matrices reach."""
+    matrix, seconds = torch.randn(size, size).to(dtype), []
+    for _ in range(turns):
+        began = time.process_time()
+        torch.mm(matrix, matrix)
+        seconds.append(time.process_time() - began)
+    return 2e-9 * size**3 / min(seconds)
 
 
 def with_kept_memory(num_users: int, num_beams: int) -> dict[str, Any]:

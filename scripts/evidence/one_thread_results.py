@@ -12,16 +12,18 @@ _INTRODUCTION = """## Lists on one thread
 
 Random weights of the paper's shape against stock T5 as above, then validation users of a trained run, beams alone, ten
 items. `bfloat16` is `recommend()` with `Recommender.from_pretrained(..., dtype=torch.bfloat16)`, whose scores differ
-in the third digit; otherwise all lists of a table are the same. `whole search` computes every beam of the last step;
-`recommend` leaves out those that no listed item can come from: no continuation is better than its beam, and where the
-softmax runs over legal codes an only child is as good as its parent. Made by
+in the third digit; otherwise all lists of a table are the same. `compiled` is what `Recommender.compile()` gives, 20
+to 40 seconds of a core before the first list. `products alone` is the time of the matrix products of `recommend()` at
+the rate of large ones (1,024 x 1,024), so `at most` bounds what an exact search in float32 can reach on this core.
+`whole search` computes every beam of the last step; `recommend` leaves out those that no listed item can come from: no
+continuation is better than its beam, and where the softmax runs over legal codes an only child is as good as its
+parent. Made by
 `scripts/evidence/benchmark_one_thread.py`."""
 _TRIED = """Tried, each once on a busy machine, and not built: autocast around the encoder alone (0 to 3 %);
 `torch.compile` of each block of the encoder (about 70 seconds per shape of a batch; 73 to 67 ms at 16 users, slower at
-one), of the decoder's attention (one user: no change, but the limit of recompilations was reached, so it ran partly as
-before), and of encoder and decoder as a whole (not compiled after eight minutes). Parts of 128 to 512 decoder rows
-instead of 2,048 were slower at 500 beams and in bfloat16, no different at 50 beams in float32. Products of matrices
-are most of what is left: 0.8 GFLOP a user at 50 beams, 8.4 ms at the 97 GFLOP/s that a core reached in float32."""
+one), and of the decoder-only network (a break at every cache of transformers, so slower). Parts of 128 to 512 decoder
+rows instead of 2,048 were slower at 500 beams and in bfloat16, no different at 50 beams in float32; torch's own
+`rms_norm` in the layers of the search changed nothing that could be told from noise."""
 
 
 def one_thread_blocks(figures: Mapping[str, Any] | None) -> list[str]:
@@ -33,16 +35,18 @@ def one_thread_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     if figures is None:
         return []
     machine, bound = figures["machine"], figures["bound"]
-    stock = [["users", "beams", "memory", "stock, CPU ms per user", "recommend, ms", "bfloat16, ms", *_RATIOS]]
+    rates = figures["gflops"]
+    stock = [["users", "beams", "memory", "stock, CPU ms per user", *(f"{name}, ms" for name in _OURS), *_RATIOS]]
     for row in figures["stock"]:
         times = row["milliseconds_per_user"]
-        ratios = [f"{times['stock'] / times[name]:.1f}" for name in ("recommend", "bfloat16")]
+        times = times | {"products alone": 1000 * row["gflop_per_user"] / rates["float32"]}
+        ratios = [f"{times['stock'] / times[name]:.1f}" if name in times else NONE for name in _OURS]
         memory = "kept" if row["kept_memory"] else "as usual"
-        stock.append([str(row["num_users"]), str(row["num_beams"]), memory, *_cells(times, "stock"), *ratios])
+        stock.append([str(row["num_users"]), str(row["num_beams"]), memory, *_cells(times, "stock", *_OURS), *ratios])
     wide = [["users", "beams", "whole search, CPU ms per user", "recommend, ms", "bfloat16, ms"]]
     for row in figures["wide"]:
         times = row["milliseconds_per_user"]
-        wide.append([str(row["num_users"]), str(row["num_beams"]), *_cells(times, "whole")])
+        wide.append([str(row["num_users"]), str(row["num_beams"]), *_cells(times, "whole", "recommend", "bfloat16")])
     needed = " and ".join(
         f"{mean:.0f} of {most_of:,} prefixes of length {level}"
         for level, (mean, most_of) in enumerate(zip(bound["mean"], bound["all"], strict=True), start=1)
@@ -50,7 +54,8 @@ def one_thread_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     return [
         _INTRODUCTION,
         f"CPU milliseconds; {machine['device']}, {machine['capability']}, torch {machine['torch']}, load average "
-        f"{machine['load_average']:.1f} at the start.",
+        f"{machine['load_average']:.1f} at the start; large products at {rates['float32']:.0f} GFLOP/s in float32 and "
+        f"{rates['bfloat16']:.0f} in bfloat16.",
         markdown_table(stock, num_left=0),
         f"{figures['dataset']}, {figures['num_items']:,} items:",
         markdown_table(wide, num_left=0),
@@ -62,8 +67,9 @@ def one_thread_blocks(figures: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-_RATIOS = ("recommend, times stock", "bfloat16, times stock")
+_OURS = ("recommend", "compiled", "bfloat16", "products alone")
+_RATIOS = (*(f"{name}, times stock" for name in _OURS[:-1]), "at most")
 
 
-def _cells(times: Mapping[str, float], first: str) -> list[str]:
-    return [f"{times[name]:.2f}" if name in times else NONE for name in (first, "recommend", "bfloat16")]
+def _cells(times: Mapping[str, float], *names: str) -> list[str]:
+    return [f"{times[name]:.2f}" if name in times else NONE for name in names]

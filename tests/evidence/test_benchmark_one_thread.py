@@ -29,8 +29,13 @@ def test_lists_of_a_tiny_run_are_timed_and_stand_on_the_page(make_prepared, tmp_
     record = json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))
     assert [(row["num_users"], row["num_beams"]) for row in record["stock"]] == [(1, 10), (3, 24)]
     assert [row["num_beams"] for row in record["wide"]] == [11, 24]
+    assert all(0 < row["gflop_per_user"] < 1 for row in record["stock"])
+    assert all(rate > 0 for rate in record["gflops"].values())
     assert record["bound"]["all"] == model.catalog.num_nodes[1:3]
     assert all(0 < mean <= most for mean, most in zip(record["bound"]["mean"], record["bound"]["all"], strict=True))
+    record["gflops"] = {"float32": 50.0, "bfloat16": 200.0}
+    record["stock"][1] |= {"gflop_per_user": 0.6, "milliseconds_per_user": {"stock": 60.0, "recommend": 24.0}}
     page = "\n".join(one_thread_blocks(record))
+    assert "| 3 | 24 | as usual | 60.00 | 24.00 | – | – | 12.00 | 2.5 | – | – | 5.0 |" in page
     assert f"Tiny, {NUM_ITEMS} items" in page
     assert one_thread_blocks(None) == []

@@ -360,17 +360,14 @@ def test_config_of_another_catalog_is_refused(older_folder):
         Recommender.from_pretrained(older_folder)
 
 
-def test_options_of_a_call_overrule_the_recommender_and_old_search_options_still_work(recommender):
+def test_options_of_a_call_overrule_the_recommender(recommender):
     options = {"num_beams": 29, "latent_aggregation": "sum"}
 
     result = recommender.recommend(["item 1"], top_k=3, exclude_seen=False, **options)
-    with pytest.warns(DeprecationWarning, match="`search_options` is deprecated"):
-        older = recommender.recommend(["item 1"], top_k=3, exclude_seen=False, search_options=options)
     first = recommender.model.config.first_item_token
     expected = recommender.model.recommend(torch.tensor([[first + 1]]), top_k=3, **options)
 
     assert list(result.scores) == pytest.approx(expected.scores[0].tolist())
-    assert older == result
     with pytest.raises(ValueError, match="no option `num_beam`: those of a .* Did you mean `num_beams`?"):
         recommender.recommend(["item 1"], num_beam=3)
     with pytest.raises(TypeError, match="The option `level_temperature` was removed"):

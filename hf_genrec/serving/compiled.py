@@ -1,0 +1,72 @@
+"""
+The networks behind `recommend()` through `torch.compile`: a minute or two at the start, then less time for each list.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hf_genrec.serving.catalog.learned_rows import parts_of
+
+
+if TYPE_CHECKING:
+    from hf_genrec.serving.recommender import Recommender
+
+
+# Variants that torch keeps of a network: for one user and several, with padding and without, each step of a search.
+RECOMPILE_LIMIT = 32
+
+
+def compile_networks(model: Any) -> list[str]:
+    """
+    Have torch compile what the class of a model, or of the members of a sum, names in `compiled_parts`: for batches of
+    any size, when it is first called. Twins for later catalogs share it.
+
+    Args:
+        model: A model of the library.
+
+    Returns:
+        `list[str]`: the classes of which something is compiled.
+
+    Raises:
+        RuntimeError: If this torch knows no `recompile_limit`.
+    """
+    if "recompile_limit" not in inspect.signature(torch.compile).parameters:
+        raise RuntimeError(
+            f"`torch.compile` must know `recompile_limit`, torch {torch.__version__} does not: update it."
+        )
+    how: dict[str, Any] = {"dynamic": True, "recompile_limit": RECOMPILE_LIMIT}
+    parts = [part for _, part in parts_of(model) if part.compiled_parts]
+    for part in parts:
+        for name in part.compiled_parts:
+            network = getattr(part, name)
+            if isinstance(network, nn.Module):
+                network.compile(**how)
+            else:
+                setattr(part, name, torch.compile(network, **how))
+    return [type(part).__name__ for part in parts]
+
+
+def answer_made_up_requests(recommender: Recommender) -> None:
+    """
+    Have torch compile for one user and several, with padding and without, before somebody waits.
+
+    Args:
+        recommender ([`Recommender`]): Of a model whose networks are to be compiled.
+
+    Raises:
+        RuntimeError: If torch cannot compile.
+    """
+    histories = [list(recommender.item_ids[:length]) for length in (3, 1, 7, 0)]
+    try:
+        for batch in (*([history] for history in histories), histories[:1] * 2, histories):
+            recommender.recommend(batch, show_progress=False)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"torch cannot compile here: {str(error).splitlines()[0]}. On a CPU it needs a C++ compiler such as g++; "
+            "without one, load the recommender again and do not compile it."
+        ) from error
