@@ -14,7 +14,7 @@ from transformers import initialization as init
 
 from .genrec_beams import ROUNDING, HistoryOutput, beam_search, list_items, rank_ids
 from .genrec_encoder import item_loss, sampled_item_loss
-from .genrec_kept import KeptVectorsMixin
+from .genrec_kept import KeptVectorsMixin, read_history
 from .genrec_lists import first_of_the_best
 from .genrec_recommend import Ranking, RankRequest, UserBatch, evaluation_mode
 from .genrec_recommend_config import RecommendConfig
@@ -183,7 +183,7 @@ class DenseHeadMixin(ItemTableMixin):
     # --- scores --------------------------------------------------------------------------------------------------
 
     def _last_states(self, input_ids, attention_mask) -> torch.Tensor:
-        return _states_behind(self.encode_history(input_ids, attention_mask))
+        return _states_behind(read_history(self, input_ids, attention_mask))
 
     @torch.no_grad()
     def score_both(

@@ -1,8 +1,12 @@
 """
-The vectors of all items, computed once for many requests and anew where the model has changed.
+What is computed once: the vectors of all items, for many requests until the model changes; an encoded history, for
+the two heads that read it in one request.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,3 +61,31 @@ def _are_unchanged(tensors: list[torch.Tensor], known: list[tuple[torch.Tensor, 
         tensor is old and tensor.data_ptr() == alias.data_ptr() and tensor._version == version
         for tensor, (old, alias, version) in zip(tensors, known, strict=True)
     )
+
+
+_histories: ContextVar[dict[Any, tuple] | None] = ContextVar("histories", default=None)  # each thread has its own
+
+
+@contextmanager
+def histories_read_once() -> Iterator[None]:
+    """Within it `read_history` remembers for each model what it read last."""
+    token = _histories.set({})
+    try:
+        yield
+    finally:
+        _histories.reset(token)
+
+
+def read_history(model: Any, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> Any:
+    """`model.encode_history(input_ids, attention_mask)`, or within `histories_read_once` what that was a moment ago."""
+    known = _histories.get()
+    if known is None:
+        return model.encode_history(input_ids, attention_mask)
+    before = known.get(model)
+    if before is None or not all(map(_are_equal, before, (input_ids, attention_mask))):
+        known[model] = before = (input_ids, attention_mask, model.encode_history(input_ids, attention_mask))
+    return before[2]
+
+
+def _are_equal(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+    return first is second if first is None or second is None else torch.equal(first, second)

@@ -30,6 +30,7 @@ from .genrec_beams import (
     sampled_items,
     token_range,
 )
+from .genrec_kept import read_history
 from .genrec_lists import check_scores, rule_rows
 from .genrec_recommend import Ranking, RankRequest, RecommendMixin, UserBatch, evaluation_mode
 from .genrec_recommend_config import check_latent_aggregation
@@ -66,7 +67,7 @@ class BeamRankingMixin(RecommendMixin):
         output = _empty_ranking(batch_size, request, device=device)
         if not batch_size:
             return output
-        history = self.encode_history(users.input_ids, users.attention_mask)
+        history = read_history(self, users.input_ids, users.attention_mask)
         wanted = users.num_wanted(request.options.top_k)
         pending = [(torch.arange(batch_size, device=device), request.num_beams)]
         while pending:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .configuration_ensemble import EnsembleConfig
+from .genrec_kept import histories_read_once
 from .genrec_recommend import UserBatch
 from .modeling_acerec import ACERecForItemGeneration
 from .modeling_bert4rec import BERT4RecForItemGeneration
@@ -134,9 +135,10 @@ class EnsembleForItemGeneration(ItemScorer):
         weights = both[leaves_out.long()]  # (B, number of scores)
         parts = self.member_scores(input_ids, attention_mask, weights=weights.sum(0).tolist())
         total = torch.zeros(len(input_ids), config.num_items, device=device)
-        for number, scores in enumerate(parts):
-            if scores is not None:
-                total += weights[:, number, None] * scores
+        with histories_read_once():
+            for number, scores in enumerate(parts):
+                if scores is not None:
+                    total += weights[:, number, None] * scores
         return total
 
     def member_scores(

@@ -153,6 +153,21 @@ def test_dense_head_of_a_member_is_a_score_of_its_own():
     assert tokens.tolist() == (dense - latte.config.first_item_token).tolist()
 
 
+def test_two_heads_of_a_member_read_a_history_once(monkeypatch):
+    latte = make_latte(dense_head=True, history_attention="causal", history_unit="item")
+    ensemble, read = make_ensemble([latte], weights=[0.5, 0.5]), []
+    latte = ensemble.members[0]
+    encode = latte.encode_history
+    monkeypatch.setattr(latte, "encode_history", lambda *inputs: read.append(inputs) or encode(*inputs))
+
+    ensemble.recommend(*histories_of(ensemble.config), top_k=3)
+    assert len(read) == 1
+    ensemble.recommend(*histories_of(ensemble.config, seed=1), top_k=3)
+    assert len(read) == 2
+    latte.dense_scores(*read[1])  # nothing is remembered behind a request
+    assert len(read) == 3
+
+
 def test_one_folder_holds_all_members_bit_for_bit(tmp_path):
     model = make_ensemble([make_latte(), make_rpg(), make_item_to_item()])
     model.save_pretrained(tmp_path)
