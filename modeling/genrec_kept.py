@@ -77,7 +77,7 @@ def histories_read_once() -> Iterator[None]:
 
 
 def read_history(model: Any, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> Any:
-    """`model.encode_history(input_ids, attention_mask)`, or within `histories_read_once` what that was a moment ago."""
+    """`model.encode_history(input_ids, attention_mask)`, or within `histories_read_once` what that just was."""
     known = _histories.get()
     if known is None:
         return model.encode_history(input_ids, attention_mask)
