@@ -31,8 +31,8 @@ class Catalog:
     Trie over the semantic IDs of all items; vectorised, stateless, on the device of the codes.
 
     It is built by sorting the items once and comparing neighbours. The children of all nodes of a depth stand in one
-    table (CSR); where it is small a dense table of the legal codes stands beside it. What a step of a search
-    costs depends on how many children its prefixes have, not on the number of items; 10^8 of them take 1 to 2 GB.
+    table (CSR); where it is small a dense table of the legal codes stands beside it. What a step of a search costs
+    depends on how many children its prefixes have, hardly on the number of items; 10^8 take 1 to 2 GB, 4 to 6 to build.
 
     Attributes: `num_items`, `num_levels`, `codebook_size`, `device`; `num_ids` (number of distinct semantic IDs) and
     `is_unique` (whether each item has its own); `num_nodes` (per depth from 0 to `num_levels`); `max_children` (per
@@ -118,7 +118,8 @@ class Catalog:
         shape = (self.num_nodes[level] + 1, self.codebook_size)
         num_entries = self.num_nodes[level] * self.codebook_size
         legal, child = None, None
-        if num_entries <= max_dense_entries * (8 if 8 * len(child_starts) >= num_entries else 1):
+        is_masked = 2 * self.max_children[level] > self.codebook_size  # else a search reads lists of children
+        if num_entries <= max_dense_entries * (8 if is_masked and 8 * len(child_starts) >= num_entries else 1):
             places = node.index_select(0, child_starts).long().mul_(self.codebook_size).add_(self._codes[level])
             legal = torch.zeros(shape, dtype=torch.bool, device=self.device)
             legal.view(-1).index_fill_(0, places, True)

@@ -59,8 +59,10 @@ def t5_step(decoder: Any, embeddings: torch.Tensor, cache: T5SearchCache) -> tor
     position_bias = first.compute_bias(1, length + 1, past_seen_tokens=length)[0, :, 0]  # (num_heads, length + 1)
     cache.steps.append([])
     cache.rows.append(torch.arange(len(states), device=states.device))
-    parts = [slice(0, len(states))]
-    if states.device.type == "cpu":  # what is computed in between then stays in the cache of the processor
+    parts = [slice(0, None)]
+    if (
+        states.device.type == "cpu" and not torch.compiler.is_compiling()
+    ):  # what is computed in between then stays in the cache of the processor
         size = num_beams * max(1, ROWS_AT_A_TIME // num_beams)
         parts = [slice(start, start + size) for start in range(0, len(states), size)]
     for layer, block in enumerate(decoder.block):

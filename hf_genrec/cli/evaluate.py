@@ -118,6 +118,8 @@ def _evaluate(
             if is_kept:
                 save_neighbors(prepared, model)
         notes = []
+        if is_whole and dtype is not None and output is None:
+            notes.append("With --dtype nothing is written into the run folder: give --output to keep the figures.")
         if split == "validation" and baselines is None:
             notes.append("item_knn was tuned on users of this split: its numbers here are higher than they should be.")
         show(*evaluation_tables(record), *notes, result=record)

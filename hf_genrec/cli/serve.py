@@ -43,7 +43,10 @@ def _serve(
     device: Device = None,
     dtype: Dtype = None,
     compile_networks: Annotated[
-        bool, typer.Option("--compile", help="torch.compile before the first request: a minute, then shorter answers.")
+        bool,
+        typer.Option(
+            "--compile", help="torch.compile first: a minute, then shorter answers (see the guide of serving)."
+        ),
     ] = False,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="A line on stderr per request.")] = False,
 ) -> None:

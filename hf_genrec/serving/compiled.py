@@ -1,5 +1,5 @@
 """
-The networks behind `recommend()` through `torch.compile`: a minute or two at the start, then less time for each list.
+The networks behind `recommend()` through `torch.compile`: about a minute at the start, then less time for each list.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from hf_genrec.serving.recommender import Recommender
 
 
-# Variants that torch keeps of a network: for one user and several, with padding and without, each step of a search.
+# Variants that torch keeps of a network: one user and several, one beam and several, with padding and without, each
+# step of a search. Sizes are free in each.
 RECOMPILE_LIMIT = 32
 
 
@@ -33,13 +34,14 @@ def compile_networks(model: Any) -> list[str]:
         `list[str]`: the classes of which something is compiled.
 
     Raises:
-        RuntimeError: If this torch knows no `recompile_limit`.
+        RuntimeError: If this torch knows no `isolate_recompiles`.
     """
-    if "recompile_limit" not in inspect.signature(torch.compile).parameters:
+    if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
         raise RuntimeError(
-            f"`torch.compile` must know `recompile_limit`, torch {torch.__version__} does not: update it."
+            f"`torch.compile` must know `isolate_recompiles`, torch {torch.__version__} does not: update it."
         )
-    how: dict[str, Any] = {"dynamic": True, "recompile_limit": RECOMPILE_LIMIT}
+    # each model has variants of its own, else those of all in a process would count against one limit
+    how: dict[str, Any] = {"dynamic": True, "recompile_limit": RECOMPILE_LIMIT, "isolate_recompiles": True}
     parts = [part for _, part in parts_of(model) if part.compiled_parts]
     for part in parts:
         for name in part.compiled_parts:
@@ -67,6 +69,6 @@ def answer_made_up_requests(recommender: Recommender) -> None:
             recommender.recommend(batch, show_progress=False)
     except RuntimeError as error:
         raise RuntimeError(
-            f"torch cannot compile here: {str(error).splitlines()[0]}. On a CPU it needs a C++ compiler such as g++; "
-            "without one, load the recommender again and do not compile it."
+            f"torch cannot compile here: {str(error).partition(chr(10))[0]}. On a CPU it needs a C++ compiler, "
+            "g++ say; without one, load the recommender again and do not compile it."
         ) from error

@@ -88,10 +88,14 @@ def branching_codes(num_roots: int, shape: Shape, seed: int) -> torch.Tensor:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if options.worker:
+        torch.set_num_threads(1)
         print(json.dumps(measure(options.worker, options.sizes[0], options)), flush=True)
         return
     report = json.loads(options.output.read_text("utf-8")) if options.output.exists() else {"cells": []}
     known = {(cell["shape"], cell["asked"]) for cell in report["cells"]}
+    others = {step["rows"] for cell in report["cells"] for step in cell["steps"]} - set(options.rows)
+    if others:
+        raise SystemExit(f"{options.output} was measured with {sorted(others)} rows: give these, or another --output.")
     wanted = [(shape, size) for shape in options.shapes for size in options.sizes if (shape, size) not in known]
     for shape, size in tqdm(wanted, desc="Catalogs"):
         cell = {"shape": shape, "asked": size, "machine": machine(torch.device("cpu"))}
@@ -109,7 +113,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worker", choices=SHAPES, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.turns < 2:
+        parser.error(f"--turns must be at least 2, got {options.turns}")
+    return options
 
 
 def in_a_process(shape: str, size: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -102,6 +102,7 @@ def against_stock(num_users: int, num_beams: int, sizes: Sizes) -> dict[str, Any
     with FlopCounterMode(display=False) as counter:
         calls["recommend"]()
     if sizes is not QUICK:
+        torch.compiler.reset()  # variants of other cells count against the same limit
         compiled = copy.deepcopy(model)
         compile_networks(compiled)
         calls["compiled"] = make_variants(compiled, histories, num_beams, ["recommend"])["recommend"]

@@ -45,8 +45,8 @@ def shape_blocks(figures: Mapping[str, Any] | None) -> list[str]:
         "Random ids have more children per prefix where there are more of them, so their steps do more. `fixed` ids "
         "have the same number of children behind every prefix but the root: only the number of items grows. A step is "
         "the mean over the depths below the root of what a search asks of the trie there, in milliseconds of "
-        "computing; `again` is the same step once more, whose memory the caches then hold: what is flat there is the "
-        "algorithm, and what the first time takes beyond it are reads from memory. One thread, seconds of computing, "
+        "computing; `again` is the same step once more, whose memory the caches then hold as far as it fits: what the "
+        "first time takes beyond it are reads from memory. One thread, seconds of computing, "
         f"the fastest tenth of the turns; load average {loads[0]:.1f} to {loads[-1]:.1f}. Made by "
         "`scripts/evidence/benchmark_catalog_shapes.py`.",
         markdown_table(table),

@@ -12,6 +12,7 @@ from hf_genrec.serving.compiled import compile_networks
 from invariants.model import NUM_ITEMS, make_item_to_item, make_model, make_sasrec, tiny_config
 
 
+torch_compile = torch.compile
 ITEM_IDS = [f"item {number}" for number in range(NUM_ITEMS)]
 HISTORIES = [["item 3", "item 5"], ["item 11"], [], [f"item {number}" for number in range(9)]]
 
@@ -25,8 +26,8 @@ def asked(monkeypatch):
     """What `torch.compile` is asked for, which here hands networks back as they are."""
     calls = []
 
-    def keep(network, *, dynamic, recompile_limit):
-        calls.append((network.__name__, dynamic, recompile_limit))
+    def keep(network, *, dynamic, recompile_limit, isolate_recompiles):
+        calls.append((network.__name__, dynamic, recompile_limit, isolate_recompiles))
         return network
 
     monkeypatch.setattr(torch, "compile", keep)
@@ -39,7 +40,7 @@ def test_encoder_and_step_of_a_search_are_compiled_for_any_size(asked):
 
     assert recommender.compile() is recommender
 
-    assert asked == [("_call_impl", True, 32), ("t5_step", True, 32)]
+    assert asked == [("_call_impl", True, 32, True), ("t5_step", True, 32, True)]
     assert recommender.recommend(HISTORIES) == before
 
 
@@ -64,7 +65,7 @@ def test_without_a_compiler_the_error_says_so(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("No working C++ compiler found\nand more")
 
-    monkeypatch.setattr(torch, "compile", lambda network, *, dynamic, recompile_limit: fail)
+    monkeypatch.setattr(torch, "compile", lambda network, *, isolate_recompiles, **_: fail)
 
     with pytest.raises(RuntimeError, match="torch cannot compile here: No working C.. compiler found. On a CPU"):
         shop(make_model(tiny_config())).compile()
@@ -95,3 +96,17 @@ def test_compiled_networks_list_the_same_items_without_a_graph_break(make):
         assert list(scores) == pytest.approx(list(expected), abs=1e-5)
     assert counters["frames"]["ok"] > num_frames + 1
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow  # half a minute, although the traced operators run as they are
+def test_other_numbers_of_users_and_beams_compile_nothing_more(monkeypatch):
+    monkeypatch.setattr(
+        torch, "compile", lambda network, *, isolate_recompiles, **how: torch_compile(network, backend="eager", **how)
+    )
+    recommender = shop(make_model(tiny_config())).compile()
+    num_frames = counters["frames"]["total"]
+
+    for num_users, num_beams in ((5, 7), (9, 11), (1, 12), (1, 13)):
+        recommender.recommend((HISTORIES * 3)[:num_users], num_beams=num_beams)
+
+    assert counters["frames"]["total"] == num_frames

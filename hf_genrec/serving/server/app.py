@@ -161,8 +161,8 @@ def create_app(recommender: Source, settings: ServerSettings | None = None) -> F
 def _lifespan(recommender: Source, state: ServerState) -> Callable[[FastAPI], Any]:
     def load() -> None:
         try:
+            torch.set_num_threads(state.settings.threads or num_threads())  # first: what is compiled is for so many
             loaded = recommender if isinstance(recommender, Recommender) else recommender()
-            torch.set_num_threads(state.settings.threads or num_threads())
             loaded.recommend([[]], top_k=1)  # tables that are built lazily are there before the first visitor
             state.recommender = loaded
         except Exception as error:  # noqa: BLE001 (raised by `serve`, which ends)
