@@ -33,6 +33,8 @@ except ImportError:  # Windows: nothing is locked, and nothing that was left beh
     fcntl = None  # type: ignore[assignment]
 
 _PARTIAL, _OLD = ".partial-", ".old-"
+_UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(_UMASK)
 _LOCK_NAME = ".writer.lock"
 _WRITERS: dict[Path, int] = {}  # of this process: folder to thread
 _YOUNG = 60  # seconds in which a hidden folder without a lock may be one that is just being made
@@ -350,9 +352,12 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or the entries of a folder are on the disk."""
+    """Wait until a file or the entries of a folder are on the disk. Weights are readable like any other file then."""
     if os.name == "nt" and path.is_dir() or path.is_symlink():
         return
+    if path.suffix == ".safetensors" and path.is_file():  # safetensors writes them for their owner alone
+        with contextlib.suppress(PermissionError):  # a file of another user, kept from before
+            path.chmod(path.stat().st_mode | (0o666 & ~_UMASK))
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -32,7 +32,7 @@ class Catalog:
 
     It is built by sorting the items once and comparing neighbours. The children of all nodes of a depth stand in one
     table (CSR); where it is small a dense table of the legal codes stands beside it. What a step of a search costs
-    depends on how many children its prefixes have, hardly on the number of items; 10^8 take 1 to 2 GB, 4 to 6 to build.
+    depends on how many children its prefixes have, hardly on that of items; 10^8 take 1 to 2 GB, to build 4 to 6.
 
     Attributes: `num_items`, `num_levels`, `codebook_size`, `device`; `num_ids` (number of distinct semantic IDs) and
     `is_unique` (whether each item has its own); `num_nodes` (per depth from 0 to `num_levels`); `max_children` (per

@@ -63,6 +63,15 @@ def _are_unchanged(tensors: list[torch.Tensor], known: list[tuple[torch.Tensor, 
     )
 
 
+def vectors_of(model: Any) -> torch.Tensor | None:
+    """Vectors of all items: those that a model compares histories with, else those of their codes; `None` without."""
+    if getattr(model.config, "dense_head", False):
+        return model.all_item_vectors()
+    if hasattr(model, "item_embeddings"):
+        return model.item_embeddings()
+    return model.code_vectors() if model.config.has_codes else None
+
+
 _histories: ContextVar[dict[Any, tuple] | None] = ContextVar("histories", default=None)  # each thread has its own
 
 

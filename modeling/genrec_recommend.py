@@ -442,7 +442,7 @@ class ItemScoresMixin(RecommendMixin):
             request.item_embeddings = self.item_embeddings()  # there are no codes to compare items by
             if request.item_embeddings is None:
                 raise ValueError(
-                    f"`diversity` compares items by vectors, which a {type(self).__name__} does not have: give "
+                    f"`diversity` compares items by vectors, which {type(self).__name__} does not have: give "
                     "`item_embeddings`."
                 )
         per_item = SCORE_BYTES + (NOISE_BYTES if request.options.sample_seed is not None else 0)

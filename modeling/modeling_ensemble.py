@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .configuration_ensemble import EnsembleConfig
-from .genrec_kept import histories_read_once
+from .genrec_kept import histories_read_once, vectors_of
 from .genrec_recommend import UserBatch
 from .modeling_acerec import ACERecForItemGeneration
 from .modeling_bert4rec import BERT4RecForItemGeneration
@@ -205,6 +205,11 @@ class EnsembleForItemGeneration(ItemScorer):
         places = (found.item_tokens - member.config.first_item_token).masked_fill(is_none, num_items)
         log_probs = floor.expand(-1, num_items + 1).scatter(1, places, listed)[:, :num_items]
         return log_probs, torch.cat([listed, floor], dim=1)
+
+    def item_embeddings(self) -> torch.Tensor | None:
+        """Unit vectors of the members side by side, so items are as alike as the members find them on average."""
+        found = [vectors for vectors in map(vectors_of, self.members) if vectors is not None]
+        return torch.cat([nn.functional.normalize(vectors.float(), dim=1) for vectors in found], 1) if found else None
 
     def history_bytes(self, history_length: int) -> int:
         """What the members take that score every item."""

@@ -20,7 +20,7 @@ COLORS = {
 }
 
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
 .part p, .part ol, .part ul { margin: 0; }
 .part .quiet { color: var(--body-text-color-subdued); font-size: 13px; }
 .part .notice { background: var(--background-fill-secondary); border-left: 3px solid var(--color-accent);

@@ -6,13 +6,16 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.numpy import save_file
 
 from hf_genrec import files
 from hf_genrec.files import (
@@ -55,6 +58,17 @@ def versions(folder):
 def update(folder, version):
     with updated_folder(folder, dropped=("part-6.json",)) as fresh:
         fill(fresh, version)
+
+
+@pytest.mark.parametrize("write", [replaced, updated_folder])
+def test_weights_are_readable_like_any_other_file(tmp_path, write):
+    plain, target = tmp_path / "plain", tmp_path / "new"
+    plain.touch()
+
+    with write(target / "model.safetensors" if write is replaced else target) as fresh:
+        save_file({"row": np.ones(3)}, fresh if write is replaced else fresh / "model.safetensors")
+
+    assert stat.S_IMODE((target / "model.safetensors").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
 def hidden(folder):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hf_genrec.modeling.genrec_kept import vectors_of
 from hf_genrec.modeling.genrec_recommend import evaluation_mode
 from hf_genrec.serving.catalog.snapshot import Snapshot
 
@@ -38,7 +39,8 @@ def item_vectors(now: Snapshot, item_ids: Sequence[str] | None = None) -> NDArra
     """
     The vectors of items, `(num_items, dimension)`; of all in the order of their rows where no ids are given.
 
-    Those that the model compares states of histories with, where it does so; else the embeddings of their codes.
+    Those that the model compares states of histories with, where it does so; else the embeddings of their codes. Of a
+    sum the unit vectors of its members, side by side.
 
     Args:
         now ([`Snapshot`]): What is served.
@@ -47,18 +49,10 @@ def item_vectors(now: Snapshot, item_ids: Sequence[str] | None = None) -> NDArra
     unknown = [item_id for item_id in item_ids or () if item_id not in now.index_of]
     if unknown:
         raise KeyError(f"{unknown[0]!r} is no item of the catalog.")
-    model, vectors = now.model, None
     with torch.no_grad():
-        if getattr(model.config, "dense_head", False):
-            vectors = model.item_vectors()
-        elif hasattr(model, "item_embeddings"):
-            vectors = model.item_embeddings()
-        elif model.config.has_codes:
-            vectors = model.code_vectors()
+        vectors = vectors_of(now.model)
     if vectors is None:
-        raise ValueError(
-            f"A {type(model).__name__} has no vectors of items: ask one of its members, or another model."
-        )
+        raise ValueError(f"{type(now.model).__name__} has no vectors of items: ask another model.")
     found: NDArray[np.float32] = vectors.detach().float().cpu().numpy()
     return found if item_ids is None else found[[now.index_of[item_id] for item_id in item_ids]]
 

@@ -452,7 +452,7 @@ class Recommender:
 
         Of models that score items by vectors (a dense head, SASRec) those that histories are compared with, so
         `encode_users(...) @ item_vectors().T` are its scores up to a constant per user; of other models with semantic
-        IDs the embeddings of their codes.
+        IDs the embeddings of their codes; of a sum the unit vectors of its members side by side.
 
         Args:
             item_ids (`list[str]`, *optional*): Which items, in this order; `None` for all in the order of `item_ids`.

@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_genrec.evaluation.systems import seedless_key
 from hf_genrec.evaluation.tables import NONE, markdown_table, number
 from paired_results import baselines_of
 
@@ -98,6 +97,11 @@ def _best_rows(found: Mapping[str, Sequence[_System]]) -> list[list[str]]:
     return rows
 
 
+def row_of(record: Mapping[str, Any]) -> str:
+    """The row of a table that a record is a seed of: its name without `_seed3`. Args: a result record."""
+    return re.sub(r"_seed\d+$", "", record["run"]["name"])
+
+
 # Kind, name, number of seeds, and recall, ndcg and ndcg with seen items excluded, which old records lack.
 _System = tuple[str, str, int, list[float | None]]
 _KINDS = (
@@ -130,7 +134,7 @@ def _systems(records: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[s
     ]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        groups.setdefault(seedless_key(record, record["run"]["name"]), []).append(record)
+        groups.setdefault(row_of(record), []).append(record)
     for group in groups.values():
         run = group[0]["run"]
         if "members" in run.get("settings", {}).get("model", {}):

@@ -23,7 +23,7 @@ import pandas as pd
 from catalog_shape_results import shape_blocks
 from decoding_results import popularity_blocks, speed_blocks, sweep_blocks
 from hf_genrec.evaluation.record import interval_text
-from hf_genrec.evaluation.systems import GROUP_FIELDS, group_of, seedless_key
+from hf_genrec.evaluation.systems import GROUP_FIELDS, group_of
 from hf_genrec.evaluation.tables import NONE, markdown_table
 from hf_genrec.files import write_json
 from large_catalog_results import large_catalog_blocks
@@ -31,7 +31,7 @@ from live_catalog_results import cold_start_blocks, live_catalog_blocks, month_b
 from llm_results import llm_blocks
 from long_id_results import length_blocks, pool_blocks, rare_blocks
 from one_thread_results import one_thread_blocks
-from overview import overview_blocks
+from overview import overview_blocks, row_of
 from paired_results import baselines_of, difference_blocks, evidence_blocks
 from parallel_results import draft_blocks, parallel_blocks, training_blocks
 from peer_results import peer_blocks
@@ -319,10 +319,10 @@ def curves_name(dataset: str) -> str:
 
 
 def _seeds_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Means over the seeds of runs that differ in nothing else that a row shows; empty without such runs."""
+    """Means over the runs of a row with several seeds; empty without such runs."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        groups.setdefault(seedless_key(record, record["run"]["name"]), []).append(record)
+        groups.setdefault(row_of(record), []).append(record)
     rows = []
     for group in groups.values():
         num_seeds = len({record["run"]["seed"] for record in group})

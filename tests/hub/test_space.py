@@ -18,7 +18,8 @@ import torch
 from hf_genrec import Recommender, SemanticIds, save_recommender
 from hf_genrec.evaluation.baselines import NEIGHBORS_NAME, ItemKNN, save_neighbors
 from hf_genrec.evaluation.baselines.item_knn import NUM_PUBLISHED
-from invariants.model import NUM_ITEMS, make_model, make_sasrec, random_codes, tiny_config
+from hf_genrec.modeling.modeling_ensemble import EnsembleForItemGeneration
+from invariants.model import NUM_ITEMS, make_item_to_item, make_model, make_sasrec, random_codes, tiny_config
 from saved_folders import make_folder
 from served import served as run_server
 
@@ -128,8 +129,16 @@ def test_model_without_codes_has_neither_beams_nor_a_tree(space, served_sasrec):
     assert all(-1 <= reason.cosine <= 1.001 for reasons in answer.reasons for reason in reasons)
 
 
-def test_examples_are_distinct_histories_of_the_catalog(served):
-    examples = served.examples()
+@pytest.fixture(scope="module")
+def served_sum(space, tmp_path_factory):
+    model = EnsembleForItemGeneration.of([make_sasrec(num_items=NUM_ITEMS), make_item_to_item()], weights=[1.0, 0.5])
+    target = tmp_path_factory.mktemp("sum") / "run"
+    return space.model.load_model(save_recommender(target, model, None, pa.table({"item_id": ITEM_IDS})))
+
+
+@pytest.mark.parametrize("kind", ["served", "served_sasrec", "served_sum"])
+def test_examples_are_distinct_histories_of_the_catalog(request, kind):
+    examples = request.getfixturevalue(kind).examples()
 
     assert len({history[0] for history in examples}) == 4
     assert [len(set(history)) for history in examples] == [3, 3, 3, 3]

@@ -153,6 +153,17 @@ def test_dense_head_of_a_member_is_a_score_of_its_own():
     assert tokens.tolist() == (dense - latte.config.first_item_token).tolist()
 
 
+def test_items_are_as_alike_as_the_members_find_them_on_average():
+    members = [make_item_to_item(), make_sasrec(), make_latte()]
+    unit = torch.nn.functional.normalize
+    parts = [members[0].item_embeddings(), members[1].item_embeddings(), members[2].code_vectors()]
+
+    vectors = make_ensemble(members, weights=[1.0, 1.0, 1.0]).item_embeddings()
+
+    expected = sum(unit(part, dim=1) @ unit(part, dim=1).t() for part in parts)
+    assert torch.allclose(vectors @ vectors.t(), expected, atol=1e-5)
+
+
 def test_two_heads_of_a_member_read_a_history_once(monkeypatch):
     latte = make_latte(dense_head=True, history_attention="causal", history_unit="item")
     ensemble, read = make_ensemble([latte], weights=[0.5, 0.5]), []
