@@ -189,7 +189,7 @@ def _metrics(evaluation: Mapping[str, Any] | None) -> str:
         cells = "".join(f"<td>{_metric(values, name)}</td>" for name in names)
         rows.append(f'<tr><th scope="row">{escaped(ROWS.get(label, label))}</th>{cells}</tr>')
     head = "".join(f'<th scope="col">{name.replace("_", " ")}</th>' for name in names)
-    seen = ", items seen before left out" if evaluation.get("exclude_seen") else ""
+    seen = ", items seen before " + ("left out" if evaluation.get("exclude_seen") else "allowed")
     run = evaluation.get("run") or {}
     how = f", {run['num_beams']} beams" if run.get("num_beams") else ""
     return (

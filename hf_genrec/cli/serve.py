@@ -45,7 +45,7 @@ def _serve(
     compile_networks: Annotated[
         bool,
         typer.Option(
-            "--compile", help="torch.compile first: a minute, then shorter answers (see the guide of serving)."
+            "--compile", help="torch.compile first: one to three minutes, then shorter answers for single users."
         ),
     ] = False,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="A line on stderr per request.")] = False,
@@ -76,7 +76,10 @@ def _serve(
 
         def load() -> Recommender:
             recommender = Recommender.from_pretrained(model, **options)
-            return recommender.compile() if compile_networks else recommender
+            if compile_networks:
+                typer.echo("Compiling: one to three minutes, in which requests are answered by 503.", err=True)
+                recommender.compile()
+            return recommender
 
         serve(
             load,

@@ -1,5 +1,5 @@
 """
-The networks behind `recommend()` through `torch.compile`: about a minute at the start, then less time for each list.
+The networks behind `recommend()` through `torch.compile`: minutes at the start, then less time for each list.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def user_vectors(now: Snapshot, rows: list[list[int]], *, batch_size: int) -> ND
     """
     model = now.model
     if not hasattr(model, "_last_states"):
-        raise ValueError(f"A {type(model).__name__} has no vectors of users: it has no network that reads histories.")
+        raise ValueError(f"{type(model).__name__} has no vectors of users: it has no network that reads histories.")
     parts = [np.zeros((0, model.config.d_model), np.float32)]
     with torch.no_grad(), evaluation_mode(model):
         for start in range(0, len(rows), batch_size):

@@ -159,7 +159,7 @@ class Recommender:
         """
         Run the networks behind `recommend()` through `torch.compile`, for many requests of few users.
 
-        It takes about a minute of a core, in which made-up requests are answered; then batches of any size and
+        It takes one to three minutes, in which made-up requests are answered; then batches of any size and
         searches of any width go through what is compiled, but for rare shapes, such as a single beam that is left,
         which are compiled when they come. Lists stay the same but for rounding. This is for PSID, TIGER, Latte and
         models over items; of others nothing is compiled, which is logged.

@@ -13,7 +13,7 @@ _INTRODUCTION = """## Lists on one thread
 Random weights of the paper's shape against stock T5 as above, then validation users of a trained run, beams alone, ten
 items. `bfloat16` is `recommend()` with `Recommender.from_pretrained(..., dtype=torch.bfloat16)`, whose scores differ
 in the third digit; otherwise all lists of a table are the same. `compiled` is what `Recommender.compile()` gives,
-about a minute of a core before the first list. `products alone` is the time of the matrix products of `recommend()` at
+one to three minutes before the first list. `products alone` is the time of the matrix products of `recommend()` at
 the rate of large ones (1,024 x 1,024), so `at most` is what this search would reach if all but its products were free.
 `whole search` computes every beam of the last step; `recommend` leaves out those that no listed item can come from: no
 continuation is better than its beam, and where the softmax runs over legal codes an only child is as good as its
