@@ -150,7 +150,7 @@ def _opened(page: Page, ids: str | None) -> list[Any]:
         history, notice = linked(served, ids)
     num_items = len(served.item_ids)
     values = (settings.top_k, settings.num_beams, settings.latent_aggregation, settings.exclude_seen, 0.0)
-    is_shown = (True, served.has_beams, served.has_latents, True, True)
+    is_shown = (True, served.has_beams, served.has_latents, True, served.can_compare)
     controls = [gr.update(value=value, visible=visible) for value, visible in zip(values, is_shown, strict=True)]
     controls[0]["maximum"] = min(MAX_RESULTS, num_items)
     return [

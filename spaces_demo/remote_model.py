@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -49,6 +50,16 @@ class RemoteModel(ServedModel):
             codes=torch.tensor(items["codes"].to_pylist()) if "codes" in items.column_names else None,
         )
 
+    @cached_property
+    def can_compare(self) -> bool:
+        """See [`ServedModel`]; the server is asked for one vector."""
+        if self.codes is not None:
+            return True
+        try:
+            return bool(len(self.vectors(torch.tensor([0]))))
+        except ServerError:
+            return False
+
     @property
     def facts(self) -> list[str]:
         """What is said of it beside its config."""
@@ -57,7 +68,9 @@ class RemoteModel(ServedModel):
     def recommend(self, history: Sequence[int], settings: Settings) -> Answer:
         """See [`ServedModel`]; items that the server has and the repository does not are counted."""
         history = list(history)[-MAX_HISTORY:]
-        options: dict[str, Any] = {"diversity": settings.diversity, "num_beams": DIVERSE_POOL * settings.top_k}
+        options: dict[str, Any] = {"num_beams": DIVERSE_POOL * settings.top_k}
+        if self.can_compare:
+            options["diversity"] = settings.diversity
         if self.has_beams:
             options |= {"num_beams": settings.num_beams, "latent_aggregation": settings.latent_aggregation}
         body = {"history": [self.item_ids[item] for item in history], "top_k": settings.top_k, "options": options}

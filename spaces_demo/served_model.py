@@ -9,6 +9,7 @@ import time
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,11 @@ class ServedModel:
         self.defaults = default_settings(evaluation, saved, num_items=len(self.item_ids))
         self.codes = codes
 
+    @cached_property
+    def can_compare(self) -> bool:
+        """Whether items have codes or vectors to be compared by; sums of earlier versions have neither."""
+        return self.codes is not None or self.model.item_embeddings() is not None
+
     @property
     def facts(self) -> list[str]:
         """What is said of it beside its config."""
@@ -186,7 +192,9 @@ class ServedModel:
         history = list(history)[-MAX_HISTORY:]
         read = history[-config.max_history_length :]
         tokens = torch.tensor([[first + item for item in read] or [config.pad_token_id]])
-        options: dict[str, Any] = {"top_k": min(settings.top_k, config.num_items), "diversity": settings.diversity}
+        options: dict[str, Any] = {"top_k": min(settings.top_k, config.num_items)}
+        if self.can_compare:
+            options["diversity"] = settings.diversity
         if self.has_beams:
             options["num_beams"] = settings.num_beams
             options["latent_aggregation"] = settings.latent_aggregation
@@ -214,7 +222,7 @@ class ServedModel:
 
     def reasons(self, items: Sequence[int], history: Sequence[int]) -> list[list[Reason]]:
         """For each item the closest items of the history, the latest first where several are equally close."""
-        if not items or not history:
+        if not items or not history or not self.can_compare:
             return [[] for _ in items]
         latest_first = torch.tensor(list(history)[::-1])
         wanted = torch.tensor(list(items))

@@ -104,6 +104,16 @@ def test_search_wants_all_words_and_neither_case_nor_accents(served):
     assert served.search("nothing like it") == served.search("  ") == []
 
 
+def test_page_of_a_sum_without_vectors_of_items_has_examples_and_no_reasons(space, served_sum, monkeypatch):
+    monkeypatch.setattr(served_sum.model, "item_embeddings", lambda: None)  # as earlier versions saved it
+    monkeypatch.delitem(vars(served_sum), "can_compare", raising=False)
+
+    assert not served_sum.can_compare
+    assert len(served_sum.examples()) == 4
+    assert served_sum.reasons([3], [5]) == [[]]
+    del served_sum.can_compare
+
+
 def test_reason_is_the_shared_prefix_and_the_latest_item_stands_first(space):
     codes = [[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 2]]
     model = make_model(tiny_config(num_items=5, num_levels=3, codebook_size=3))
