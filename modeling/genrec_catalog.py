@@ -18,7 +18,7 @@ from .genrec_lists import LiveItemsMixin, numbered
 
 
 # a dense (nodes x codes) table of legal codes is kept for levels up to this many entries (bytes), and up to 8 times as
-# many where one in 8 is legal: to mark a thousand children one by one takes many times as long as to copy a row. Other
+# many where one in 8 is legal and a search reads masks: marking a thousand children takes far longer than a row. Other
 # levels, and `child` above an eighth of it (its table holds int32), read the children where they stand in the order
 MAX_DENSE_ENTRIES = 1 << 25
 MAX_KEY_BITS = 62  # of the int64 keys that items are sorted by: one sort where a semantic ID fits into one key
@@ -31,8 +31,8 @@ class Catalog:
     Trie over the semantic IDs of all items; vectorised, stateless, on the device of the codes.
 
     It is built by sorting the items once and comparing neighbours. The children of all nodes of a depth stand in one
-    table (CSR); where it is small a dense table of the legal codes stands beside it. What a step of a search costs
-    depends on how many children its prefixes have, hardly on that of items; 10^8 take 1 to 2 GB, to build 4 to 6.
+    table (CSR); where it is small a dense table of the legal codes stands beside it. A step of a search costs more
+    with more children of a prefix, hardly with more items; 10^8 items take 1 to 2 GB, and 4 to 6 to build.
 
     Attributes: `num_items`, `num_levels`, `codebook_size`, `device`; `num_ids` (number of distinct semantic IDs) and
     `is_unique` (whether each item has its own); `num_nodes` (per depth from 0 to `num_levels`); `max_children` (per
@@ -47,7 +47,7 @@ class Catalog:
             Items in the order in which those of one id stand; `None` for all in ascending order. The trie is that of
             these items: the others keep their numbers and have no node.
         max_dense_entries (`int`, defaults to 2**25):
-            Levels with at most so many entries, or 8 times as many if one in 8 is a legal code, are kept dense too.
+            Levels with at most so many entries, or where it pays (see above) 8 times as many, are kept dense too.
 
     Raises:
         ValueError: If a code is out of range.

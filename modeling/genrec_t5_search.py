@@ -60,9 +60,8 @@ def t5_step(decoder: Any, embeddings: torch.Tensor, cache: T5SearchCache) -> tor
     cache.steps.append([])
     cache.rows.append(torch.arange(len(states), device=states.device))
     parts = [slice(0, None)]
-    if (
-        states.device.type == "cpu" and not torch.compiler.is_compiling()
-    ):  # what is computed in between then stays in the cache of the processor
+    # what is computed in between then stays in the cache of the processor; traced, it would fix the number of rows
+    if states.device.type == "cpu" and not torch.compiler.is_compiling():
         size = num_beams * max(1, ROWS_AT_A_TIME // num_beams)
         parts = [slice(start, start + size) for start in range(0, len(states), size)]
     for layer, block in enumerate(decoder.block):

@@ -111,7 +111,8 @@ def evaluation_run(
     """
     What a record says about its run.
 
-    Args: its folder or Hub repository, options of [`RecommendConfig`], and the dtype of the measured weights.
+    Args: its folder or Hub repository, options of [`RecommendConfig`], and the dtype of the measured weights,
+    `None` for not said, which readers take for float32.
     """
     training = read_training(folder)
     weights = Path(folder) / "model.safetensors"

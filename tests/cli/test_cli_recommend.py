@@ -41,6 +41,17 @@ def test_server_gets_a_model_whose_weights_are_rounded_as_asked(shop, monkeypatc
     assert [recommender.model.dtype for recommender in loaded] == [torch.bfloat16, torch.float32]
 
 
+def test_server_gets_a_compiled_model_where_that_is_asked_for(shop, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("hf_genrec.serving.server.app.serve", lambda load, *_, **options: load())
+    monkeypatch.setattr(Recommender, "compile", lambda recommender: compiled.append(recommender))
+
+    run("serve", shop / "run")
+    assert compiled == []
+    run("serve", shop / "run", "--compile")
+    assert len(compiled) == 1
+
+
 def test_options_saved_with_a_model_hold_unless_the_command_line_names_others(shop, tmp_path):
     shutil.copytree(shop / "run", tmp_path / "run")
     saved = {"num_beams": 21, "latent_aggregation": "sum", "top_k": 3}

@@ -5,11 +5,15 @@ import functools
 import pyarrow as pa
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from torch._dynamo.utils import counters
 
 from hf_genrec import Recommender
 from hf_genrec.serving.compiled import compile_networks
+from hf_genrec.serving.server.app import create_app
+from hf_genrec.serving.server.settings import ServerSettings
 from invariants.model import NUM_ITEMS, make_item_to_item, make_model, make_sasrec, tiny_config
+from served import assert_soon
 
 
 torch_compile = torch.compile
@@ -80,6 +84,16 @@ def test_an_older_torch_is_named(monkeypatch):
 
 def test_a_model_in_closed_form_has_nothing_to_compile(asked):
     assert compile_networks(make_item_to_item()) == asked == []
+
+
+def test_the_server_sets_its_threads_before_a_model_is_loaded():
+    threads, seen = torch.get_num_threads(), []
+    load = lambda: seen.append(torch.get_num_threads()) or shop(make_sasrec())  # noqa: E731
+    try:
+        with TestClient(create_app(load, ServerSettings(threads=3))):
+            assert_soon(lambda: seen == [3])
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.slow  # a minute for each, and a compiler of C++
