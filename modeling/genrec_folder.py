@@ -419,7 +419,7 @@ def look_up(rows: list[list[str]], numbers: dict[str, int], *, name: str) -> tup
     if unknown:
         what = "history items" if name == "histories" else f"ids in `{name}`"
         num_emptied = sum(bool(row) and not left for row, left in zip(rows, known, strict=True))
-        emptied = f" {num_emptied} {name} have no item left and are answered as empty ones." if num_emptied else ""
+        emptied = f" Histories without an item left, answered as empty ones: {num_emptied}." if num_emptied else ""
         message = "%d %s are not in the catalog and are ignored: %s.%s"
         logger.warning(message, len(unknown), what, _shown(unknown), emptied if name == "histories" else "")
     return known, len(unknown)

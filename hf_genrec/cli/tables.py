@@ -5,6 +5,7 @@ Records in, tables for a terminal out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -85,7 +86,11 @@ def _notes_on_cold_items(metadata: Mapping[str, Any], cold: Mapping[str, Any]) -
 def weights_line(ensemble: Mapping[str, Any]) -> str:
     """The weights of an ensemble in words. Args: `ensemble` of its `training.json`."""
     weights = zip(ensemble["scores"], ensemble["weights"], strict=True)
-    return "weights, chosen on validation users: " + ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
+    return (
+        "weights, chosen on validation users: "
+        + ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
+        + " (not shares: their sum sets how far the probabilities of a list lie apart)"
+    )
 
 
 def collision_table(statistics: Mapping[str, Any]) -> TextTable:
@@ -209,8 +214,11 @@ def evaluation_tables(record: Mapping[str, Any]) -> list[TextTable | str]:
 
     Args: what [`evaluate`] returned.
     """
-    systems = _systems(record, exclude_seen=bool(record["exclude_seen"]))
-    shown: list[TextTable | str] = [metrics_table(record), *evidence_tables(systems)]
+    exclude_seen = bool(record["exclude_seen"])
+    lists = "seen items excluded" if exclude_seen else "seen items allowed"
+    evidence = evidence_tables(_systems(record, exclude_seen=exclude_seen))
+    shown: list[TextTable | str] = [metrics_table(record)]
+    shown += [replace(table, title=f"{table.title}; {lists}") for table in evidence]
     for name, settings in record.get("baseline_settings", {}).items():
         if "error" in settings:
             shown.append(f"{name} failed and is left out: {settings['error']}")

@@ -204,8 +204,10 @@ def _train(
             return
         best = record["best_metric"]
         weights = [entry["dense_weight"] for entry in record["log_history"] if "dense_weight" in entry]
+        # Members of a sum may have been trained at the same time: only the minutes of processors add up.
+        spent = f"{record['cpu_minutes']:.1f} CPU minutes" if chooses else f"{record['minutes']:.1f} minutes"
         show(
-            f"{record['num_parameters']:,} parameters, {record['minutes']:.1f} minutes, "
+            f"{record['num_parameters']:,} parameters, {spent}, "
             + ("not validated" if best is None else f"best validation ndcg@10: {best:.4f}"),
             *(f"weight of the dense head in lists, by the validation users: {weight:g}" for weight in weights),
             f"written to {output}; next: hf-genrec evaluate {output} {prepared_folder}",
@@ -368,6 +370,7 @@ def _train_networks(prepared: PreparedDataset, networks: list[dict[str, Any]]) -
             records.append(read_training(other["output"]))
             typer.echo(f"{other['output']} was trained at the same time, by a second process.", err=True)
         else:  # what it has not finished is continued here, where errors are shown
+            typer.echo(f"{first['output']} is trained; now {other['output']}:", err=True)
             records.append(_train_network(prepared, other | ({"resume": True} if together else {})))
     return records
 

@@ -81,7 +81,8 @@ def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(
     seeded = ["train", shop / "data", "--output", tmp_path / "run", "--seed", 7]
     words = [*seeded, "--epochs", 1, "--d-model", 16, "--d-ff", 24]
 
-    told = run(*words, "--precision", "fp32").stderr
+    finished = run(*words, "--precision", "fp32")
+    told = finished.stderr
     record = result_of(*words, "--resume")
     network = read_training(tmp_path / "run" / "checkpoints" / "psid")
 
@@ -89,6 +90,8 @@ def test_training_without_options_makes_ids_and_chooses_by_the_size_of_the_data(
     assert "ids of 2 x 8 codes; PSID with two heads" in told
     assert (record["settings"]["seed"], network["settings"]["seed"]) == (7, 7)
     assert "weights, chosen on validation users: psid " in told
+    assert f"psid is trained; now {tmp_path / 'run' / 'checkpoints' / 'sasrec'}:" in told
+    assert f"{record['cpu_minutes']:.1f} CPU minutes" in finished.stdout
     assert network["semantic_ids"] == {"policy": "widen", "num_levels": 2, "codebook_size": 8}
     assert (network["settings"]["model"]["d_model"], network["settings"]["model"]["dense_head"]) == (16, True)
     assert network["settings"]["model"]["dense_text_dim"] == 0  # for so few items

@@ -226,6 +226,17 @@ def test_nothing_recommended_is_told_as_none_and_shown_as_a_dash(prepared):
     assert " – " in shown(record)
 
 
+@pytest.mark.parametrize(("exclude_seen", "lists"), [(False, "allowed"), (True, "excluded")])
+def test_tables_of_lists_say_whether_seen_items_may_be_in_them(prepared, exclude_seen, lists):
+    record = evaluated(Scripted(ANSWERS), prepared, baselines={}, exclude_seen=exclude_seen)
+
+    titles = [table.title for table in evaluation_tables(record)[1:] if not isinstance(table, str)]
+    assert titles == [
+        f"What the lists are like; seen items {lists}",
+        f"recall@10 by how often the target was taken in training (users); seen items {lists}",
+    ]
+
+
 def shown(record):
     console = Console(width=100, highlight=False, markup=False)
     with console.capture() as capture:

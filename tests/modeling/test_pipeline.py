@@ -75,7 +75,7 @@ def test_unknown_ids_are_counted_once_and_left_out(recommend, caplog):
     assert ids_of(answers) == ids_of(recommend([["i1"], []]))
     (message,) = [record.getMessage() for record in caplog.records if "catalog" in record.getMessage()]
     assert message.startswith("2 history items are not in the catalog and are ignored: 'no', '<pad>'.")
-    assert "1 histories have no item left" in message
+    assert "Histories without an item left, answered as empty ones: 1." in message
 
 
 def test_rules_hold_for_all_histories_of_a_call(recommend):
