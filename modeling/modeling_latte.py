@@ -21,7 +21,7 @@ from .genrec_encoder import use_byte_dropout
 from .genrec_gaps import GapEmbedding, gap_embedding
 from .genrec_generate import SHARED_HISTORY_ATTENTION, CatalogGenerationMixin
 from .genrec_rank_beams import BeamRankingMixin
-from .genrec_t5_search import T5SearchCache, t5_step
+from .genrec_t5_search import ROWS_AT_A_TIME, T5SearchCache, t5_step
 
 
 class LatteForConditionalGeneration(
@@ -258,7 +258,10 @@ class LatteForConditionalGeneration(
         if not cache.history:
             cache.read(self.decoder, history.last_hidden_state, history.attention_mask)
         embeddings = self._embed_rows(tokens.reshape(-1, 1), history, num_seen=len(cache.steps))
-        return self.search_step(self.decoder, embeddings.view(*tokens.shape, -1), cache)
+        # many beams go through a layer part by part on a processor, which a compiled step cannot do
+        is_wide = tokens.device.type == "cpu" and tokens.numel() > ROWS_AT_A_TIME
+        step = t5_step if is_wide else self.search_step
+        return step(self.decoder, embeddings.view(*tokens.shape, -1), cache)
 
     def path_states(self, tokens: torch.LongTensor, history: HistoryOutput) -> torch.FloatTensor:
         """Decoder states before each token of given paths `(batch_size, num_paths, num_decoding_steps)`."""

@@ -65,6 +65,20 @@ def test_a_later_catalog_shares_what_is_compiled(asked):
     assert "item 7" not in recommender.recommend(["item 3"], top_k=NUM_ITEMS - 1).item_ids
 
 
+def test_a_wide_search_leaves_the_compiled_step(monkeypatch):
+    monkeypatch.setattr("hf_genrec.modeling.modeling_latte.ROWS_AT_A_TIME", 14)
+    recommender, widths = shop(make_model(tiny_config())), []
+    step, before = recommender.model.search_step, recommender.recommend(HISTORIES[:2], num_beams=8)
+    recommender.model.search_step = lambda *given: widths.append(tuple(given[1].shape[:2])) or step(*given)
+
+    for num_beams in (7, 8):
+        found = recommender.recommend(HISTORIES[:2], num_beams=num_beams)
+
+    assert (2, 7) in widths
+    assert (2, 8) not in widths
+    assert found == before
+
+
 def test_without_a_compiler_the_error_says_so(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("No working C++ compiler found\nand more")
