@@ -329,6 +329,7 @@ def _names_of(firsts: Sequence[StoredEvaluation]) -> list[str]:
             _encoder_of,
             lambda evaluation: _dtype_of(evaluation.record.get("run", {})),
             lambda evaluation: re.sub(r"_seed\d+$", "", _file_of(evaluation.source)),
+            lambda evaluation: _file_of(evaluation.source),
         ):
             words = [differs(firsts[index]) for index in members]
             if None not in words and len(set(words)) == len(words):

@@ -346,6 +346,14 @@ def test_files_tell_systems_apart_without_the_seed():
     assert [system.name for system in model_systems(named)] == ["PSID (beauty_a)", "PSID (beauty_b)"]
 
 
+def test_seeds_that_differ_in_more_are_told_apart_by_the_seed():
+    runs = [make_evaluation(run={"system": "PSID", "model": name}) for name in "aab"]
+    files = ("beauty_a_seed1", "beauty_a_seed2", "beauty_b_seed1")
+    named = [StoredEvaluation(None, f"{file}.json", own.record) for file, own in zip(files, runs, strict=True)]
+
+    assert [system.name for system in model_systems(named)] == [f"PSID ({file})" for file in files]
+
+
 def test_variants_of_a_baseline_are_baselines():
     systems = model_systems([trained("SASRec, as large as PSID", seed=1), trained("PSID", seed=1)])
 
