@@ -22,10 +22,10 @@ parent. Made by
 _TRIED = """Tried, each once on a busy machine, and not built: autocast around the encoder alone (0 to 3 %);
 `torch.compile` of each block of the encoder (about 70 seconds per shape of a batch; 73 to 67 ms at 16 users, slower at
 one), and of the decoder-only network (a break at every cache of transformers: 17.7 and 18.5 ms, one user by 50 beams);
-the C++ wrapper of torch's compiler for what `compile()` compiles (one user by 50 beams 28.4 ms against 33.5 uncompiled,
-no more than without the wrapper, and nearly six minutes at the start).
-Parts of 128 to 512 decoder rows instead of 2,048 were slower at 500 beams and in bfloat16, no different at 50 beams in
-float32; torch's own `rms_norm` in the layers of the search changed nothing that could be told from noise."""
+the C++ wrapper of torch's compiler for what `compile()` compiles (one user by 50 beams 28.4 ms, uncompiled 33.5: no
+more than without the wrapper, and nearly six minutes at the start). Parts of 128 to 512 decoder rows instead of 2,048
+were slower at 500 beams and in bfloat16, no different at 50 beams in float32; torch's own `rms_norm` in the layers of
+the search changed nothing that could be told from noise."""
 
 
 def one_thread_blocks(figures: Mapping[str, Any] | None) -> list[str]:
