@@ -31,14 +31,14 @@ def test_an_operator_is_of_the_group_that_its_name_says(script, name, group):
     assert script.group_of(name) == group
 
 
-def test_shares_of_a_step_add_up_largest_first(script):
-    left, right = torch.randn(200, 300), torch.randn(300, 400)
+def test_a_step_of_products_is_mostly_products(script):
+    left, right = torch.randn(500, 600), torch.randn(600, 700)  # thousands of times what one row of it takes then
 
-    milliseconds, shares = script.shares_of(lambda: len((left @ right).tanh_()), 2)
+    milliseconds, shares = script.shares_of(lambda: len((left @ right)[0].tanh_()), 5)
 
-    taken = {"matrix products", "element by element", "Python between operators"}
     assert milliseconds > 0
+    assert next(iter(shares)) == "matrix products"
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert sum(shares.values()) == pytest.approx(1)
-    assert {name for name, share in shares.items() if share} >= taken
+    assert shares["element by element"] > 0
     assert shares["optimizer and clipping"] == 0

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import IterableDataset
+from datasets import IterableDataset, config
 from datasets.distributed import split_dataset_by_node
 
 from hf_genrec import GenRecTrainingArguments, make_trainer
@@ -105,9 +105,10 @@ def test_a_sample_of_users_is_that_of_the_whole_table(shards):
     assert sampled_rows(shards, "train", max_users=None, seed=5).to_list() == shards.split("train").to_list()
 
 
-def test_shards_stream_into_datasets_without_a_row_twice_or_lost(shards):
+def test_shards_stream_into_datasets_without_a_row_twice_or_lost(shards, monkeypatch):
+    monkeypatch.setattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # 5 s for each part otherwise
     rows = IterableDataset.from_parquet(str(shards.folder / "train" / "*.parquet"), batch_size=3).reshard()
-    rows = rows.shuffle(seed=5, buffer_size=4, max_buffer_input_shards=1)  # of several, datasets waits for threads
+    rows = rows.shuffle(seed=5, buffer_size=4, max_buffer_input_shards=2)
 
     parts = [[row["user_id"] for row in split_dataset_by_node(rows, rank, 3)] for rank in range(3)]
 
